@@ -1,0 +1,1 @@
+"""Tasks, one file each; loaded by `tinyllm_bench.base.plugins.load_task`."""

@@ -1,0 +1,1 @@
+"""How a student's text is read: the only answer parser."""

@@ -1,0 +1,1 @@
+"""The ground floor: errors, files, configuration, plugins, provenance; imports no other room."""

@@ -1,0 +1,16 @@
+"""User errors: one readable line with the value, what is allowed and the fix; never a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """The request or its input is wrong; the command line prints the message and exits with status 2."""
+
+
+def unknown_name(kind: str, value: str, known: Iterable[str]) -> UserError:
+    """The error for a name that does not exist: says what does, and the nearest one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {kind} {value!r}.{hint} Known: {', '.join(names) or 'none'}.")

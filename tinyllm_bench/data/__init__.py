@@ -1,0 +1,1 @@
+"""What is asked: records, prompts, sources and their checks."""

@@ -1,0 +1,81 @@
+"""The text a student reads: ONE function for training and for evaluation.
+
+marker style (default):  context + marker, e.g. "Question: ...\nAnswer:" ; channels of one question share the context
+paper style (TinyLLM):   marker + context, e.g. "predict: ...", "explain: ..."
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tinyllm_bench.data.records import Example, Reading, TaskRecord
+
+LABEL = "label"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def rationale_channel(teacher: str) -> str:
+    """The channel that imitates one teacher's rationales."""
+    return f"rationale:{teacher}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """How a question is asked.
+
+    `reading` decides the label channel's form; other channels keep the options in view unless `rationale_context` is
+    `question` (decided because the released rationales were written with the options in view). `markers` replaces the
+    marker of a channel by name. `delimiter` stands between what is read and what is written.
+    """
+
+    reading: Reading
+    style: Literal["marker", "paper"] = "marker"
+    rationale_context: Literal["options", "question"] = "options"
+    markers: Mapping[str, str] = field(default_factory=dict)
+    delimiter: str = " "
+
+    def context(self, record: TaskRecord, channel: str = LABEL) -> str:
+        """The part of the prompt that tells the question, without the channel's marker."""
+        hidden = self.reading == "cloze" if channel == LABEL else self.rationale_context == "question"
+        passage = f"{record.context}\n" if record.context else ""
+        if hidden:
+            return f"{passage}Question: {record.question}"
+        options = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(record.choices))
+        return f"{passage}{record.question}\nAnswer Choices:\n{options}"
+
+    def marker(self, channel: str = LABEL) -> str:
+        """The text that says which channel is wanted; it stands after the context, or before it in the paper's style."""
+        if channel in self.markers:
+            return self.markers[channel]
+        kind, _, teacher = channel.partition(":")
+        if self.style == "paper":
+            return "predict: " if channel == LABEL else f"explain {teacher}: " if teacher else f"{kind}: "
+        return "\nAnswer:" if channel == LABEL else f"\n{kind.capitalize()} ({teacher}):" if teacher else f"\n{kind}:"
+
+    def options(self, record: TaskRecord) -> tuple[str, ...]:
+        """The continuations whose probabilities are compared: letters in `mc`, answer texts otherwise."""
+        if self.reading == "mc":
+            return tuple(LETTERS[: len(record.choices)])
+        return record.choices
+
+    def label_target(self, record: TaskRecord) -> str:
+        """What the label channel writes: the answer's text, or its letter in `mc`."""
+        return self.options(record)[record.answer]
+
+    def example(self, record: TaskRecord, channel: str, target: str) -> Example:
+        """One example of a channel for a record."""
+        return Example(
+            record_id=record.id,
+            channel=channel,
+            context=self.context(record, channel),
+            marker=self.marker(channel),
+            target=target,
+        )
+
+    def prompt(self, record: TaskRecord, channel: str = LABEL) -> str:
+        """Everything the student reads before it writes: the prompt of evaluation and of training."""
+        return self.join(self.context(record, channel), self.marker(channel))
+
+    def join(self, context: str, marker: str) -> str:
+        """Context and marker in the style's order."""
+        return context + marker if self.style == "marker" else marker + context

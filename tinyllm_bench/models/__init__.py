@@ -1,0 +1,1 @@
+"""Models: specifications, loading, the bundled models, and the LM module that training runs."""

@@ -1,0 +1,1 @@
+"""What teachers said: recorded rationales and controls on them."""
