@@ -35,6 +35,11 @@ def names(kind: str) -> list[str]:
     return sorted(_built_in(kind) | set(_outside(kind)))
 
 
+def outside(kind: str) -> list[EntryPoint]:
+    """Entry points of other people's packages, sorted by name."""
+    return sorted(_outside(kind).values(), key=lambda point: point.name)
+
+
 def _load(kind: str, name: str) -> Any:
     built_in, outside = _built_in(kind), _outside(kind)
     if name in built_in:

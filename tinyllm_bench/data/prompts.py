@@ -44,7 +44,9 @@ class Ask:
         return f"{passage}{record.question}\nAnswer Choices:\n{options}"
 
     def marker(self, channel: str = LABEL) -> str:
-        """The text that says which channel is wanted; it stands after the context, or before it in the paper's style."""
+        """The text that says which channel is wanted; it stands after the context, or before it in the paper's
+        style.
+        """
         if channel in self.markers:
             return self.markers[channel]
         kind, _, teacher = channel.partition(":")

@@ -54,7 +54,11 @@ class TaskInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubSource:
-    """A public data set at a pinned revision. `rows` yields `(source_id, row in the release's form)` of one hub row."""
+    """A public data set at a pinned revision.
+
+    `splits` names the hub's split for each of train, valid and test. `to_row(hub_row, index, hub_split)` gives the row
+    in the release's form, or None for one that the release does not use.
+    """
 
     path: str
     revision: str

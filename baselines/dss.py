@@ -1,0 +1,62 @@
+"""Distilling Step-by-Step: the label and ONE teacher's rationale as two tasks of one student.
+
+Paper (arXiv:2305.02301): L = L_label + lambda * L_rationale, lambda = 1. The released code
+(google-research/distilling-step-by-step at ef94426) has alpha * L_label + (1 - alpha) * L_rationale with alpha = 0.5,
+which is
+`label_weight: 0.5, rationale_weight: 0.5` here. In the paper the teacher does not see the gold answer; recorded
+rationales
+whose teacher saw it carry `gold_visible`, and the row says so.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from tinyllm_bench.data.prompts import LABEL, Ask, rationale_channel
+from tinyllm_bench.data.records import Annotation, Example, TaskRecord
+from tinyllm_bench.learn.losses import channel_cross_entropy
+from tinyllm_bench.learn.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
+
+if TYPE_CHECKING:
+    from tinyllm_bench.learn.batching import Batch
+    from tinyllm_bench.models.lm import LM
+
+
+class DssConfig(MethodConfig):
+    """Settings; the defaults and their sources stand in dss.yaml."""
+
+    teacher: str | None = None
+    label_weight: float = Field(1.0, ge=0)
+    rationale_weight: float = Field(1.0, ge=0)
+
+
+class Dss(Method):
+    """Learn the gold answer and one teacher's rationale."""
+
+    paper = "arXiv:2305.02301"
+    Config = DssConfig
+
+    def needs(self) -> Needs:
+        """Recorded or written rationales."""
+        return Needs(annotations=frozenset({"rationale"}))
+
+    def uses(self, teachers: Sequence[str]) -> tuple[str, ...]:
+        """The one teacher: the only one given, or `method.dss.teacher`."""
+        return (choose_teacher("dss", self.config.teacher, teachers),)
+
+    def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
+        """The label, and the rationale where the teacher gave a usable one."""
+        label = ask.example(record, LABEL, ask.label_target(record))
+        return [label, *(ask.example(record, rationale_channel(a.teacher), a.text) for a in annotations)]
+
+    def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
+        """Weighted cross-entropies of label and rationale."""
+        weight = {LABEL: self.config.label_weight}
+        sums = channel_cross_entropy(batch, student)
+        return [
+            Term(channel, weight.get(channel, self.config.rationale_weight), total) for channel, total in sums.items()
+        ]
+
+
+METHOD = Dss

@@ -1,0 +1,34 @@
+"""Label-only fine-tuning: the floor that every distillation method must beat.
+
+Loss: L = CE(S(x, p_A), A), the token mean of cross-entropy on the gold answer (the alpha = 0 arm of TinyLLM,
+arXiv:2402.04616, "full fine-tuning").
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tinyllm_bench.data.prompts import LABEL, Ask
+from tinyllm_bench.data.records import Annotation, Example, TaskRecord
+from tinyllm_bench.learn.losses import channel_cross_entropy
+from tinyllm_bench.learn.method import Method, Step, TeacherSignal, Term
+
+if TYPE_CHECKING:
+    from tinyllm_bench.learn.batching import Batch
+    from tinyllm_bench.models.lm import LM
+
+
+class Finetune(Method):
+    """Learn the gold answer, nothing else."""
+
+    paper = "arXiv:2402.04616, full fine-tuning"
+
+    def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
+        """One label example."""
+        return [ask.example(record, LABEL, ask.label_target(record))]
+
+    def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
+        """Cross-entropy on the label."""
+        return [Term(channel, 1.0, total) for channel, total in channel_cross_entropy(batch, student).items()]
+
+
+METHOD = Finetune

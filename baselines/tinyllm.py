@@ -1,0 +1,76 @@
+"""TinyLLM: the label and one rationale per teacher, any number of teachers, a weight per teacher.
+
+Paper (arXiv:2402.04616): L = L_A + sum_m alpha^m L_Tm, with L_A = CE(S(Q, O, p_A), A) and L_Tm = CE(S(Q, O, p_m), R^m).
+Released code (YikunHan42/TinyLLM at 9f5bebe, model_utils.py:42-49): gamma * CE_pred + alpha * CE_t5 + beta *
+CE_llama, all 1.
+Differences: the released code trains an empty rationale (prompt to end of text); here a missing or rejected rationale
+has no
+term. Each cross-entropy is the token mean over the whole mini-batch, not over a micro-batch.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from tinyllm_bench.data.prompts import LABEL, Ask, rationale_channel
+from tinyllm_bench.data.records import Annotation, Example, TaskRecord
+from tinyllm_bench.learn.losses import channel_cross_entropy
+from tinyllm_bench.learn.method import (
+    Method,
+    MethodConfig,
+    Needs,
+    Step,
+    TeacherSignal,
+    Term,
+    unknown_teachers,
+)
+
+if TYPE_CHECKING:
+    from tinyllm_bench.learn.batching import Batch
+    from tinyllm_bench.models.lm import LM
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class TinyllmConfig(MethodConfig):
+    """Settings: gamma weighs the label, alpha each teacher (one number for all, or a number per teacher key)."""
+
+    gamma: Weight = 1.0
+    alpha: Weight | dict[str, Weight] = 1.0
+
+
+class Tinyllm(Method):
+    """Learn the gold answer and every teacher's rationale."""
+
+    paper = "arXiv:2402.04616"
+    Config = TinyllmConfig
+
+    def needs(self) -> Needs:
+        """Recorded or written rationales."""
+        return Needs(annotations=frozenset({"rationale"}))
+
+    def uses(self, teachers: Sequence[str]) -> tuple[str, ...]:
+        """Every teacher given; a weight for one that is not given is an error."""
+        if isinstance(self.config.alpha, dict):
+            unknown_teachers("tinyllm", self.config.alpha, teachers)
+        return super().uses(teachers)
+
+    def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
+        """The label, and one rationale example per teacher that gave a usable one."""
+        label = ask.example(record, LABEL, ask.label_target(record))
+        return [label, *(ask.example(record, rationale_channel(a.teacher), a.text) for a in annotations)]
+
+    def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
+        """gamma * CE of the label + sum over teachers of alpha^m * CE of the rationale."""
+        sums = channel_cross_entropy(batch, student)
+        return [Term(channel, self._weight(channel), total) for channel, total in sums.items()]
+
+    def _weight(self, channel: str) -> float:
+        if channel == LABEL:
+            return self.config.gamma
+        alpha = self.config.alpha
+        return alpha.get(channel.removeprefix(rationale_channel("")), 1.0) if isinstance(alpha, dict) else alpha
+
+
+METHOD = Tinyllm

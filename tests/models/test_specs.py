@@ -1,0 +1,93 @@
+import pytest
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.models.specs import ModelSpec, parse_spec
+
+GOOD = [
+    ("hf:google/flan-t5-small", ("hf", "google/flan-t5-small", None, None, None)),
+    ("hf:google/flan-t5-small@0fc9ddf", ("hf", "google/flan-t5-small", "0fc9ddf", None, None)),
+    ("hf:gpt2@main?layers=0:12:3", ("hf", "gpt2", "main", (0, 12, 3), None)),
+    ("dir:students/a b@2#x", ("dir", "students/a b@2#x", None, None, None)),
+    ("dir:/models/llama?layers=2:8:2", ("dir", "/models/llama", None, (2, 8, 2), None)),
+    ("gguf:files/x.gguf", ("gguf", "files/x.gguf", None, None, None)),
+    ("bundled:smollm2-135m?layers=0:30:3", ("bundled", "smollm2-135m", None, (0, 30, 3), None)),
+    ("run:4f1c09", ("run", "4f1c09", None, None, None)),
+]
+TEACHERS = [
+    ("api:https://host:8000/v1?a=b@c#some/model", ("api", "https://host:8000/v1?a=b@c", None, None, "some/model")),
+    ("replay:release#flan-t5-xl", ("replay", "release", None, None, "flan-t5-xl")),
+    ("replay:folder/rationales", ("replay", "folder/rationales", None, None, None)),
+]
+
+
+def parts(spec: ModelSpec) -> tuple:
+    return (spec.kind, spec.location, spec.revision, spec.layers, spec.fragment)
+
+
+@pytest.mark.parametrize(("text", "expected"), GOOD + TEACHERS)
+def test_a_spec_is_read_and_its_text_round_trips(text, expected):
+    spec = parse_spec(text, role="teacher")
+    assert parts(spec) == expected
+    assert spec.text == text
+    assert parse_spec(spec.text, role="teacher") == spec
+
+
+@pytest.mark.parametrize(("text", "expected"), GOOD)
+def test_a_student_may_be_anything_with_weights(text, expected):
+    assert parts(parse_spec(text, role="student")) == expected
+
+
+@pytest.mark.parametrize("text", [text for text, _ in TEACHERS])
+def test_a_student_without_weights_is_refused(text):
+    with pytest.raises(UserError, match="can only be a teacher"):
+        parse_spec(text, role="student")
+
+
+def test_two_spellings_have_one_canonical_text():
+    spec = parse_spec(" bundled:smollm2-135m?layers=0:30 ", role="student")
+    assert spec.text == "bundled:smollm2-135m?layers=0:30:1"
+    assert parse_spec(spec.text, role="student") == spec
+
+
+def test_an_unknown_kind_names_the_nearest():
+    with pytest.raises(UserError, match=r"'bundeld'.*Did you mean 'bundled'\?.*hf:NAME"):
+        parse_spec("bundeld:smollm2-135m", role="student")
+
+
+def test_a_bare_folder_suggests_dir(tmp_path):
+    with pytest.raises(UserError, match=f"write dir:{tmp_path}"):
+        parse_spec(str(tmp_path), role="student")
+
+
+def test_a_bare_hub_name_suggests_hf_and_a_bare_file_gguf():
+    with pytest.raises(UserError, match="write hf:google/flan-t5-small"):
+        parse_spec("google/flan-t5-small", role="student")
+    with pytest.raises(UserError, match=r"write gguf:x\.gguf"):
+        parse_spec("x.gguf", role="student")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no kind"),
+        ("smollm", "bundled:smollm2-135m"),
+        ("hf:", "nothing after 'hf:'"),
+        ("dir:", "nothing after 'dir:'"),
+        ("hf:a/b/c", "no hub name"),
+        ("hf:a/b@", "nothing after '@'"),
+        ("bundled:a/b", "is no name"),
+        ("dir:x?layrs=0:3", "unknown option 'layrs'"),
+        ("dir:x?layers=", "not START:STOP:STEP"),
+        ("dir:x?layers=::2", "not START:STOP:STEP"),
+        ("dir:x?layers=-1:3", "not START:STOP:STEP"),
+        ("dir:x?layers=0:3:0", "step .* at least 1"),
+        ("dir:x?layers=3:3:1", "keeps no layer"),
+        ("api:host#m", "no http:// or https://"),
+        ("api:https://host/v1", "#MODEL"),
+        ("replay:release#", "nothing after '#'"),
+    ],
+)
+def test_a_malformed_spec_is_one_readable_line(text, said):
+    with pytest.raises(UserError, match=said) as refused:
+        parse_spec(text, role="teacher")
+    assert "\n" not in str(refused.value)

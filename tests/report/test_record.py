@@ -1,0 +1,140 @@
+"""A record loads only when its numbers agree."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tests.report.fakes import flags, make_anchor, make_fields, make_record, protocol
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.report.record import RunRecord, load_record, protocol_difference, protocol_hash, save_record
+
+
+def edited(folder: Path, **changes: Any) -> Path:
+    """A record's file with top-level fields changed behind its back."""
+    file = save_record(make_record("m", flags(20, 9), unparsed=2), folder)
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_round_trip_through_the_run_folder(tmp_path: Path) -> None:
+    record = make_record("m", flags(20, 9), unparsed=2)
+    file = save_record(record, tmp_path / "run")
+    assert file == tmp_path / "run" / "run.json"
+    assert load_record(tmp_path / "run") == record == load_record(file)
+    assert record.accuracy == 9 / 20
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    record = make_record("m", flags(20, 9))
+    first = save_record(record, tmp_path / "a").read_bytes()
+    assert save_record(load_record(tmp_path / "a"), tmp_path / "b").read_bytes() == first
+
+
+def test_a_copy_with_changed_numbers_is_not_saved(tmp_path: Path) -> None:
+    record = make_record("m", flags(20, 9))
+    with pytest.raises(ValidationError, match="distinct ids|in items"):
+        save_record(record.model_copy(update={"items": record.items[:-1]}), tmp_path)
+    assert not (tmp_path / "run.json").exists()
+
+
+SCORE = {"n": 20, "correct": 9, "wrong": 9, "unparsed": 2, "hit_token_limit": 0, "context_cut": 0, "ties": 0}
+ITEMS = make_fields("m", flags(20, 9), unparsed=2)["items"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"score": SCORE | {"correct": 10}}, r"correct \+ wrong \+ unparsed = 21, but n = 20"),
+        ({"score": SCORE | {"correct": 10, "wrong": 8}}, "correct 9 in items, 10 in score"),
+        ({"score": SCORE | {"wrong": 11, "unparsed": 0}}, "unparsed 2 in items, 0 in score"),
+        ({"score": SCORE | {"ties": 21}}, "may not exceed"),
+        ({"items": ITEMS[:-1]}, "n 19 in items, 20 in score"),
+        ({"items": [*ITEMS[:-1], ITEMS[0][:1] + ITEMS[-1][1:]]}, "distinct ids 19 in items"),
+        ({"items": [["toy/test/x", *ITEMS[0][1:]], *ITEMS[1:]]}, "not the protocol's scored ids"),
+        (
+            {"items": [[ITEMS[0][0], None, 1], *ITEMS[1:-1], [ITEMS[-1][0], 0, 0]]},
+            "without an answer is marked correct",
+        ),
+        ({"items": [[ITEMS[0][0], 0, 2], *ITEMS[1:]]}, "items.0.2"),
+        ({"protocol_hash": "0" * 64}, "protocol_hash is not the digest"),
+        ({"protocol": protocol("toy", 20, metric="other")}, "protocol_hash is not the digest"),
+        ({"protocol": protocol("toy", 20) | {"shots": 3}}, "needs exactly"),
+        ({"task": "other"}, "disagree on task"),
+        ({"reading": "mc"}, "disagree on reading"),
+        ({"reading": "spoken"}, "reading"),
+        ({"schema_version": 2}, r"not a run record of schema 1 \(found 2\)"),
+        ({"run_id": "../../etc"}, "run_id"),
+        ({"label": "two\nlines"}, "label"),
+        ({"seed": "0"}, "seed"),
+        ({"surprise": 1}, "surprise"),
+        ({"budget": None}, "needs budget"),
+        ({"expected_accuracy": 0.5}, "belongs to anchors"),
+        ({"budget": {"student_tokens": 9, "prompt_tokens": 3, "target_tokens": 4}}, "= 7, student_tokens = 9"),
+    ],
+)
+def test_what_does_not_agree_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    file = edited(tmp_path, **changes)
+    with pytest.raises(UserError, match=said) as error:
+        load_record(file)
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_broken_missing_and_foreign_files(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    with pytest.raises(UserError, match="file not found"):
+        load_record(tmp_path)
+    file.write_text('{"schema_version": 1,')
+    with pytest.raises(UserError, match="not valid JSON"):
+        load_record(file)
+    file.write_text("[1]")
+    with pytest.raises(UserError, match="not a run record"):
+        load_record(file)
+
+
+def test_anchors_need_no_model_budget_or_score() -> None:
+    assert make_anchor("guess", None, expected_accuracy=0.25).accuracy == 0.25
+    assert make_anchor("recorded", None).accuracy is None
+    with pytest.raises(ValidationError, match="has no items"):
+        make_anchor("recorded", None, items=(("toy/test/0", 0, 1),))
+
+
+def test_records_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        make_record("m", flags(20, 9)).seed = 3  # type: ignore[misc]
+
+
+def test_protocol_hash_and_difference() -> None:
+    one, other = protocol("toy", 20), protocol("toy", 30)
+    assert protocol_hash(one) == protocol_hash(dict(reversed(one.items()))) != protocol_hash(other)
+    assert protocol_difference(one, other) == ["n", "scored_ids_digest"]
+
+
+def test_every_field_of_the_schema_survives(tmp_path: Path) -> None:
+    record = make_record(
+        "m",
+        flags(20, 9),
+        teachers=({"spec": "replay:release#big", "note": "recorded text", "gold_visible": True},),
+        annotations=(
+            {"teacher": "big", "kind": "rationale", "used": 3, "missing": 1, "rejected": {"empty": 2}, "control": None},
+        ),
+        training={
+            "steps": 5,
+            "first_loss": 2.5,
+            "last_loss": 1.5,
+            "looks": [
+                {"fraction": 0.25, "step": 1, "accuracy": 0.5, "gold_probability": 0.3, "n": 8, "selected": True}
+            ],
+            "select": "accuracy",
+        },
+        secondary={"accuracy_plain": 0.4},
+        asked={"method": "m"},
+        config={"train": {"lr": 5e-5}},
+        packages={"torch": "2"},
+        predictions_digest="x",
+    )
+    assert load_record(save_record(record, tmp_path)) == record
+    assert set(RunRecord.model_fields) == set(json.loads((tmp_path / "run.json").read_text()))

@@ -1,0 +1,245 @@
+"""The rules of the house that a program can check: imports, names, sizes, docstrings, tree, version."""
+
+import ast
+import fnmatch
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts import readme_tree
+from tinyllm_bench import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "tinyllm_bench"
+ROOMS = readme_tree.ROOMS
+INTERFACE = ("learn.method", "learn.losses", "data.records", "data.prompts", "answers")
+BASELINE_MAY = tuple(f"{PACKAGE}.{name}" for name in INTERFACE)
+BASELINE_TYPES = {f"{PACKAGE}.learn.batching.Batch", f"{PACKAGE}.learn.batching.Group", f"{PACKAGE}.models.lm.LM"}
+TASK_MAY = (f"{PACKAGE}.base", f"{PACKAGE}.data")
+HEAVY = {"torch", "transformers", "pandas", "lm_eval", "datasets", "vllm", "accelerate", "scipy"}
+MAX_LINES, MAX_STATEMENTS, MAX_FILE = 60, 40, 400
+AUTHORS_MACHINE = re.compile(r"(?<![\w.<}])/(?:work|workspace|opt|root|home/\w+|Users/\w+)/")
+
+
+def files(*folders: str) -> list[Path]:
+    return sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+
+
+CORE, BASELINES, TASKS = files(PACKAGE), files("baselines"), files("tasks")
+OURS = [*CORE, *BASELINES, *TASKS, *files("scripts", "benchmarks", "examples", "tests")]
+
+
+def label(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(), filename=str(file))
+
+
+def imports(tree: ast.Module, package: str) -> Iterator[str]:
+    """Dotted names of every import, late ones too; `from a import b` gives `a.b`, relative ones absolute."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = parts[: len(parts) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{prefix}.{alias.name}" for alias in node.names)
+
+
+def for_types(tree: ast.Module, package: str) -> set[str]:
+    """Names imported under `if TYPE_CHECKING`: annotations only, never run."""
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    return {name for block in blocks for name in imports(ast.Module(block.body, []), package)}
+
+
+def ours(file: Path, package: str) -> list[str]:
+    return [name for name in imports(tree_of(file), package) if name.split(".")[0] == PACKAGE]
+
+
+def inside(name: str, allowed: tuple[str, ...]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in allowed)
+
+
+def climbing(file: Path) -> list[str]:
+    """Imports of a core file that lead to a higher room, or to no room."""
+    home = file.relative_to(ROOT).parent.parts
+    floor = ROOMS.index(home[1]) if len(home) > 1 else len(ROOMS)
+    allowed = {*ROOMS[: floor + 1], "__version__"}
+    return [name for name in ours(file, ".".join(home)) if (name.split(".") + [""])[1] not in allowed]
+
+
+def test_imports_see_relative_and_late_ones() -> None:
+    tree = ast.parse(
+        "def f():\n    from ..report import board\n    from . import cell\n    import tinyllm_bench.cli.app"
+    )
+    found = set(imports(tree, "tinyllm_bench.pipeline"))
+    assert found == {"tinyllm_bench.report.board", "tinyllm_bench.pipeline.cell", "tinyllm_bench.cli.app"}
+
+
+@pytest.mark.parametrize("file", CORE, ids=label)
+def test_core_imports_lead_downwards(file: Path) -> None:
+    assert climbing(file) == []
+
+
+def test_every_folder_of_the_core_is_a_room() -> None:
+    folders = {p.name for p in (ROOT / PACKAGE).iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert folders - {"baselines", "tasks"} == set(ROOMS)  # a wheel carries those two inside
+
+
+@pytest.mark.parametrize("file", [f for f in BASELINES if f.name != "__init__.py"], ids=label)
+def test_baseline_imports_only_the_interface(file: Path) -> None:
+    package = f"{PACKAGE}.baselines"
+    types = {name for name in for_types(tree_of(file), package) if name in BASELINE_TYPES}
+    assert [name for name in ours(file, package) if not inside(name, BASELINE_MAY) and name not in types] == []
+
+
+@pytest.mark.parametrize("file", [f for f in TASKS if not f.name.startswith("_")], ids=label)
+def test_task_imports_only_base_and_data(file: Path) -> None:
+    assert [name for name in ours(file, f"{PACKAGE}.tasks") if not inside(name, TASK_MAY)] == []
+
+
+def built_in_names() -> set[str]:
+    return {f.stem for f in [*BASELINES, *TASKS] if f.parent.parent == ROOT and not f.name.startswith("_")}
+
+
+def texts(tree: ast.Module) -> Iterator[str]:
+    """Every identifier and every string of a module, docstrings apart."""
+    documents = {
+        id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)
+    }  # a string on its own says, and does nothing
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents:
+            yield node.value
+        for field in ("id", "attr", "arg", "name", "asname"):
+            if isinstance(value := getattr(node, field, None), str):
+                yield value
+
+
+def names_in(text: str) -> set[str]:
+    """Built-in methods and tasks that a text names, beyond the package's own name and the lm-eval prefix."""
+    text = re.sub(r"tinyllm[_-]bench|(?<![a-z])tinyllm_", " ", text.lower())
+    return built_in_names() & set(re.findall(r"[a-z0-9]+", text)) | {
+        n for n in built_in_names() if "_" in n and n in text
+    }
+
+
+def test_names_are_found_where_they_stand() -> None:
+    assert names_in("tinyllm_bench.base") == names_in("tinyllm-bench run") == names_in("tinyllm_{task}_gen") == set()
+    assert names_in("tinyllm_obqa_gen") == {"obqa"} and names_in("is_tinyllm") == {"tinyllm"}
+
+
+@pytest.mark.parametrize("file", CORE, ids=label)
+def test_core_names_no_method_and_no_task(file: Path) -> None:
+    assert {text: found for text in texts(tree_of(file)) if (found := names_in(text))} == {}
+
+
+@pytest.mark.parametrize("file", OURS, ids=label)
+def test_sizes(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= MAX_FILE
+    long = {}
+    for node in ast.walk(tree_of(file)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            statements = sum(isinstance(inner, ast.stmt) for part in node.body for inner in ast.walk(part))
+            if lines > MAX_LINES or statements > MAX_STATEMENTS:
+                long[node.name] = (lines, statements)
+    assert long == {}
+
+
+def undocumented(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            if not ast.get_docstring(node):
+                yield prefix + node.name
+            if isinstance(node, ast.ClassDef):
+                yield from undocumented(node.body, f"{node.name}.")
+
+
+@pytest.mark.parametrize("file", [*CORE, *BASELINES, *TASKS], ids=label)
+def test_everything_public_has_a_docstring(file: Path) -> None:
+    tree = tree_of(file)
+    assert ast.get_docstring(tree), "the module has none"
+    assert list(undocumented(tree.body)) == []
+
+
+def test_readme_tree_is_the_real_tree() -> None:
+    shown = readme_tree.current((ROOT / "README.md").read_text())
+    assert shown.splitlines() == readme_tree.block().splitlines(), "run `python scripts/readme_tree.py`"
+    words = set(re.findall(r"^ *(\S+)", shown, flags=re.MULTILINE))
+    core = {file.name for file in CORE if file.name != "__init__.py" and file.parent != ROOT / PACKAGE}
+    assert core <= {Path(word).name for word in words} and {f"{room}/" for room in ROOMS} <= words
+
+
+@pytest.mark.parametrize("folder", ["baselines", "tasks"])
+def test_readme_tree_has_a_pattern_for_every_file(folder: str) -> None:
+    named = [name for name in readme_tree.ABOUT if name.startswith(f"{folder}/") and name != f"{folder}/"]
+    both = [one for name in named for one in (name.split("  ")[0], name.replace(".py  ", ""))]
+    patterns = [re.sub("<[^>]*>", "*", name) for name in [*both, f"{folder}/__init__.py"]]
+    real = {label(p) for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert {name for name in real if not any(fnmatch.fnmatchcase(name, one) for one in patterns)} == set()
+
+
+def test_readme_tree_notices_a_missing_file(tmp_path: Path) -> None:
+    for folder in (*(f"{PACKAGE}/{room}" for room in ROOMS), "baselines", "tasks"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "__init__.py").write_text('"""A room."""\n')
+    (tmp_path / PACKAGE / "__init__.py").write_text('"""The house."""\n')
+    before = readme_tree.block(tmp_path)
+    (tmp_path / PACKAGE / "data" / "new.py").write_text('"""A new file."""\n')
+    assert set(readme_tree.block(tmp_path).splitlines()) - set(before.splitlines()) == {
+        f"{'        new.py':<{readme_tree.WIDTH}} A new file"
+    }
+
+
+def test_one_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    newest = re.search(r"^## \[?v?([0-9][^\s\]]*)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert newest and __version__ == project["version"] == newest[1]
+
+
+RUN_MODULE = "runpy.run_module('tinyllm_bench', run_name='__main__')"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "import tinyllm_bench.cli",
+        f"sys.argv = ['tinyllm-bench', '--help']; {RUN_MODULE}",
+        f"sys.argv = ['tinyllm-bench', 'run', '--help']; {RUN_MODULE}",
+    ],
+)
+def test_the_command_line_starts_without_heavy_imports(start: str) -> None:
+    code = f"import runpy, sys\ntry:\n    {start}\nfinally:\n    print('LOADED', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.rpartition("LOADED")[2].split())
+    assert "tinyllm_bench.cli" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_no_path_of_an_authors_machine() -> None:
+    folders = [
+        PACKAGE,
+        "baselines",
+        "tasks",
+        "tests",
+        "scripts",
+        "docs",
+        "benchmarks",
+        "examples",
+        "leaderboards",
+        ".ci",
+    ]
+    places = [*ROOT.glob("*"), *(path for folder in folders for path in (ROOT / folder).rglob("*"))]
+    kinds = {".py", ".md", ".yaml", ".toml", ".json", ".sh", ""}
+    texts_of = {p: p.read_text(errors="replace") for p in places if p.is_file() and p.suffix in kinds}
+    found = {label(path): hit[0] for path, text in texts_of.items() if (hit := AUTHORS_MACHINE.search(text))}
+    assert found == {}

@@ -1,0 +1,119 @@
+"""The tasks as plain lm-eval sees them: all there, none drifted, the same answers as through our runner."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.evaluate import fakes
+from tinyllm_bench.data.prompts import Ask
+from tinyllm_bench.data.records import READINGS, Reading, cut_context
+from tinyllm_bench.data.sources import Source, load_split
+from tinyllm_bench.evaluate import task_yaml
+from tinyllm_bench.evaluate.asking import Asked
+from tinyllm_bench.evaluate.runner import answer
+
+TASKS = ("arc", "bioasq", "obqa", "piqa", "pubmedqa", "riddle")
+SAMPLE = Source(kind="sample")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def manager(**metadata: Any) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(task_yaml.folder()), include_defaults=False, metadata=metadata)
+
+
+def test_exactly_the_expected_names_are_found() -> None:
+    found = manager()
+    assert found.all_subtasks == sorted(f"tinyllm_{task}_{reading}" for task in TASKS for reading in READINGS)
+    assert found.all_groups == sorted(f"tinyllm_bench_{reading}" for reading in READINGS)
+
+
+def test_every_task_and_group_loads() -> None:
+    loaded = manager(source="sample").load([f"tinyllm_bench_{reading}" for reading in READINGS])
+    assert len(loaded["tasks"]) == 18
+    for name, task in loaded["tasks"].items():
+        _, short, reading = name.split("_")
+        assert [doc["id"] for doc in task.test_docs()] == [r.id for r in load_split(SAMPLE, short, "test")]
+        assert len(task.validation_docs()) == len(load_split(SAMPLE, short, "valid"))
+        assert task.OUTPUT_TYPE == ("generate_until" if reading == "gen" else "multiple_choice")
+
+
+def test_no_yaml_has_drifted() -> None:
+    assert task_yaml.drift(task_yaml.folder()) == []
+
+
+def test_drift_is_noticed(tmp_path: Path) -> None:
+    made = task_yaml.files()
+    for name, text in made.items():
+        (tmp_path / name).write_text(text)
+    assert task_yaml.drift(tmp_path) == []
+    (tmp_path / "obqa_mc.yaml").write_text("task: another\n")
+    (tmp_path / "left_over.yaml").write_text("task: left\n")
+    (tmp_path / "piqa_gen.yaml").unlink()
+    assert task_yaml.drift(tmp_path) == ["left_over.yaml", "obqa_mc.yaml", "piqa_gen.yaml"]
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("name", TASKS)
+def test_prompts_and_options_are_exactly_those_of_training(name: str, reading: Reading) -> None:
+    record = load_split(SAMPLE, name, "test")[0]
+    lm = fakes.Recorder()
+    answer(lm, Asked(task=name, reading=reading, split="test", ids=(record.id,), source=SAMPLE))
+    ask, cut = Ask(reading=reading), cut_context(record, 160)
+    if reading == "gen":
+        assert [args[0] for args in lm.asked] == [ask.prompt(cut)]
+        assert lm.asked[0][1] == {"until": ["\n\n"], "max_gen_toks": 64, "do_sample": False}
+    else:
+        assert lm.asked == [(ask.prompt(cut), " " + option) for option in ask.options(record)]
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_simple_evaluate_gives_the_same_answers_as_our_runner(reading: Reading, tiny_llama: Any) -> None:
+    import lm_eval
+
+    from tinyllm_bench.evaluate.hf import hf_lm
+
+    lm: Any = hf_lm(*tiny_llama, batch_size=8, device="cpu")
+    records = load_split(SAMPLE, "obqa", "test")
+    asked = Asked(task="obqa", reading=reading, split="test", ids=tuple(r.id for r in records), source=SAMPLE)
+    ours = answer(lm, asked)
+    name = f"tinyllm_obqa_{reading}"
+    plain: Any = lm_eval.simple_evaluate(
+        model=lm, tasks=[name], task_manager=manager(source="sample"), num_fewshot=0, bootstrap_iters=0
+    )
+    metric = {"gen": "exact_match", "mc": "acc", "cloze": "acc_norm"}[reading]
+    assert plain["results"][name][f"{metric},none"] == pytest.approx(sum(p.correct for p in ours) / len(ours))
+    for prediction, sample in zip(ours, plain["samples"][name], strict=True):
+        assert prediction.record_id == sample["doc"]["id"]
+        if reading == "gen":
+            assert prediction.samples[0].text == sample["resps"][0][0]
+            assert float(prediction.answer is None) == sample["unparsed"]
+        else:
+            scores = [resp[0][0] for resp in sample["resps"]]
+            assert prediction.option_logprobs == pytest.approx(scores, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_lm_eval_command_runs(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(str(Path(sys.executable).parent / "lm_eval"), "--model", "hf", "--device", "cpu", "--limit", "5"),
+            *("--model_args", f"pretrained={tiny_llama_dir},dtype=float32", "--tasks", "tinyllm_obqa_cloze"),
+            *("--include_path", "tasks", "--metadata", '{"source": "sample"}'),
+            *("--log_samples", "--output_path", str(tmp_path)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (file,) = tmp_path.rglob("samples_*.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["doc"]["id"] for row in rows] == [r.id for r in load_split(SAMPLE, "obqa", "test")[:5]]

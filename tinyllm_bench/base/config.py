@@ -1,0 +1,140 @@
+"""Layered configuration: every value knows the layer it came from; unknown keys are errors with the nearest name.
+
+Order, later wins: model default < method YAML < preset < preset's task part < `--config` file < `key=value`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tinyllm_bench.base.errors import UserError, unknown_name
+
+
+class Layer(NamedTuple):
+    """A named set of nested values, e.g. `Layer("preset cpu", {"train": {"learning_rate": 1e-4}})`."""
+
+    name: str
+    values: Mapping[str, Any]
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """A YAML mapping; anything else is a user error that names the file."""
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must be a mapping of settings, not {type(values).__name__}")
+    return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a mapping."""
+    if not path.is_file():
+        raise UserError(f"config file not found: {path}")
+    return parse_yaml(path.read_text(), str(path))
+
+
+def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """`["train.learning_rate=1e-4"]` as nested values; each value is read as YAML (numbers, null, lists)."""
+    nested: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key or key.startswith("."):
+            raise UserError(f"{text!r} is not a setting; write key=value, e.g. train.learning_rate=1e-4")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"{text!r}: the value is not valid YAML") from None
+        _put(nested, key.split("."), _number(parsed))
+    return nested
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `1e-4` as text; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _put(nested: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for part in path[:-1]:
+        nested = nested.setdefault(part, {})
+        if not isinstance(nested, dict):
+            raise UserError(f"{'.'.join(path)}: {part!r} is a value already, not a group of settings")
+    nested[path[-1]] = value
+
+
+class Resolved(NamedTuple):
+    """A validated model, and for each dotted key the layer that set it (keys not listed are defaults)."""
+
+    config: Any
+    origin: Mapping[str, str]
+
+
+def resolve(model: type[BaseModel], layers: Iterable[Layer]) -> Resolved:
+    """Merge layers into a config model.
+
+    Raises:
+        UserError: an unknown key (with the nearest one), or a value of the wrong kind (with what is allowed).
+    """
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for layer in layers:
+        _merge(merged, layer.values, layer.name, model, "", origin)
+    try:
+        return Resolved(model.model_validate(merged), origin)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        where = origin.get(key, "the settings")
+        raise UserError(f"{key}={first['input']!r} ({where}): {first['msg'].lower()}") from None
+
+
+def _merge(
+    into: dict[str, Any],
+    values: Mapping[str, Any],
+    layer: str,
+    model: type[BaseModel] | None,
+    prefix: str,
+    origin: dict[str, str],
+) -> None:
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if model is not None and key not in model.model_fields:
+            raise unknown_name(f"setting ({layer})", path, (f"{prefix}{name}" for name in model.model_fields))
+        inner = _inner_model(model, key)
+        if isinstance(value, Mapping) and inner is not None:
+            current = into.get(key)
+            into[key] = current if isinstance(current, dict) else {}
+            _merge(into[key], value, layer, inner, f"{path}.", origin)
+        else:
+            into[key] = value
+            origin[path] = layer
+
+
+def _inner_model(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
+    """The config model of a field, also behind `| None`."""
+    if model is None:
+        return None
+    annotation = model.model_fields[key].annotation
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def flatten(config: BaseModel) -> dict[str, Any]:
+    """Dotted keys and plain values of a config, in the model's order."""
+    flat: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            flat.update({f"{name}.{key}": inner for key, inner in flatten(value).items()})
+        else:
+            flat[name] = value
+    return flat

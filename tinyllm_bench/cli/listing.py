@@ -1,0 +1,99 @@
+"""Lists and data reports for the terminal."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+from tinyllm_bench.base.errors import unknown_name
+
+
+def _methods() -> list[dict[str, Any]]:
+    from tinyllm_bench.base.plugins import load_method, names
+
+    found = [(name, load_method(name)) for name in names("method")]
+    return [{"name": name, "paper": kind.paper, "about": (kind.__doc__ or "").splitlines()[0]} for name, kind in found]
+
+
+def _tasks() -> list[dict[str, Any]]:
+    from tinyllm_bench.base.plugins import load_task, names
+
+    infos = [load_task(name) for name in names("task")]
+    return [
+        {
+            "name": info.name,
+            "title": info.title,
+            "sizes": "/".join(str(size) for size in info.sizes.values()),
+            "readings": ", ".join(info.readings),
+        }
+        for info in infos
+    ]
+
+
+def _models() -> list[dict[str, Any]]:
+    from tinyllm_bench.models.bundled import NAMES, is_fetched
+
+    fetched = [{"name": f"bundled:{name}", "state": "fetched" if is_fetched(name) else "not fetched"} for name in NAMES]
+    kinds = [{"name": kind, "state": "any"} for kind in ("hf:OWNER/NAME@REVISION", "dir:FOLDER", "gguf:FILE")]
+    return [*fetched, *kinds]
+
+
+def _presets() -> list[dict[str, Any]]:
+    from tinyllm_bench.pipeline.request import load_preset, preset_names
+
+    return [{"name": name, "about": load_preset(name).about} for name in preset_names()]
+
+
+def _plugins() -> list[dict[str, Any]]:
+    from tinyllm_bench.base.plugins import outside
+
+    points = [(kind, point) for kind in ("method", "task") for point in outside(kind)]
+    return [{"kind": kind, "name": point.name, "from": point.value} for kind, point in points]
+
+
+_LISTS = {"methods": _methods, "tasks": _tasks, "models": _models, "presets": _presets, "plugins": _plugins}
+
+
+def print_list(what: str, *, as_json: bool) -> None:
+    """Print one of the lists."""
+    if what not in _LISTS:
+        raise unknown_name("list", what, _LISTS)
+    _print(_LISTS[what](), as_json=as_json)
+
+
+def _print(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    from tabulate import tabulate
+
+    typer.echo(tabulate(rows, headers="keys") if rows else "none")
+
+
+def print_check(data_dir: str | None) -> int:
+    """Check the release folder task by task; 2 when something is wrong."""
+    from tinyllm_bench.data.checks import check_release
+    from tinyllm_bench.data.sources import find_source
+
+    source = find_source("release", data_dir)
+    lines = check_release(source.folder or "")
+    for line in lines:
+        typer.echo(line.text)
+    return 0 if all(line.ok for line in lines) else 2
+
+
+def print_info(task: str, data_dir: str | None, *, sample: bool, as_json: bool) -> None:
+    """Facts about tasks and their data."""
+    from tinyllm_bench.data.checks import task_facts
+    from tinyllm_bench.data.sources import find_source
+    from tinyllm_bench.pipeline.request import expand
+
+    source = find_source("sample", None) if sample else find_source("auto", data_dir)
+    rows = [asdict(task_facts(source, name)) for name in expand("task", task.split(","))]
+    if as_json:
+        _print(rows, as_json=True)
+        return
+    for row in rows:
+        typer.echo("\n".join(f"{key}: {value}" for key, value in row.items()) + "\n")

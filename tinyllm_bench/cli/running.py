@@ -1,0 +1,106 @@
+"""Runs a request cell by cell and tells about it."""
+
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from tinyllm_bench.base.config import flatten
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import write_text
+from tinyllm_bench.cli.console import Console
+from tinyllm_bench.pipeline.request import Request
+
+
+def run_request(
+    request: Request,
+    runs: Path,
+    *,
+    anchors: bool,
+    until: str = "predict",
+    board: Path | None = None,
+    dry_run: bool = False,
+    show_config: bool = False,
+) -> int:
+    """Plan, run and record the cells of a request; returns the exit status."""
+    from tinyllm_bench.pipeline.cells import plan_cells
+
+    preset, cells = plan_cells(request, anchors=anchors)
+    typer.echo(f"preset {preset}" + ("" if request.preset else " (chosen by this machine; --preset takes another)"))
+    if show_config:
+        for cell in cells:
+            _show_config(cell)
+        return 0
+    for cell in cells:
+        typer.echo(_line(cell))
+    if dry_run:
+        return 0
+    return _run(cells, runs, until=until, board=board)
+
+
+def _line(cell: Any) -> str:
+    budget = cell.config.budget
+    told = f"{budget.student_tokens:,} student tokens" if budget.student_tokens else f"{budget.epochs} epochs"
+    cost = f", {len(cell.records('train'))} training records, {told}" if cell.method else ""
+    teachers = f", teachers {' + '.join(t.key for t in cell.teachers)}" if cell.teachers else ""
+    asked = f"{len(cell.records('test'))} test items, reading {cell.reading}, {cell.source.kind} data"
+    return f"  {cell.label} on {cell.task.name}, seed {cell.seed}: {asked}{cost}{teachers} [{cell.run_id}]"
+
+
+def _show_config(cell: Any) -> None:
+    typer.echo(f"\n{cell.label} on {cell.task.name}, seed {cell.seed}")
+    values = flatten(cell.config)
+    values |= {f"method.{key}": value for key, value in values.pop("method").items()}
+    for key, value in sorted(values.items()):
+        typer.echo(f"  {key} = {value!r}  ({cell.origin.get(key, 'default')})")
+
+
+def _run(cells: list[Any], runs: Path, *, until: str, board: Path | None) -> int:
+    from tinyllm_bench.pipeline.predict import Engines
+    from tinyllm_bench.pipeline.run import run_cell
+
+    command = shlex.join(["tinyllm-bench", *sys.argv[1:]])
+    failed, folders = [], []
+    with Engines() as engines, Console() as console:
+        for number, cell in enumerate(cells, start=1):
+            console.cell(f"[{number}/{len(cells)}] {cell.label} on {cell.task.name}, seed {cell.seed}")
+            try:
+                outcome = run_cell(cell, runs, engines, until=until, command=command, report=console.event)
+            except UserError as error:
+                failed.append(cell)
+                console.say(f"failed: {error}")
+                continue
+            except Exception as error:
+                failed.append(cell)
+                log = runs / cell.run_id / "error.log"
+                write_text(log, traceback.format_exc())
+                console.say(f"failed: {type(error).__name__}: {error} (traceback in {log})")
+                continue
+            if not outcome.fresh:
+                console.say("finished before; nothing to do")
+            if outcome.record is not None:
+                folders.append(outcome.folder)
+    _summary(folders, failed, board, runs, until)
+    return 1 if failed else 0
+
+
+def _summary(folders: list[Path], failed: list[Any], board: Path | None, runs: Path, until: str) -> None:
+    if until != "predict":
+        typer.echo(f"stage {until} is done; the next command with the same arguments: tinyllm-bench run")
+    elif folders and board is None:
+        typer.echo(f"records: {', '.join(str(folder / 'run.json') for folder in folders)}")
+        typer.echo(f"next: tinyllm-bench board add {' '.join(str(folder) for folder in folders)}")
+    elif folders and board is not None:
+        from tinyllm_bench.report.board import board_add, board_build, board_show
+
+        board_add(folders, board, replace=True)
+        page = board_build(board)
+        typer.echo("")
+        typer.echo(board_show(board))
+        typer.echo(f"\nrecords: {runs}/*/run.json   board: {page}")
+    if failed:
+        names = ", ".join(f"{cell.label} on {cell.task.name}" for cell in failed)
+        typer.echo(f"{len(failed)} failed: {names}; the same command tries them again", err=True)

@@ -1,0 +1,161 @@
+"""The layout of the public release: rows of a split, and both teachers' rationales, from a folder.
+
+    <set>/<set>_{train,valid,test}.json     a JSON array, or one JSON object a line
+    <set>/llm/{split}_CoT_<k>.json          JSON arrays of 500 strings; in the order of k they line up with the rows
+
+A rationale string holds the first teacher's text, the answer, the question again, and the second teacher's text:
+
+  <first> Thus, the answer is (b) <text>\\n\\nQ: <question>\\nAnswer Choices:\\n(a) ...\\n(b) ... llama rationale: <2nd>
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.data.prompts import LETTERS
+from tinyllm_bench.data.records import Split, TaskInfo, TaskRecord
+
+AGAIN = "copy it again from the release"
+ROWS_PER_FILE = 500
+ANSWER_MARK = "Thus, the answer is"
+SECOND_MARK = "llama rationale: "
+_QUESTION_MARK = "\n\nQ: "
+_GOLD = re.compile(re.escape(ANSWER_MARK) + r" \((\w)\)")
+
+
+def split_file(folder: Path, task: str, split: Split) -> Path:
+    """Where the release keeps a split's rows."""
+    return folder / task / f"{task}_{split}.json"
+
+
+def is_rebuilt(folder: Path, info: TaskInfo, split: Split) -> bool:
+    """Whether a split's rows come from its rationale files, because its own file is missing."""
+    return info.rebuild_train and split == "train" and not split_file(folder, info.name, split).exists()
+
+
+def origin(folder: Path, info: TaskInfo, split: Split) -> Path:
+    """The file, or the pattern of the files, that a split's rows come from."""
+    if is_rebuilt(folder, info, split):
+        return _rationale_pattern(folder, info.name, split)
+    return split_file(folder, info.name, split)
+
+
+def read_rows(folder: Path, info: TaskInfo, split: Split) -> tuple[Path, list[Any]]:
+    """`(origin, rows)` of a split, rebuilt from the rationale files where the task allows it and the file is missing.
+
+    Raises:
+        UserError: A missing, truncated or unreadable file; the message names it and the expected number of rows.
+    """
+    path = origin(folder, info, split)
+    if is_rebuilt(folder, info, split):
+        strings = _read_rationale_strings(folder, info, split)
+        return path, [_rebuild(path, number, text) for number, text in enumerate(strings)]
+    return path, _read_array(path, f"{info.sizes[split]} rows")
+
+
+def _read_array(path: Path, expected: str) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise UserError(f"{path}: file not found, expected {expected}; {AGAIN}, or name another --data-dir") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}), expected {expected}; {AGAIN}") from None
+    done = 0
+    try:
+        if text.startswith("["):
+            return list(json.loads(text))
+        rows = []
+        for line in filter(str.strip, text.split("\n")):
+            rows.append(json.loads(line))
+            done += 1
+        return rows
+    except json.JSONDecodeError as error:
+        where = f"after {done} good lines" if done else f"at line {error.lineno}"
+        raise UserError(f"{path}: not valid JSON {where} (truncated?), expected {expected}; {AGAIN}") from None
+
+
+def _rationale_pattern(folder: Path, task: str, split: Split) -> Path:
+    return folder / task / "llm" / f"{split}_CoT_*.json"
+
+
+def _read_rationale_strings(folder: Path, info: TaskInfo, split: Split) -> list[str]:
+    """Every rationale string of a split, in the order of its rows."""
+    rows = info.sizes[split]
+    strings: list[str] = []
+    for number in range(math.ceil(rows / ROWS_PER_FILE)):
+        path = folder / info.name / "llm" / f"{split}_CoT_{number}.json"
+        expected = min(ROWS_PER_FILE, rows - number * ROWS_PER_FILE)
+        found = _read_array(path, f"{expected} rationales")
+        if len(found) != expected:
+            raise UserError(f"{path}: {len(found)} rationales, expected {expected}; {AGAIN}")
+        strings += [str(text) for text in found]
+    return strings
+
+
+def _rebuild(path: Path, number: int, text: str) -> dict[str, Any]:
+    """The row that a rationale string embeds; its id is its position, which is the public set's own order."""
+    head, _, tail = text.partition(_QUESTION_MARK)
+    gold = _GOLD.search(head)
+    question, found, options = tail.partition(f" {SECOND_MARK}")[0].partition("\nAnswer Choices:\n(a) ")
+    if gold is None or not found:
+        raise UserError(f"{path}: rationale {number} does not embed its question and answer; {AGAIN}")
+    choices = []
+    for letter in LETTERS[1:]:
+        choice, more, rest = options.partition(f"\n({letter}) ")
+        choices.append(choice)
+        if not more:
+            break
+        options = rest
+    index = LETTERS.index(gold.group(1))
+    if index >= len(choices):
+        raise UserError(f"{path}: rationale {number} names answer ({gold.group(1)}) of {len(choices)} options; {AGAIN}")
+    return {"id": number, "question": question, "choices": choices, "answer": choices[index]}
+
+
+def read_rationales(folder: Path, info: TaskInfo, records: Sequence[TaskRecord], *, key: str) -> dict[str, str]:
+    """Record id to the text of one teacher (empty where it said nothing), checked to line up with the rows.
+
+    Args:
+        folder: The release.
+        info: The task; its `rationale_keys` say which part of a string belongs to which teacher.
+        records: All records of one split, in the release's order.
+        key: One of `info.rationale_keys`.
+
+    Raises:
+        UserError: Missing or truncated files, a wrong number, or a string that does not hold its row's question.
+    """
+    split = records[0].split
+    strings = _read_rationale_strings(folder, info, split)
+    pattern = _rationale_pattern(folder, info.name, split)
+    if len(strings) != len(records):
+        raise UserError(f"{pattern}: {len(strings)} rationales, expected {len(records)}, one a row; {AGAIN}")
+    part = info.rationale_keys.index(key)
+    texts = {}
+    for number, (record, text) in enumerate(zip(records, strings, strict=True)):
+        _check_aligned(pattern, number, record, text)
+        texts[record.id] = _part(text, part)
+    return texts
+
+
+def _check_aligned(pattern: Path, number: int, record: TaskRecord, text: str) -> None:
+    if ANSWER_MARK not in text:
+        raise UserError(f"{pattern}: rationale {number} has no {ANSWER_MARK!r}; {AGAIN}")
+    if _squeeze(record.question) not in _squeeze(text):
+        raise UserError(
+            f"{pattern}: rationale {number} is not about the question of {record.id}: "
+            f"the files do not line up with the rows; {AGAIN}"
+        )
+
+
+def _squeeze(text: str) -> str:
+    """Without white space: the files differ from the rows in it."""
+    return "".join(text.split())
+
+
+def _part(text: str, part: int) -> str:
+    found = text.partition(ANSWER_MARK)[0] if part == 0 else text.partition(SECOND_MARK)[2]
+    return found.strip()

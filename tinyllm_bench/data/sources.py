@@ -1,0 +1,191 @@
+"""Where questions come from: the release's folder, the hub, or the sample that ships with the project.
+
+Whatever the source, a split is checked before anything uses it: readable, the right number of rows, an answer among the
+options, no id twice, and the content digest that ships with the project.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+from tinyllm_bench.base import plugins
+from tinyllm_bench.base.errors import UserError, unknown_name
+from tinyllm_bench.data import hub, release
+from tinyllm_bench.data.facts import SplitFacts, facts_of, shipped_facts
+from tinyllm_bench.data.records import SPLITS, Split, TaskInfo, TaskRecord
+
+DATA_VARIABLE = "TINYLLM_BENCH_DATA"
+SAMPLE_SIZES: dict[Split, int] = {"train": 24, "valid": 8, "test": 16}
+KINDS = ("auto", "release", "hub", "sample")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a run's questions come from; `folder` is the release's, None otherwise."""
+
+    kind: Literal["release", "hub", "sample"]
+    folder: str | None = None
+
+
+def find_source(kind: Literal["auto", "release", "hub", "sample"], data_dir: str | None) -> Source:
+    """The source that a request means; `auto` takes the release's folder, else a reachable hub.
+
+    Args:
+        kind: What was asked for.
+        data_dir: `--data-dir`; without it the variable TINYLLM_BENCH_DATA names the release's folder.
+
+    Raises:
+        UserError: An unknown kind, a folder that is not there, a folder for another kind, or nothing to be had.
+    """
+    if kind not in KINDS:
+        raise unknown_name("data source", kind, KINDS)
+    if kind in ("hub", "sample"):
+        if data_dir:
+            raise UserError(
+                f"--data-dir {data_dir} names a release folder, but the data source is {kind!r}; drop one of them"
+            )
+        return Source(kind)
+    asked, name = (data_dir, "--data-dir") if data_dir else (os.environ.get(DATA_VARIABLE), DATA_VARIABLE)
+    if asked:
+        folder = Path(asked).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"{name} names {asked!r}, which is not a folder; give the folder of the release")
+        return Source("release", str(folder))
+    needs = f"--data-dir FOLDER or {DATA_VARIABLE} (the release folder)"
+    if kind == "release":
+        raise UserError(f"data source 'release' needs {needs}")
+    if hub.reachable():
+        return Source("hub")
+    raise UserError(f"no data: this needs {needs} or a reachable hub; to try the sample data use `--preset quickstart`")
+
+
+@functools.lru_cache(maxsize=64)
+def load_split(source: Source, task: str, split: Split) -> tuple[TaskRecord, ...]:
+    """A split's checked records, in the source's order; ids are `task/split/source_id`.
+
+    Raises:
+        UserError: One line with the file, what was found and expected, and the fix.
+    """
+    info: TaskInfo = plugins.load_task(task)
+    if source.kind == "sample":
+        return _sample_split(info, split)
+    if source.kind == "hub":
+        name, rows = hub.read_rows(info, split)
+        records = to_records(rows, info, split, where=name, size=info.sizes[split], fix=hub.BRING)
+        _check_digest(records, info, split, where=name, fix=hub.BRING)
+        return records
+    folder = Path(source.folder or "")
+    records = read_release_split(folder, info, split)
+    where = str(release.origin(folder, info, split))
+    _check_digest(records, info, split, where=where, fix=release.AGAIN)
+    return records
+
+
+def read_release_split(folder: Path, info: TaskInfo, split: Split) -> tuple[TaskRecord, ...]:
+    """A split of the release, checked for everything but its digest."""
+    path, rows = release.read_rows(folder, info, split)
+    return to_records(rows, info, split, where=str(path), size=info.sizes[split], fix=release.AGAIN)
+
+
+def to_records(
+    rows: Sequence[Any], info: TaskInfo, split: Split, *, where: str, size: int, fix: str
+) -> tuple[TaskRecord, ...]:
+    """The records of a split's rows.
+
+    Raises:
+        UserError: Not `size` rows, a row that is not a question with its answer, or an id that stands twice.
+    """
+    if len(rows) != size:
+        raise UserError(f"{where}: {len(rows)} rows, expected {size} ({info.name} {split}); {fix}")
+    records, seen = [], set()
+    for number, row in enumerate(rows, start=1):
+        try:
+            record = info.to_record(row, split)
+        except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: row {number} of {size}: {error}; {fix}") from None
+        if record.id in seen:
+            raise UserError(f"{where}: row {number} of {size}: id {record.id!r} stands twice; {fix}")
+        seen.add(record.id)
+        records.append(record)
+    return tuple(records)
+
+
+def _check_digest(records: Sequence[TaskRecord], info: TaskInfo, split: Split, *, where: str, fix: str) -> None:
+    wanted = shipped_facts().get(info.name, {}).get(split)
+    if wanted is None:  # a task of another package
+        return
+    found = facts_of(records)
+    if found["digest"] != wanted["digest"]:
+        raise UserError(
+            f"{where}: {found['rows']} rows as expected, but content digest {found['digest'][:12]}, "
+            f"expected {wanted['digest'][:12]} ({info.name} {split}): the text was changed; {fix}"
+        )
+
+
+def manifest(source: Source, task: str) -> dict[str, SplitFacts]:
+    """Per split, the number of records and their content digest: what a run record says about its data."""
+    return {split: facts_of(load_split(source, task, split)) for split in SPLITS}
+
+
+def rationale_keys(source: Source, task: str) -> tuple[str, ...]:
+    """The teachers whose recorded rationales a source holds for a task; the hub has none."""
+    info: TaskInfo = plugins.load_task(task)
+    if source.kind == "release":
+        return info.rationale_keys
+    if source.kind == "hub":
+        return ()
+    keys = (key for row in _sample_rows(info)[1] for key in row.get("rationales", {}))
+    return tuple(dict.fromkeys(keys))
+
+
+def load_rationales(source: Source, task: str, split: Split, key: str) -> dict[str, str]:
+    """Record id to the recorded text of one teacher, for every record of a split; empty where it said nothing.
+
+    Raises:
+        UserError: No such teacher in this source (the message names those it has), or files that do not line up.
+    """
+    keys = rationale_keys(source, task)
+    if key not in keys:
+        known = ", ".join(keys) or "none; recorded rationales come with the release folder"
+        raise UserError(
+            f"no rationales of teacher {key!r} for task {task!r} in data source {source.kind!r}; it has: {known}"
+        )
+    records = load_split(source, task, split)
+    if source.kind == "release":
+        info: TaskInfo = plugins.load_task(task)
+        return release.read_rationales(Path(source.folder or ""), info, records, key=key)
+    rows = [row for row in _sample_rows(plugins.load_task(task))[1] if row["split"] == split]
+    texts = (str(row.get("rationales", {}).get(key, "")).strip() for row in rows)
+    return {record.id: text for record, text in zip(records, texts, strict=True)}
+
+
+def _sample_file(info: TaskInfo) -> Traversable:
+    return plugins.folder("task").joinpath("samples", f"{info.name}.jsonl")
+
+
+def _sample_rows(info: TaskInfo) -> tuple[str, list[Any]]:
+    file = _sample_file(info)
+    if not file.is_file():
+        raise UserError(f"task {info.name!r} has no sample ({file}); use the release folder (--data-dir)")
+    try:
+        rows = [json.loads(line) for line in _lines(file.read_text(encoding="utf-8"))]
+    except json.JSONDecodeError:
+        raise UserError(
+            f"{file}: not valid JSON lines (truncated?), expected 48 rows; install the package again"
+        ) from None
+    return str(file), rows
+
+
+def _lines(text: str) -> Iterable[str]:
+    return (line for line in text.split("\n") if line.strip())
+
+
+def _sample_split(info: TaskInfo, split: Split) -> tuple[TaskRecord, ...]:
+    where, rows = _sample_rows(info)
+    mine = [row for row in rows if row.get("split") == split]
+    return to_records(mine, info, split, where=where, size=SAMPLE_SIZES[split], fix="install the package again")

@@ -1,0 +1,92 @@
+"""From predictions to a score: every question is correct, wrong or unparsed, and the three add up."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tinyllm_bench.data.records import Prediction, TaskRecord
+
+
+def best(values: Sequence[float]) -> int:
+    """The index of the largest value; the lowest such index on a tie."""
+    return max(range(len(values)), key=lambda i: (values[i], -i))
+
+
+def option_scores(prediction: Prediction) -> tuple[float, ...]:
+    """What is compared: log-probability per character in `cloze`, log-probability in `mc`; empty in `gen`."""
+    if prediction.reading != "cloze":
+        return prediction.option_logprobs
+    return tuple(
+        logprob / chars for logprob, chars in zip(prediction.option_logprobs, prediction.option_chars, strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskScore:
+    """The score of one task in one reading.
+
+    `n = correct + wrong + unparsed`. Outside the sum: `hit_token_limit`, `context_cut` and `ties` (best option not
+    unique; the lowest index was taken). `plain_correct` counts by log-probability without the division by length and
+    `gold_probability` is the mean probability of the right option under a softmax of the compared scores; both are
+    None in `gen`.
+    """
+
+    n: int
+    correct: int
+    wrong: int
+    unparsed: int
+    hit_token_limit: int = 0
+    context_cut: int = 0
+    ties: int = 0
+    plain_correct: int | None = None
+    gold_probability: float | None = None
+
+    def __post_init__(self) -> None:
+        assert self.n == self.correct + self.wrong + self.unparsed, "correct, wrong and unparsed must add up to n"
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all questions answered rightly; unparsed ones count as not right."""
+        return self.correct / self.n if self.n else 0.0
+
+    @property
+    def accuracy_plain(self) -> float | None:
+        """Accuracy by plain log-probability (secondary in `cloze`, the same as `accuracy` in `mc`); None in `gen`."""
+        return None if self.plain_correct is None else self.plain_correct / max(self.n, 1)
+
+
+def _gold_probability(scores: Sequence[float], gold: int) -> float:
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
+    return weights[gold] / math.fsum(weights)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def score(predictions: Sequence[Prediction], records: Iterable[TaskRecord], *, context_cut: int = 0) -> TaskScore:
+    """Score predictions against their records (any order; records may be more than were asked).
+
+    `context_cut` is passed on: how many of the asked records lost words of their context.
+
+    Raises:
+        AssertionError: a prediction without a record, or whose `correct` disagrees with the record.
+    """
+    gold = {record.id: record.answer for record in records}
+    for prediction in predictions:
+        assert prediction.correct == (prediction.answer == gold[prediction.record_id]), prediction.record_id
+    scored = [(option_scores(p), gold[p.record_id], p) for p in predictions if p.option_logprobs]
+    correct = sum(p.correct for p in predictions)
+    unparsed = sum(p.answer is None for p in predictions)
+    return TaskScore(
+        n=len(predictions),
+        correct=correct,
+        wrong=len(predictions) - correct - unparsed,
+        unparsed=unparsed,
+        hit_token_limit=sum(p.stopped == "limit" for p in predictions),
+        context_cut=context_cut,
+        ties=sum(scores.count(max(scores)) > 1 for scores, _, _ in scored),
+        plain_correct=sum(best(p.option_logprobs) == answer for _, answer, p in scored) if scored else None,
+        gold_probability=_mean([_gold_probability(scores, answer) for scores, answer, _ in scored]),
+    )

@@ -1,0 +1,126 @@
+"""Checkpoints without pickle: tensors in safetensors, the rest as JSON, the manifest written last.
+
+A folder `checkpoints/step-<n>` is complete only when its `manifest.json` exists; the newest complete one counts.
+"""
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tinyllm_bench.base.files import digest_file, read_json, write_json
+
+
+def trainable_state(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters that training changes, on the CPU."""
+    return {name: p.detach().cpu().clone().contiguous() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def load_trainable(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put parameters of `trainable_state` back; names must match exactly."""
+    own = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if own.keys() != state.keys():
+        raise ValueError(f"checkpoint holds other parameters: {sorted(own.keys() ^ state.keys())[:3]}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors to a temporary name and rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    save_file(tensors, temporary)
+    temporary.replace(path)
+
+
+def _optimizer_parts(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    state = optimizer.state_dict()
+    tensors = {
+        f"{index}|{key}": torch.as_tensor(value).detach().cpu().contiguous()
+        for index, values in state["state"].items()
+        for key, value in values.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split("|")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State of the python, numpy and torch generators: byte tensors and JSON."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
+    for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        tensors[f"cuda{device}"] = torch.cuda.get_rng_state(device)
+    return tensors, {"python": [version, list(numbers), gauss], "numpy": [kind, *(float(x) for x in rest)]}
+
+
+def restore_random_state(tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+    """Put the generators back where `random_state` found them."""
+    version, numbers, gauss = plain["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, position, has_gauss, cached = plain["numpy"]
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), int(position), int(has_gauss), cached))
+    torch.set_rng_state(tensors["torch"])
+    for name, tensor in tensors.items():
+        if name.startswith("cuda"):
+            torch.cuda.set_rng_state(tensor, int(name[4:]))
+
+
+def save_checkpoint(folder: Path, *, step: int, module: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Write one checkpoint and drop the older ones.
+
+    `state` is JSON: whatever the trainer needs to go on (looks, losses, counters).
+    """
+    place = folder / f"step-{step:08d}"
+    shutil.rmtree(place, ignore_errors=True)
+    optimizer_tensors, groups = _optimizer_parts(optimizer)
+    random_tensors, random_plain = random_state()
+    parts = {"weights": trainable_state(module), "optimizer": optimizer_tensors, "random": random_tensors}
+    for name, tensors in parts.items():
+        save_tensors(place / f"{name}.safetensors", tensors)
+    digests = {name: digest_file(place / f"{name}.safetensors") for name in parts}
+    plain = {"step": step, "param_groups": groups, "random": random_plain, "state": state, "digests": digests}
+    write_json(place / "manifest.json", plain)
+    for old in folder.glob("step-*"):
+        if old != place:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path, *, module: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, Any]] | None:
+    """Restore the newest complete and undamaged checkpoint; None when there is none.
+
+    Returns:
+        The step it was taken after, and the trainer's state.
+    """
+    for place in sorted(folder.glob("step-*"), reverse=True):
+        if not (place / "manifest.json").exists():
+            continue
+        manifest = read_json(place / "manifest.json")
+        if any(digest_file(place / f"{name}.safetensors") != want for name, want in manifest["digests"].items()):
+            continue
+        load_trainable(module, load_file(place / "weights.safetensors"))
+        groups = [{**group, "betas": tuple(group["betas"])} for group in manifest["param_groups"]]
+        _restore_optimizer(optimizer, load_file(place / "optimizer.safetensors"), groups)
+        restore_random_state(load_file(place / "random.safetensors"), manifest["random"])
+        return manifest["step"], manifest["state"]
+    return None
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Drop what only an unfinished training needs: checkpoints with optimizer state, and the best weights."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    (folder / "best.safetensors").unlink(missing_ok=True)

@@ -1,0 +1,336 @@
+"""The one trainer, for every method: accelerate runs it on one device or many.
+
+A round is one rollout, a mini-batch one optimiser step, a micro-batch what fits. Methods return sums; this file
+divides, by
+the target tokens of a channel in the whole mini-batch over all processes, and nowhere else.
+"""
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import append_checked, read_checked
+from tinyllm_bench.learn.batching import Collator, Group, count_targets, micro_batches
+from tinyllm_bench.learn.budget import Plan
+from tinyllm_bench.learn.checkpoint import (
+    load_checkpoint,
+    load_trainable,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+    save_tensors,
+    trainable_state,
+)
+from tinyllm_bench.learn.method import Method, Step, TeacherSignal
+from tinyllm_bench.models.lm import LM
+
+
+class TrainConfig(BaseModel):
+    """How the student is trained; the same for every method of a comparison.
+
+    `looks` are the shares of the run after which validation is scored; `select: best` keeps the best of them, `last`
+    the end.
+    `micro_batch_tokens` is a memory limit in padded tokens and does not change the optimisation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    learning_rate: float = Field(5e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: float = Field(0.0, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    batch_records: int = Field(16, ge=1)
+    micro_batch_tokens: int = Field(4096, ge=1)
+    max_target_tokens: int = Field(256, ge=1)
+    gradient_checkpointing: bool = False
+    mixed_precision: str = "no"
+    looks: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    select: str = Field("best", pattern="^(best|last)$")
+    checkpoint_seconds: float = Field(300.0, ge=0)
+
+
+class Look(NamedTuple):
+    """One look at validation; better is higher accuracy, then higher gold probability, then earlier."""
+
+    step: int
+    fraction: float
+    accuracy: float
+    gold_probability: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a run did. The module holds the selected weights when it is returned. Losses are mean nats per token,
+    weighted.
+    """
+
+    steps: int
+    tokens: int
+    tokens_by_channel: Mapping[str, int]
+    first_loss: float
+    last_loss: float
+    looks: tuple[Look, ...]
+    selected_step: int
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class _State:
+    looks: list[Look] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    tokens_by_channel: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def rate(step: int, total: int, warmup: float) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then linear decay to 0 over the whole budget."""
+    rising = warmup * total
+    return (step + 1) / (rising + 1) if step < rising else max(total - step, 0) / max(total - rising, 1)
+
+
+class Trainer:
+    """Trains one student by one plan; the same call again goes on from the last checkpoint."""
+
+    def __init__(
+        self,
+        lm: LM,
+        method: Method,
+        groups: Sequence[Group],
+        plan: Plan,
+        collator: Collator,
+        config: TrainConfig,
+        *,
+        folder: Path,
+        seed: int,
+        validate: Callable[[LM], tuple[float, float, int]],
+        teacher: TeacherSignal | None = None,
+        report: Callable[[Mapping[str, Any]], None] = lambda event: None,
+    ) -> None:
+        self.method, self.groups, self.plan, self.collator, self.config = (
+            method,
+            groups,
+            plan,
+            collator,
+            config,
+        )
+        self.folder, self.seed, self.validate, self.teacher, self.report = (
+            folder,
+            seed,
+            validate,
+            teacher,
+            report,
+        )
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        if config.gradient_checkpointing:
+            lm.plain.gradient_checkpointing_enable({"use_reentrant": False})
+        trained = [p for p in lm.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        self.lm, self.optimizer = self.accelerator.prepare(lm, optimizer)
+        self.state = _State()
+
+    @property
+    def module(self) -> LM:
+        """The LM without accelerate's wrapper."""
+        return self.accelerator.unwrap_model(self.lm)
+
+    def run(self) -> Trained:
+        """Train to the end of the plan, look at validation, put the selected weights into the module."""
+        set_seed(self.seed)
+        done = self._resume()
+        self._clock = time.monotonic()
+        self._saved = self._clock
+        index = 0
+        for number in range(len(self.plan.rounds)):
+            minis = list(self.plan.steps_of(number))
+            if index + len(minis) > done:
+                self._round(minis, index)
+            index += len(minis)
+        self.state.seconds += time.monotonic() - self._clock
+        return self._finish()
+
+    def _round(self, minis: list[tuple[int, ...]], index: int) -> None:
+        step = self._step(index, {})
+        members = [self.groups[i] for i in dict.fromkeys(i for mini in minis for i in mini)]
+        rolled = {g.record_id: g for g in self.method.rollout(members, self.module, self.teacher, step)}
+        for offset, mini in enumerate(minis):
+            self._optimise([rolled[self.groups[i].record_id] for i in mini], index + offset)
+            self._look(index + offset + 1)
+        if self.config.checkpoint_seconds <= time.monotonic() - self._saved:
+            self._save(index + len(minis))
+
+    def _optimise(self, groups: Sequence[Group], index: int) -> None:
+        self.lm.train()
+        counts = count_targets(groups)
+        step = self._step(index, counts)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        micros = micro_batches(
+            groups[rank::world],
+            max_tokens=self.config.micro_batch_tokens,
+            keep_groups=self.method.grouping == "record",
+        )
+        losses = dict.fromkeys(counts, 0.0)
+        for number, items in enumerate(micros):
+            is_last = number == len(micros) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.lm):
+                self._micro(items, step, losses)
+        self.accelerator.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * rate(index, step.total, self.config.warmup)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count(groups, counts, losses, index)
+
+    def _micro(self, items: Sequence[Any], step: Step, losses: dict[str, float]) -> None:
+        batch = self.collator.collate(items).to(self.accelerator.device)
+        terms = self.method.loss(batch, self.lm, self.teacher, step)
+        terms = [term for term in terms if step.tokens.get(term.channel, 0) > 0]
+        shares = [term.weight * term.sum / step.tokens[term.channel] for term in terms]
+        # DDP averages gradients over processes; step.tokens is already the global count, so undo the mean.
+        self.accelerator.backward(torch.stack(shares).sum() * self.accelerator.num_processes)
+        for term, share in zip(terms, shares, strict=True):
+            losses[term.channel] = losses.get(term.channel, 0.0) + float(share.detach())
+
+    def _count(
+        self, groups: Sequence[Group], counts: Mapping[str, int], losses: Mapping[str, float], index: int
+    ) -> None:
+        loss_C = torch.tensor([losses[channel] for channel in sorted(losses)], device=self.accelerator.device)
+        summed_C: Tensor = self.accelerator.reduce(loss_C, "sum")
+        by_channel = dict(zip(sorted(losses), summed_C.tolist(), strict=True))
+        total = sum(by_channel.values())
+        if not np.isfinite(total):
+            raise UserError(
+                f"the loss is {total} at step {index + 1}; lower train.learning_rate (now {self.config.learning_rate})"
+            )
+        self.state.losses.append(total)
+        self.state.tokens += sum(group.tokens for group in groups)
+        for channel, count in counts.items():
+            self.state.tokens_by_channel[channel] = self.state.tokens_by_channel.get(channel, 0) + count
+        event = {"step": index + 1, "steps": self.plan.steps, "loss": total, "by_channel": by_channel}
+        self._log({**event, "tokens": self.state.tokens})
+
+    def _log(self, event: Mapping[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            append_checked(self.folder / "metrics.jsonl", [event])
+            self.report(event)
+
+    def _step(self, index: int, tokens: Mapping[str, int]) -> Step:
+        def seed_of(record_id: str) -> int:
+            text = f"{self.seed}/{index}/{record_id}"
+            return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+        def all_reduce(tensor: Tensor) -> Tensor:
+            return self.accelerator.reduce(tensor, "sum")
+
+        return Step(index=index, total=self.plan.steps, tokens=tokens, all_reduce=all_reduce, seed_of=seed_of)
+
+    def _due(self, done: int) -> float | None:
+        steps = {max(1, round(share * self.plan.steps)): share for share in self.config.looks}
+        return steps.get(done)
+
+    def _look(self, done: int) -> None:
+        share = self._due(done)
+        if share is None:
+            return
+        found: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            with kept_random_state():
+                self.module.eval()
+                found = [self.validate(self.module)]
+        broadcast_object_list(found)
+        accuracy, gold_probability, n = found[0]
+        look = Look(done, share, accuracy, gold_probability, n)
+        best = self._best()
+        self.state.looks.append(look)
+        if self.accelerator.is_main_process and (best is None or _merit(look) > _merit(best)):
+            save_tensors(self.folder / "best.safetensors", trainable_state(self.module))
+        self._log({"look": look._asdict()})
+
+    def _best(self) -> Look | None:
+        return max(self.state.looks, key=_merit, default=None)
+
+    def _save(self, done: int) -> None:
+        now = time.monotonic()
+        self.state.seconds, self._clock, self._saved = self.state.seconds + now - self._clock, now, now
+        if self.accelerator.is_main_process:
+            state = {**vars(self.state), "looks": [list(look) for look in self.state.looks]}
+            save_checkpoint(
+                self.folder / "checkpoints",
+                step=done,
+                module=self.module,
+                optimizer=self._inner(),
+                state=state,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _inner(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _resume(self) -> int:
+        found = load_checkpoint(self.folder / "checkpoints", module=self.module, optimizer=self._inner())
+        if found is None:
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            return 0
+        done, state = found
+        self.state = _State(**{**state, "looks": [Look(*look) for look in state["looks"]]})
+        self._rewind(done)
+        self.report({"resumed": done, "steps": self.plan.steps})
+        return done
+
+    def _rewind(self, done: int) -> None:
+        """Drop metrics of steps that the checkpoint does not hold; they are trained again."""
+        path = self.folder / "metrics.jsonl"
+        kept = [e for e in read_checked(path) if e.get("step", e.get("look", {}).get("step", 0)) <= done]
+        path.unlink(missing_ok=True)
+        append_checked(path, kept)
+
+    def _finish(self) -> Trained:
+        best = self._best()
+        selected = self.plan.steps
+        if self.config.select == "best" and best is not None:
+            load_trainable(self.module, load_file(self.folder / "best.safetensors"))
+            selected = best.step
+        return Trained(
+            steps=self.plan.steps,
+            tokens=self.state.tokens,
+            tokens_by_channel=dict(self.state.tokens_by_channel),
+            first_loss=self.state.losses[0],
+            last_loss=self.state.losses[-1],
+            looks=tuple(self.state.looks),
+            selected_step=selected,
+            seconds=self.state.seconds,
+        )
+
+
+def _merit(look: Look) -> tuple[float, float, int]:
+    return (look.accuracy, look.gold_probability, -look.step)
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Whatever runs inside may seed the generators (lm-eval does); training goes on as if it had not."""
+    tensors, plain = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(tensors, plain)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch before a student's new parameters are made."""
+    random.seed(seed)
+    set_seed(seed)

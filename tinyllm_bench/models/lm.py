@@ -1,0 +1,124 @@
+"""The module that training runs: logits at target positions only, chunk by chunk.
+
+Shape suffixes: B rows, T positions, N target positions of the batch, H hidden size, V vocabulary, C channels.
+The loss is made inside `forward`, because calling the backbone and the head apart would bypass DDP's or FSDP's wrapper.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from tinyllm_bench.base.errors import UserError
+
+PerChunk = Callable[[Tensor, slice], Tensor]
+
+
+class HasPositions(Protocol):
+    """What `LM.forward` reads of a batch."""
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+    decoder_input_ids_BT: Tensor | None
+    target_row_N: Tensor
+    target_position_N: Tensor
+
+
+class LM(nn.Module):
+    """A student or teacher: a transformers model of either family behind one call."""
+
+    def __init__(self, model: nn.Module, *, chunk_positions: int = 1024) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk_positions = chunk_positions
+
+    @property
+    def plain(self) -> PreTrainedModel:
+        """The transformers model itself; with LoRA, the one whose layers carry the adapters."""
+        wrapped: Any = self.model
+        return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether the model reads with an encoder and writes with a decoder (T5)."""
+        return bool(self.plain.config.is_encoder_decoder)
+
+    def forward(self, batch: HasPositions, per_chunk: PerChunk) -> Tensor:
+        """Sum over chunks of `per_chunk(logits_NV, rows)`.
+
+        `rows` are the chunk's target positions (a slice of 0..N); `per_chunk` returns a tensor of one fixed shape.
+        Chunks after the first are recomputed in the backward pass, so that memory holds one chunk of logits.
+        """
+        hidden_NH = self._hidden(batch)[batch.target_row_N, batch.target_position_N]
+        count = hidden_NH.shape[0]
+        parts = []
+        for start in range(0, max(count, 1), self.chunk_positions):
+            rows = slice(start, min(start + self.chunk_positions, count))
+            if count > self.chunk_positions and torch.is_grad_enabled():
+                parts.append(checkpoint(self._chunk, hidden_NH[rows], rows, per_chunk, use_reentrant=False))
+            else:
+                parts.append(self._chunk(hidden_NH[rows], rows, per_chunk))
+        return torch.stack(parts).sum(0)
+
+    def _chunk(self, hidden_NH: Tensor, rows: slice, per_chunk: PerChunk) -> Tensor:
+        return per_chunk(self.logits(hidden_NH), rows)
+
+    def _hidden(self, batch: HasPositions) -> Tensor:
+        model = self.plain
+        backbone = getattr(model, model.base_model_prefix) if not self.encoder_decoder else None
+        if backbone is not None:
+            return backbone(
+                input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
+            ).last_hidden_state
+        encoded = model.get_encoder()(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT)
+        return model.get_decoder()(
+            input_ids=batch.decoder_input_ids_BT,
+            encoder_hidden_states=encoded.last_hidden_state,
+            encoder_attention_mask=batch.attention_mask_BT,
+            use_cache=False,
+        ).last_hidden_state
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """The head with the family's scale and softcap: (N, H) to (N, V)."""
+        config = self.plain.config
+        if getattr(config, "scale_decoder_outputs", False):
+            hidden_NH = hidden_NH * config.d_model**-0.5
+        logits_NV = self.plain.get_output_embeddings()(hidden_NH)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Compare our head with the model's own on three tokens.
+
+        Raises:
+            UserError: this architecture scales its logits in a way that `logits` does not know.
+        """
+        was_training = self.training
+        self.eval()
+        device = next(self.parameters()).device
+        ids_BT = torch.tensor([[0, 1, 2]], device=device)
+        batch = _Probe(ids_BT, self.encoder_decoder)
+        decoder = {"decoder_input_ids": ids_BT} if self.encoder_decoder else {}
+        own_NV = self.plain(
+            input_ids=ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, **decoder
+        ).logits[0]
+        ours_NV = self.logits(self._hidden(batch)[0])
+        self.train(was_training)
+        if not torch.allclose(own_NV.float(), ours_NV.float(), rtol=1e-3, atol=1e-3):
+            raise UserError(
+                f"model type {self.plain.config.model_type!r} computes its logits in a way this project does not know;"
+                " use a Llama, Qwen, Gemma, SmolLM or T5 type student"
+            )
+
+
+class _Probe:
+    def __init__(self, ids_BT: Tensor, encoder_decoder: bool) -> None:
+        self.input_ids_BT = ids_BT
+        self.attention_mask_BT = torch.ones_like(ids_BT)
+        self.decoder_input_ids_BT = ids_BT if encoder_decoder else None
+        self.target_row_N = torch.zeros(3, dtype=torch.long, device=ids_BT.device)
+        self.target_position_N = torch.arange(3, device=ids_BT.device)

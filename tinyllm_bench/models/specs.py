@@ -1,0 +1,162 @@
+"""Model specs: the one line of text that names a student or a teacher.
+
+hf:NAME[@REVISION]  dir:FOLDER  gguf:FILE  bundled:NAME  run:CELL_ID    any role, may end in ?layers=START:STOP:STEP
+api:URL#MODEL  replay:SOURCE[#KEY]                                      teachers only
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from tinyllm_bench.base.errors import UserError, unknown_name
+
+Kind = Literal["hf", "dir", "gguf", "bundled", "api", "replay", "run"]
+Role = Literal["student", "teacher"]
+Layers = tuple[int, int, int]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+TEACHER_ONLY: tuple[Kind, ...] = ("api", "replay")
+ALLOWED = (
+    "hf:NAME@REVISION, dir:FOLDER, gguf:FILE, bundled:NAME, run:CELL_ID (each may end in ?layers=START:STOP:STEP); "
+    "for a teacher also api:URL#MODEL and replay:SOURCE#KEY"
+)
+
+_KIND = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(.*)", re.DOTALL)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_LAYERS = re.compile(r"(\d+):(\d+)(?::(\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A parsed spec. `layers` is a Python slice over the layers; `fragment` is the text after `#` of api and replay.
+
+    `text` is the canonical spelling: parsing it again gives an equal object.
+    """
+
+    kind: Kind
+    location: str
+    revision: str | None
+    layers: Layers | None
+    fragment: str | None
+    text: str
+
+
+def parse_spec(text: str, *, role: Role) -> ModelSpec:
+    """Read a model spec.
+
+    Raises:
+        UserError: no or an unknown kind, an empty or malformed part, a kind that the role cannot have. Whether the
+            model exists is `models.load.check_spec`'s question.
+    """
+    kind, rest = _split_kind(text.strip())
+    if role == "student" and kind in TEACHER_ONLY:
+        raise UserError(
+            f"model spec {text!r}: {kind}: can only be a teacher; a student needs weights: "
+            "hf:NAME, dir:FOLDER, gguf:FILE, bundled:NAME or run:CELL_ID"
+        )
+    fragment: str | None = None
+    layers: Layers | None = None
+    revision: str | None = None
+    if kind in TEACHER_ONLY:
+        rest, fragment = _split_fragment(text, rest)
+    else:
+        rest, layers = _split_layers(text, rest)
+    if kind == "hf":
+        rest, revision = _split_revision(text, rest)
+    _check_location(text, kind, rest, fragment)
+    return ModelSpec(kind, rest, revision, layers, fragment, _canonical(kind, rest, revision, layers, fragment))
+
+
+def _canonical(kind: Kind, location: str, revision: str | None, layers: Layers | None, fragment: str | None) -> str:
+    text = f"{kind}:{location}"
+    if revision is not None:
+        text += f"@{revision}"
+    if layers is not None:
+        text += "?layers=" + ":".join(str(part) for part in layers)
+    return text if fragment is None else f"{text}#{fragment}"
+
+
+def _split_kind(text: str) -> tuple[Kind, str]:
+    found = _KIND.fullmatch(text)
+    if found is None:
+        raise _without_kind(text)
+    kind, rest = found.groups()
+    for known in KINDS:
+        if kind == known:
+            return known, rest
+    error = unknown_name("model kind", kind, KINDS)
+    raise UserError(f"model spec {text!r}: {error} Allowed: {ALLOWED}.")
+
+
+def _without_kind(text: str) -> UserError:
+    """The error for a spec that has no `kind:` in front, with the spelling that was probably meant."""
+    if text and Path(text.split("?")[0]).expanduser().is_dir():
+        fix = f"for this folder write dir:{text}"
+    elif text.endswith(".gguf"):
+        fix = f"for this file write gguf:{text}"
+    elif text.count("/") == 1 and _HUB_NAME.fullmatch(text.split("@")[0].split("?")[0]):
+        fix = f"for a model of the Hugging Face hub write hf:{text}, for a folder dir:{text}"
+    else:
+        fix = "begin with one of these, for instance bundled:smollm2-135m"
+    return UserError(f"model spec {text!r} has no kind; {fix}. Allowed: {ALLOWED}.")
+
+
+def _split_fragment(text: str, rest: str) -> tuple[str, str | None]:
+    location, mark, fragment = rest.partition("#")
+    if mark and not fragment:
+        raise UserError(f"model spec {text!r}: nothing after '#'; write the model or channel name there")
+    return location, fragment or None
+
+
+def _split_revision(text: str, rest: str) -> tuple[str, str | None]:
+    location, mark, revision = rest.partition("@")
+    if mark and not revision:
+        raise UserError(f"model spec {text!r}: nothing after '@'; write a commit, tag or branch, or drop the '@'")
+    return location, revision or None
+
+
+def _split_layers(text: str, rest: str) -> tuple[str, Layers | None]:
+    location, mark, option = rest.rpartition("?")
+    if not mark:
+        return rest, None
+    name, _, value = option.partition("=")
+    if name != "layers":
+        raise UserError(f"model spec {text!r}: unknown option {name!r}; allowed: ?layers=START:STOP:STEP")
+    return location, _layers(text, value)
+
+
+def _layers(text: str, value: str) -> Layers:
+    found = _LAYERS.fullmatch(value)
+    if found is None:
+        raise UserError(
+            f"model spec {text!r}: layers {value!r} is not START:STOP:STEP in whole numbers; "
+            "?layers=0:30:3 keeps layers 0, 3, ..., 27"
+        )
+    start, stop, step = int(found[1]), int(found[2]), int(found[3] or 1)
+    if step < 1:
+        raise UserError(f"model spec {text!r}: the step of layers {value!r} must be at least 1")
+    if start >= stop:
+        raise UserError(f"model spec {text!r}: layers {value!r} keeps no layer; START must be below STOP")
+    return start, stop, step
+
+
+def _check_location(text: str, kind: Kind, location: str, fragment: str | None) -> None:
+    if not location:
+        raise UserError(f"model spec {text!r}: nothing after '{kind}:'. Allowed: {ALLOWED}.")
+    if kind == "hf" and not _HUB_NAME.fullmatch(location):
+        raise UserError(
+            f"model spec {text!r}: {location!r} is no hub name; write hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
+        )
+    if kind in ("bundled", "run") and not _PLAIN_NAME.fullmatch(location):
+        raise UserError(f"model spec {text!r}: {location!r} is no name; allowed are letters, digits, '.', '_' and '-'")
+    if kind == "api":
+        _check_api(text, location, fragment)
+
+
+def _check_api(text: str, location: str, fragment: str | None) -> None:
+    if not location.startswith(("http://", "https://")):
+        raise UserError(f"model spec {text!r}: {location!r} is no http:// or https:// address; write api:URL#MODEL")
+    if fragment is None:
+        raise UserError(f"model spec {text!r}: no model named; write api:{location}#MODEL")

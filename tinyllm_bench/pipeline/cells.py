@@ -1,0 +1,229 @@
+"""Cells: one method or anchor on one task, in one reading, with one seed; its identity decides its run id."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tinyllm_bench import __version__
+from tinyllm_bench.base.config import Resolved
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import digest, digest_file, read_json
+from tinyllm_bench.base.plugins import load_task, names
+from tinyllm_bench.data.facts import SplitFacts
+from tinyllm_bench.data.prompts import Ask
+from tinyllm_bench.data.records import READINGS, Reading, Split, TaskInfo, TaskRecord, cut_context
+from tinyllm_bench.data.sources import Source, find_source, load_split, manifest
+from tinyllm_bench.data.subsets import stratified_subset
+from tinyllm_bench.learn.method import Method
+from tinyllm_bench.models.load import check_spec, spec_folder
+from tinyllm_bench.models.specs import ModelSpec, parse_spec
+from tinyllm_bench.pipeline.request import (
+    Preset,
+    Request,
+    check_method_keys,
+    default_preset,
+    expand,
+    load_preset,
+    settings_of,
+)
+from tinyllm_bench.pipeline.schema import BenchConfig
+from tinyllm_bench.teach.teachers import Teacher, open_teacher
+
+ANCHORS = ("random", "majority", "zero_shot", "few_shot")
+# Settings that say where and how fast, not what: they do not make another cell.
+_PLACE = (("data", "dir"), ("data", "source"), ("train", "checkpoint_seconds"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Everything one run needs, resolved and checked. `origin` says for each setting the layer it came from."""
+
+    kind: Literal["method", "anchor"]
+    name: str
+    label: str
+    task: TaskInfo
+    reading: Reading
+    seed: int
+    config: BenchConfig
+    origin: Mapping[str, str]
+    method: Method | None
+    student: ModelSpec
+    source: Source
+    data: Mapping[str, SplitFacts]
+    teachers: tuple[Teacher, ...]
+    notes: tuple[str, ...]
+    asked: Mapping[str, Any]
+
+    @property
+    def ask(self) -> Ask:
+        """The wording of this cell's prompts."""
+        data = self.config.data
+        return Ask(
+            reading=self.reading, style=data.style, rationale_context=data.rationale_context, markers=data.markers
+        )
+
+    def records(self, split: Split) -> tuple[TaskRecord, ...]:
+        """The cell's records of a split, whole contexts: the training subset, validation ids, scored test ids."""
+        limits = {
+            "train": self.config.data.train_limit,
+            "valid": self.config.eval.valid_limit,
+            "test": self.config.eval.limit,
+        }
+        records, limit = load_split(self.source, self.task.name, split), limits[split]
+        return records if limit is None else stratified_subset(records, limit, salt=split)
+
+    def asked_records(self, split: Split) -> tuple[TaskRecord, ...]:
+        """The same records as they are asked, passages cut to `data.max_context_words`."""
+        return tuple(cut_context(record, self.config.data.max_context_words) for record in self.records(split))
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this cell this cell; its digest is the run id."""
+        config = self.config.model_dump(mode="json")
+        for group, key in _PLACE:
+            config[group].pop(key)
+        config["teachers"] = [teacher.spec for teacher in self.teachers]
+        if self.kind == "anchor":
+            config = {key: config[key] for key in ("data", "eval", "backend")}
+        return {
+            "version": __version__,
+            "cell": [self.kind, self.name, self.task.name, self.task.version, self.reading, self.seed],
+            "config": config,
+            "data": {split: facts["digest"] for split, facts in self.data.items()},
+            "student": None if self.name in ("random", "majority") else model_identity(self.student),
+        }
+
+    @property
+    def run_id(self) -> str:
+        """A readable name with the digest of the cell."""
+        return f"{self.name}-{self.task.name}-{self.reading}-s{self.seed}-{digest(self.identity())[:10]}"
+
+
+def model_identity(spec: ModelSpec) -> Any:
+    """What a spec stands for: file digests of a local folder, the manifest of a bundled model, else the spec's text."""
+    folder = spec_folder(spec)
+    if folder is None:
+        return spec.text
+    made = folder / "manifest.json"
+    files = read_json(made) if made.exists() else {f.name: digest_file(f) for f in sorted(folder.glob("*.safetensors"))}
+    return [spec.kind, spec.layers, files]
+
+
+def plan_cells(request: Request, *, anchors: bool = False) -> tuple[str, list[Cell]]:
+    """Resolve a request into cells, every one checked before anything expensive starts.
+
+    Returns:
+        The preset's name and the cells: tasks, then seeds, then methods and their variants (or anchors).
+    """
+    preset = load_preset(request.preset or default_preset())
+    methods = expand("method", request.methods)
+    check_method_keys(request, methods)
+    cells: list[Cell] = []
+    for task in expand("task", request.tasks):
+        if anchors:
+            cells += [_anchor(request, preset, task, name) for name in ANCHORS]
+            continue
+        for seed in range(request.seeds):
+            for method in methods:
+                variants = {"": {}, **preset.variants.get(method, {})}
+                cells += [_method(request, preset, task, method, seed, v, values) for v, values in variants.items()]
+    if not cells:
+        raise UserError(f"nothing to run: give --method (of {', '.join(names('method'))}) and --task")
+    return preset.name, cells
+
+
+def choose_reading(wanted: str, offered: tuple[Reading, ...], answered: tuple[Reading, ...]) -> Reading:
+    """The wanted reading where task and method both allow it; `auto` and everything else fall back to what both allow.
+
+    Raises:
+        UserError: task and method share no reading.
+    """
+    both = [reading for reading in READINGS if reading in offered and reading in answered]
+    if not both:
+        raise UserError(
+            f"the task offers {', '.join(offered)}, the method answers {', '.join(answered)}: nothing shared"
+        )
+    return next((reading for reading in both if reading == wanted), both[0])
+
+
+def _method(
+    request: Request, preset: Preset, task: str, name: str, seed: int, variant: str, values: Mapping[str, Any]
+) -> Cell:
+    found, method = settings_of(request, preset, method=name, task=task, variant=values)
+    assert method is not None
+    config: BenchConfig = found.config
+    info: TaskInfo = load_task(task)
+    teachers, notes = _teachers(config, method, info.name)
+    if (config.budget.student_tokens is None) == (config.budget.epochs is None):
+        raise UserError("set exactly one of budget.student_tokens and budget.epochs (the other to null)")
+    if not teachers and method.needs().annotations:
+        raise UserError(f"{name} needs rationales and no teacher has any for task {task}")
+    return _cell(
+        request, found, "method", name, f"{name} ({variant})" if variant else name, info, seed, method, teachers, notes
+    )
+
+
+def _anchor(request: Request, preset: Preset, task: str, name: str) -> Cell:
+    found, _ = settings_of(request, preset, method=None, task=task, variant={})
+    shots = f" ({found.config.eval.shots} shots)" if name == "few_shot" else ""
+    return _cell(request, found, "anchor", name, f"{name}{shots}", load_task(task), 0, None, (), ())
+
+
+def _cell(
+    request: Request,
+    found: Resolved,
+    kind: Literal["method", "anchor"],
+    name: str,
+    label: str,
+    info: TaskInfo,
+    seed: int,
+    method: Method | None,
+    teachers: tuple[Teacher, ...],
+    notes: tuple[str, ...],
+) -> Cell:
+    config: BenchConfig = found.config
+    source = find_source(config.data.source, config.data.dir)
+    student = parse_spec(config.student.model, role="student")
+    check_spec(student)
+    answered = method.readings if method is not None else READINGS
+    return Cell(
+        kind=kind,
+        name=name,
+        label=label,
+        task=info,
+        reading=choose_reading(config.eval.reading, info.readings, answered),
+        seed=seed,
+        config=config,
+        origin=found.origin,
+        method=method,
+        student=student,
+        source=source,
+        data=manifest(source, info.name),
+        teachers=teachers,
+        notes=notes,
+        asked=request.asked(),
+    )
+
+
+def _teachers(config: BenchConfig, method: Method, task: str) -> tuple[tuple[Teacher, ...], tuple[str, ...]]:
+    """The teachers a method uses on a task, opened; those without a text for it are refused or dropped with a note."""
+    needs = method.needs()
+    if not needs.annotations and needs.signal == "none":
+        return (), ()
+    opened: dict[str, Teacher] = {}
+    notes: list[str] = []
+    missing: list[str] = []
+    for text in config.teachers:
+        spec = parse_spec(text, role="teacher")
+        teacher = open_teacher(spec, task, data_dir=config.data.dir, filters=config.annotations.filters)
+        if teacher is not None:
+            opened[teacher.key] = teacher
+        elif config.annotations.on_missing_teacher == "drop":
+            notes.append(f"teacher {text} has no text for {task} and was dropped")
+            missing.append(spec.fragment or text)
+        else:
+            raise UserError(
+                f"teacher {text} has no text for task {task}; remove it from `teachers`"
+                " or set annotations.on_missing_teacher=drop"
+            )
+    used = method.uses([*opened, *missing])
+    return tuple(opened[key] for key in used if key in opened), tuple(notes)

@@ -1,0 +1,181 @@
+"""Stage 3: ask the student the test records, in fixed chunks of 32, and keep every answer.
+
+A chunk is redone whole after a crash, so that an interrupted run ends with the same bytes as an uninterrupted one.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import zstandard
+
+from tinyllm_bench.base.files import append_checked, canonical_json, read_checked, write_bytes
+from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
+from tinyllm_bench.evaluate.anchors import guess_majority, guess_random
+from tinyllm_bench.evaluate.hf import hf_lm
+from tinyllm_bench.evaluate.runner import answer
+from tinyllm_bench.evaluate.vllm import VllmEngine, backend_for
+from tinyllm_bench.models.load import Loaded, load_model, needs_bos, save_model, spec_folder
+from tinyllm_bench.models.specs import ModelSpec
+from tinyllm_bench.pipeline.annotate import Report
+from tinyllm_bench.pipeline.cells import Cell
+from tinyllm_bench.pipeline.teach_student import asked_of, device_of
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+
+CHUNK = 32
+
+
+class Engines:
+    """What outlives a cell: the one vLLM child of a run, started when first needed. A context manager."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._vllm: VllmEngine | None = None
+
+    def __enter__(self) -> "Engines":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def vllm(self) -> VllmEngine:
+        """The engine, started once."""
+        if self._vllm is None:
+            self._vllm = self._stack.enter_context(VllmEngine())
+        return self._vllm
+
+
+class Asker(NamedTuple):
+    """A student ready to be asked: the lm-eval model, the backend's name, and whether its chat template is used."""
+
+    lm: "LM"
+    backend: str
+    chat: bool
+
+
+def predictions_file(cell: Cell, folder: Path) -> Path:
+    """Where a cell's predictions are kept."""
+    return folder / "predictions" / f"{cell.task.name}.jsonl.zst"
+
+
+def load_predictions(file: Path) -> list[Prediction]:
+    """Stored predictions, in the order they were asked."""
+    lines = zstandard.ZstdDecompressor().decompress(file.read_bytes(), max_output_size=1 << 31).decode().splitlines()
+    return [_read(json.loads(line)) for line in lines]
+
+
+def _read(row: dict[str, Any]) -> Prediction:
+    row = {**row, "option_logprobs": tuple(row["option_logprobs"]), "option_chars": tuple(row["option_chars"])}
+    return Prediction(**{**row, "samples": tuple(Sample(**sample) for sample in row["samples"])})
+
+
+def predictions_digest(predictions: Sequence[Prediction]) -> str:
+    """SHA-256 of the predictions' JSON lines, uncompressed."""
+    return hashlib.sha256(_lines(predictions)).hexdigest()
+
+
+def _lines(predictions: Sequence[Prediction]) -> bytes:
+    return "".join(canonical_json(asdict(prediction)) + "\n" for prediction in predictions).encode()
+
+
+def predict(
+    cell: Cell,
+    folder: Path,
+    records: Sequence[TaskRecord],
+    ask: Callable[[Sequence[str]], list[Prediction]],
+    *,
+    report: Report,
+) -> list[Prediction]:
+    """Answers to `records` in order; chunks already on the disk are kept, the rest is asked.
+
+    `ask` answers the records of one chunk, given their ids.
+    """
+    file = predictions_file(cell, folder)
+    if file.exists():
+        return load_predictions(file)
+    part = file.with_name(f"{cell.task.name}.part.jsonl")
+    have = {row["chunk"]: row["predictions"] for row in read_checked(part)}
+    result: list[Prediction] = []
+    for number, start in enumerate(range(0, len(records), CHUNK)):
+        if number not in have:
+            answers = ask([record.id for record in records[start : start + CHUNK]])
+            have[number] = [asdict(a) for a in answers]
+            append_checked(part, [{"chunk": number, "predictions": have[number]}])
+        result += [_read(row) for row in have[number]]
+        report({"predicted": len(result), "of": len(records)})
+    write_bytes(file, zstandard.ZstdCompressor(level=10).compress(_lines(result)))
+    part.unlink()
+    return result
+
+
+class StudentAsker:
+    """Asks one cell's student, loaded when the first chunk is really asked."""
+
+    def __init__(self, cell: Cell, student: ModelSpec, engines: Engines, scratch: Path) -> None:
+        self.cell, self.student, self.engines, self.scratch = cell, student, engines, scratch
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The student in transformers."""
+        return load_model(self.student, dtype=self.cell.config.student.dtype, device=device_of(self.cell))
+
+    @cached_property
+    def asker(self) -> Asker:
+        """The student behind the backend that the settings and its family allow."""
+        config, model = self.cell.config, self.loaded.model
+        backend = backend_for(config.backend.engine, self.cell.reading, bool(model.config.is_encoder_decoder))
+        if backend == "vllm":
+            return Asker(self.engines.vllm().lm(self._folder()), backend, self.chat)
+        tokenizer = self.loaded.tokenizer
+        lm = hf_lm(
+            model,
+            tokenizer,
+            batch_size=config.eval.batch_size,
+            device=device_of(self.cell),
+            add_bos=needs_bos(model, tokenizer) or None,
+        )
+        return Asker(lm, backend, self.chat)
+
+    @property
+    def chat(self) -> bool:
+        """Anchors of instruction-tuned models are asked through their own chat template where it can be compared.
+
+        Ranking readings compare continuations, which a template changes; there it needs `eval.chat_template=always`.
+        """
+        mode = self.cell.config.eval.chat_template
+        if self.cell.kind != "anchor" or mode == "never" or self.loaded.tokenizer.chat_template is None:
+            return False
+        return mode == "always" or self.cell.reading == "gen"
+
+    def _folder(self) -> Path:
+        folder = spec_folder(self.student)
+        if folder is not None and self.student.layers is None:
+            return folder
+        save_model(self.loaded, self.scratch)
+        return self.scratch
+
+    def ask(self, ids: Sequence[str]) -> list[Prediction]:
+        """Answers to test records."""
+        shots = self.cell.config.eval.shots if self.cell.name == "few_shot" else 0
+        return answer(self.asker.lm, asked_of(self.cell, "test", ids, shots=shots, chat=self.asker.chat))
+
+
+def guesser(cell: Cell) -> Callable[[Sequence[str]], list[Prediction]]:
+    """The anchors that read nothing: a seeded guess, or the training split's most frequent answer position."""
+    records = {record.id: record for record in cell.records("test")}
+    train = cell.records("train")
+
+    def ask(ids: Sequence[str]) -> list[Prediction]:
+        asked = [records[i] for i in ids]
+        return (
+            guess_random(asked, cell.reading) if cell.name == "random" else guess_majority(asked, train, cell.reading)
+        )
+
+    return ask

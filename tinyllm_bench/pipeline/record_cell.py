@@ -1,0 +1,186 @@
+"""Stage 4: the run record of a finished cell, made from what the stages left behind."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tinyllm_bench.answers.parser import PARSER_VERSION
+from tinyllm_bench.base import provenance
+from tinyllm_bench.base.files import digest
+from tinyllm_bench.data.records import Prediction, TaskRecord
+from tinyllm_bench.evaluate.anchors import chance
+from tinyllm_bench.evaluate.scoring import TaskScore, score
+from tinyllm_bench.pipeline.cells import Cell
+from tinyllm_bench.pipeline.predict import predictions_digest
+from tinyllm_bench.report.record import (
+    BackendInfo,
+    Budget,
+    DataInfo,
+    GitInfo,
+    ModelInfo,
+    RunRecord,
+    Score,
+    TeacherInfo,
+    Training,
+    ids_digest,
+    protocol_hash,
+)
+
+_METRICS = {"cloze": "log-probability per character", "mc": "log-probability", "gen": "parsed answer"}
+
+
+def protocol_of(cell: Cell, records: Sequence[TaskRecord]) -> dict[str, Any]:
+    """What two rows must share to stand in one table; the marker belongs to the method, not to the protocol."""
+    asked = [[record.id, cell.ask.context(record), list(cell.ask.options(record))] for record in records]
+    return {
+        "task": cell.task.name,
+        "version": cell.task.version,
+        "scored_ids_digest": ids_digest(record.id for record in records),
+        "n": len(records),
+        "reading": cell.reading,
+        "prompt_digest": digest(asked),
+        "parser_version": str(PARSER_VERSION),
+        "metric": f"accuracy by {_METRICS[cell.reading]}",
+        "max_context_words": cell.config.data.max_context_words,
+    }
+
+
+def make_record(
+    cell: Cell,
+    predictions: Sequence[Prediction],
+    *,
+    training: Mapping[str, Any] | None,
+    annotations: Sequence[Mapping[str, Any]],
+    asked: Mapping[str, Any],
+    spent: Mapping[str, Any],
+    test_looks: int,
+    command: str,
+) -> RunRecord:
+    """The record of a cell.
+
+    `training` is the result of the training stage (None for an anchor), `asked` what the asker tells of the student
+    and its
+    backend, `spent` wall seconds, peak bytes and device.
+    """
+    records = cell.asked_records("test")
+    whole = {record.id: record for record in cell.records("test")}
+    cut = sum(record.context != whole[record.id].context for record in records)
+    found = score(predictions, records, context_cut=cut)
+    protocol = protocol_of(cell, records)
+    commit, dirty = provenance.git_state()
+    return RunRecord(
+        run_id=cell.run_id,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        kind=cell.kind,
+        name=cell.name,
+        label=cell.label,
+        sample=cell.source.kind == "sample",
+        task=cell.task.name,
+        task_version=cell.task.version,
+        reading=cell.reading,
+        seed=cell.seed,
+        asked=dict(cell.asked),
+        config=_config(cell),
+        protocol=protocol,
+        protocol_hash=protocol_hash(protocol),
+        student=_student(cell, training, asked),
+        teachers=tuple(
+            TeacherInfo(spec=t.spec, note="recorded text", gold_visible=t.gold_visible) for t in cell.teachers
+        ),
+        data=_data(cell),
+        annotations=tuple(dict(counts) for counts in annotations),
+        budget=_budget(cell, training, spent),
+        training=_training(cell, training),
+        score=_score(found),
+        secondary={} if found.accuracy_plain is None else {"accuracy_plain": found.accuracy_plain},
+        expected_accuracy=chance(records) if cell.name == "random" else None,
+        chance=chance(records),
+        test_looks=test_looks,
+        notes=_notes(cell, training),
+        items=tuple((p.record_id, p.answer, int(p.correct)) for p in predictions),
+        predictions_digest=predictions_digest(predictions),
+        backend=BackendInfo(**asked["backend"]) if "backend" in asked else None,
+        git=GitInfo(commit=commit, dirty=dirty),
+        packages=provenance.packages(),
+        command=command,
+    )
+
+
+def _config(cell: Cell) -> dict[str, Any]:
+    config = cell.config.model_dump(mode="json")
+    config["data"].pop("dir")  # a place on somebody's machine; the data's digests stand in `data`
+    return config
+
+
+def _student(cell: Cell, training: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> ModelInfo | None:
+    if "student" not in asked:
+        return None
+    initial = training["initial_digest"] if training else None
+    return ModelInfo(spec=cell.student.text, initial_digest=initial, **asked["student"])
+
+
+def _data(cell: Cell) -> DataInfo:
+    train, valid = (cell.records(split) for split in ("train", "valid"))
+    trained = cell.kind == "method"
+    return DataInfo(
+        source=cell.source.kind,
+        splits={split: dict(facts) for split, facts in cell.data.items()},
+        train_ids_digest=ids_digest(r.id for r in train) if trained else None,
+        n_train=len(train) if trained else None,
+        valid_ids_digest=ids_digest(r.id for r in valid) if trained else None,
+    )
+
+
+def _budget(cell: Cell, training: Mapping[str, Any] | None, spent: Mapping[str, Any]) -> Budget:
+    common = {key: spent[key] for key in ("seconds", "peak_memory_bytes", "device")}
+    if training is None:
+        return Budget(**common)
+    tokens, seconds = training["student_tokens"], training["seconds"]
+    targets = sum(training["tokens_by_channel"].values())
+    return Budget(
+        asked_student_tokens=cell.config.budget.student_tokens,
+        student_tokens=tokens,
+        tokens_by_channel=training["tokens_by_channel"],
+        prompt_tokens=tokens - targets,
+        target_tokens=targets,
+        steps=training["steps"],
+        epochs=training["epochs"],
+        train_flops=6.0 * training["parameters"] * tokens,
+        train_seconds=seconds,
+        tokens_per_second=round(tokens / seconds, 2) if seconds else None,
+        **common,
+    )
+
+
+def _training(cell: Cell, training: Mapping[str, Any] | None) -> Training | None:
+    if training is None:
+        return None
+    return Training(
+        steps=training["steps"],
+        first_loss=training["first_loss"],
+        last_loss=training["last_loss"],
+        looks=tuple(dict(look) for look in training["looks"]),
+        select=cell.config.train.select,
+    )
+
+
+def _score(found: TaskScore) -> Score:
+    return Score(
+        n=found.n,
+        correct=found.correct,
+        wrong=found.wrong,
+        unparsed=found.unparsed,
+        hit_token_limit=found.hit_token_limit,
+        context_cut=found.context_cut,
+        ties=found.ties,
+    )
+
+
+def _notes(cell: Cell, training: Mapping[str, Any] | None) -> tuple[str, ...]:
+    notes = list(cell.notes)
+    if cell.name == "random":
+        notes.append("items are one seeded guess each; the accuracy shown is the exact expectation")
+    if training and training["targets_cut"]:
+        limit = cell.config.train.max_target_tokens
+        notes.append(f"{training['targets_cut']} training targets were cut at {limit} tokens")
+    return tuple(notes)

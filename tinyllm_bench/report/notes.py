@@ -1,0 +1,110 @@
+"""The sentences under a table: what its numbers alone would hide."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from tinyllm_bench.report.record import RunRecord
+from tinyllm_bench.report.rows import Lift, Row
+
+
+def section_notes(rows: Sequence[Row], lifts: Sequence[Lift], floor_title: str) -> list[str]:
+    """Every note of a section, in a fixed order and without repetition."""
+    found = [
+        *_sample(rows),
+        *_meaning(lifts, rows),
+        *_no_gain(rows, lifts, floor_title),
+        *_reading_problems(rows),
+        *_cut_context(rows),
+        *_teachers(rows),
+        *_looks(rows),
+        *_own(rows),
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _runs(rows: Sequence[Row]) -> Iterator[tuple[str, RunRecord]]:
+    """Every run with the name it has in a note."""
+    for row in rows:
+        for record in row.records:
+            yield row.label if len(row.records) == 1 else f"{row.label}, seed {record.seed}", record
+
+
+def _share(count: int, n: int) -> str:
+    return f"{count} of {n} ({100 * count / n:.1f} %)"
+
+
+def _sample(rows: Sequence[Row]) -> Iterable[str]:
+    if any(row.first.sample for row in rows):
+        yield (
+            "Made from this project's own sample questions: it shows that the machine runs, not which method is better."
+        )
+
+
+def _meaning(lifts: Sequence[Lift], rows: Sequence[Row]) -> Iterable[str]:
+    if any(lift.low is not None and lift.seeds == 1 for lift in lifts):
+        yield (
+            "A lift's interval is Newcombe's paired 95 % interval over the same questions, for these trained "
+            "students, one seed; how results move between seeds is not in it."
+        )
+    if any(len(row.records) > 1 for row in rows):
+        yield (
+            "Several seeds: the mean, and from the smallest to the largest run; nothing is pooled, and a range is "
+            "not an interval (full statistics come later)."
+        )
+
+
+def _no_gain(rows: Sequence[Row], lifts: Sequence[Lift], floor_title: str) -> Iterable[str]:
+    for row, lift in zip(rows, lifts, strict=True):
+        if lift.low is None or lift.beats:
+            continue
+        span = "interval of its lift" if lift.seeds == 1 else "range of its lift over seeds"
+        negative = lift.high is not None and lift.high < 0
+        reason = "is below zero" if negative else "includes zero"
+        yield f"{row.label} ({row.student}) does not beat {floor_title} here: the {span} {reason}."
+
+
+def _reading_problems(rows: Sequence[Row]) -> Iterable[str]:
+    for name, record in _runs(rows):
+        score = record.score
+        if score and 2 * score.unparsed > score.n:
+            yield (
+                f"{name}: no answer could be read in {_share(score.unparsed, score.n)} questions, more than half; "
+                "its accuracy says little about what the model knows."
+            )
+        if score and score.hit_token_limit:
+            yield f"{name}: {_share(score.hit_token_limit, score.n)} answers hit the token limit."
+        if score and score.ties:
+            yield f"{name}: {_share(score.ties, score.n)} questions ended in a tie: the first option wins."
+
+
+def _cut_context(rows: Sequence[Row]) -> Iterable[str]:
+    for _, record in _runs(rows):
+        if record.score and record.score.context_cut:
+            words = record.protocol["max_context_words"]
+            yield (
+                f"The context was cut to its last {words} words in "
+                f"{_share(record.score.context_cut, record.score.n)} questions."
+            )
+
+
+def _teachers(rows: Sequence[Row]) -> Iterable[str]:
+    for row in rows:
+        for teacher in row.first.teachers:
+            if teacher.gold_visible:
+                yield f"{row.label}: teacher {teacher.spec} saw the right answer when it wrote its texts."
+        for info in row.first.annotations:
+            if info.control:
+                yield f"{row.label}: the {info.kind} texts of {info.teacher} are a control ({info.control})."
+
+
+def _looks(rows: Sequence[Row]) -> Iterable[str]:
+    for name, record in _runs(rows):
+        if record.test_looks > 1:
+            yield f"{name}: {record.test_looks} looks at the test split; more than one makes a number optimistic."
+
+
+def _own(rows: Sequence[Row]) -> Iterable[str]:
+    for name, record in _runs(rows):
+        if record.student and record.student.chat_template:
+            yield f"{name}: asked through the model's own chat template."
+        for note in record.notes:
+            yield f"{name}: {' '.join(note.split())}"

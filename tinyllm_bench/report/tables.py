@@ -1,0 +1,239 @@
+"""A board's sections as plain data (cells are text), and their two renderings: Markdown and terminal."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tinyllm_bench.report.notes import section_notes
+from tinyllm_bench.report.record import RunRecord, protocol_difference
+from tinyllm_bench.report.rows import Lift, Row, lift_over_floor, make_rows
+from tinyllm_bench.report.stats import chance_corrected, over_seeds, wilson
+
+NOT_MEASURABLE = "not measurable (recorded text)"
+Cells = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardNames:
+    """The words a board brings along: its floor method, what to call it, the order of its rows."""
+
+    floor: str
+    floor_title: str
+    order: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One table: rows of one task, reading and protocol. `runs` are the cells of the details table."""
+
+    title: str
+    facts: str
+    records: tuple[RunRecord, ...]
+    rows: tuple[Row, ...]
+    table: tuple[Cells, ...]
+    notes: tuple[str, ...]
+    runs: tuple[Cells, ...]
+
+
+def make_section(records: Sequence[RunRecord], others: Sequence[RunRecord], names: BoardNames) -> Section:
+    """One section from the records of one protocol; `others`: one record of each rival protocol of its task."""
+    rows = make_rows(records, names.order)
+    lifts = [lift_over_floor(row, rows, names.floor) for row in rows]
+    first = rows[0].first
+    sample = any(record.sample for record in records)
+    title = f"{first.task}, {first.reading} reading, {first.protocol['n']} questions"
+    return Section(
+        title=f"{title} (sample data)" if sample else title,
+        facts=_facts(first, others),
+        records=tuple(records),
+        rows=tuple(rows),
+        table=tuple(_table(rows, lifts, names)),
+        notes=tuple(section_notes(rows, lifts, names.floor_title)),
+        runs=tuple(_run_cells(row, record) for row in rows for record in row.records),
+    )
+
+
+def _facts(first: RunRecord, others: Sequence[RunRecord]) -> str:
+    told = [
+        f"Protocol {first.protocol_hash[:12]}",
+        f"task version {first.task_version}",
+        f"metric {first.protocol['metric']}",
+        f"chance {percent(first.chance)} %",
+    ]
+    differs = [
+        f" Not comparable with protocol {other.protocol_hash[:12]}: it differs in "
+        f"{', '.join(protocol_difference(first.protocol, other.protocol))}."
+        for other in others
+    ]
+    return ", ".join(told) + "." + "".join(differs)
+
+
+def percent(share: float) -> str:
+    """A share as per cent with one decimal."""
+    return f"{100 * share:.1f}"
+
+
+def points(share: float) -> str:
+    """A difference of shares as signed points with one decimal; what rounds to nothing has no sign."""
+    text = f"{100 * share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def duration(seconds: float) -> str:
+    """Wall time for people: `42 s`, `7 min 02 s`, `1 h 04 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _table(rows: Sequence[Row], lifts: Sequence[Lift], names: BoardNames) -> list[Cells]:
+    secondary = sorted({key for row in rows for record in row.records for key in record.secondary})
+    unparsed = any(record.score and record.score.unparsed for row in rows for record in row.records)
+    several = any(len(row.records) > 1 for row in rows)
+    interval = "95 % Wilson interval (one run) or range over seeds" if several else "95 % Wilson interval"
+    cells = []
+    for row, lift in zip(rows, lifts, strict=True):
+        line = {
+            "row": marked(row),
+            "student": row.student or "-",
+            "accuracy %": percent(row.accuracy.mean) if row.accuracy else NOT_MEASURABLE,
+            interval: _interval(row),
+            "n": str(row.first.protocol["n"]) if row.accuracy else "-",
+            "seeds": _seeds(row),
+        }
+        if unparsed:
+            line["unparsed"] = _unparsed(row)
+        line[f"lift over {names.floor} at equal budget (points)"] = _lift_text(lift)
+        line["student tokens"] = "-" if row.is_anchor else f"{round(row.tokens):,}"
+        line["wall time"] = duration(row.seconds) if row.seconds else "-"
+        line |= {f"{key.replace('_', ' ')} %": _secondary(row, key) for key in secondary}
+        cells.append(line)
+    return _with_recorded_teachers(rows, cells)
+
+
+def marked(row: Row) -> str:
+    """The row's label, with the word sample where its data is sample data."""
+    return f"{row.label} [sample]" if row.first.sample else row.label
+
+
+def _interval(row: Row) -> str:
+    score = row.first.score
+    if row.first.expected_accuracy is not None:
+        return "exact"
+    if row.accuracy is None or score is None:
+        return "-"
+    if len(row.records) > 1:
+        return f"{percent(row.accuracy.low)} to {percent(row.accuracy.high)} (range over seeds)"
+    low, high = wilson(score.correct, score.n)
+    return f"{percent(low)} to {percent(high)}"
+
+
+def _seeds(row: Row) -> str:
+    return str(len(row.records)) if row.first.score and row.first.expected_accuracy is None else "-"
+
+
+def _unparsed(row: Row) -> str:
+    scores = [record.score for record in row.records if record.score]
+    if not scores or row.first.expected_accuracy is not None:
+        return "-"
+    found, total = sum(score.unparsed for score in scores), sum(score.n for score in scores)
+    return f"{found} of {total}" if found else "0"
+
+
+def _secondary(row: Row, key: str) -> str:
+    found = [record.secondary[key] for record in row.records if key in record.secondary]
+    return percent(over_seeds(found).mean) if len(found) == len(row.records) else "-"
+
+
+def _lift_text(lift: Lift) -> str:
+    if lift.value is None:
+        return lift.why_not or "-"
+    if lift.low is None or lift.high is None:
+        return f"{points(lift.value)} (other seeds: no interval)"
+    span = f"{points(lift.low)} to {points(lift.high)}"
+    return f"{points(lift.value)} ({span}{f', range over {lift.seeds} seeds' if lift.seeds > 1 else ''})"
+
+
+def _with_recorded_teachers(rows: Sequence[Row], cells: list[Cells]) -> list[Cells]:
+    """A replayed teacher wrote its texts before, without answers to score: it is named, never scored."""
+    used = {teacher.spec for row in rows for record in row.records for teacher in record.teachers}
+    recorded = sorted(spec for spec in used if spec.startswith("replay:"))
+    own = {row.student for row in rows if row.is_anchor}
+    mark = " [sample]" if any(row.first.sample for row in rows) else ""
+    extra = [
+        dict.fromkeys(cells[0], "-") | {"row": f"teacher {spec}{mark}", "accuracy %": NOT_MEASURABLE}
+        for spec in recorded
+        if spec not in own
+    ]
+    anchors = sum(row.is_anchor for row in rows)
+    return [*cells[:anchors], *extra, *cells[anchors:]]
+
+
+def _run_cells(row: Row, record: RunRecord) -> Cells:
+    commit = (record.git.commit or "unknown")[:12] + (" (dirty)" if record.git.dirty else "")
+    backend = record.backend
+    return {
+        "row": marked(row),
+        "seed": str(record.seed),
+        "run": record.run_id,
+        "commit": commit,
+        "backend": f"{backend.name} {backend.dtype} on {backend.device}" if backend else "-",
+        "looks at test": str(record.test_looks),
+        "command": " ".join(record.command.split()) or "-",
+    }
+
+
+def macro_table(sections: Sequence[Section]) -> list[Cells]:
+    """Mean accuracy and mean chance-corrected accuracy of the rows that stand on every task, per reading.
+
+    Only tasks with one protocol count: with several there is no saying which one belongs into a mean.
+    """
+    lines = []
+    for reading in sorted({section.rows[0].first.reading for section in sections}):
+        of_reading = [section for section in sections if section.rows[0].first.reading == reading]
+        tasks = [section.rows[0].first.task for section in of_reading]
+        single = [section for section, task in zip(of_reading, tasks, strict=True) if tasks.count(task) == 1]
+        if len(single) > 1:
+            lines += _macro_rows(reading, single)
+    return lines
+
+
+def _macro_rows(reading: str, sections: Sequence[Section]) -> list[Cells]:
+    per_task = [{(marked(row), row.student): row for row in section.rows} for section in sections]
+    lines = []
+    for key in per_task[0]:
+        found = [(rows[key], rows[key].accuracy) for rows in per_task if key in rows]
+        known = [(accuracy.mean, row.first.chance) for row, accuracy in found if accuracy]
+        if len(known) < len(sections):
+            continue
+        lines.append(
+            {
+                "row": key[0],
+                "student": key[1] or "-",
+                "reading": reading,
+                "tasks": str(len(known)),
+                "mean accuracy %": percent(over_seeds([mean for mean, _ in known]).mean),
+                "mean chance-corrected %": percent(over_seeds([chance_corrected(*pair) for pair in known]).mean),
+            }
+        )
+    return lines
+
+
+def text_table(cells: Sequence[Cells], *, markdown: bool) -> str:
+    """Rows of text as a GitHub table or as a terminal table."""
+    import pandas as pd
+    from tabulate import tabulate
+
+    frame = pd.DataFrame(list(cells), dtype=object)
+    if markdown:
+        frame = frame.map(escaped)
+    shape = "github" if markdown else "simple"
+    return tabulate(frame.to_dict("list"), headers="keys", tablefmt=shape, disable_numparse=True)
+
+
+def escaped(text: str) -> str:
+    """Text that cannot break out of a Markdown table's cell."""
+    return re.sub(r"([|<>`*_\[\]\\])", r"\\\1", text)
