@@ -40,7 +40,9 @@ def test_every_task_and_group_loads() -> None:
         _, short, reading = name.split("_")
         assert [doc["id"] for doc in task.test_docs()] == [r.id for r in load_split(SAMPLE, short, "test")]
         assert len(task.validation_docs()) == len(load_split(SAMPLE, short, "valid"))
-        assert task.OUTPUT_TYPE == ("generate_until" if reading == "gen" else "multiple_choice")
+        kind = "generate_until" if reading == "gen" else "multiple_choice"
+        output_type: str = task.OUTPUT_TYPE
+        assert output_type == kind
 
 
 def test_no_yaml_has_drifted() -> None:

@@ -133,4 +133,4 @@ class InMemoryLM(HFLM):
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
     said = getattr(model.generation_config, "eos_token_id", None)
     ends = set(said) if isinstance(said, list) else {said}
-    return {token for token in ends | {tokenizer.eos_token_id, tokenizer.pad_token_id} if token is not None}
+    return {token for token in ends | {tokenizer.eos_token_id} if token is not None}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -161,11 +162,11 @@ def _generated(doc: Mapping[str, Any], text: str, finish: Finish | None) -> Pred
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence lm-eval's log below errors and the progress bar of its prompt building."""
+    """Silence lm-eval's log and its progress bar; keep `random`, which it draws from, as it was."""
     import lm_eval.api.task as module
 
     logger, bar = logging.getLogger("lm_eval"), module.tqdm
-    level = logger.level
+    level, drawn = logger.level, random.getstate()
     logger.setLevel(logging.ERROR)
     module.tqdm = lambda rows, **_: rows
     try:
@@ -173,3 +174,4 @@ def _quiet() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         module.tqdm = bar
+        random.setstate(drawn)

@@ -112,7 +112,7 @@ def plan_cells(request: Request, *, anchors: bool = False) -> tuple[str, list[Ce
     """Resolve a request into cells, every one checked before anything expensive starts.
 
     Returns:
-        The preset's name and the cells: tasks, then seeds, then methods and their variants (or anchors).
+        The preset's name and the cells: per task the anchors, if asked, then per seed the methods and their variants.
     """
     preset = load_preset(request.preset or default_preset())
     methods = expand("method", request.methods)
@@ -121,7 +121,6 @@ def plan_cells(request: Request, *, anchors: bool = False) -> tuple[str, list[Ce
     for task in expand("task", request.tasks):
         if anchors:
             cells += [_anchor(request, preset, task, name) for name in ANCHORS]
-            continue
         for seed in range(request.seeds):
             for method in methods:
                 variants = {"": {}, **preset.variants.get(method, {})}

@@ -1,0 +1,139 @@
+"""What tests of training share: every method on sample questions with a tiny student, through the real trainer."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyllm_bench.base.plugins import load_method, names
+from tinyllm_bench.data.prompts import Ask
+from tinyllm_bench.data.records import Annotation, TaskRecord
+from tinyllm_bench.data.sources import Source, load_rationales, load_split
+from tinyllm_bench.learn.batching import Collator, Group
+from tinyllm_bench.learn.budget import Plan, make_plan
+from tinyllm_bench.learn.method import Method
+from tinyllm_bench.learn.trainer import Trained, TrainConfig, Trainer
+from tinyllm_bench.models.lm import LM
+from tinyllm_bench.models.tokens import Encoder
+
+SAMPLE = Source("sample")
+TEACHERS = ("terse", "stepwise")
+SETTINGS: Mapping[str, Mapping[str, Any]] = {"dss": {"teacher": "terse"}}
+
+
+class FakeMethod(load_method("finetune")):  # type: ignore[misc]
+    """A third party's method: the label twice, in two channels, one of them weighted."""
+
+    paper = "none"
+
+    def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Any]:
+        label = super().examples(record, annotations, ask)
+        return [*label, ask.example(record, "again", record.choices[record.answer])]
+
+
+METHODS = [*names("method"), "fake_third_party"]
+
+
+def make_method(name: str) -> Method:
+    """A method by name with the settings that the sample's two teachers need."""
+    kind = FakeMethod if name == "fake_third_party" else load_method(name)
+    return kind(kind.Config(**SETTINGS.get(name, {})))
+
+
+def sample_records(count: int = 8, task: str = "obqa") -> tuple[TaskRecord, ...]:
+    """Training records of the sample."""
+    return load_split(SAMPLE, task, "train")[:count]
+
+
+def sample_annotations(method: Method, task: str = "obqa") -> dict[str, list[Annotation]]:
+    """Recorded rationales of the teachers that a method uses, by record id."""
+    found: dict[str, list[Annotation]] = {}
+    for key in method.uses(TEACHERS):
+        for record_id, text in load_rationales(SAMPLE, task, "train", key).items():
+            found.setdefault(record_id, []).append(
+                Annotation(record_id=record_id, teacher=key, kind="rationale", text=text)
+            )
+    return found
+
+
+def make_groups(
+    method: Method, tokenizer: Any, *, encoder_decoder: bool = False, count: int = 8, ask: Ask | None = None
+) -> list[Group]:
+    """Encoded examples of sample records."""
+    ask = ask or Ask(reading="cloze")
+    encoder = Encoder(
+        tokenizer,
+        ask,
+        encoder_decoder=encoder_decoder,
+        add_bos=False,
+        max_prompt_tokens=1500,
+        max_target_tokens=256,
+    )
+    said = sample_annotations(method)
+    return [
+        Group(r.id, tuple(encoder.encode(e) for e in method.examples(r, said.get(r.id, []), ask)))
+        for r in sample_records(count)
+    ]
+
+
+def make_trainer(
+    model: Any,
+    tokenizer: Any,
+    method: Method,
+    groups: Sequence[Group],
+    folder: Path,
+    *,
+    plan: Plan | None = None,
+    validate: Any = None,
+    seed: int = 0,
+    **config: Any,
+) -> Trainer:
+    """The real trainer; by default one step over all groups."""
+    lm = LM(model)
+    settings = {"batch_records": len(groups), "max_grad_norm": 1e9, "looks": (), **config}
+    plan = plan or make_plan(groups, batch_records=settings["batch_records"], seed=0, epochs=1)
+    collator = Collator(
+        encoder_decoder=lm.encoder_decoder,
+        pad_id=tokenizer.pad_token_id,
+        decoder_start_id=getattr(model.config, "decoder_start_token_id", None),
+    )
+    return Trainer(
+        lm,
+        method,
+        groups,
+        plan,
+        collator,
+        TrainConfig(**settings),
+        folder=folder,
+        seed=seed,
+        validate=validate or (lambda lm: (0.0, 0.0, 1)),
+    )
+
+
+def gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """Gradients that the optimiser of a one-step trainer is given; the step itself is not taken."""
+    found: dict[str, Tensor] = {}
+
+    def keep(*_: Any, **__: Any) -> None:
+        named = trainer.module.named_parameters()
+        found.update({name: p.grad.detach().clone() for name, p in named if p.grad is not None})
+
+    trainer.optimizer.step = keep  # type: ignore[method-assign]
+    trainer.run()
+    return found
+
+
+def run(trainer: Trainer) -> tuple[Trained, dict[str, Tensor]]:
+    """Train and return the result with the final parameters."""
+    trained = trainer.run()
+    return trained, {name: p.detach().clone() for name, p in trainer.module.named_parameters()}
+
+
+def assert_close(first: Mapping[str, Tensor], second: Mapping[str, Tensor], rtol: float) -> None:
+    """Tensors of both agree, relative to the largest entry of each."""
+    assert first.keys() == second.keys() and first
+    for name in first:
+        scale = float(first[name].abs().max()) or 1.0
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=rtol * scale, msg=name)
