@@ -1,11 +1,12 @@
 """All commands and their options."""
 
+import os
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
-import click
 import typer
 
 from tinyllm_bench.base.errors import UserError
@@ -27,7 +28,7 @@ Methods = Annotated[str, typer.Option("--method", help="Methods, comma-separated
 Tasks = Annotated[str, typer.Option("--task", help="Tasks, comma-separated, or all.")]
 PresetName = Annotated[str | None, typer.Option("--preset", help="quickstart, cpu, paper or modern.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
-Seeds = Annotated[int, typer.Option("--seeds", min=1, help="3 means seeds 0, 1 and 2.")]
+Seeds = Annotated[int, typer.Option("--seeds", help="3 means seeds 0, 1 and 2.")]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="The release folder; or set TINYLLM_BENCH_DATA.")]
 Backend = Annotated[str | None, typer.Option("--backend", help="Evaluation engine: hf, vllm or auto.")]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where runs are kept.")]
@@ -53,6 +54,9 @@ def _request(
     settings: list[str] | None,
 ) -> Any:
     from tinyllm_bench.pipeline.request import Request
+
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: at least 1 is needed; 3 means seeds 0, 1 and 2")
 
     def split(text: str) -> tuple[str, ...]:
         return tuple(part.strip() for part in text.split(",") if part.strip())
@@ -235,20 +239,40 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def run_app() -> int:
-    """Run the command line and return its exit status; a user error is one line, never a traceback."""
+    """Run the command line and return its exit status; a user error is one line, never a traceback.
+
+    The command is invoked directly: typer's own entry would turn an interruption into a status of its own.
+    """
     signal.signal(signal.SIGTERM, _terminated)
+    command = typer.main.get_command(app)
     try:
-        return int(app(standalone_mode=False) or 0)
+        with command.make_context("tinyllm-bench", sys.argv[1:]) as context:
+            return int(command.invoke(context) or 0)
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         return 2
-    except click.exceptions.Abort:
-        return 3
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted; the same command continues", err=True)
         return 3
+    except BrokenPipeError:  # the reader went away (`... | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _usage(error)
+
+
+def _usage(error: Exception) -> int:
+    """Tell about wrong options; whatever else went wrong is raised again.
+
+    The class of such an error lives in click or in typer, which differs by typer's version.
+    """
+    if not hasattr(error, "format_message"):
+        raise error
+    text, context = str(error.format_message()), getattr(error, "ctx", None)
+    if "\n" in text:  # nothing was asked: the error is the help page
+        typer.echo(text, err=True)
+    else:
+        typer.echo(f"error: {text} (see {context.command_path if context else 'tinyllm-bench'} --help)", err=True)
+    return 2

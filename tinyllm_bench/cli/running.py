@@ -28,7 +28,7 @@ def run_request(
     """Plan, run and record the cells of a request; returns the exit status."""
     from tinyllm_bench.pipeline.cells import plan_cells
 
-    preset, cells = plan_cells(request, anchors=anchors)
+    preset, cells = plan_cells(request, anchors=anchors, check_hub=not (dry_run or show_config))
     typer.echo(f"preset {preset}" + ("" if request.preset else " (chosen by this machine; --preset takes another)"))
     if show_config:
         for cell in cells:

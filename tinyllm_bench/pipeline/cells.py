@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from tinyllm_bench import __version__
@@ -12,7 +13,7 @@ from tinyllm_bench.base.plugins import load_task, names
 from tinyllm_bench.data.facts import SplitFacts
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import READINGS, Reading, Split, TaskInfo, TaskRecord, cut_context
-from tinyllm_bench.data.sources import Source, find_source, load_split, manifest
+from tinyllm_bench.data.sources import Source, find_source, load_rationales, load_split, manifest
 from tinyllm_bench.data.subsets import stratified_subset
 from tinyllm_bench.learn.method import Method
 from tinyllm_bench.models.load import check_spec, spec_folder
@@ -27,9 +28,10 @@ from tinyllm_bench.pipeline.request import (
     settings_of,
 )
 from tinyllm_bench.pipeline.schema import BenchConfig
-from tinyllm_bench.teach.teachers import Teacher, open_teacher
+from tinyllm_bench.teach.teachers import ReplayTeacher, Teacher, open_teacher
 
-ANCHORS = ("random", "majority", "zero_shot", "few_shot")
+GUESSES = ("random", "majority")  # anchors that ask no model
+ANCHORS = (*GUESSES, "zero_shot", "few_shot")
 # Settings that say where and how fast, not what: they do not make another cell.
 _PLACE = (("data", "dir"), ("data", "source"), ("train", "checkpoint_seconds"))
 
@@ -82,14 +84,16 @@ class Cell:
         for group, key in _PLACE:
             config[group].pop(key)
         config["teachers"] = [teacher.spec for teacher in self.teachers]
+        asks = self.name not in GUESSES
         if self.kind == "anchor":
-            config = {key: config[key] for key in ("data", "eval", "backend")}
+            dtype = {"dtype": config["student"]["dtype"]} if asks else {}
+            config = {key: config[key] for key in ("data", "eval", "backend")} | dtype
         return {
             "version": __version__,
             "cell": [self.kind, self.name, self.task.name, self.task.version, self.reading, self.seed],
             "config": config,
             "data": {split: facts["digest"] for split, facts in self.data.items()},
-            "student": None if self.name in ("random", "majority") else model_identity(self.student),
+            "student": model_identity(self.student) if asks else None,
         }
 
     @property
@@ -108,8 +112,13 @@ def model_identity(spec: ModelSpec) -> Any:
     return [spec.kind, spec.layers, files]
 
 
-def plan_cells(request: Request, *, anchors: bool = False) -> tuple[str, list[Cell]]:
+def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = True) -> tuple[str, list[Cell]]:
     """Resolve a request into cells, every one checked before anything expensive starts.
+
+    Args:
+        request: What was asked for.
+        anchors: Also plan the anchors.
+        check_hub: Also ask whether students of the hub can be had; what lies on this machine is checked in any case.
 
     Returns:
         The preset's name and the cells: per task the anchors, if asked, then per seed the methods and their variants.
@@ -127,6 +136,9 @@ def plan_cells(request: Request, *, anchors: bool = False) -> tuple[str, list[Ce
                 cells += [_method(request, preset, task, method, seed, v, values) for v, values in variants.items()]
     if not cells:
         raise UserError(f"nothing to run: give --method (of {', '.join(names('method'))}) and --task")
+    if check_hub:
+        for student in dict.fromkeys(cell.student for cell in cells if cell.student.kind == "hf"):
+            check_spec(student)
     return preset.name, cells
 
 
@@ -156,9 +168,29 @@ def _method(
         raise UserError("set exactly one of budget.student_tokens and budget.epochs (the other to null)")
     if not teachers and method.needs().annotations:
         raise UserError(f"{name} needs rationales and no teacher has any for task {task}")
-    return _cell(
-        request, found, "method", name, f"{name} ({variant})" if variant else name, info, seed, method, teachers, notes
-    )
+    label = f"{name} ({variant})" if variant else name
+    cell = _cell(request, found, "method", name, label, info, seed, method, teachers, notes)
+    _check_rationales(cell)
+    return cell
+
+
+def _check_rationales(cell: Cell) -> None:
+    """Refuse recorded texts that are missing, damaged or about other questions before anything is trained."""
+    for teacher in cell.teachers:
+        if not isinstance(teacher, ReplayTeacher):
+            continue
+        recorded = _recorded_ids(teacher.source, cell.task.name, teacher.key)
+        lacking = next((record.id for record in cell.records("train") if record.id not in recorded), None)
+        if lacking is not None:
+            raise UserError(
+                f"teacher {teacher.spec} holds no rationale for {lacking} ({cell.source.kind} data);"
+                f" name a teacher that was recorded on this data, e.g. replay:{cell.source.kind}#NAME"
+            )
+
+
+@lru_cache(maxsize=64)
+def _recorded_ids(source: Source, task: str, key: str) -> frozenset[str]:
+    return frozenset(load_rationales(source, task, "train", key))
 
 
 def _anchor(request: Request, preset: Preset, task: str, name: str) -> Cell:
@@ -182,7 +214,8 @@ def _cell(
     config: BenchConfig = found.config
     source = find_source(config.data.source, config.data.dir)
     student = parse_spec(config.student.model, role="student")
-    check_spec(student)
+    if student.kind != "hf":
+        check_spec(student)
     answered = method.readings if method is not None else READINGS
     return Cell(
         kind=kind,

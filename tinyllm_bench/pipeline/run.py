@@ -13,7 +13,7 @@ from tinyllm_bench.data.records import Annotation, Prediction
 from tinyllm_bench.models.load import parameter_count, tokenizer_digest, weights_digest
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.pipeline.annotate import annotate, annotation_counts, taught
-from tinyllm_bench.pipeline.cells import Cell
+from tinyllm_bench.pipeline.cells import GUESSES, Cell
 from tinyllm_bench.pipeline.predict import Engines, StudentAsker, guesser, predict, predictions_file
 from tinyllm_bench.pipeline.record_cell import make_record
 from tinyllm_bench.pipeline.teach_student import train
@@ -99,7 +99,7 @@ class _Run:
 
     def _predict(self, annotations: Sequence[Annotation], training: dict[str, Any] | None) -> RunRecord:
         cell, records = self.cell, self.cell.records("test")
-        if cell.name in ("random", "majority"):
+        if cell.name in GUESSES:
             predictions = predict(cell, self.folder, records, guesser(cell), report=self.event)
             asked: dict[str, Any] = {}
         else:

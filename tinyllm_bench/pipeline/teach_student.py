@@ -37,6 +37,7 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
     """Train, save `student/` and `train/result.json`; a finished training is read back, an interrupted one goes on."""
     done = folder / "train" / "result.json"
     if done.exists():
+        remove_checkpoints(folder / "train")  # a crash between the result and its tidying left them
         return read_json(done)
     device = device_of(cell)
     loaded = load_model(cell.student, dtype=cell.config.student.dtype, device=device)

@@ -1,0 +1,73 @@
+"""Positions, labels and packing, by hand."""
+
+import torch
+
+from tinyllm_bench.learn.batching import Batch, Collator, Group, count_targets, micro_batches
+from tinyllm_bench.models.tokens import Encoded
+
+
+def encoded(channel: str, prompt: list[int], target: list[int], record: str = "r") -> Encoded:
+    return Encoded(record, channel, tuple(prompt), tuple(target), False)
+
+
+def test_decoder_only_positions_by_hand() -> None:
+    # prompt 5 6 7, target 8 9: read 5 6 7 8; position 2 (token 7) predicts 8, position 3 (token 8) predicts 9
+    batch = Collator(encoder_decoder=False, pad_id=0).collate(
+        [encoded("label", [5, 6, 7], [8, 9]), encoded("other", [5], [4])]
+    )
+    assert batch.input_ids_BT.tolist() == [[5, 6, 7, 8], [5, 0, 0, 0]]
+    assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
+    assert batch.target_row_N.tolist() == [0, 0, 1]
+    assert batch.target_position_N.tolist() == [2, 3, 0]
+    assert batch.target_ids_N.tolist() == [8, 9, 4]
+    assert (batch.channels, batch.channel_N.tolist()) == (("label", "other"), [0, 0, 1])
+
+
+def test_encoder_decoder_positions_by_hand() -> None:
+    batch = Collator(encoder_decoder=True, pad_id=0, decoder_start_id=3).collate(
+        [encoded("label", [5, 6, 1], [8, 9, 1]), encoded("label", [7, 1], [4, 1])]
+    )
+    assert batch.input_ids_BT.tolist() == [[5, 6, 1], [7, 1, 0]]
+    assert batch.decoder_input_ids_BT is not None
+    assert batch.decoder_input_ids_BT.tolist() == [[3, 8, 9], [3, 4, 0]]
+    assert batch.target_position_N.tolist() == [0, 1, 2, 0, 1]
+    assert batch.target_ids_N.tolist() == [8, 9, 1, 4, 1]
+
+
+def groups() -> list[Group]:
+    sizes = {"a": (3, 30), "b": (4, 5), "c": (20, 2), "d": (1, 1)}
+    return [
+        Group(name, (encoded("label", [1] * n, [2] * 2, name), encoded("why", [1] * m, [2] * 3, name)))
+        for name, (n, m) in sizes.items()
+    ]
+
+
+def test_packing_loses_nothing_and_keeps_to_the_limit() -> None:
+    packed = micro_batches(groups(), max_tokens=60, keep_groups=False)
+    items = [item for micro in packed for item in micro]
+    assert sorted(items) == sorted(item for group in groups() for item in group.items)
+    for micro in packed:
+        assert len(micro) == 1 or len(micro) * max(item.tokens for item in micro) <= 60
+
+
+def test_packing_puts_like_lengths_together() -> None:
+    packed = micro_batches(groups(), max_tokens=60, keep_groups=False)
+    widest = [max(item.tokens for item in micro) for micro in packed]
+    assert widest == sorted(widest, reverse=True)
+
+
+def test_groups_stay_together_when_a_method_asks() -> None:
+    for micro in micro_batches(groups(), max_tokens=40, keep_groups=True):
+        names = [item.record_id for item in micro]
+        assert all(names.count(name) == 2 for name in names)
+
+
+def test_targets_are_counted_per_channel() -> None:
+    assert count_targets(groups()) == {"label": 8, "why": 12}
+
+
+def test_a_batch_moves_whole() -> None:
+    batch = Collator(encoder_decoder=False, pad_id=0).collate([encoded("label", [5], [4])])
+    moved = batch.to(torch.device("cpu"))
+    assert isinstance(moved, Batch) and moved.channels == batch.channels
+    assert torch.equal(moved.input_ids_BT, batch.input_ids_BT)

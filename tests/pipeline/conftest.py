@@ -1,0 +1,24 @@
+"""The pipeline's tests keep annotations in a cache of their own and use one thread."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(cache: Path) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINYLLM_BENCH_CACHE", str(cache))
+        patch.delenv("TINYLLM_BENCH_DATA", raising=False)
+        yield
+    torch.set_num_threads(before)
