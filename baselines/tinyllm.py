@@ -34,7 +34,9 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class TinyllmConfig(MethodConfig):
-    """Settings: gamma weighs the label, alpha each teacher (one number for all, or a number per teacher key)."""
+    """Settings: gamma weighs the label, alpha each teacher: one number for all, or one per teacher key (1 if not
+    named).
+    """
 
     gamma: Weight = 1.0
     alpha: Weight | dict[str, Weight] = 1.0

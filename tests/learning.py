@@ -14,7 +14,7 @@ from tinyllm_bench.data.sources import Source, load_rationales, load_split
 from tinyllm_bench.learn.batching import Collator, Group
 from tinyllm_bench.learn.budget import Plan, make_plan
 from tinyllm_bench.learn.method import Method
-from tinyllm_bench.learn.trainer import Trained, TrainConfig, Trainer
+from tinyllm_bench.learn.trainer import TrainConfig, Trained, Trainer
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoder
 

@@ -100,7 +100,7 @@ def test_micro_batches_do_not_change_the_gradient(
 def terms_of(model: Any, method: Any, collator: Collator, groups: list[Group]) -> dict[str, torch.Tensor]:
     items = [item for group in groups for item in group.items]
     batch = collator.collate(items)
-    tokens = {channel: 1 for channel in batch.channels}
+    tokens = dict.fromkeys(batch.channels, 1)
     step = Step(index=0, total=1, tokens=tokens, all_reduce=lambda t: t, seed_of=hash)
     terms: list[Term] = method.loss(batch, LM(model), None, step)
     return {term.channel: term.sum for term in terms}

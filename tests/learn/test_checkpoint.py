@@ -94,6 +94,6 @@ def test_removal_leaves_the_rest(tmp_path: Path) -> None:
     module, optimizer = trained(1)
     save_checkpoint(tmp_path / "checkpoints", step=1, module=module, optimizer=optimizer, state={})
     (tmp_path / "metrics.jsonl").write_text("kept")
-    (tmp_path / "best.safetensors").write_text("gone")
+    (tmp_path / "best-00000001.safetensors").write_text("gone")
     remove_checkpoints(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]

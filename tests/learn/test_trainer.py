@@ -105,9 +105,7 @@ def test_channel_means_are_over_the_whole_mini_batch(tiny_llama: tuple[Any, Any]
     counts = count_targets(groups)
     with torch.no_grad():
         wanted = sum(float(s) / counts[c] for c, s in channel_cross_entropy(batch, LM(model)).items())
-    trained = make_trainer(
-        model, tokenizer, make_method("tinyllm"), groups, tmp_path, micro_batch_tokens=200
-    ).run()
+    trained = make_trainer(model, tokenizer, make_method("tinyllm"), groups, tmp_path, micro_batch_tokens=200).run()
     assert trained.first_loss == pytest.approx(wanted, rel=1e-5)
 
 

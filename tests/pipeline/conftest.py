@@ -19,6 +19,5 @@ def _own_cache(cache: Path) -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINYLLM_BENCH_CACHE", str(cache))
-        patch.delenv("TINYLLM_BENCH_DATA", raising=False)
         yield
     torch.set_num_threads(before)

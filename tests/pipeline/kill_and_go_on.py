@@ -13,15 +13,17 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import lm_eval  # noqa: F401  imported before the forks, like all that follows
 import torch
+import transformers.models.llama.modeling_llama  # noqa: F401
 
 from tests.pipeline.runs import one_cell, run_all
 from tinyllm_bench.base.files import checked_line, write_json
+from tinyllm_bench.evaluate import runner
 from tinyllm_bench.learn import checkpoint
 from tinyllm_bench.learn.trainer import Trainer
 from tinyllm_bench.pipeline import annotate, predict
@@ -45,6 +47,7 @@ def die() -> None:
 def half_append(path: Path, rows: Any) -> None:
     """Half of what should have been written, and then the end."""
     text = "".join(checked_line(row) for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(text[: len(text) // 2])
     die()
@@ -118,9 +121,10 @@ def reference(student: Path, place: Path) -> dict[str, int]:
     counts = place / "counts.json"
 
     def work() -> None:
-        with watched("annotate", 0, counts), watched("predict", 0, counts):
-            with watched("train_before_checkpoint", 0, counts), watched("train_after_checkpoint", 0, counts):
-                run_here(student, place, checkpoints=True)
+        with ExitStack() as stack:
+            for stage in STAGES:
+                stack.enter_context(watched(stage, 0, counts))
+            run_here(student, place, checkpoints=True)
 
     assert forked(work) == 0
     return dict(json.loads(counts.read_text()))
@@ -143,6 +147,7 @@ def attempt(student: Path, place: Path, stage: str, at: int) -> dict[str, Any]:
 def main(student: Path, out: Path) -> None:
     """All attempts: per stage three seeded points."""
     torch.set_num_threads(1)
+    runner._manager("obqa")  # lm-eval's index of tasks is built once, not in every fork
     annotate.CHUNK, predict.CHUNK = 5, 3  # several writes for 24 and 16 records
     counts = reference(student, out / "reference")
     done = []

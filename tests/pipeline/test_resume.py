@@ -45,7 +45,8 @@ def plain(record: dict[str, Any]) -> dict[str, Any]:
         record.pop(key, None)
         record["budget"].pop(key, None)
     record["config"]["train"].pop("checkpoint_seconds")
-    record["asked"].pop("settings")
+    for key in ("git", "asked"):  # the checkout may change meanwhile; the settings name the checkpoint's seconds
+        record.pop(key)
     return record
 
 

@@ -291,7 +291,7 @@ def test_paper_style_reaches_training_and_scoring(tiny_llama_dir: Path, tmp_path
 
 
 def test_stages_stop_where_they_are_told_and_go_on(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    cell = one_cell(tiny_llama_dir, method="dss", *["method.teacher=terse"])
+    cell = one_cell(tiny_llama_dir, "method.teacher=terse", method="dss")
     folder = tmp_path / cell.run_id
     (annotated,) = run_all([cell], tmp_path, until="annotate")
     assert annotated.record is None and not (folder / "train").exists()

@@ -72,6 +72,13 @@ ITEMS = make_fields("m", flags(20, 9), unparsed=2)["items"]
         ({"seed": "0"}, "seed"),
         ({"surprise": 1}, "surprise"),
         ({"budget": None}, "needs budget"),
+        ({"command": "run --data-dir /home/me/data"}, "a record holds no machine paths: run --data-dir /home/me/data"),
+        ({"asked": {"settings": ["student.model=dir:/home/me/x"]}}, "machine paths: student.model=dir:/home/me/x"),
+        ({"config": {"student": {"model": "dir:~/x"}}}, "machine paths: dir:~/x"),
+        ({"student": {"spec": "dir:/home/me/x"}}, "machine paths: dir:/home/me/x"),
+        ({"teachers": [{"spec": "replay:/home/me/x#big"}]}, "machine paths: replay:/home/me/x#big"),
+        ({"notes": [r"kept in C:\Users\me"]}, r"machine paths: kept in C:"),
+        ({"data": {"source": "release", "overlap": -1}}, "data.overlap"),
         ({"expected_accuracy": 0.5}, "belongs to anchors"),
         ({"budget": {"student_tokens": 9, "prompt_tokens": 3, "target_tokens": 4}}, "= 7, student_tokens = 9"),
     ],
@@ -119,8 +126,10 @@ def test_every_field_of_the_schema_survives(tmp_path: Path) -> None:
         flags(20, 9),
         teachers=({"spec": "replay:release#big", "note": "recorded text", "gold_visible": True},),
         annotations=(
-            {"teacher": "big", "kind": "rationale", "used": 3, "missing": 1, "rejected": {"empty": 2}, "control": None},
+            {"teacher": "big", "kind": "rationale", "used": 3, "missing": 1, "rejected": {"empty": 2}, "control": None}
+            | {"text_digest": "d"},
         ),
+        data={"source": "release", "train_ids_digest": "t", "n_train": 8, "overlap": 2},
         training={
             "steps": 5,
             "first_loss": 2.5,

@@ -88,9 +88,14 @@ def append_checked(path: Path, rows: Iterable[Any]) -> None:
 
 
 def _cut_half_line(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
     data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        write_bytes(path, data[: data.rfind(b"\n") + 1])
+    write_bytes(path, data[: data.rfind(b"\n") + 1])
 
 
 def read_checked(path: Path) -> Iterator[Any]:

@@ -52,6 +52,7 @@ def _request(
     data_dir: str | None,
     backend: str | None,
     settings: list[str] | None,
+    runs_dir: Path,
 ) -> Any:
     from tinyllm_bench.pipeline.request import Request
 
@@ -70,6 +71,7 @@ def _request(
         seeds=seeds,
         data_dir=data_dir,
         engine=backend,
+        runs=runs_dir,
     )
 
 
@@ -101,6 +103,7 @@ def run(
         data_dir=data_dir,
         backend=backend,
         settings=settings,
+        runs_dir=runs_dir,
     )
     board = board_dir or runs_dir / "board"
     return run_request(request, runs_dir, board=board, anchors=anchors, dry_run=dry_run, show_config=show_config)
@@ -133,6 +136,7 @@ def _stage(stage: str, text: str) -> None:
             data_dir=data_dir,
             backend=backend,
             settings=settings,
+            runs_dir=runs_dir,
         )
         return run_request(request, runs_dir, until=stage, anchors=False, dry_run=dry_run, show_config=show_config)
 
@@ -160,7 +164,15 @@ def anchors(
     """Run random, majority, and the student's zero-shot and few-shot rows."""
     from tinyllm_bench.cli.running import run_request
 
-    request = _request(task=task, preset=preset, config=config, data_dir=data_dir, backend=backend, settings=settings)
+    request = _request(
+        task=task,
+        preset=preset,
+        config=config,
+        data_dir=data_dir,
+        backend=backend,
+        settings=settings,
+        runs_dir=runs_dir,
+    )
     board = board_dir or runs_dir / "board"
     return run_request(request, runs_dir, board=board, anchors=True, dry_run=dry_run, show_config=show_config)
 

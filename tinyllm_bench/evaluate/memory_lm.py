@@ -54,6 +54,7 @@ class InMemoryLM(HFLM):
             tokenizer=tokenizer,
             backend="seq2seq" if seq2seq else "causal",
             batch_size=batch_size,
+            softmax_dtype="float32",  # a bfloat16 student would be ranked with three digits
             max_length=_NO_LIMIT if seq2seq else None,
             add_bos_token=False if add_bos is False else None,
         )

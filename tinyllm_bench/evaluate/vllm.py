@@ -98,8 +98,10 @@ class VllmEngine:
             self._temporary.cleanup()
             self._temporary, self._log = None, None
 
-    def lm(self, folder: Path, *, add_bos: bool | None = None) -> LM:
+    def lm(self, folder: Path, *, add_bos: bool | None = None, dtype: str = "float32") -> LM:
         """An lm-eval LM for a model folder (config, tokenizer, safetensors); LMs of earlier folders go stale.
+
+        `dtype` is the type on a GPU; the CPU engine runs float32 alone.
 
         Raises:
             UserError: a folder without a model, an engine that dies, hangs or cannot run the model.
@@ -108,7 +110,7 @@ class VllmEngine:
 
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} is no model folder: config.json is missing")
-        request = {"op": "load", "folder": str(folder.resolve()), "add_bos": add_bos}
+        request = {"op": "load", "folder": str(folder.resolve()), "add_bos": add_bos, "dtype": dtype}
         answer = self.ask(request, self._start_seconds)
         if answer.get("restart"):
             self._stop()

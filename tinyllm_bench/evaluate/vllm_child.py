@@ -1,6 +1,6 @@
 """The child process in which vLLM lives: JSON lines in on stdin, JSON lines out on what was stdout.
 
-Requests: `{"op": "load", "folder", "add_bos"}`, `{"op": "loglikelihood", "pairs": [[context, continuation]]}`,
+Requests: `{"op": "load", "folder", "add_bos", "dtype"}`, `{"op": "loglikelihood", "pairs": [[context, continuation]]}`,
 `{"op": "generate", "prompts", "options"}`, `{"op": "stop"}`. Answers: `{"ok": ...}`, `{"error": text}`, or
 `{"restart": true}` when a folder needs an engine of another shape. Everything that libraries print goes to stderr.
 """
@@ -77,7 +77,7 @@ class Server:
 
     def __init__(self) -> None:
         self._engine: Any = None
-        self._shape = ""
+        self._shape: tuple[str, str] | None = None
         self._lm: Any = None
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -98,9 +98,9 @@ class Server:
         from tinyllm_bench.evaluate.vllm_lm import wrap
 
         folder = Path(request["folder"])
-        shape = shape_of(folder)
+        shape = (shape_of(folder), request["dtype"])
         if self._engine is None:
-            self._lm = wrap(folder, engine=None, add_bos=request["add_bos"])
+            self._lm = wrap(folder, engine=None, add_bos=request["add_bos"], dtype=request["dtype"])
             self._engine, self._shape = self._lm.model, shape
             return {"ok": "built", "max_length": self._lm.max_length}
         if shape != self._shape:
@@ -109,7 +109,7 @@ class Server:
         if not all(self._engine.apply_model(retie)):
             return {"restart": True}
         self._engine.reset_prefix_cache()  # else the old model's prefixes would answer
-        self._lm = wrap(folder, engine=self._engine, add_bos=request["add_bos"])
+        self._lm = wrap(folder, engine=self._engine, add_bos=request["add_bos"], dtype=request["dtype"])
         return {"ok": "reloaded", "max_length": self._lm.max_length}
 
     def _loglikelihood(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from tinyllm_bench.evaluate.vllm_child import CPU_MAX_MODEL_LEN, import_backend
 _backend = import_backend()
 
 
-def engine_options(folder: Path) -> dict[str, Any]:
-    """Arguments of vLLM's engine: on the CPU float32 without compilation, on a GPU vLLM's own defaults."""
+def engine_options(folder: Path, dtype: str) -> dict[str, Any]:
+    """Arguments of vLLM's engine: on the CPU float32 without compilation, on a GPU `dtype`."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return {"dtype": "auto"}
+        # room for the student that is trained beside the engine; not run on a GPU yet
+        return {"dtype": dtype, "gpu_memory_utilization": 0.45}
     from lm_eval.models.utils import resolve_max_length
     from transformers import AutoConfig
 
@@ -34,7 +35,7 @@ def engine_options(folder: Path) -> dict[str, Any]:
     }
 
 
-def wrap(folder: Path, *, engine: Any, add_bos: bool | None) -> EngineLM:
+def wrap(folder: Path, *, engine: Any, add_bos: bool | None, dtype: str) -> EngineLM:
     """An LM for a model folder: builds the engine, or uses `engine`, whose weights must be the folder's already.
 
     Raises:
@@ -44,7 +45,7 @@ def wrap(folder: Path, *, engine: Any, add_bos: bool | None) -> EngineLM:
     if engine is not None:
         _backend.LLM = lambda **_: engine  # the only place where lm-eval's class builds an engine
     try:
-        return EngineLM(folder, add_bos)
+        return EngineLM(folder, add_bos, dtype)
     finally:
         _backend.LLM = real
 
@@ -52,10 +53,11 @@ def wrap(folder: Path, *, engine: Any, add_bos: bool | None) -> EngineLM:
 class EngineLM(_backend.VLLM):  # type: ignore[name-defined]
     """lm-eval's class with a BOS on demand, lengths checked instead of cut, and the end of each generation noted."""
 
-    def __init__(self, folder: Path, add_bos: bool | None) -> None:
+    def __init__(self, folder: Path, add_bos: bool | None, dtype: str) -> None:
         self._lead = ""
         bos = False if add_bos is False else None
-        super().__init__(pretrained=str(folder), batch_size="auto", add_bos_token=bos, seed=0, **engine_options(folder))
+        options = engine_options(folder, dtype)
+        super().__init__(pretrained=str(folder), batch_size="auto", add_bos_token=bos, seed=0, **options)
         if add_bos and self.tokenizer.bos_token is None:
             raise UserError("add_bos=True, but the tokenizer has no BOS token; allowed here: add_bos=None or False")
         self._lead = self.tokenizer.bos_token if add_bos else ""

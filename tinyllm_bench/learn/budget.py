@@ -68,12 +68,12 @@ def make_plan(
     if (student_tokens is None) == (epochs is None):
         raise UserError("give exactly one of budget.student_tokens and budget.epochs")
     limit = student_tokens if student_tokens is not None else float("inf")
-    records = len(groups) * epochs if epochs is not None else float("inf")
+    records = max(round(len(groups) * epochs), 1) if epochs is not None else float("inf")
     minis: list[tuple[int, ...]] = []
     spent, seen = 0, 0
     for mini in _endless(len(groups), batch_records, seed):
         if epochs is not None and seen + len(mini) > records:
-            mini = mini[: max(round(records) - seen, 0)]
+            mini = mini[: int(records) - seen]
         cost = inner_epochs * sum(groups[index].tokens for index in mini)
         if minis and spent + cost / 2 > limit or not mini:
             break

@@ -123,4 +123,5 @@ def load_checkpoint(folder: Path, *, module: nn.Module, optimizer: Optimizer) ->
 def remove_checkpoints(folder: Path) -> None:
     """Drop what only an unfinished training needs: checkpoints with optimizer state, and the best weights."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    (folder / "best.safetensors").unlink(missing_ok=True)
+    for best in folder.glob("best-*.safetensors"):
+        best.unlink()

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, set_seed
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
@@ -56,26 +57,27 @@ class TrainConfig(BaseModel):
     micro_batch_tokens: int = Field(4096, ge=1)
     max_target_tokens: int = Field(256, ge=1)
     gradient_checkpointing: bool = False
-    mixed_precision: str = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     looks: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    select: str = Field("best", pattern="^(best|last)$")
+    select: Literal["best", "last"] = "best"
     checkpoint_seconds: float = Field(300.0, ge=0)
 
 
 class Look(NamedTuple):
-    """One look at validation; better is higher accuracy, then higher gold probability, then earlier."""
+    """One look at validation; better is higher accuracy, then higher gold probability (if measured), then earlier."""
 
     step: int
     fraction: float
     accuracy: float
-    gold_probability: float
+    gold_probability: float | None
     n: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What a run did. The module holds the selected weights when it is returned. Losses are mean nats per token,
-    weighted.
+    """What a run did. The module holds the selected weights when it is returned.
+
+    Losses are weighted sums of mean nats per token; `seconds` are of training alone, without the looks at validation.
     """
 
     steps: int
@@ -95,6 +97,7 @@ class _State:
     tokens: int = 0
     tokens_by_channel: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    look_seconds: float = 0.0
 
 
 def rate(step: int, total: int, warmup: float) -> float:
@@ -117,9 +120,10 @@ class Trainer:
         *,
         folder: Path,
         seed: int,
-        validate: Callable[[LM], tuple[float, float, int]],
+        validate: Callable[[LM], tuple[float, float | None, int]],
         teacher: TeacherSignal | None = None,
         report: Callable[[Mapping[str, Any]], None] = lambda event: None,
+        cpu: bool = False,
     ) -> None:
         self.method, self.groups, self.plan, self.collator, self.config = (
             method,
@@ -135,7 +139,8 @@ class Trainer:
             teacher,
             report,
         )
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        AcceleratorState._reset_state(reset_partial_state=False)  # an earlier cell may have had another precision
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu)
         if config.gradient_checkpointing:
             lm.plain.gradient_checkpointing_enable({"use_reentrant": False})
         trained = [p for p in lm.parameters() if p.requires_grad]
@@ -178,8 +183,9 @@ class Trainer:
         counts = count_targets(groups)
         step = self._step(index, counts)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        share = groups[rank::world]
         micros = micro_batches(
-            groups[rank::world],
+            share or groups[:1],  # without a question it takes part with weight 0, or the others would wait for it
             max_tokens=self.config.micro_batch_tokens,
             keep_groups=self.method.grouping == "record",
         )
@@ -187,7 +193,7 @@ class Trainer:
         for number, items in enumerate(micros):
             is_last = number == len(micros) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.lm):
-                self._micro(items, step, losses)
+                self._micro(items, step, losses, weight=1.0 if share else 0.0)
         self.accelerator.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * rate(index, step.total, self.config.warmup)
@@ -195,11 +201,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self._count(groups, counts, losses, index)
 
-    def _micro(self, items: Sequence[Any], step: Step, losses: dict[str, float]) -> None:
+    def _micro(self, items: Sequence[Any], step: Step, losses: dict[str, float], *, weight: float) -> None:
         batch = self.collator.collate(items).to(self.accelerator.device)
         terms = self.method.loss(batch, self.lm, self.teacher, step)
         terms = [term for term in terms if step.tokens.get(term.channel, 0) > 0]
-        shares = [term.weight * term.sum / step.tokens[term.channel] for term in terms]
+        shares = [weight * term.weight * term.sum / step.tokens[term.channel] for term in terms]
         # DDP averages gradients over processes; step.tokens is already the global count, so undo the mean.
         self.accelerator.backward(torch.stack(shares).sum() * self.accelerator.num_processes)
         for term, share in zip(terms, shares, strict=True):
@@ -246,6 +252,7 @@ class Trainer:
         share = self._due(done)
         if share is None:
             return
+        began = time.monotonic()
         found: list[Any] = [None]
         if self.accelerator.is_main_process:
             with kept_random_state():
@@ -257,8 +264,14 @@ class Trainer:
         best = self._best()
         self.state.looks.append(look)
         if self.accelerator.is_main_process and (best is None or _merit(look) > _merit(best)):
-            save_tensors(self.folder / "best.safetensors", trainable_state(self.module))
+            save_tensors(self._best_file(look), trainable_state(self.module))
+        self.accelerator.wait_for_everyone()
         self._log({"look": look._asdict()})
+        self.state.look_seconds += time.monotonic() - began
+
+    def _best_file(self, look: Look) -> Path:
+        """Named by its step: weights that a crashed run saved after its last checkpoint can never be taken for it."""
+        return self.folder / f"best-{look.step:08d}.safetensors"
 
     def _best(self) -> Look | None:
         return max(self.state.looks, key=_merit, default=None)
@@ -275,6 +288,10 @@ class Trainer:
                 optimizer=self._inner(),
                 state=state,
             )
+            best = self._best()
+            for old in self.folder.glob("best-*.safetensors"):
+                if best is None or old != self._best_file(best):
+                    old.unlink()
         self.accelerator.wait_for_everyone()
 
     def _inner(self) -> torch.optim.Optimizer:
@@ -283,12 +300,14 @@ class Trainer:
     def _resume(self) -> int:
         found = load_checkpoint(self.folder / "checkpoints", module=self.module, optimizer=self._inner())
         if found is None:
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            if self.accelerator.is_main_process:
+                (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             return 0
         done, state = found
         self.state = _State(**{**state, "looks": [Look(*look) for look in state["looks"]]})
-        self._rewind(done)
-        self.report({"resumed": done, "steps": self.plan.steps})
+        if self.accelerator.is_main_process:
+            self._rewind(done)
+            self.report({"resumed": done, "steps": self.plan.steps})
         return done
 
     def _rewind(self, done: int) -> None:
@@ -302,7 +321,7 @@ class Trainer:
         best = self._best()
         selected = self.plan.steps
         if self.config.select == "best" and best is not None:
-            load_trainable(self.module, load_file(self.folder / "best.safetensors"))
+            load_trainable(self.module, load_file(self._best_file(best)))
             selected = best.step
         return Trained(
             steps=self.plan.steps,
@@ -312,12 +331,12 @@ class Trainer:
             last_loss=self.state.losses[-1],
             looks=tuple(self.state.looks),
             selected_step=selected,
-            seconds=self.state.seconds,
+            seconds=self.state.seconds - self.state.look_seconds,
         )
 
 
 def _merit(look: Look) -> tuple[float, float, int]:
-    return (look.accuracy, look.gold_probability, -look.step)
+    return (look.accuracy, look.gold_probability or 0.0, -look.step)
 
 
 @contextmanager

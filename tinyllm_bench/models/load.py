@@ -61,6 +61,14 @@ def check_spec(spec: ModelSpec, *, runs: Path = RUNS) -> None:
         _check_hub(spec)
 
 
+def is_encoder_decoder(spec: ModelSpec, *, runs: Path = RUNS) -> bool:
+    """Whether a local model reads with an encoder and writes with a decoder; False where that is not known yet."""
+    folder = spec_folder(spec, runs=runs)
+    if folder is None:
+        return False
+    return bool(json.loads((folder / "config.json").read_text()).get("is_encoder_decoder", False))
+
+
 def _check_folder(spec: ModelSpec, folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(

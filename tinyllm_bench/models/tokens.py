@@ -1,7 +1,9 @@
 """From text to token ids, the same for training and for lm-eval.
 
-Decoder-only: context, marker and target are tokenised apart and joined, so that channels can share a context.
-Encoder-decoder: the encoder reads the joined prompt as one text; the decoder writes the target.
+Decoder-only: prompt and target are tokenised as one text and cut where the prompt's own ids end, as lm-eval does it;
+so a
+token that spans a border, and a BOS that the tokenizer adds, are the same in training and in evaluation.
+Encoder-decoder: the encoder reads the prompt; the decoder writes the target.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +32,7 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """Tokenises examples for one student; remembers texts, because channels share contexts."""
+    """Tokenises examples for one student. `add_bos` forces a BOS that the tokenizer does not add by itself."""
 
     def __init__(
         self,
@@ -48,7 +50,9 @@ class Encoder:
             max_prompt_tokens,
             max_target_tokens,
         )
-        self._known: dict[str, tuple[int, ...]] = {}
+        if tokenizer.eos_token_id is None:
+            raise UserError("the student's tokenizer has no end-of-sequence token; targets cannot end")
+        self._eos: int = tokenizer.eos_token_id
 
     def encode(self, example: Example) -> Encoded:
         """Ids of one example.
@@ -56,36 +60,31 @@ class Encoder:
         Raises:
             UserError: the prompt is longer than the student reads; nothing is cut silently.
         """
-        prompt = self._prompt(example)
+        text = self.ask.join(example.context, example.marker)
+        said = self.ask.delimiter + example.target.strip()
+        prompt, target = self._apart(text, said) if self.encoder_decoder else self._together(text, said)
         if len(prompt) > self.max_prompt_tokens:
             raise UserError(
                 f"{example.record_id}, channel {example.channel!r}: the prompt has {len(prompt)} tokens, the student"
                 f" reads at most {self.max_prompt_tokens}; lower data.max_context_words"
             )
-        target = self._ids(self.ask.delimiter + example.target.strip()) + (self._eos(),)
+        target = target if target[-1:] == (self._eos,) else (*target, self._eos)
         cut = len(target) > self.max_target_tokens
         return Encoded(example.record_id, example.channel, prompt, target[: self.max_target_tokens], cut)
 
-    def _prompt(self, example: Example) -> tuple[int, ...]:
-        if self.encoder_decoder:
-            text = self.ask.join(example.context, example.marker)
-            return tuple(self.tokenizer(text, add_special_tokens=True)["input_ids"])
-        parts = (example.context, example.marker)
-        first, second = parts if self.ask.style == "marker" else parts[::-1]
-        return self._bos() + self._ids(first) + self._ids(second)
+    def _apart(self, text: str, said: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self._ids(text), tuple(self.tokenizer(said, add_special_tokens=False)["input_ids"])
 
-    def _bos(self) -> tuple[int, ...]:
-        return (self.tokenizer.bos_token_id,) if self.add_bos else ()
-
-    def _eos(self) -> int:
-        if self.tokenizer.eos_token_id is None:
-            raise UserError("the student's tokenizer has no end-of-sequence token; targets cannot end")
-        return self.tokenizer.eos_token_id
+    def _together(self, text: str, said: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of prompt and target; white space at the prompt's end belongs to the target, as in lm-eval."""
+        kept = text.rstrip()
+        said = text[len(kept) :] + said
+        lead = self.tokenizer.bos_token if self.add_bos else ""
+        prompt = self._ids(lead + kept)
+        return prompt, self._ids(lead + kept + said)[len(prompt) :]
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        if text not in self._known:
-            self._known[text] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return self._known[text]
+        return tuple(self.tokenizer(text)["input_ids"])
 
 
 def count_by_channel(encoded: Sequence[Encoded]) -> Mapping[str, int]:

@@ -22,7 +22,7 @@ def annotation_file(cell: Cell, teacher: Teacher) -> Path:
         "teacher": teacher.spec,
         "task": [cell.task.name, cell.task.version],
         "data": cell.data["train"]["digest"],
-        "filters": list(cell.config.annotations.filters),
+        "texts": teacher.text_digest(cell.task.name),
     }
     return cache_root() / "annotations" / teacher.key / f"{digest(key)[:24]}.jsonl"
 
@@ -70,6 +70,7 @@ def annotation_counts(cell: Cell, annotations: Sequence[Annotation]) -> list[dic
                 "missing": len(cell.records("train")) - len(own),
                 "rejected": dict(sorted(rejected.items())),
                 "control": cell.config.annotations.control,
+                "text_digest": digest([a.text for a in own if not a.rejected]),
             }
         )
     return counts

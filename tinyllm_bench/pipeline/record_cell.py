@@ -4,14 +4,14 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinyllm_bench.answers.parser import PARSER_VERSION
 from tinyllm_bench.base import provenance
-from tinyllm_bench.base.files import digest
-from tinyllm_bench.data.records import Prediction, TaskRecord
+from tinyllm_bench.data.checks import overlap
+from tinyllm_bench.data.records import Prediction
 from tinyllm_bench.evaluate.anchors import chance
 from tinyllm_bench.evaluate.scoring import TaskScore, score
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.predict import predictions_digest
+from tinyllm_bench.pipeline.protocol import protocol_of
 from tinyllm_bench.report.record import (
     BackendInfo,
     Budget,
@@ -24,25 +24,9 @@ from tinyllm_bench.report.record import (
     Training,
     ids_digest,
     protocol_hash,
+    public,
+    public_text,
 )
-
-_METRICS = {"cloze": "log-probability per character", "mc": "log-probability", "gen": "parsed answer"}
-
-
-def protocol_of(cell: Cell, records: Sequence[TaskRecord]) -> dict[str, Any]:
-    """What two rows must share to stand in one table; the marker belongs to the method, not to the protocol."""
-    asked = [[record.id, cell.ask.context(record), list(cell.ask.options(record))] for record in records]
-    return {
-        "task": cell.task.name,
-        "version": cell.task.version,
-        "scored_ids_digest": ids_digest(record.id for record in records),
-        "n": len(records),
-        "reading": cell.reading,
-        "prompt_digest": digest(asked),
-        "parser_version": str(PARSER_VERSION),
-        "metric": f"accuracy by {_METRICS[cell.reading]}",
-        "max_context_words": cell.config.data.max_context_words,
-    }
 
 
 def make_record(
@@ -66,7 +50,7 @@ def make_record(
     whole = {record.id: record for record in cell.records("test")}
     cut = sum(record.context != whole[record.id].context for record in records)
     found = score(predictions, records, context_cut=cut)
-    protocol = protocol_of(cell, records)
+    protocol = protocol_of(cell)
     commit, dirty = provenance.git_state()
     return RunRecord(
         run_id=cell.run_id,
@@ -79,13 +63,14 @@ def make_record(
         task_version=cell.task.version,
         reading=cell.reading,
         seed=cell.seed,
-        asked=dict(cell.asked),
+        asked=public(dict(cell.asked)),
         config=_config(cell),
         protocol=protocol,
         protocol_hash=protocol_hash(protocol),
         student=_student(cell, training, asked),
         teachers=tuple(
-            TeacherInfo(spec=t.spec, note="recorded text", gold_visible=t.gold_visible) for t in cell.teachers
+            TeacherInfo(spec=public_text(t.spec), note="recorded text", gold_visible=t.gold_visible)
+            for t in cell.teachers
         ),
         data=_data(cell),
         annotations=tuple(dict(counts) for counts in annotations),
@@ -102,21 +87,21 @@ def make_record(
         backend=BackendInfo(**asked["backend"]) if "backend" in asked else None,
         git=GitInfo(commit=commit, dirty=dirty),
         packages=provenance.packages(),
-        command=command,
+        command=public_text(command),
     )
 
 
 def _config(cell: Cell) -> dict[str, Any]:
     config = cell.config.model_dump(mode="json")
     config["data"].pop("dir")  # a place on somebody's machine; the data's digests stand in `data`
-    return config
+    return public(config)
 
 
 def _student(cell: Cell, training: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> ModelInfo | None:
     if "student" not in asked:
         return None
     initial = training["initial_digest"] if training else None
-    return ModelInfo(spec=cell.student.text, initial_digest=initial, **asked["student"])
+    return ModelInfo(spec=public_text(cell.student.text), initial_digest=initial, **asked["student"])
 
 
 def _data(cell: Cell) -> DataInfo:
@@ -127,6 +112,7 @@ def _data(cell: Cell) -> DataInfo:
         splits={split: dict(facts) for split, facts in cell.data.items()},
         train_ids_digest=ids_digest(r.id for r in train) if trained else None,
         n_train=len(train) if trained else None,
+        overlap=overlap(train, cell.records("test")) if trained else None,
         valid_ids_digest=ids_digest(r.id for r in valid) if trained else None,
     )
 
@@ -145,11 +131,18 @@ def _budget(cell: Cell, training: Mapping[str, Any] | None, spent: Mapping[str, 
         target_tokens=targets,
         steps=training["steps"],
         epochs=training["epochs"],
-        train_flops=6.0 * training["parameters"] * tokens,
+        train_flops=_flops(cell, training),
         train_seconds=seconds,
         tokens_per_second=round(tokens / seconds, 2) if seconds else None,
         **common,
     )
+
+
+def _flops(cell: Cell, training: Mapping[str, Any]) -> float | None:
+    """The usual estimate 6 * parameters * tokens, where every token meets every parameter and all are trained."""
+    if cell.config.student.lora is not None or training["encoder_decoder"]:
+        return None
+    return 6.0 * training["parameters"] * training["student_tokens"]
 
 
 def _training(cell: Cell, training: Mapping[str, Any] | None) -> Training | None:
@@ -177,7 +170,7 @@ def _score(found: TaskScore) -> Score:
 
 
 def _notes(cell: Cell, training: Mapping[str, Any] | None) -> tuple[str, ...]:
-    notes = list(cell.notes)
+    notes = [public_text(note) for note in cell.notes]
     if cell.name == "random":
         notes.append("items are one seeded guess each; the accuracy shown is the exact expectation")
     if training and training["targets_cut"]:

@@ -25,6 +25,7 @@ class Request:
     seeds: int = 1
     data_dir: str | None = None
     engine: str | None = None
+    runs: Path = Path("runs")
 
     def asked(self) -> dict[str, Any]:
         """The request as plain values, for the record. A folder's place is nobody's business; its digests are kept."""
@@ -124,10 +125,16 @@ def settings_of(
 
 def method_keys(method: str, kind: type[Method], asked: Any) -> dict[str, Any]:
     """The part of `method.*` that is meant for one method: `alpha` for all that have it, `<name>.alpha` for one."""
-    if not isinstance(asked, Mapping):
-        raise UserError(f"method={asked!r} is not a group of settings; choose methods with --method")
-    everyone = {k: v for k, v in asked.items() if k not in names("method") and k in kind.Config.model_fields}
-    return {**everyone, **(asked.get(method) or {})}
+    everyone = {k: v for k, v in _group("method", asked).items() if k not in names("method")}
+    common = {k: v for k, v in everyone.items() if k in kind.Config.model_fields}
+    return {**common, **_group(f"method.{method}", asked.get(method))}
+
+
+def _group(key: str, asked: Any) -> Mapping[str, Any]:
+    """What was asked under a key that holds settings; nothing asked is an empty group."""
+    if asked is not None and not isinstance(asked, Mapping):
+        raise UserError(f"{key}={asked!r} is not a group of settings; set {key}.NAME=VALUE (--method chooses methods)")
+    return asked or {}
 
 
 def check_method_keys(request: Request, methods: Iterable[str]) -> None:
@@ -137,7 +144,7 @@ def check_method_keys(request: Request, methods: Iterable[str]) -> None:
     sources = [parse_assignments(request.assignments)]
     sources += [read_yaml(request.config_file)] if request.config_file else []
     for source in sources:
-        for key in source.get("method", {}):
+        for key in _group("method", source.get("method")):
             if key in names("method"):
                 if key not in selected:
                     raise UserError(f"method.{key} is set, but {key} is not among --method {','.join(selected)}")

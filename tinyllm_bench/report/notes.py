@@ -1,9 +1,12 @@
 """The sentences under a table: what its numbers alone would hide."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from tinyllm_bench.report.record import RunRecord
-from tinyllm_bench.report.rows import Lift, Row
+from tinyllm_bench.report.rows import OTHER_SETTINGS, Lift, Row
+
+_MANY_REJECTED = 0.25
 
 
 def section_notes(rows: Sequence[Row], lifts: Sequence[Lift], floor_title: str) -> list[str]:
@@ -14,7 +17,10 @@ def section_notes(rows: Sequence[Row], lifts: Sequence[Lift], floor_title: str) 
         *_no_gain(rows, lifts, floor_title),
         *_reading_problems(rows),
         *_cut_context(rows),
+        *_overlap(rows),
         *_teachers(rows),
+        *_rejected(rows),
+        *_wrong_texts(rows),
         *_looks(rows),
         *_own(rows),
     ]
@@ -44,6 +50,11 @@ def _meaning(lifts: Sequence[Lift], rows: Sequence[Row]) -> Iterable[str]:
         yield (
             "A lift's interval is Newcombe's paired 95 % interval over the same questions, for these trained "
             "students, one seed; how results move between seeds is not in it."
+        )
+    if any(lift.why_not == OTHER_SETTINGS for lift in lifts):
+        yield (
+            f"{OTHER_SETTINGS[0].upper()}{OTHER_SETTINGS[1:]}: no floor row of this budget and these training rows "
+            "was trained with the same `train` and `student` settings."
         )
     if any(len(row.records) > 1 for row in rows):
         yield (
@@ -94,6 +105,42 @@ def _teachers(rows: Sequence[Row]) -> Iterable[str]:
         for info in row.first.annotations:
             if info.control:
                 yield f"{row.label}: the {info.kind} texts of {info.teacher} are a control ({info.control})."
+
+
+def _overlap(rows: Sequence[Row]) -> Iterable[str]:
+    """One sentence for all rows with the same count: training rows are mostly shared."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.first.data.overlap:
+            share = _share(row.first.data.overlap, row.first.protocol["n"])
+            found.setdefault(share, []).append(row.label)
+    for share, labels in found.items():
+        names = ", ".join(dict.fromkeys(labels))
+        yield f"{share} scored questions also stand, once normalised, among the training records of {names}."
+
+
+def _rejected(rows: Sequence[Row]) -> Iterable[str]:
+    for row in rows:
+        for info in row.first.annotations:
+            rejected = sum(info.rejected.values())
+            total = info.used + rejected
+            if rejected <= _MANY_REJECTED * total:
+                continue
+            reason, count = min(info.rejected.items(), key=lambda item: (-item[1], item[0]))
+            yield (
+                f"{row.label}: used {info.used} of {total} {info.kind}s of {info.teacher}: {count} {reason}; "
+                f"{100 * rejected / total:.1f} % rejected in all."
+            )
+
+
+def _wrong_texts(rows: Sequence[Row]) -> Iterable[str]:
+    """With two options, a text that was written for another answer was written for the wrong one."""
+    for row in rows:
+        if any(info.control == "shuffled" for info in row.first.annotations) and math.isclose(row.first.chance, 0.5):
+            yield (
+                f"{row.label}: where all questions share their two options (such as yes and no), the shuffled texts "
+                "that remain argue for the wrong answer."
+            )
 
 
 def _looks(rows: Sequence[Row]) -> Iterable[str]:

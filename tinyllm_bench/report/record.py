@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest, read_json, write_json
 from tinyllm_bench.data.records import Reading
+from tinyllm_bench.report.public import machine_paths
+from tinyllm_bench.report.public import public as public
+from tinyllm_bench.report.public import public_text as public_text
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "run.json"
@@ -85,17 +88,25 @@ class SplitInfo(_Part):
 
 
 class DataInfo(_Part):
-    """Where the questions came from and which of them trained and selected the student."""
+    """Where the questions came from and which of them trained and selected the student.
+
+    `overlap` is the number of scored test questions whose normalised question stands among the training records;
+    None where it was not counted.
+    """
 
     source: str
     splits: dict[str, SplitInfo] = {}
     train_ids_digest: str | None = None
     n_train: Count | None = None
     valid_ids_digest: str | None = None
+    overlap: Count | None = None
 
 
 class AnnotationInfo(_Part):
-    """What became of one teacher's texts: used, missing, or rejected (reason: count)."""
+    """What became of one teacher's texts: used, missing, or rejected (reason: count).
+
+    `text_digest` is of the texts that were used; None where it was not taken.
+    """
 
     teacher: str
     kind: str
@@ -103,14 +114,16 @@ class AnnotationInfo(_Part):
     missing: Count = 0
     rejected: dict[str, Count] = {}
     control: str | None = None
+    text_digest: str | None = None
 
 
 class Budget(_Part):
     """What a cell was allowed and what it spent.
 
     `student_tokens` counts non-pad prompt and target tokens through the student's forward and backward pass.
-    Teacher tokens are None where the text was recorded before. Seconds are wall time, `train_seconds` of training
-    alone.
+    Teacher tokens are None where the text was recorded before. `train_flops` is the estimate 6 * parameters * student
+    tokens, not a count; None where that does not hold (LoRA, encoder-decoder students). Seconds are wall time,
+    `train_seconds` of training alone.
     """
 
     asked_student_tokens: Count | None = None
@@ -248,6 +261,14 @@ class RunRecord(_Part):
         differs = [key for key, value in told.items() if self.protocol[key] != value]
         if differs:
             raise ValueError(f"protocol and record disagree on {', '.join(differs)}")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_no_machine_paths(self) -> Self:
+        specs = [model.spec for model in (self.student, *self.teachers) if model]
+        found = next(machine_paths([self.command, self.asked, self.config, specs, self.notes]), None)
+        if found is not None:
+            raise ValueError(f"a record holds no machine paths: {found}")
         return self
 
     @model_validator(mode="after")

@@ -5,18 +5,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tinyllm_bench.base.files import digest
+from tinyllm_bench.report.labels import row_key, row_labels, student_digest
 from tinyllm_bench.report.record import RunRecord
 from tinyllm_bench.report.stats import Difference, OverSeeds, over_seeds, paired_difference
 
 BUDGET_TOLERANCE = 0.02
-# What makes two runs the same row, beside student, teachers and training rows; the seed is what may differ.
-_CONFIG_ROOTS = ("method", "train", "budget")
+OTHER_SETTINGS = "other training settings"
+# A method is set against the floor only where both were trained alike, in these groups of settings.
+_EQUAL_SETTINGS = ("train", "student")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Runs that differ only in their seed, ordered by it; `label` is unique in its section."""
+    """Runs that differ only in their seed, ordered by it; `label` is unique among the rows of one student spec."""
 
     label: str
     records: tuple[RunRecord, ...]
@@ -80,7 +81,7 @@ def make_rows(records: Iterable[RunRecord], order: Sequence[str]) -> list[Row]:
     groups: dict[str, list[RunRecord]] = defaultdict(list)
     seen: dict[tuple[str, int], int] = defaultdict(int)
     for record in sorted(records, key=lambda record: (record.seed, record.created, record.run_id)):
-        key = _group_key(record)
+        key = row_key(record)
         # A second run of the same seed is no second seed: it opens a row of its own.
         groups[f"{key}/{seen[key, record.seed]}"].append(record)
         seen[key, record.seed] += 1
@@ -92,37 +93,16 @@ def make_rows(records: Iterable[RunRecord], order: Sequence[str]) -> list[Row]:
         return (run.kind == "method", known, run.name, run.label, _spec(run), run.run_id)
 
     ordered = sorted(groups.values(), key=rank)
-    heads = [(runs[0].label, _spec(runs[0])) for runs in ordered]
-    return [
-        Row(
-            runs[0].label if heads.count(head) == 1 else f"{runs[0].label} ({runs[0].run_id[:8]})",
-            tuple(runs),
-        )
-        for runs, head in zip(ordered, heads, strict=True)
-    ]
+    labels = row_labels([runs[0] for runs in ordered])
+    return [Row(label, tuple(runs)) for label, runs in zip(labels, ordered, strict=True)]
 
 
 def _spec(record: RunRecord) -> str:
     return record.student.spec if record.student else ""
 
 
-def _group_key(record: RunRecord) -> str:
-    config = {root: record.config.get(root) for root in _CONFIG_ROOTS}
-    return digest(
-        {
-            "row": [record.kind, record.name, record.label, record.sample, _spec(record)],
-            "teachers": [teacher.spec for teacher in record.teachers],
-            "controls": [[info.teacher, info.control] for info in record.annotations],
-            "asked_tokens": record.budget.asked_student_tokens if record.budget else None,
-            "training_rows": record.data.train_ids_digest,
-            "backend": [record.backend.name, record.backend.dtype] if record.backend else None,
-            "config": config,
-        }
-    )
-
-
 def lift_over_floor(row: Row, rows: Sequence[Row], floor: str) -> Lift:
-    """The row's gain over the floor row of the same student, training rows and budget (within 2 %).
+    """The row's gain over the floor row of the same student, training rows, settings and budget (within 2 %).
 
     A row of the floor method itself is the floor, unless it had another budget than the main floor row, the one
     whose label is the method's name.
@@ -130,7 +110,7 @@ def lift_over_floor(row: Row, rows: Sequence[Row], floor: str) -> Lift:
     if row.is_anchor:
         return Lift(why_not="-")
     floors = [other for other in rows if not other.is_anchor and other.first.name == floor]
-    floors = [other for other in floors if other.student == row.student]
+    floors = [other for other in floors if _student(other) == _student(row)]
     main = [other for other in floors if other.first.label == floor]
     if row.first.name == floor:
         is_other = main and row not in main and not _same_budget(row, main[0])
@@ -143,7 +123,18 @@ def lift_over_floor(row: Row, rows: Sequence[Row], floor: str) -> Lift:
     equal = [other for other in equal if other.first.data.train_ids_digest == row.first.data.train_ids_digest]
     if not equal:
         return Lift(why_not="other training rows")
+    equal = [other for other in equal if _settings(other) == _settings(row)]
+    if not equal:
+        return Lift(why_not=OTHER_SETTINGS)
     return _lift(row, next((other for other in equal if other in main), equal[0]))
+
+
+def _student(row: Row) -> tuple[str, str | None]:
+    return row.student, student_digest(row.first)
+
+
+def _settings(row: Row) -> list[Any]:
+    return [row.first.config.get(group) for group in _EQUAL_SETTINGS]
 
 
 def _same_budget(row: Row, other: Row) -> bool:

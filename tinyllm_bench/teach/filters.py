@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tinyllm_bench.base.errors import unknown_name
 
+FILTERS_VERSION = 1  # raise it with every change of what a filter rejects: kept annotations are then made again
 _TRIGGER = re.compile(r"^\s*let'?s think step by step[.:]?\s*", re.IGNORECASE)
 _JUNK = re.compile(r"\bquestion\s*:|^\s*q:|answer choices|#\s*\d+\.|https?://|www\.", re.IGNORECASE | re.MULTILINE)
 

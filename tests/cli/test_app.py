@@ -1,0 +1,276 @@
+"""Commands, their exit statuses and what they print."""
+
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Call
+from tinyllm_bench.base import plugins
+from tinyllm_bench.report.record import load_record
+
+TRAP = """
+    import os
+    from tinyllm_bench.base.plugins import load_method
+
+    Finetune = load_method("finetune")
+    signal_to_send = None
+    fails = False
+
+    class METHOD(Finetune):
+        \"\"\"Label-only training that something happens to in its third step.\"\"\"
+
+        paper = "none"
+
+        def loss(self, batch, student, teacher, step):
+            if step.index == 2 and signal_to_send is not None:
+                os.kill(os.getpid(), signal_to_send)
+            if step.index == 2 and fails:
+                raise RuntimeError("the third step fails")
+            return super().loss(batch, student, teacher, step)
+"""
+
+
+def records_in(runs: Path) -> dict[str, Any]:
+    return {record.label: record for record in map(load_record, runs.glob("*/run.json"))}
+
+
+# --- help and lists ---------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command(call: Call) -> None:
+    said = call("--help")
+    assert said.status == 0 and said.err == ""
+    for name in ("run", "annotate", "train", "predict", "anchors", "list", "data", "fetch", "board"):
+        assert re.search(rf"^  {name} ", said.out, re.MULTILINE), name
+
+
+def test_no_command_shows_the_help(call: Call) -> None:
+    said = call()
+    assert said.status == 2 and "Commands:" in said.out + said.err and "error:" not in said.err
+
+
+def test_lists(call: Call) -> None:
+    def listed(what: str) -> list[dict[str, Any]]:
+        said = call("list", what, "--json")
+        assert said.status == 0
+        return list(json.loads(said.out))
+
+    assert [row["name"] for row in listed("methods")] == plugins.names("method")
+    assert all(row["about"] and row["paper"] for row in listed("methods"))
+    assert [row["name"] for row in listed("tasks")] == plugins.names("task")
+    assert [row["name"] for row in listed("presets")] == ["cpu", "modern", "paper", "quickstart"]
+    assert {"bundled:smollm2-135m", "bundled:gemma3-270m"} <= {row["name"] for row in listed("models")}
+    assert listed("plugins") == []
+    assert "obqa" in call("list", "tasks").out
+    assert call("list", "plugins").out == "none\n"
+
+
+def test_a_third_partys_method_is_listed_and_runs(
+    call: Call, small: list[Any], install: Callable[..., Any], tmp_path: Path
+) -> None:
+    install("trap", TRAP)
+    assert {row["name"] for row in json.loads(call("list", "plugins", "--json").out)} == {"trap"}
+    said = call("run", "--method", "trap", "--task", "obqa", "--no-anchors", *small)
+    assert said.status == 0, said.err
+    assert set(records_in(tmp_path / "runs")) == {"trap"}
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def test_run_records_prints_and_writes_a_board(call: Call, small: list[Any], tmp_path: Path) -> None:
+    arguments = ("run", "--method", "finetune,tinyllm", "--task", "obqa", *small)
+    said = call(*arguments)
+    assert said.status == 0, said.err
+    assert said.out.startswith("preset quickstart\n")
+    page = (tmp_path / "runs" / "board" / "README.md").read_text()
+    for label in ("random", "majority", "zero_shot", "few_shot (3 shots)", "finetune", "tinyllm"):
+        assert f"{label} on obqa, seed 0" in said.err and label in page.replace("\\_", "_")
+    assert "finetune" in said.out.split("\n\n", 1)[1], "the table is printed"
+    records = records_in(tmp_path / "runs")
+    assert len(records) == 6 and all(r.command.startswith("tinyllm-bench run --method") for r in records.values())
+    assert records["finetune"].asked["preset"] == "quickstart" and records["finetune"].asked["tasks"] == ["obqa"]
+    again = call(*arguments)
+    assert again.status == 0 and again.err.count("finished before; nothing to do") == 6
+    assert records_in(tmp_path / "runs") == records
+
+
+def test_stages_one_by_one(call: Call, small: list[Any], tmp_path: Path) -> None:
+    asked = ("--method", "tinyllm", "--task", "obqa", *small)
+    runs = tmp_path / "runs"
+    for stage in ("annotate", "train"):
+        said = call(stage, *asked)
+        assert said.status == 0 and f"stage {stage} is done" in said.out
+        assert not list(runs.glob("*/run.json")) and bool(list(runs.glob("*/student"))) == (stage == "train")
+    said = call("predict", *asked)
+    (folder,) = (file.parent for file in runs.glob("*/run.json"))
+    assert said.status == 0 and f"next: tinyllm-bench board add {folder}" in said.out
+    assert not (runs / "board").exists()
+    added = call("board", "add", folder, "--board-dir", tmp_path / "board")
+    assert added.status == 0 and (tmp_path / "board" / "README.md").exists()
+    assert "tinyllm" in call("board", "show", "--board-dir", tmp_path / "board").out
+    assert call("board", "build", "--board-dir", tmp_path / "board").status == 0
+
+
+def test_anchors_alone(call: Call, small: list[Any], tmp_path: Path) -> None:
+    said = call("anchors", "--task", "arc", *small)
+    assert said.status == 0, said.err
+    assert set(records_in(tmp_path / "runs")) == {"random", "majority", "zero_shot", "few_shot (3 shots)"}
+
+
+def test_dry_run_prints_the_plan_and_makes_nothing(call: Call, small: list[Any], tmp_path: Path) -> None:
+    said = call("run", "--method", "finetune,tinyllm", "--task", "obqa,arc", "--seeds", "2", "--dry-run", *small)
+    assert said.status == 0 and said.err == ""
+    lines = said.out.splitlines()
+    assert lines[0] == "preset quickstart" and len(lines) == 1 + 2 * (4 + 2 * 2)
+    assert (
+        "  tinyllm on obqa, seed 1: 16 test items, reading cloze, sample data, 24 training records,"
+        " 3,000 student tokens, teachers terse + stepwise [tinyllm-obqa-cloze-s1-"
+    ) in said.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_does_not_ask_the_hub(call: Call, small: list[Any]) -> None:
+    asked = ("run", "--method", "finetune", "--task", "obqa", *small, "student.model=hf:nobody/nothing")
+    assert call(*asked, "--dry-run").status == 0
+    refused = call(*asked)
+    assert refused.status == 2 and "hf:nobody/nothing is not in the local Hugging Face cache" in refused.err
+
+
+def test_show_config_names_the_layer_of_every_setting(call: Call, small: list[Any], tmp_path: Path) -> None:
+    said = call("run", "--method", "tinyllm", "--task", "obqa", "--no-anchors", "--show-config", *small)
+    assert said.status == 0 and not (tmp_path / "runs").exists()
+    for line in (
+        "budget.student_tokens = 3000  (command line)",
+        "train.batch_records = 8  (preset quickstart)",
+        "train.weight_decay = 0.0  (default)",
+        "method.alpha = 1.0  (tinyllm.yaml)",
+    ):
+        assert f"  {line}\n" in said.out
+
+
+def test_without_a_preset_the_chosen_one_is_said_first(call: Call, tiny_llama_dir: Path) -> None:
+    from tinyllm_bench.pipeline.request import default_preset
+
+    said = call(
+        *("run", "--method", "finetune", "--task", "obqa", "--dry-run", "data.source=sample"),
+        f"student.model=dir:{tiny_llama_dir}",
+    )
+    assert said.status == 0, said.err
+    assert said.out.startswith(f"preset {default_preset()} (chosen by this machine; --preset takes another)\n")
+
+
+@pytest.mark.bundled
+def test_quickstart_plans_with_its_own_student(call: Call, bundled_smollm: Path) -> None:
+    said = call("run", "--method", "finetune,tinyllm", "--task", "obqa", "--preset", "quickstart", "--dry-run")
+    assert said.status == 0 and "12,000 student tokens" in said.out, said.err
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("preset", ["cpu", "paper", "modern"])
+def test_every_preset_resolves_on_the_real_data(
+    call: Call, release: Path, tiny_llama_dir: Path, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINYLLM_BENCH_DATA", str(release))
+    local = [f"student.model=dir:{tiny_llama_dir}"] if preset == "cpu" else []
+    said = call("run", "--method", "finetune,dss,tinyllm", "--task", "obqa", "--preset", preset, "--dry-run", *local)
+    assert said.status == 0, said.err
+    assert "teachers flan-t5-xl + llama-2-7b" in said.out and "release data" in said.out
+
+
+# --- a cell that fails, an interruption -------------------------------------------------------------------------------
+
+
+def test_a_cell_that_fails_leaves_the_others_running(call: Call, small: list[Any], tmp_path: Path) -> None:
+    said = call("run", "--method", "finetune", "--task", "obqa", *small, "train.learning_rate=1e30")
+    assert said.status == 1
+    assert re.search("failed: .*lower the learning rate", said.err, re.IGNORECASE) and "Traceback" not in said.err
+    assert said.err.rstrip().endswith("1 failed: finetune on obqa; the same command tries them again")
+    assert set(records_in(tmp_path / "runs")) == {"random", "majority", "zero_shot", "few_shot (3 shots)"}
+    assert (tmp_path / "runs" / "board" / "README.md").exists(), "what was finished is on the board"
+
+
+def test_a_fault_of_a_method_is_logged_and_the_next_cell_runs(
+    call: Call, small: list[Any], install: Callable[..., Any], tmp_path: Path
+) -> None:
+    trap = install("trap", TRAP)
+    trap.fails = True
+    asked = ("run", "--method", "trap,finetune", "--task", "obqa", "--no-anchors", *small)
+    said = call(*asked)
+    assert said.status == 1 and "RuntimeError: the third step fails (traceback in " in said.err
+    assert "Traceback" not in said.err
+    (log,) = (tmp_path / "runs").glob("trap-*/error.log")
+    assert "in loss" in log.read_text()
+    assert set(records_in(tmp_path / "runs")) == {"finetune"}
+    trap.fails = False
+    again = call(*asked)
+    assert again.status == 0 and again.err.count("nothing to do") == 1
+    assert set(records_in(tmp_path / "runs")) == {"finetune", "trap"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
+    call: Call, small: list[Any], install: Callable[..., Any], tmp_path: Path, number: signal.Signals
+) -> None:
+    trap = install("trap", TRAP)
+    trap.signal_to_send = number
+    asked = ("run", "--method", "trap", "--task", "obqa", "--no-anchors", *small, "train.checkpoint_seconds=0")
+    said = call(*asked)
+    assert said.status == 3 and said.err.splitlines()[-1] == "interrupted; the same command continues"
+    assert "Traceback" not in said.err and not records_in(tmp_path / "runs")
+    trap.signal_to_send = None
+    again = call(*asked)
+    assert again.status == 0 and "goes on after step 2 of" in again.err
+    assert records_in(tmp_path / "runs")["trap"].training.steps > 2
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.release
+def test_data_check_reports_six_sets(call: Call, release: Path) -> None:
+    said = call("data", "check", "--data-dir", release)
+    assert said.status == 0 and said.err == ""
+    counts = {
+        "arc": "1117 / 295 / 1165",
+        "bioasq": "976 / 109 / 123",
+        "obqa": "4957 / 500 / 500",
+        "piqa": "16113 / 919 / 919",
+        "pubmedqa": "500 / 100 / 400",
+        "riddle": "3510 / 511 / 510",
+    }
+    lines = said.out.splitlines()
+    assert [line.split(":")[0] for line in lines] == sorted(counts)
+    for line in lines:
+        name, _, rest = line.partition(": ")
+        assert rest.startswith(f"{counts[name]} rows"), line
+
+
+@pytest.mark.release
+def test_data_check_finds_a_deleted_row(call: Call, release: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    (folder / "obqa").mkdir(parents=True)
+    for child in release.iterdir():
+        if child.name != "obqa":
+            (folder / child.name).symlink_to(child)
+    for child in (release / "obqa").iterdir():
+        (folder / "obqa" / child.name).symlink_to(child)
+    path = folder / "obqa" / "obqa_test.json"
+    text = path.read_text()
+    path.unlink()
+    path.write_text("\n".join(text.split("\n")[1:]))
+    said = call("data", "check", "--data-dir", folder)
+    assert said.status == 2 and f"{path}: 499 rows, expected 500" in said.out
+    assert len(said.out.splitlines()) == 6, "the other sets are checked too"
+
+
+def test_data_info_of_the_sample(call: Call) -> None:
+    said = call("data", "info", "--sample", "--task", "obqa", "--json")
+    (facts,) = json.loads(said.out)
+    assert said.status == 0 and facts["chance"] == 0.25
+    assert "chance: 0.25" in call("data", "info", "--sample", "--task", "obqa").out

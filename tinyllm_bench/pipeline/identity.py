@@ -1,0 +1,103 @@
+"""What makes a cell that cell: everything that can change its predictions, and nothing that cannot.
+
+Where and how fast a cell runs (folders, batch sizes, checkpoint intervals) is not in it; what a cell does not use is
+not
+in it either, so that label-only training is not repeated because a teacher changed.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyllm_bench import __version__
+from tinyllm_bench.base.files import digest, digest_file, read_json
+from tinyllm_bench.data.prompts import rationale_channel
+from tinyllm_bench.models.load import spec_folder
+from tinyllm_bench.models.specs import ModelSpec
+from tinyllm_bench.pipeline.protocol import protocol_of
+
+if TYPE_CHECKING:
+    from tinyllm_bench.pipeline.cells import Cell
+
+GUESSES = ("random", "majority")
+_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+
+
+def identity_of(cell: "Cell") -> dict[str, Any]:
+    """The facts whose digest is the cell's run id."""
+    facts: dict[str, Any] = {
+        "version": __version__,
+        "cell": [cell.kind, cell.name, cell.task.name, cell.task.version, cell.reading, cell.seed],
+        "protocol": protocol_of(cell),
+    }
+    if cell.name not in GUESSES:
+        facts["student"] = [model_identity(cell.student, cell.runs), cell.config.student.model_dump(mode="json")]
+        facts["student"][1].pop("model")
+        facts["asked"] = _asked(cell)
+    if cell.name == "majority":
+        facts["train"] = _ids(cell, "train")
+    if cell.name == "few_shot":
+        shots = cell.config.eval
+        facts["shots"] = [shots.shots, shots.shot_max_words, cell.data["train"]["digest"]]
+    return facts if cell.method is None else facts | _training(cell)
+
+
+def _asked(cell: "Cell") -> dict[str, Any]:
+    config = cell.config
+    return {
+        "engine": config.backend.engine,
+        "device": config.backend.device,
+        "max_new_tokens": config.eval.max_new_tokens if cell.reading == "gen" else None,
+        "chat_template": config.eval.chat_template if cell.kind == "anchor" else None,
+        "style": config.data.style,
+        "markers": dict(config.data.markers),
+    }
+
+
+def _training(cell: "Cell") -> dict[str, Any]:
+    assert cell.method is not None
+    train = cell.config.train.model_dump(mode="json")
+    for key in ("micro_batch_tokens", "checkpoint_seconds", "gradient_checkpointing"):
+        train.pop(key)
+    first = cell.asked_records("train")[0]
+    examples = [asdict(example) for example in cell.method.examples(first, [], cell.ask)]
+    channels = [rationale_channel(teacher.key) for teacher in cell.teachers]
+    return {
+        "method": cell.config.method,
+        "method_source": digest(inspect.getsource(inspect.getmodule(type(cell.method)) or type(cell.method))),
+        "train": train,
+        "budget": cell.config.budget.model_dump(mode="json"),
+        "records": [_ids(cell, "train"), _ids(cell, "valid")],
+        "data": {split: facts["digest"] for split, facts in cell.data.items()},
+        "wording": [examples, *(cell.ask.prompt(first, channel) for channel in channels)],
+        "teachers": [[t.key, t.text_digest(cell.task.name)] for t in cell.teachers],
+        "control": cell.config.annotations.control if cell.teachers else None,
+    }
+
+
+def _ids(cell: "Cell", split: Any) -> str:
+    return digest([record.id for record in cell.records(split)])
+
+
+def model_identity(spec: ModelSpec, runs: Path) -> Any:
+    """What a spec stands for: digests of a local model's files, a bundled model's manifest, else the spec's text."""
+    if spec.kind == "gguf":
+        return [spec.layers, _digests((Path(spec.location).expanduser(),))]
+    folder = spec_folder(spec, runs=runs)
+    if folder is None:
+        return spec.text
+    if spec.kind == "bundled":
+        return [spec.layers, read_json(folder / "manifest.json")]
+    return [spec.layers, _digests(sorted(file for pattern in _FILES for file in folder.glob(pattern)))]
+
+
+def _digests(files: Sequence[Path]) -> dict[str, str]:
+    return {file.name: _digest(file, file.stat().st_mtime_ns) for file in files}
+
+
+@lru_cache(maxsize=256)
+def _digest(file: Path, changed: int) -> str:
+    return digest_file(file)

@@ -1,0 +1,32 @@
+"""The protocol of a cell: what two rows must share to stand in one table."""
+
+from typing import TYPE_CHECKING, Any
+
+from tinyllm_bench.answers.parser import PARSER_VERSION
+from tinyllm_bench.base.files import digest
+from tinyllm_bench.report.record import ids_digest
+
+if TYPE_CHECKING:
+    from tinyllm_bench.pipeline.cells import Cell
+
+_METRICS = {"cloze": "log-probability per character", "mc": "log-probability", "gen": "parsed answer"}
+
+
+def protocol_of(cell: "Cell") -> dict[str, Any]:
+    """Task, scored ids, reading, asked context and options, parser, metric and the cap of the context.
+
+    The marker belongs to the method's policy, not to the protocol; so do training data, budget and backend.
+    """
+    records = cell.asked_records("test")
+    asked = [[record.id, cell.ask.context(record), list(cell.ask.options(record))] for record in records]
+    return {
+        "task": cell.task.name,
+        "version": cell.task.version,
+        "scored_ids_digest": ids_digest(record.id for record in records),
+        "n": len(records),
+        "reading": cell.reading,
+        "prompt_digest": digest(asked),
+        "parser_version": str(PARSER_VERSION),
+        "metric": f"accuracy by {_METRICS[cell.reading]}",
+        "max_context_words": cell.config.data.max_context_words,
+    }

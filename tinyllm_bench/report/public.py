@@ -1,0 +1,77 @@
+"""What of a text may be published: no place on somebody's machine, no key in an address.
+
+A path is absolute (two parts or more, or one after `dir:` and the like), or begins with `~` or a Windows drive.
+Addresses are left alone but for user, password and query.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_KINDS = "dir|gguf|replay|run|file"
+# A path begins a text or follows one of these; elsewhere a slash belongs to a relative path, a name or a fraction.
+_BEGIN = r"""(?<![^\s=:"'`,;(\[{@])"""
+_PART = r"""[^\s=:"'`,;()\[\]{}<>|#?/\\]"""
+_DRIVE = r"[A-Za-z]:[\\/]"
+_HOME = r"~(?:[A-Za-z_][\w.-]*)?/"
+_PLACE = re.compile(
+    "|".join(
+        (
+            # A whole text that is a model spec: everything up to its ? or # is the path, spaces too.
+            rf"\A(?P<spec>(?:[\w.-]+=)?(?:{_KINDS}):)(?P<spec_path>(?:/(?!/)|{_HOME}|{_DRIVE})[^?#\n]*)",
+            # Between quotes, as a shell command writes a path that holds spaces.
+            rf"""(?<=["'])(?P<quoted>(?:[^"'\s/\\=:]*[=:])*)"""
+            rf"""(?P<quoted_path>(?:/[^/"'?#]+/|{_HOME}|{_DRIVE})[^"'?#]*)(?=["'?#])""",
+            rf"(?<![A-Za-z0-9])(?!(?:{_KINDS})://)(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+://)"
+            r"""(?P<host>[^\s/?#"'<>]*)(?P<rest>[^\s?#"'<>]*)(?:\?[^\s#"'<>]*)?""",
+            rf"{_BEGIN}(?P<path>(?:/+{_PART}+){{2,}}/*|{_HOME}(?:{_PART}|/)*|{_DRIVE}(?:{_PART}|[\\/])*)",
+        )
+    )
+)
+
+
+def public_text(text: str) -> str:
+    """A text without machine paths and keys: `dir:/home/me/x` becomes `dir:x`, `https://me:key@host/v1?key=k` loses
+    its user, password and query. What is public already comes back as it is.
+    """
+    while (shorter := _PLACE.sub(_published, text)) != text:  # what is left of a path may begin another one
+        text = shorter
+    return text
+
+
+def _published(found: re.Match[str]) -> str:
+    part = found.groupdict(default="")
+    if part["scheme"]:
+        return part["scheme"] + part["host"].rpartition("@")[2] + part["rest"]
+    names = [name for name in re.split(r"[\\/]+", _path(found)) if name]
+    if re.match(rf"{_HOME}|{_DRIVE}", _path(found)):
+        del names[0]
+    return part["spec"] + part["quoted"] + (names[-1] if names else "")
+
+
+def _path(found: re.Match[str]) -> str:
+    return found["spec_path"] or found["quoted_path"] or found["path"] or ""
+
+
+def public(value: Any) -> Any:
+    """`public_text` of every text in nested dicts (their values), lists and tuples; other values are kept."""
+    if isinstance(value, str):
+        return public_text(value)
+    if isinstance(value, Mapping):
+        return {key: public(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(public(inner) for inner in value)
+    return value
+
+
+def machine_paths(value: Any) -> Iterator[str]:
+    """The texts in a nested value that hold a machine path."""
+    if isinstance(value, str):
+        if any(_path(found) for found in _PLACE.finditer(value)):
+            yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from machine_paths(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from machine_paths(inner)
