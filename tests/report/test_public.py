@@ -9,26 +9,26 @@ from tinyllm_bench.report.public import machine_paths
 from tinyllm_bench.report.record import RunRecord, public, public_text
 
 PRIVATE = [
-    ("dir:/home/me/student", "dir:student"),
-    ("dir:/home/me/student/", "dir:student"),
-    ("dir:/home/me/student?layers=0:30:3", "dir:student?layers=0:30:3"),
+    ("dir:/srv/me/student", "dir:student"),
+    ("dir:/srv/me/student/", "dir:student"),
+    ("dir:/srv/me/student?layers=0:30:3", "dir:student?layers=0:30:3"),
     ("dir:/student", "dir:student"),
     ("dir:/Users/Jane Doe/my models/x", "dir:x"),
     ("student.model=dir:/Users/Jane Doe/x?layers=0:2", "student.model=dir:x?layers=0:2"),
-    ("dir://home/me/x", "dir:x"),
-    ("file:///home/me/x", "file:x"),
-    ("replay:/home/me/said.jsonl#org/name", "replay:said.jsonl#org/name"),
+    ("dir://srv/me/x", "dir:x"),
+    ("file:///srv/me/x", "file:x"),
+    ("replay:/srv/me/said.jsonl#org/name", "replay:said.jsonl#org/name"),
     ("--data-dir=/x/y", "--data-dir=y"),
     ("--runs-dir /a/b --task toy", "--runs-dir b --task toy"),
     ("/usr/bin/tinyllm-bench run --data-dir /a/b/c", "tinyllm-bench run --data-dir c"),
-    ("run '--data-dir=/home/Jane Doe/x y' --set 'student.model=dir:/a b/c?layers=0:2' z", None),
+    ("run '--data-dir=/srv/Jane Doe/x y' --set 'student.model=dir:/a b/c?layers=0:2' z", None),
     ("~/student", "student"),
     ("dir:~me/a/student", "dir:student"),
     ("--data-dir ~/", "--data-dir "),
     (r"dir:C:\\Users\\me\\student", "dir:student"),
     (r"--data-dir=C:\Users\me\x", "--data-dir=x"),
     ("D:/models/x", "x"),
-    ("{student: {model: /home/jörg/x, lora: null}}", "{student: {model: x, lora: null}}"),
+    ("{student: {model: /srv/jörg/x, lora: null}}", "{student: {model: x, lora: null}}"),
     ("[/a/b,/c/d]", "[b,d]"),
     ("PATH=/a/b:/c/d", "PATH=b:d"),
 ]
@@ -76,10 +76,10 @@ def test_nested_values_keep_their_shape() -> None:
 
 def test_a_record_made_public_is_accepted() -> None:
     private = {
-        "command": "run --data-dir /home/me/data",
-        "asked": {"settings": ["student.model=dir:/home/me/x"]},
-        "config": {"student": {"model": "dir:/home/me/x"}, "teachers": ("replay:~/said#big",)},
-        "student": {"spec": "dir:/home/me/x"},
+        "command": "run --data-dir /srv/me/data",
+        "asked": {"settings": ["student.model=dir:/srv/me/x"]},
+        "config": {"student": {"model": "dir:/srv/me/x"}, "teachers": ("replay:~/said#big",)},
+        "student": {"spec": "dir:/srv/me/x"},
         "notes": ("kept in /var/tmp/x",),
     }
     made = RunRecord.model_validate(public(make_fields("m", flags(20, 9)) | private))

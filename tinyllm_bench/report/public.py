@@ -31,7 +31,7 @@ _PLACE = re.compile(
 
 
 def public_text(text: str) -> str:
-    """A text without machine paths and keys: `dir:/home/me/x` becomes `dir:x`, `https://me:key@host/v1?key=k` loses
+    """A text without machine paths and keys: `dir:/srv/me/x` becomes `dir:x`, `https://me:key@host/v1?key=k` loses
     its user, password and query. What is public already comes back as it is.
     """
     while (shorter := _PLACE.sub(_published, text)) != text:  # what is left of a path may begin another one
