@@ -1,6 +1,7 @@
 """What it saves to project only target positions to the vocabulary, and to pack examples by length.
 
-Three forms of the same TinyLLM training step on sample questions, interleaved in one process; the table shows medians and
+Three forms of the same TinyLLM training step on sample questions, interleaved in one process; the table shows medians
+and
 ratios to the first form. `python benchmarks/target_only.py [--model SPEC] [--task NAME] [--rounds N]`.
 """
 

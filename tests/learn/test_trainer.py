@@ -89,7 +89,7 @@ def test_a_crashed_training_goes_on_and_ends_with_the_same_bytes(tmp_path: Path,
     again, found = run(build(tmp_path / "broken", Scripted(*scores[seen:])))
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     assert (again.tokens, again.looks, again.last_loss) == (whole.tokens, whole.looks, whole.last_loss)
-    logs = [[e for e in read_checked(tmp_path / name / "metrics.jsonl")] for name in ("whole", "broken")]
+    logs = [list(read_checked(tmp_path / name / "metrics.jsonl")) for name in ("whole", "broken")]
     assert logs[0] == logs[1]
 
 

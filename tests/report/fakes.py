@@ -1,10 +1,19 @@
 """Records made for tests: small, consistent, with invented names."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 from tinyllm_bench.base.files import digest
-from tinyllm_bench.report.record import RunRecord, ids_digest, protocol_hash
+from tinyllm_bench.report.board import board_add, board_markdown
+from tinyllm_bench.report.record import RunRecord, ids_digest, protocol_hash, save_record
 
+CONFIG = """title: Toy board
+floor: floor
+floor_title: label-only fine-tuning
+order: [guess, majority, untrained, floor]
+sample: mark
+"""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -94,3 +103,22 @@ def make_record(name: str, right: list[int] | None, **changes: Any) -> RunRecord
 def make_anchor(name: str, right: list[int] | None, **changes: Any) -> RunRecord:
     """An anchor's record: no model and no budget unless given."""
     return make_record(name, right, **({"kind": "anchor", "student": None, "budget": None} | changes))
+
+
+def add(folder: Path, *records: RunRecord) -> list[Path]:
+    """Save records as runs beside the board and add them."""
+    runs = folder.parent / "runs"
+    return board_add([save_record(record, runs / record.run_id).parent for record in records], folder)
+
+
+def lines(folder: Path, label: str) -> list[str]:
+    """The cells of the first table line that starts with a label."""
+    found = [line for line in board_markdown(folder).splitlines() if re.match(rf"\| {re.escape(label)} +\|", line)]
+    return [cell.strip() for cell in found[0].strip("|").split("|")]
+
+
+def column(folder: Path, label: str, name: str) -> str:
+    """One cell of the first table, by row label and the beginning of the column's head."""
+    heads = next(line for line in board_markdown(folder).splitlines() if line.startswith("| row"))
+    names = [head.strip() for head in heads.strip("|").split("|")]
+    return lines(folder, label)[next(i for i, head in enumerate(names) if head.startswith(name))]

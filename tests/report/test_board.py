@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.fakes import flags, make_anchor, make_record
+from tests.report.fakes import CONFIG, add, column, flags, lines, make_anchor, make_record
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.report.board import board_add, board_build, board_config, board_markdown, board_records, board_show
 from tinyllm_bench.report.record import RunRecord, save_record
@@ -15,39 +15,6 @@ from tinyllm_bench.report.tables import duration, escaped, points
 ROOT = Path(__file__).parents[2]
 TEXTS = {"teacher": "big", "kind": "rationale", "used": 3}
 GOLDEN = ROOT / "tests" / "golden" / "board.md"
-CONFIG = """title: Toy board
-floor: floor
-floor_title: label-only fine-tuning
-order: [guess, majority, untrained, floor]
-sample: mark
-"""
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Path:
-    folder = tmp_path / "board"
-    (folder / "boards").mkdir(parents=True)
-    (folder / "boards" / "main.yaml").write_text(CONFIG)
-    return folder
-
-
-def add(folder: Path, *records: RunRecord) -> list[Path]:
-    """Save records as runs beside the board and add them."""
-    runs = folder.parent / "runs"
-    return board_add([save_record(record, runs / record.run_id).parent for record in records], folder)
-
-
-def lines(folder: Path, label: str) -> list[str]:
-    """The cells of the first table line that starts with a label."""
-    found = [line for line in board_markdown(folder).splitlines() if re.match(rf"\| {re.escape(label)} +\|", line)]
-    return [cell.strip() for cell in found[0].strip("|").split("|")]
-
-
-def column(folder: Path, label: str, name: str) -> str:
-    """One cell of the first table, by row label and the beginning of the column's head."""
-    heads = next(line for line in board_markdown(folder).splitlines() if line.startswith("| row"))
-    names = [head.strip() for head in heads.strip("|").split("|")]
-    return lines(folder, label)[next(i for i, head in enumerate(names) if head.startswith(name))]
 
 
 def golden_records() -> list[RunRecord]:
@@ -240,9 +207,6 @@ def test_another_configuration_is_another_row(board: Path) -> None:
     )
     assert column(board, "mine (train.lr=1)", "seeds") == "1"
     assert column(board, "mine (train.lr=2)", "accuracy") == "70.0"
-
-
-LORA = {"r": 4, "alpha": 8, "target_modules": ["q", "v"]}
 
 
 def test_test_questions_among_the_training_records_are_told(board: Path) -> None:

@@ -1,53 +1,18 @@
 """Which runs make one row, what a row is called, and which rows get a lift from each other."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.report.fakes import flags, make_fields, make_record
-from tinyllm_bench.report.board import board_add, board_markdown
-from tinyllm_bench.report.record import RunRecord, save_record
+from tests.report.fakes import add, column, flags, make_fields, make_record
+from tinyllm_bench.report.board import board_markdown
+from tinyllm_bench.report.record import RunRecord
 from tinyllm_bench.report.rows import make_rows
 from tinyllm_bench.report.tables import escaped
 
-ROOT = Path(__file__).parents[2]
 TEXTS = {"teacher": "big", "kind": "rationale", "used": 3}
-GOLDEN = ROOT / "tests" / "golden" / "board.md"
-CONFIG = """title: Toy board
-floor: floor
-floor_title: label-only fine-tuning
-order: [guess, majority, untrained, floor]
-sample: mark
-"""
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Path:
-    folder = tmp_path / "board"
-    (folder / "boards").mkdir(parents=True)
-    (folder / "boards" / "main.yaml").write_text(CONFIG)
-    return folder
-
-
-def add(folder: Path, *records: RunRecord) -> list[Path]:
-    """Save records as runs beside the board and add them."""
-    runs = folder.parent / "runs"
-    return board_add([save_record(record, runs / record.run_id).parent for record in records], folder)
-
-
-def lines(folder: Path, label: str) -> list[str]:
-    """The cells of the first table line that starts with a label."""
-    found = [line for line in board_markdown(folder).splitlines() if re.match(rf"\| {re.escape(label)} +\|", line)]
-    return [cell.strip() for cell in found[0].strip("|").split("|")]
-
-
-def column(folder: Path, label: str, name: str) -> str:
-    """One cell of the first table, by row label and the beginning of the column's head."""
-    heads = next(line for line in board_markdown(folder).splitlines() if line.startswith("| row"))
-    names = [head.strip() for head in heads.strip("|").split("|")]
-    return lines(folder, label)[next(i for i, head in enumerate(names) if head.startswith(name))]
+LORA = {"r": 4, "alpha": 8, "target_modules": ["q", "v"]}
 
 
 def student(lora: dict[str, Any] | None, **changes: Any) -> dict[str, Any]:
