@@ -13,10 +13,19 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tinyllm_bench.data.prompts import LABEL, Ask, rationale_channel
+from tinyllm_bench.data.prompts import LABEL, Ask
 from tinyllm_bench.data.records import Annotation, Example, TaskRecord
 from tinyllm_bench.learn.losses import channel_cross_entropy
-from tinyllm_bench.learn.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
+from tinyllm_bench.learn.method import (
+    Method,
+    MethodConfig,
+    Needs,
+    Step,
+    TeacherSignal,
+    Term,
+    choose_teacher,
+    label_and_rationales,
+)
 
 if TYPE_CHECKING:
     from tinyllm_bench.learn.batching import Batch
@@ -47,8 +56,7 @@ class Dss(Method):
 
     def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
         """The label, and the rationale where the teacher gave a usable one."""
-        label = ask.example(record, LABEL, ask.label_target(record))
-        return [label, *(ask.example(record, rationale_channel(a.teacher), a.text) for a in annotations)]
+        return label_and_rationales(record, annotations, ask)
 
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
         """Weighted cross-entropies of label and rationale."""

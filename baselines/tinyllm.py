@@ -23,6 +23,7 @@ from tinyllm_bench.learn.method import (
     Step,
     TeacherSignal,
     Term,
+    label_and_rationales,
     unknown_teachers,
 )
 
@@ -60,8 +61,7 @@ class Tinyllm(Method):
 
     def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
         """The label, and one rationale example per teacher that gave a usable one."""
-        label = ask.example(record, LABEL, ask.label_target(record))
-        return [label, *(ask.example(record, rationale_channel(a.teacher), a.text) for a in annotations)]
+        return label_and_rationales(record, annotations, ask)
 
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
         """gamma * CE of the label + sum over teachers of alpha^m * CE of the rationale."""

@@ -31,6 +31,7 @@ from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.learn.batching import Collator, Group
 from tinyllm_bench.learn.method import Step, Term
 from tinyllm_bench.models.lm import LM
+from tinyllm_bench.report.record import load_record
 
 methods = pytest.mark.parametrize("name", METHODS)
 families = pytest.mark.parametrize("family", ["tiny_llama", "tiny_t5"])
@@ -171,7 +172,7 @@ def test_needs_are_honest(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
+def test_two_processes_give_the_gradient_and_the_student_of_one(tmp_path: Path) -> None:
     """One pair of processes serves all methods: starting one costs seconds."""
     script = Path(__file__).with_name("two_processes.py")
     environment = {**os.environ, "PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
@@ -190,6 +191,12 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
     for name in METHODS:
         one, two = (load_file(tmp_path / str(count) / f"{name}.safetensors") for count in (1, 2))
         assert_close(one, two, rtol=1e-9)
+    records = [load_record(next((tmp_path / str(count) / "runs").glob("*/run.json"))) for count in (1, 2)]
+    assert [r.training.steps for r in records if r.training] == [2, 2]
+    assert records[0].run_id == records[1].run_id and records[0].budget and records[1].budget
+    assert records[0].budget.student_tokens == records[1].budget.student_tokens
+    weights = [load_file(next((tmp_path / str(n) / "runs").glob("*/student/*.safetensors"))) for n in (1, 2)]
+    assert_close(*weights, rtol=1e-3)
 
 
 def test_settings_of_the_contract_name_real_methods() -> None:

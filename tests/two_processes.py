@@ -1,4 +1,7 @@
-"""Run under torch.distributed.run: one step of every method in float64; the main process saves the gradients."""
+"""Run under torch.distributed.run: one step of every method in float64, then a whole cell through the pipeline.
+
+The main process saves the gradients; the cell's last mini-batch has one question, so that a process stands idle.
+"""
 
 import sys
 from pathlib import Path
@@ -22,6 +25,35 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             save_file({key: grad.contiguous() for key, grad in found.items()}, folder / f"{name}.safetensors")
         trainer.accelerator.wait_for_everyone()
+
+    run_a_cell(folder)
+
+
+def run_a_cell(folder: Path) -> None:
+    """Annotate, train, predict and record with all processes; its folder is the cell's run."""
+    from accelerate import PartialState
+
+    from tests.tiny_models import saved
+    from tinyllm_bench.pipeline.cells import plan_cells
+    from tinyllm_bench.pipeline.predict import Engines
+    from tinyllm_bench.pipeline.request import Request
+    from tinyllm_bench.pipeline.run import run_cell
+
+    state = PartialState()
+    if state.is_main_process:
+        saved(tiny_llama(), folder / "student")
+    state.wait_for_everyone()
+    settings = (f"student.model=dir:{folder / 'student'}", "budget.student_tokens=null", "budget.epochs=1")
+    request = Request(
+        methods=("tinyllm",),
+        tasks=("obqa",),
+        preset="quickstart",
+        assignments=(*settings, "train.batch_records=23", "train.learning_rate=1e-3"),
+        runs=folder / "runs",
+    )
+    _, cells = plan_cells(request)
+    with Engines() as engines:
+        run_cell(cells[0], folder / "runs", engines, report=lambda event: None)
 
 
 if __name__ == "__main__":

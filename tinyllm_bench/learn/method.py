@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from tinyllm_bench.base.errors import UserError, unknown_name
-from tinyllm_bench.data.prompts import Ask
+from tinyllm_bench.data.prompts import LABEL, Ask, rationale_channel
 from tinyllm_bench.data.records import READINGS, Annotation, Example, Reading, TaskRecord
 
 if TYPE_CHECKING:
@@ -141,6 +141,12 @@ class Method(ABC):
     def decoding(self) -> Decoding:
         """How a trained student is read."""
         return Decoding()
+
+
+def label_and_rationales(record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
+    """The gold answer, and one example per teacher's rationale that is given."""
+    label = ask.example(record, LABEL, ask.label_target(record))
+    return [label, *(ask.example(record, rationale_channel(a.teacher), a.text) for a in annotations)]
 
 
 def choose_teacher(method: str, wanted: str | None, teachers: Sequence[str]) -> str:

@@ -33,7 +33,8 @@ from tinyllm_bench.pipeline.schema import BenchConfig
 from tinyllm_bench.teach.filters import rejected_by
 from tinyllm_bench.teach.teachers import Teacher, open_teacher
 
-ANCHORS = (*GUESSES, "zero_shot", "few_shot")
+ASKED = ("zero_shot", "few_shot")
+ANCHORS = (*GUESSES, *ASKED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = Tru
     cells: list[Cell] = []
     for task in expand("task", request.tasks):
         if anchors:
-            cells += [_anchor(request, preset, task, name) for name in ANCHORS]
+            cells += _anchors(request, preset, task)
         for seed in range(request.seeds):
             for method in methods:
                 variants = {"": {}, **preset.variants.get(method, {})}
@@ -159,10 +160,19 @@ def _check_rationales(cell: Cell) -> None:
             )
 
 
-def _anchor(request: Request, preset: Preset, task: str, name: str) -> Cell:
+def _anchors(request: Request, preset: Preset, task: str) -> list[Cell]:
+    """The guesses, then the student and every teacher that can answer, asked without and with examples."""
     found, _ = settings_of(request, preset, method=None, task=task, variant={})
+    teachers = [parse_spec(text, role="teacher") for text in found.config.teachers]
+    asked = [spec for spec in teachers if spec.kind not in ("replay", "api")]
+    cells = [_anchor(request, found, task, name, None) for name in ANCHORS]
+    return cells + [_anchor(request, found, task, name, spec) for spec in asked for name in ASKED]
+
+
+def _anchor(request: Request, found: Resolved, task: str, name: str, teacher: ModelSpec | None) -> Cell:
     shots = f" ({found.config.eval.shots} shots)" if name == "few_shot" else ""
-    return _cell(request, found, "anchor", name, f"{name}{shots}", load_task(task), 0, None, (), ())
+    label = f"{name}{shots}" if teacher is None else f"teacher {name}{shots}"
+    return _cell(request, found, "anchor", name, label, load_task(task), 0, None, (), (), asked=teacher)
 
 
 def _cell(
@@ -176,10 +186,12 @@ def _cell(
     method: Method | None,
     teachers: tuple[Teacher, ...],
     notes: tuple[str, ...],
+    *,
+    asked: ModelSpec | None = None,
 ) -> Cell:
     config: BenchConfig = found.config
     source = find_source(config.data.source, config.data.dir)
-    student = parse_spec(config.student.model, role="student")
+    student = asked or parse_spec(config.student.model, role="student")
     if student.kind != "hf":
         check_spec(student, runs=request.runs)
     reading = choose_reading(config.eval.reading, info.readings, method.readings if method is not None else READINGS)

@@ -150,6 +150,7 @@ class StudentAsker:
         bos = needs_bos(model, tokenizer) or None
         backend = backend_for(config.backend.engine, self.cell.reading, bool(model.config.is_encoder_decoder))
         if backend == "vllm":
+            _make_room(self.loaded)
             engine = self.engines.vllm()
             return Asker(engine.lm(self._folder(), add_bos=bos, dtype=config.student.dtype), backend, self.chat)
         lm = hf_lm(model, tokenizer, batch_size=config.eval.batch_size, device=device_of(self.cell), add_bos=bos)
@@ -203,6 +204,15 @@ class StudentAsker:
         """Answers to test records."""
         shots = self.cell.config.eval.shots if self.cell.name == "few_shot" else 0
         return answer(self.asker.lm, asked_of(self.cell, "test", ids, shots=shots, chat=self.asker.chat))
+
+
+def _make_room(loaded: Loaded) -> None:
+    """Take the student off the accelerator: vLLM holds a copy of its own."""
+    import torch
+
+    if torch.cuda.is_available():
+        loaded.model.to("cpu")  # type: ignore[arg-type]
+        torch.cuda.empty_cache()
 
 
 def guesser(cell: Cell) -> Callable[[Sequence[str]], list[Prediction]]:
