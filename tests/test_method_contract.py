@@ -175,7 +175,12 @@ def test_needs_are_honest(name: str) -> None:
 def test_two_processes_give_the_gradient_and_the_student_of_one(tmp_path: Path) -> None:
     """One pair of processes serves all methods: starting one costs seconds."""
     script = Path(__file__).with_name("two_processes.py")
-    environment = {**os.environ, "PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(script.parent.parent),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
     for count in (1, 2):
         done = subprocess.run(
             [

@@ -3,9 +3,11 @@
 The main process saves the gradients; the cell's last mini-batch has one question, so that a process stands idle.
 """
 
+import os
 import sys
 from pathlib import Path
 
+from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from tests.learning import METHODS, gradients, make_groups, make_method, make_trainer
@@ -14,6 +16,8 @@ from tests.tiny_models import tiny_llama
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    # Without this, accelerate may take each process for a run of its own, and the comparison would prove nothing.
+    assert Accelerator().num_processes == int(os.environ["WORLD_SIZE"])
     for name in METHODS:
         model, tokenizer = tiny_llama()
         groups = make_groups(make_method(name), tokenizer)

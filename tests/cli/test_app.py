@@ -217,6 +217,7 @@ def test_a_fault_of_a_method_is_logged_and_the_next_cell_runs(
 def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     call: Call, small: list[Any], install: Callable[..., Any], tmp_path: Path, number: signal.Signals
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
     trap = install("trap", TRAP)
     trap.signal_to_send = number
     asked = ("run", "--method", "trap", "--task", "obqa", "--no-anchors", *small, "train.checkpoint_seconds=0")

@@ -11,7 +11,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # no longer: later tests look for the bundled model in the real one
 def _own_cache(cache: Path) -> Iterator[None]:
     import torch
 
