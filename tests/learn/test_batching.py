@@ -56,6 +56,15 @@ def test_packing_puts_like_lengths_together() -> None:
     assert widest == sorted(widest, reverse=True)
 
 
+def test_short_examples_are_not_padded_to_long_ones_once_a_micro_batch_is_well_filled() -> None:
+    long = [Group(f"l{i}", (encoded("why", [1] * 98, [2] * 2),)) for i in range(4)]
+    short = [Group(f"s{i}", (encoded("label", [1] * 8, [2] * 2),)) for i in range(8)]
+    packed = micro_batches([*short, *long], max_tokens=3000, keep_groups=False)
+    assert [len(micro) for micro in packed] == [4, 8], (
+        "400 padded tokens are an eighth of 3000; 10 beside 100 would be waste"
+    )
+
+
 def test_groups_stay_together_when_a_method_asks() -> None:
     for micro in micro_batches(groups(), max_tokens=40, keep_groups=True):
         names = [item.record_id for item in micro]

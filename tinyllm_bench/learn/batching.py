@@ -95,19 +95,25 @@ def micro_batches(groups: Sequence[Group], *, max_tokens: int, keep_groups: bool
     """Split one mini-batch into micro-batches of at most `max_tokens` padded tokens, like lengths together.
 
     Losses are sums that only the trainer divides, so the split changes memory and time, never the optimisation.
-    `keep_groups` leaves a question's examples in one micro-batch. A unit larger than the limit stands alone.
+    `keep_groups` leaves a question's examples in one micro-batch. A unit larger than the limit stands alone. A micro-batch
+    that is an eighth full is closed rather than padded by more than a quarter of its tokens.
     """
     units = [list(g.items) for g in groups] if keep_groups else [[item] for g in groups for item in g.items]
     units = sorted((unit for unit in units if unit), key=lambda unit: -max(item.tokens for item in unit))
     packed: list[list[Encoded]] = []
-    widest = 0
     for unit in units:
-        if packed and (len(packed[-1]) + len(unit)) * widest <= max_tokens:
+        if packed and _fits([*packed[-1], *unit], len(packed[-1]), max_tokens):
             packed[-1].extend(unit)
         else:
             packed.append(list(unit))
-            widest = max(item.tokens for item in unit)
     return packed
+
+
+def _fits(items: Sequence[Encoded], before: int, max_tokens: int) -> bool:
+    """Whether items (the first `before` are in already) may share a micro-batch; the first is the longest."""
+    widest = max(item.tokens for item in items)
+    padded, real = len(items) * widest, sum(item.tokens for item in items)
+    return padded <= max_tokens and (padded <= 1.25 * real or before * widest < max_tokens // 8)
 
 
 def count_targets(groups: Sequence[Group]) -> Mapping[str, int]:
