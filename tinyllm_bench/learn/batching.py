@@ -95,7 +95,7 @@ def micro_batches(groups: Sequence[Group], *, max_tokens: int, keep_groups: bool
     """Split one mini-batch into micro-batches of at most `max_tokens` padded tokens, like lengths together.
 
     Losses are sums that only the trainer divides, so the split changes memory and time, never the optimisation.
-    `keep_groups` leaves a question's examples in one micro-batch. A unit larger than the limit stands alone. A micro-batch
+    `keep_groups` leaves a question's examples in one micro-batch. A unit larger than the limit stands alone. One
     that is an eighth full is closed rather than padded by more than a quarter of its tokens.
     """
     units = [list(g.items) for g in groups] if keep_groups else [[item] for g in groups for item in g.items]
