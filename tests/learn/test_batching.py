@@ -60,7 +60,7 @@ def test_short_examples_are_not_padded_to_long_ones_once_a_micro_batch_is_well_f
     long = [Group(f"l{i}", (encoded("why", [1] * 98, [2] * 2),)) for i in range(4)]
     short = [Group(f"s{i}", (encoded("label", [1] * 8, [2] * 2),)) for i in range(8)]
     packed = micro_batches([*short, *long], max_tokens=3000, keep_groups=False)
-    # 4 x 100 tokens are more than an eighth of 3000; a short one beside them pads 410 to 500 (1.22), two 420 to 600 (1.43)
+    # 4 x 100 tokens are more than an eighth of 3000; one short beside them pads 410 to 500 (1.22), two 420 to 600
     assert [len(micro) for micro in packed] == [5, 7]
 
 
