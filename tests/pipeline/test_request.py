@@ -171,7 +171,7 @@ def test_a_setting_of_a_method_that_is_not_selected_is_refused(tiny_llama_dir: P
 
 def test_dss_needs_to_be_told_its_teacher_when_there_are_several(tiny_llama_dir: Path) -> None:
     with pytest.raises(UserError, match="teacher"):
-        one_cell(tiny_llama_dir, method="dss")
+        one_cell(tiny_llama_dir, "method.dss.teacher=null", method="dss")
 
 
 # --- presets ----------------------------------------------------------------------------------------------------------
