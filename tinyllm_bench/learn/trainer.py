@@ -125,20 +125,10 @@ class Trainer:
         report: Callable[[Mapping[str, Any]], None] = lambda event: None,
         cpu: bool = False,
     ) -> None:
-        self.method, self.groups, self.plan, self.collator, self.config = (
-            method,
-            groups,
-            plan,
-            collator,
-            config,
-        )
-        self.folder, self.seed, self.validate, self.teacher, self.report = (
-            folder,
-            seed,
-            validate,
-            teacher,
-            report,
-        )
+        self.method, self.teacher = method, teacher
+        self.groups, self.plan, self.collator = groups, plan, collator
+        self.config, self.folder, self.seed = config, folder, seed
+        self.validate, self.report = validate, report
         AcceleratorState._reset_state(reset_partial_state=False)  # an earlier cell may have had another precision
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu)
         if config.gradient_checkpointing:

@@ -1,5 +1,6 @@
 """`run`: annotate, train, predict and record, cell by cell; each finished stage is kept and never done twice."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -121,6 +122,7 @@ class _Run:
             asker = StudentAsker(cell, self._student(training), self.engines, self.folder / "asked")
             asked = self._asked(asker, training)
             predictions = predict(cell, self.folder, records, asker.ask, report=self.event)
+            shutil.rmtree(asker.scratch, ignore_errors=True)
         looks = self._look_at_test(predictions)
         spent = {
             "seconds": self._seconds(training),
@@ -147,9 +149,7 @@ class _Run:
         return parse_spec(f"dir:{self.folder / 'student'}", role="student")
 
     def _asked(self, asker: StudentAsker, training: dict[str, Any] | None) -> dict[str, Any]:
-        """Facts of the asked student, kept before its first answer: answers of another student or backend are
-        dropped.
-        """
+        """Facts of the asked student, written before its first answer; answers of another student or backend go."""
         file = self.folder / "predictions" / "asked.json"
         if predictions_file(self.cell, self.folder).exists():
             return read_json(file)
