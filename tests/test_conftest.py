@@ -16,8 +16,11 @@ def test_the_network_is_out_of_reach(name):
 
 
 def test_this_machine_can_be_reached():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        socket.create_connection(("localhost", server.getsockname()[1]), timeout=5).close()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(("localhost", server.getsockname()[1]), timeout=5) as caller,
+    ):
+        assert caller.getpeername() == server.getsockname()
 
 
 def test_the_hub_is_offline_before_it_is_imported():

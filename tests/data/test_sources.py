@@ -44,7 +44,7 @@ def edit(path: Path, change: Any) -> None:
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
 
-def refused(folder: Path, *words: str, split: Any = "test") -> None:
+def assert_refused(folder: Path, *words: str, split: Any = "test") -> None:
     """Loading is refused in one line that holds every word."""
     with pytest.raises(UserError) as caught:
         load_split(at(folder), TASK, split)
@@ -84,17 +84,17 @@ def test_a_rationale_that_does_not_rebuild_is_refused(folder: Path, old: str, ne
     (folder / TASK / f"{TASK}_train.json").unlink()
     path = folder / TASK / "llm" / "train_CoT_0.json"
     edit(path, lambda strings: [*strings[:2], strings[2].replace(old, new), *strings[3:]])
-    refused(folder, "train_CoT_*.json", "rationale 2", "copy it again", split="train")
+    assert_refused(folder, "train_CoT_*.json", "rationale 2", "copy it again", split="train")
 
 
 def test_a_missing_file_is_named_with_count_and_fix(folder: Path) -> None:
     (folder / TASK / f"{TASK}_test.json").unlink()
-    refused(folder, "toyquiz_test.json", "not found", "3 rows", "release")
+    assert_refused(folder, "toyquiz_test.json", "not found", "3 rows", "release")
 
 
 def test_only_train_is_rebuilt(folder: Path) -> None:
     (folder / TASK / f"{TASK}_valid.json").unlink()
-    refused(folder, "toyquiz_valid.json", "not found", split="valid")
+    assert_refused(folder, "toyquiz_valid.json", "not found", split="valid")
 
 
 @pytest.mark.parametrize("lines", [False, True])
@@ -102,22 +102,24 @@ def test_a_truncated_file_is_refused(tmp_path: Path, lines: bool) -> None:
     folder = toy_release.write(tmp_path / "cut", lines=lines)
     path = folder / TASK / f"{TASK}_test.json"
     path.write_text(path.read_text()[:-20])
-    refused(folder, "toyquiz_test.json", "truncated", "expected 3 rows", "copy it again")
+    assert_refused(folder, "toyquiz_test.json", "truncated", "expected 3 rows", "copy it again")
 
 
 def test_a_file_cut_inside_a_character_is_refused(folder: Path) -> None:
     (folder / TASK / f"{TASK}_test.json").write_bytes('[{"question": "é'.encode()[:-1])
-    refused(folder, "toyquiz_test.json", "cannot be read", "expected 3 rows")
+    assert_refused(folder, "toyquiz_test.json", "cannot be read", "expected 3 rows")
 
 
 def test_a_deleted_row_names_file_and_both_counts(folder: Path) -> None:
     edit(folder / TASK / f"{TASK}_test.json", lambda rows: rows[1:])
-    refused(folder, "toyquiz_test.json", "2 rows", "expected 3", "copy it again")
+    assert_refused(folder, "toyquiz_test.json", "2 rows", "expected 3", "copy it again")
 
 
 def test_an_answer_that_is_no_option_is_refused(folder: Path) -> None:
     edit(folder / TASK / f"{TASK}_test.json", lambda rows: [rows[0], {**rows[1], "answer": "nothing"}, rows[2]])
-    refused(folder, "toyquiz_test.json", "row 2 of 3", "'nothing'", "not among", "test thing 1x", "copy it again")
+    assert_refused(
+        folder, "toyquiz_test.json", "row 2 of 3", "'nothing'", "not among", "test thing 1x", "copy it again"
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,15 +135,15 @@ def test_an_answer_that_is_no_option_is_refused(folder: Path) -> None:
 )
 def test_a_bad_row_is_refused(folder: Path, change: dict[str, Any], words: list[str]) -> None:
     edit(folder / TASK / f"{TASK}_test.json", lambda rows: [rows[0], {**rows[1], **change}, rows[2]])
-    refused(folder, "toyquiz_test.json", "row 2 of 3", *words)
+    assert_refused(folder, "toyquiz_test.json", "row 2 of 3", *words)
 
 
 def test_a_row_without_a_field_or_of_another_kind_is_refused(folder: Path) -> None:
     edit(folder / TASK / f"{TASK}_test.json", lambda rows: [{"id": 0}, *rows[1:]])
-    refused(folder, "row 1 of 3", "'question' is missing")
+    assert_refused(folder, "row 1 of 3", "'question' is missing")
     load_split.cache_clear()
     edit(folder / TASK / f"{TASK}_test.json", lambda rows: ["text", *rows[1:]])
-    refused(folder, "row 1 of 3")
+    assert_refused(folder, "row 1 of 3")
 
 
 def test_changed_text_is_found_by_the_digest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +153,7 @@ def test_changed_text_is_found_by_the_digest(folder: Path, monkeypatch: pytest.M
     assert len(load_split(at(folder), TASK, "test")) == 3
     load_split.cache_clear()
     edit(folder / TASK / f"{TASK}_test.json", lambda rows: [{**rows[0], "question": "Changed?"}, *rows[1:]])
-    refused(folder, "toyquiz_test.json", "3 rows", "digest", facts["test"]["digest"][:12], "copy it again")
+    assert_refused(folder, "toyquiz_test.json", "3 rows", "digest", facts["test"]["digest"][:12], "copy it again")
 
 
 def test_equal_wrong_options_are_allowed() -> None:

@@ -88,7 +88,7 @@ class BenchConfig(_Settings):
     data: DataConfig = DataConfig()
     annotations: AnnotationConfig = AnnotationConfig()
     method: dict[str, Any] = {}
-    train: TrainConfig = TrainConfig.model_construct()
+    train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     budget: BudgetConfig = BudgetConfig()
     backend: BackendConfig = BackendConfig()
