@@ -1,6 +1,7 @@
 """What tests of training share: every method on sample questions with a tiny student, through the real trainer."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from tinyllm_bench.base.plugins import load_method, names
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.data.sources import Source, load_rationales, load_split
-from tinyllm_bench.learn.batching import Collator, Group
+from tinyllm_bench.learn.batching import Group, collator_of
 from tinyllm_bench.learn.budget import Plan, make_plan
+from tinyllm_bench.learn.layout import Layout
 from tinyllm_bench.learn.method import Method
 from tinyllm_bench.learn.trainer import TrainConfig, Trained, Trainer
 from tinyllm_bench.models.lm import LM
@@ -88,17 +90,14 @@ def make_trainer(
     plan: Plan | None = None,
     validate: Any = None,
     seed: int = 0,
+    layout: Layout = "separate",
     **config: Any,
 ) -> Trainer:
     """The real trainer; by default one step over all groups."""
     lm = LM(model)
     settings = {"batch_records": len(groups), "max_grad_norm": 1e9, "looks": (), **config}
     plan = plan or make_plan(groups, batch_records=settings["batch_records"], seed=0, epochs=1)
-    collator = Collator(
-        encoder_decoder=lm.encoder_decoder,
-        pad_id=tokenizer.pad_token_id,
-        decoder_start_id=getattr(model.config, "decoder_start_token_id", None),
-    )
+    collator = replace(collator_of(lm.plain, tokenizer), layout=layout)
     return Trainer(
         lm,
         method,

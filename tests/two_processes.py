@@ -1,6 +1,7 @@
 """Run under torch.distributed.run: one step of every method in float64, then a whole cell through the pipeline.
 
-The main process saves the gradients; the cell's last mini-batch has one question, so that a process stands idle.
+Two processes share prompts, one does not. The main process saves the gradients; the cell's last mini-batch has one
+question, so that a process stands idle.
 """
 
 import os
@@ -22,7 +23,13 @@ def main() -> None:
         model, tokenizer = tiny_llama()
         groups = make_groups(make_method(name), tokenizer)
         trainer = make_trainer(
-            model.double(), tokenizer, make_method(name), groups, folder / name, micro_batch_tokens=300
+            model.double(),
+            tokenizer,
+            make_method(name),
+            groups,
+            folder / name,
+            micro_batch_tokens=300,
+            layout="shared" if Accelerator().num_processes == 2 else "separate",
         )
         found = gradients(trainer)
         if trainer.accelerator.is_main_process:

@@ -3,6 +3,7 @@
 import torch
 
 from tinyllm_bench.learn.batching import Batch, Collator, Group, count_targets, micro_batches
+from tinyllm_bench.learn.layout import Row
 from tinyllm_bench.models.tokens import Encoded
 
 
@@ -10,11 +11,16 @@ def encoded(channel: str, prompt: list[int], target: list[int], record: str = "r
     return Encoded(record, channel, tuple(prompt), tuple(target), False)
 
 
+def collated(collator: Collator, items: list[Encoded]) -> Batch:
+    return collator.collate([row for item in items for row in collator.rows([item])])
+
+
 def test_decoder_only_positions_by_hand() -> None:
     # prompt 5 6 7, target 8 9: read 5 6 7 8; position 2 (token 7) predicts 8, position 3 (token 8) predicts 9
-    batch = Collator(encoder_decoder=False, pad_id=0).collate(
-        [encoded("label", [5, 6, 7], [8, 9]), encoded("other", [5], [4])]
+    batch = collated(
+        Collator(encoder_decoder=False, pad_id=0), [encoded("label", [5, 6, 7], [8, 9]), encoded("other", [5], [4])]
     )
+    assert batch.until_BT is None and batch.position_ids_BT is None
     assert batch.input_ids_BT.tolist() == [[5, 6, 7, 8], [5, 0, 0, 0]]
     assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
     assert batch.target_row_N.tolist() == [0, 0, 1]
@@ -24,12 +30,13 @@ def test_decoder_only_positions_by_hand() -> None:
 
 
 def test_encoder_decoder_positions_by_hand() -> None:
-    batch = Collator(encoder_decoder=True, pad_id=0, decoder_start_id=3).collate(
-        [encoded("label", [5, 6, 1], [8, 9, 1]), encoded("label", [7, 1], [4, 1])]
+    batch = collated(
+        Collator(encoder_decoder=True, pad_id=0, decoder_start_id=3),
+        [encoded("label", [5, 6, 1], [8, 9, 1]), encoded("label", [7, 1], [4, 1])],
     )
     assert batch.input_ids_BT.tolist() == [[5, 6, 1], [7, 1, 0]]
-    assert batch.decoder_input_ids_BT is not None
-    assert batch.decoder_input_ids_BT.tolist() == [[3, 8, 9], [3, 4, 0]]
+    assert batch.decoder_input_ids_DT is not None
+    assert batch.decoder_input_ids_DT.tolist() == [[3, 8, 9], [3, 4, 0]]
     assert batch.target_position_N.tolist() == [0, 1, 2, 0, 1]
     assert batch.target_ids_N.tolist() == [8, 9, 1, 4, 1]
 
@@ -42,31 +49,40 @@ def groups() -> list[Group]:
     ]
 
 
+def rows(groups: list[Group]) -> list[list[Row]]:
+    collator = Collator(encoder_decoder=False, pad_id=0)
+    return [collator.rows(group.items) for group in groups]
+
+
+def items_of(micro: list[Row]) -> list[Encoded]:
+    return [branch.item for row in micro for branch in row.branches]
+
+
 def test_packing_loses_nothing_and_keeps_to_the_limit() -> None:
-    packed = micro_batches(groups(), max_tokens=60, keep_groups=False)
-    items = [item for micro in packed for item in micro]
+    packed = micro_batches(rows(groups()), max_tokens=60, keep_groups=False)
+    items = [item for micro in packed for item in items_of(micro)]
     assert sorted(items) == sorted(item for group in groups() for item in group.items)
     for micro in packed:
-        assert len(micro) == 1 or len(micro) * max(item.tokens for item in micro) <= 60
+        assert len(micro) == 1 or len(micro) * max(row.width for row in micro) <= 60
 
 
 def test_packing_puts_like_lengths_together() -> None:
-    packed = micro_batches(groups(), max_tokens=60, keep_groups=False)
-    widest = [max(item.tokens for item in micro) for micro in packed]
+    packed = micro_batches(rows(groups()), max_tokens=60, keep_groups=False)
+    widest = [max(row.width for row in micro) for micro in packed]
     assert widest == sorted(widest, reverse=True)
 
 
 def test_short_examples_are_not_padded_to_long_ones_once_a_micro_batch_is_well_filled() -> None:
-    long = [Group(f"l{i}", (encoded("why", [1] * 98, [2] * 2),)) for i in range(4)]
-    short = [Group(f"s{i}", (encoded("label", [1] * 8, [2] * 2),)) for i in range(8)]
-    packed = micro_batches([*short, *long], max_tokens=3000, keep_groups=False)
+    long = [Group(f"l{i}", (encoded("why", [1] * 99, [2] * 2),)) for i in range(4)]
+    short = [Group(f"s{i}", (encoded("label", [1] * 9, [2] * 2),)) for i in range(8)]
+    packed = micro_batches(rows([*short, *long]), max_tokens=3000, keep_groups=False)
     # 4 x 100 tokens are more than an eighth of 3000; one short beside them pads 410 to 500 (1.22), two 420 to 600
     assert [len(micro) for micro in packed] == [5, 7]
 
 
 def test_groups_stay_together_when_a_method_asks() -> None:
-    for micro in micro_batches(groups(), max_tokens=40, keep_groups=True):
-        names = [item.record_id for item in micro]
+    for micro in micro_batches(rows(groups()), max_tokens=40, keep_groups=True):
+        names = [item.record_id for item in items_of(micro)]
         assert all(names.count(name) == 2 for name in names)
 
 
@@ -75,7 +91,7 @@ def test_targets_are_counted_per_channel() -> None:
 
 
 def test_a_batch_moves_whole() -> None:
-    batch = Collator(encoder_decoder=False, pad_id=0).collate([encoded("label", [5], [4])])
+    batch = collated(Collator(encoder_decoder=False, pad_id=0), [encoded("label", [5], [4])])
     moved = batch.to(torch.device("cpu"))
     assert isinstance(moved, Batch) and moved.channels == batch.channels
     assert torch.equal(moved.input_ids_BT, batch.input_ids_BT)

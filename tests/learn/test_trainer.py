@@ -101,7 +101,8 @@ def test_channel_means_are_over_the_whole_mini_batch(tiny_llama: tuple[Any, Any]
     model, tokenizer = tiny_llama
     groups = make_groups(make_method("tinyllm"), tokenizer)
     items = [item for group in groups for item in group.items]
-    batch = Collator(encoder_decoder=False, pad_id=tokenizer.pad_token_id).collate(items)
+    collator = Collator(encoder_decoder=False, pad_id=tokenizer.pad_token_id)
+    batch = collator.collate(collator.rows(items))
     counts = count_targets(groups)
     with torch.no_grad():
         wanted = sum(float(s) / counts[c] for c, s in channel_cross_entropy(batch, LM(model)).items())

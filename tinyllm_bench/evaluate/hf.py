@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lm_eval.api.model import LM
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from tinyllm_bench.learn.layout import LayoutChoice
+
 
 def hf_lm(
     model: PreTrainedModel,
@@ -26,11 +28,13 @@ def hf_lm(
     batch_size: int,
     device: str,
     add_bos: bool | None = None,
+    layout: LayoutChoice = "auto",
 ) -> LM:
     """Wrap a model for lm-eval; it is moved to `device`, otherwise unchanged (mode, weights, embedding size).
 
     `add_bos`: None = the tokenizer decides by itself; True = the BOS token leads every prompt; False = no special token
-    is added to a prompt. The result has `finished`, a mapping prompt -> `Finish`.
+    is added to a prompt. `layout`: whether the options of a question are scored as branches of one sequence. The result
+    has `finished`, a mapping prompt -> `Finish`, and `layout`, what was chosen and why.
 
     Raises:
         UserError: `add_bos` without a BOS token; later, from scoring: a prompt longer than the model's limit.
@@ -41,7 +45,7 @@ def hf_lm(
         raise UserError("add_bos=True, but the tokenizer has no BOS token; allowed here: add_bos=None or False")
     model.to(device)  # type: ignore[arg-type]
     with _untouched(model):
-        return InMemoryLM(model, tokenizer, batch_size, add_bos)
+        return InMemoryLM(model, tokenizer, batch_size, add_bos, layout)
 
 
 def lm_eval_ids(lm: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
 
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.evaluate.branches import continuation_logprobs
 from tinyllm_bench.evaluate.hf import check_length, names_of
 from tinyllm_bench.evaluate.runner import Finish
+from tinyllm_bench.learn.batching import collator_of
+from tinyllm_bench.learn.layout import Layout, LayoutChoice
+from tinyllm_bench.learn.sharing import choose_layout
+from tinyllm_bench.models.lm import LM
 
 _NO_LIMIT = 1_000_000  # tokens; T5 has relative positions and so no longest input
 
@@ -47,7 +55,7 @@ def cut_at_stop(tokenizer: Any, ids: list[int], stops: Sequence[str]) -> int | N
 class InMemoryLM(HFLM):
     """HFLM around a model in memory."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, add_bos: bool | None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, add_bos: bool | None, layout: LayoutChoice) -> None:
         seq2seq = bool(model.config.is_encoder_decoder)
         super().__init__(
             pretrained=model,
@@ -59,6 +67,7 @@ class InMemoryLM(HFLM):
             add_bos_token=False if add_bos is False else None,
         )
         self.finished: dict[str, Finish] = {}
+        self._asked_layout = layout
         self._lead = tokenizer.bos_token if add_bos else ""
         self._names: list[str] = []
         self._prompts: Sequence[str] = ()
@@ -82,7 +91,27 @@ class InMemoryLM(HFLM):
         for name, (_, context, continuation) in zip(self._names, requests, strict=True):
             total = len(context) + len(continuation) - 1 if self.backend == "causal" else len(context)
             check_length(name, total, self.max_length)
-        return super()._loglikelihood_tokens(requests, **options)
+        if self.layout[0] == "separate":
+            return super()._loglikelihood_tokens(requests, **options)
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        collator = replace(collator_of(self.model, self.tokenizer), layout="shared")
+        return continuation_logprobs(LM(self.model), collator, pairs, batch_size=int(self.batch_size))
+
+    @cached_property
+    def layout(self) -> tuple[Layout, str | None]:
+        """`shared` (a question's options are branches of one sequence) or `separate` (lm-eval's own code) and why.
+
+        Raises:
+            UserError: `shared` was asked for and this model cannot take it.
+        """
+        lm = LM(self.model)
+        collator = collator_of(self.model, self.tokenizer)
+        if self._asked_layout == "auto":
+            try:
+                lm.check()
+            except UserError as unknown_head:
+                return "separate", str(unknown_head)
+        return choose_layout(lm, collator, self._asked_layout, training=False)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
         """The greedy text per request, in evaluation mode; `finished` then tells how each one ended."""

@@ -1,6 +1,6 @@
-"""Batches: groups of a question's examples, packed by length; the only place that shifts labels.
+"""Batches: groups of a question's examples, packed by length.
 
-Shape suffixes: B rows, T positions, N target positions.
+Shape suffixes: B rows, T positions, D decoder rows of an encoder-decoder, N target positions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tinyllm_bench.learn.layout import Branch, Layout, Row, decoder_rows, encoder_rows
 from tinyllm_bench.models.tokens import Encoded, count_by_channel
 
 
@@ -29,20 +31,27 @@ class Group(NamedTuple):
 class Batch:
     """One micro-batch.
 
-    Position n of the targets is predicted from row `target_row_N[n]` at position `target_position_N[n]`, should be
-    `target_ids_N[n]`, and belongs to channel `channels[channel_N[n]]`. `teacher_view` is what a white-box teacher
-    needs.
+    Position n of the targets is predicted from row `target_row_N[n]` at place `target_position_N[n]`, should be
+    `target_ids_N[n]`, and belongs to example `items[item_N[n]]` and to channel `channels[channel_N[n]]`; for an
+    encoder-decoder these are places of `decoder_input_ids_DT`, whose row d reads the encoder's row `read_row_D[d]`.
+    Where examples share a prompt, `position_ids_BT` and `until_BT` are set: place j is seen by the places j up to, not
+    including, `until_BT[b, j]`. Otherwise they are None and a row is an ordinary sequence.
+    `teacher_view` is what a white-box teacher needs.
     """
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor
-    decoder_input_ids_BT: Tensor | None
+    position_ids_BT: Tensor | None
+    until_BT: Tensor | None
+    decoder_input_ids_DT: Tensor | None
+    read_row_D: Tensor | None
     target_row_N: Tensor
     target_position_N: Tensor
     target_ids_N: Tensor
+    item_N: Tensor
     channel_N: Tensor
     channels: tuple[str, ...]
-    record_ids: tuple[str, ...]
+    items: tuple[Encoded, ...]
     teacher_view: Any = None
 
     def to(self, device: torch.device) -> "Batch":
@@ -54,36 +63,54 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collator:
-    """Turns examples into a `Batch` for one family of students."""
+    """Turns a question's examples into rows, and rows into a `Batch`, for one family of students."""
 
     encoder_decoder: bool
     pad_id: int
     decoder_start_id: int | None = None
+    layout: Layout = "separate"
 
-    def collate(self, items: Sequence[Encoded]) -> Batch:
-        """Pad examples on the right and place their targets."""
-        channels = tuple(dict.fromkeys(item.channel for item in items))
-        if self.encoder_decoder:
-            read = [item.prompt for item in items]
-            start = self.decoder_start_id if self.decoder_start_id is not None else self.pad_id
-            written = [(start, *item.target[:-1]) for item in items]
-            first = [0] * len(items)
-        else:
-            read = [(*item.prompt, *item.target[:-1]) for item in items]
-            written = None
-            first = [len(item.prompt) - 1 for item in items]
-        rows = [row for row, item in enumerate(items) for _ in item.target]
+    def rows(self, items: Sequence[Encoded]) -> list[Row]:
+        """The sequences of one question's examples."""
+        return (encoder_rows if self.encoder_decoder else decoder_rows)(items, self.layout)
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Pad rows on the right and place their targets."""
+        branches = [branch for row in rows for branch in row.branches]
+        owners = [number for number, row in enumerate(rows) for _ in row.branches]
+        channels = tuple(dict.fromkeys(branch.item.channel for branch in branches))
+        written = list(range(len(branches))) if self.encoder_decoder else owners
+        trees = not self.encoder_decoder and any(row.is_tree for row in rows)
+        item_N = torch.arange(len(branches)).repeat_interleave(torch.tensor([len(b.item.target) for b in branches]))
+        channel_of = torch.tensor([channels.index(branch.item.channel) for branch in branches])
         return Batch(
-            input_ids_BT=_pad(read, self.pad_id),
-            attention_mask_BT=_pad([(1,) * len(ids) for ids in read], 0),
-            decoder_input_ids_BT=None if written is None else _pad(written, self.pad_id),
-            target_row_N=torch.tensor(rows),
-            target_position_N=torch.cat([first[i] + torch.arange(len(e.target)) for i, e in enumerate(items)]),
-            target_ids_N=torch.tensor([token for item in items for token in item.target]),
-            channel_N=torch.tensor([channels.index(items[row].channel) for row in rows]),
+            input_ids_BT=_pad([row.ids for row in rows], self.pad_id),
+            attention_mask_BT=_pad([(1,) * len(row.ids) for row in rows], 0),
+            position_ids_BT=_pad([row.positions for row in rows], 0) if trees else None,
+            until_BT=_until([row.until for row in rows]) if trees else None,
+            decoder_input_ids_DT=self._written(branches) if self.encoder_decoder else None,
+            read_row_D=torch.tensor(owners) if self.encoder_decoder else None,
+            target_row_N=torch.tensor(written)[item_N],
+            target_position_N=torch.tensor([place for branch in branches for place in branch.places]),
+            target_ids_N=torch.tensor([token for branch in branches for token in branch.item.target]),
+            item_N=item_N,
+            channel_N=channel_of[item_N],
             channels=channels,
-            record_ids=tuple(item.record_id for item in items),
+            items=tuple(branch.item for branch in branches),
         )
+
+    def _written(self, branches: Sequence[Branch]) -> Tensor:
+        start = self.decoder_start_id if self.decoder_start_id is not None else self.pad_id
+        return _pad([(start, *branch.item.target[:-1]) for branch in branches], self.pad_id)
+
+
+def collator_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Collator:
+    """The collator of a model's family, in the separate layout."""
+    return Collator(
+        encoder_decoder=bool(model.config.is_encoder_decoder),
+        pad_id=tokenizer.pad_token_id or 0,
+        decoder_start_id=getattr(model.config, "decoder_start_token_id", None),
+    )
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
@@ -91,16 +118,23 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return torch.tensor([[*row, *([value] * (width - len(row)))] for row in rows])
 
 
-def micro_batches(groups: Sequence[Group], *, max_tokens: int, keep_groups: bool) -> list[list[Encoded]]:
-    """Split one mini-batch into micro-batches of at most `max_tokens` padded tokens, like lengths together.
+def _until(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Padded places are seen by themselves alone, so that no row of the mask is empty."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *range(len(row) + 1, width + 1)] for row in rows])
 
-    Losses are sums that only the trainer divides, so the split changes memory and time, never the optimisation.
-    `keep_groups` leaves a question's examples in one micro-batch. A unit larger than the limit stands alone. One
-    that is an eighth full is closed rather than padded by more than a quarter of its tokens.
+
+def micro_batches(groups: Sequence[Sequence[Row]], *, max_tokens: int, keep_groups: bool) -> list[list[Row]]:
+    """Split the rows of one mini-batch's questions into micro-batches of at most `max_tokens` padded tokens.
+
+    Like lengths come together. Losses are sums that only the trainer divides, so the split changes memory and time,
+    never the optimisation. `keep_groups` leaves a question's rows in one micro-batch. A unit larger than the limit
+    stands alone. A micro-batch that is an eighth full is closed rather than padded by more than a quarter of its
+    tokens.
     """
-    units = [list(g.items) for g in groups] if keep_groups else [[item] for g in groups for item in g.items]
-    units = sorted((unit for unit in units if unit), key=lambda unit: -max(item.tokens for item in unit))
-    packed: list[list[Encoded]] = []
+    units = [list(rows) for rows in groups] if keep_groups else [[row] for rows in groups for row in rows]
+    units = sorted((unit for unit in units if unit), key=lambda unit: -max(row.width for row in unit))
+    packed: list[list[Row]] = []
     for unit in units:
         if packed and _fits([*packed[-1], *unit], len(packed[-1]), max_tokens):
             packed[-1].extend(unit)
@@ -109,10 +143,10 @@ def micro_batches(groups: Sequence[Group], *, max_tokens: int, keep_groups: bool
     return packed
 
 
-def _fits(items: Sequence[Encoded], before: int, max_tokens: int) -> bool:
-    """Whether items (the first `before` are in already) may share a micro-batch; the first is the longest."""
-    widest = max(item.tokens for item in items)
-    padded, real = len(items) * widest, sum(item.tokens for item in items)
+def _fits(rows: Sequence[Row], before: int, max_tokens: int) -> bool:
+    """Whether rows (the first `before` are in already) may share a micro-batch; the first is the longest."""
+    widest = max(row.width for row in rows)
+    padded, real = len(rows) * widest, sum(row.width for row in rows)
     return padded <= max_tokens and (padded <= 1.25 * real or before * widest < max_tokens // 8)
 
 

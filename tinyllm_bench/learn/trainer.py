@@ -36,6 +36,7 @@ from tinyllm_bench.learn.checkpoint import (
     save_tensors,
     trainable_state,
 )
+from tinyllm_bench.learn.layout import LayoutChoice, Row
 from tinyllm_bench.learn.method import Method, Step, TeacherSignal
 from tinyllm_bench.models.lm import LM
 
@@ -45,7 +46,9 @@ class TrainConfig(BaseModel):
 
     `looks` are the shares of the run after which validation is scored; `select: best` keeps the best of them, `last`
     the end.
-    `micro_batch_tokens` is a memory limit in padded tokens and does not change the optimisation.
+    `micro_batch_tokens` is a memory limit in padded tokens and does not change the optimisation; nor does `layout`:
+    `shared` computes what a question's examples begin with in common once (`auto`: where the student can).
+    `attention: flex` is FlexAttention, for GPUs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,6 +61,8 @@ class TrainConfig(BaseModel):
     max_target_tokens: int = Field(256, ge=1)
     gradient_checkpointing: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    layout: LayoutChoice = "auto"
+    attention: Literal["sdpa", "flex"] = "sdpa"
     looks: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     select: Literal["best", "last"] = "best"
     checkpoint_seconds: float = Field(300.0, ge=0)
@@ -78,10 +83,12 @@ class Trained:
     """What a run did. The module holds the selected weights when it is returned.
 
     Losses are weighted sums of mean nats per token; `seconds` are of training alone, without the looks at validation.
+    `tokens` are the examples' own, `computed_tokens` those that went through the student: a shared prompt counts once.
     """
 
     steps: int
     tokens: int
+    computed_tokens: int
     tokens_by_channel: Mapping[str, int]
     first_loss: float
     last_loss: float
@@ -95,6 +102,7 @@ class _State:
     looks: list[Look] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
+    computed_tokens: int = 0
     tokens_by_channel: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     look_seconds: float = 0.0
@@ -173,26 +181,28 @@ class Trainer:
         counts = count_targets(groups)
         step = self._step(index, counts)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        share = groups[rank::world]
+        rows = [self.collator.rows(group.items) for group in groups]
+        share = rows[rank::world]
         micros = micro_batches(
-            share or groups[:1],  # without a question it takes part with weight 0, or the others would wait for it
+            share or rows[:1],  # without a question it takes part with weight 0, or the others would wait for it
             max_tokens=self.config.micro_batch_tokens,
             keep_groups=self.method.grouping == "record",
         )
         losses = dict.fromkeys(counts, 0.0)
-        for number, items in enumerate(micros):
+        for number, micro in enumerate(micros):
             is_last = number == len(micros) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.lm):
-                self._micro(items, step, losses, weight=1.0 if share else 0.0)
+                self._micro(micro, step, losses, weight=1.0 if share else 0.0)
         self.accelerator.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * rate(index, step.total, self.config.warmup)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.state.computed_tokens += sum(row.width for group in rows for row in group)
         self._count(groups, counts, losses, index)
 
-    def _micro(self, items: Sequence[Any], step: Step, losses: dict[str, float], *, weight: float) -> None:
-        batch = self.collator.collate(items).to(self.accelerator.device)
+    def _micro(self, rows: Sequence[Row], step: Step, losses: dict[str, float], *, weight: float) -> None:
+        batch = self.collator.collate(rows).to(self.accelerator.device)
         terms = self.method.loss(batch, self.lm, self.teacher, step)
         terms = [term for term in terms if step.tokens.get(term.channel, 0) > 0]
         shares = [weight * term.weight * term.sum / step.tokens[term.channel] for term in terms]
@@ -316,6 +326,7 @@ class Trainer:
         return Trained(
             steps=self.plan.steps,
             tokens=self.state.tokens,
+            computed_tokens=self.state.computed_tokens,
             tokens_by_channel=dict(self.state.tokens_by_channel),
             first_loss=self.state.losses[0],
             last_loss=self.state.losses[-1],

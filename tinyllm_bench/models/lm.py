@@ -1,6 +1,6 @@
 """The module that training runs: logits at target positions only, chunk by chunk.
 
-Shape suffixes: B rows, T positions, N target positions of the batch, H hidden size, V vocabulary, C channels.
+Shape suffixes: B rows, T positions, D decoder rows, N target positions of the batch, H hidden size, V vocabulary.
 The loss is made inside `forward`, because calling the backbone and the head apart would bypass DDP's or FSDP's wrapper.
 """
 
@@ -18,13 +18,38 @@ PerChunk = Callable[[Tensor, slice], Tensor]
 
 
 class HasPositions(Protocol):
-    """What `LM.forward` reads of a batch."""
+    """What `LM.forward` reads of a batch; `learn.batching.Batch` tells what each means."""
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor
-    decoder_input_ids_BT: Tensor | None
+    position_ids_BT: Tensor | None
+    until_BT: Tensor | None
+    decoder_input_ids_DT: Tensor | None
+    read_row_D: Tensor | None
     target_row_N: Tensor
     target_position_N: Tensor
+
+
+def branch_mask(until_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, T, T) of rows with branches: query i sees key j where `j <= i < until[j]`.
+
+    Additive rather than boolean, because eager attention adds whatever it is given: a boolean mask would be no mask.
+    """
+    places_T = torch.arange(until_BT.shape[1], device=until_BT.device)
+    seen_BTT = (places_T <= places_T[:, None]) & (places_T[:, None] < until_BT[:, None, :])
+    hidden = torch.finfo(dtype).min
+    return torch.zeros_like(seen_BTT, dtype=dtype).masked_fill(~seen_BTT, hidden)[:, None]
+
+
+def branch_block_mask(until_BT: Tensor) -> Any:
+    """The same mask for FlexAttention, which skips the blocks that nobody sees."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (j <= i) & (i < until_BT[b, j])
+
+    rows, width = until_BT.shape
+    return create_block_mask(seen, rows, None, width, width, device=until_BT.device)
 
 
 class LM(nn.Module):
@@ -68,18 +93,28 @@ class LM(nn.Module):
 
     def _hidden(self, batch: HasPositions) -> Tensor:
         model = self.plain
-        backbone = getattr(model, model.base_model_prefix) if not self.encoder_decoder else None
-        if backbone is not None:
-            return backbone(
-                input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
+        if not self.encoder_decoder:
+            return getattr(model, model.base_model_prefix)(
+                input_ids=batch.input_ids_BT,
+                attention_mask=self._mask(batch),
+                position_ids=batch.position_ids_BT,
+                use_cache=False,
             ).last_hidden_state
         encoded = model.get_encoder()(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT)
+        read = slice(None) if batch.read_row_D is None else batch.read_row_D
         return model.get_decoder()(
-            input_ids=batch.decoder_input_ids_BT,
-            encoder_hidden_states=encoded.last_hidden_state,
-            encoder_attention_mask=batch.attention_mask_BT,
+            input_ids=batch.decoder_input_ids_DT,
+            encoder_hidden_states=encoded.last_hidden_state[read],
+            encoder_attention_mask=batch.attention_mask_BT[read],
             use_cache=False,
         ).last_hidden_state
+
+    def _mask(self, batch: HasPositions) -> Any:
+        if batch.until_BT is None:
+            return batch.attention_mask_BT
+        if self.plain.config._attn_implementation == "flex_attention":
+            return branch_block_mask(batch.until_BT)
+        return branch_mask(batch.until_BT, self.plain.dtype)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """The head with the family's scale and softcap: (N, H) to (N, V)."""
@@ -119,6 +154,9 @@ class _Probe:
     def __init__(self, ids_BT: Tensor, encoder_decoder: bool) -> None:
         self.input_ids_BT = ids_BT
         self.attention_mask_BT = torch.ones_like(ids_BT)
-        self.decoder_input_ids_BT = ids_BT if encoder_decoder else None
+        self.position_ids_BT: Tensor | None = None
+        self.until_BT: Tensor | None = None
+        self.read_row_D: Tensor | None = None
+        self.decoder_input_ids_DT = ids_BT if encoder_decoder else None
         self.target_row_N = torch.zeros(3, dtype=torch.long, device=ids_BT.device)
         self.target_position_N = torch.arange(3, device=ids_BT.device)

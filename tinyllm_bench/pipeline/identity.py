@@ -60,7 +60,7 @@ def _asked(cell: "Cell") -> dict[str, Any]:
 def _training(cell: "Cell") -> dict[str, Any]:
     assert cell.method is not None
     train = cell.config.train.model_dump(mode="json")
-    for key in ("micro_batch_tokens", "checkpoint_seconds", "gradient_checkpointing"):
+    for key in ("micro_batch_tokens", "checkpoint_seconds", "gradient_checkpointing", "layout", "attention"):
         train.pop(key)
     first = cell.asked_records("train")[0]
     examples = [asdict(example) for example in cell.method.examples(first, [], cell.ask)]

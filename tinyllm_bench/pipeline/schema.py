@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tinyllm_bench.learn.layout import LayoutChoice
 from tinyllm_bench.learn.trainer import TrainConfig
 
 
@@ -54,12 +55,16 @@ class AnnotationConfig(_Settings):
 
 
 class EvalConfig(_Settings):
-    """How students are asked. limit: a fixed stratified subset of the test split, null for all of it."""
+    """How students are asked. limit: a fixed stratified subset of the test split, null for all of it.
+
+    layout: `shared` scores the options of a question as branches of one sequence (`auto`: where the student can).
+    """
 
     reading: Literal["auto", "gen", "mc", "cloze"] = "auto"
     limit: int | None = Field(None, ge=1)
     valid_limit: int = Field(200, ge=1)
     batch_size: int = Field(16, ge=1)
+    layout: LayoutChoice = "auto"
     shots: int = Field(3, ge=1)
     shot_max_words: int = Field(64, ge=1)
     max_new_tokens: int = Field(64, ge=1)

@@ -1,19 +1,22 @@
 """Stage 2: train the cell's student by the cell's method, to the cell's budget."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base import provenance
+from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_json, write_json
 from tinyllm_bench.data.records import Annotation
 from tinyllm_bench.evaluate.asking import Asked
 from tinyllm_bench.evaluate.hf import hf_lm
 from tinyllm_bench.evaluate.runner import answer
 from tinyllm_bench.evaluate.scoring import score
-from tinyllm_bench.learn.batching import Collator, Group
+from tinyllm_bench.learn.batching import Collator, Group, collator_of
 from tinyllm_bench.learn.budget import Plan, make_plan
 from tinyllm_bench.learn.checkpoint import remove_checkpoints
+from tinyllm_bench.learn.sharing import choose_layout
 from tinyllm_bench.learn.trainer import Trained, Trainer, seed_everything
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import (
@@ -54,10 +57,12 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
     lm.check()
     groups = encode_groups(cell, loaded, annotations)
     plan = plan_of(cell, groups)
+    collator, reason = _collator(cell, lm, loaded)
     write_json(folder / "plan.json", plan_facts(cell, plan, groups))
-    trained = _trainer(cell, folder, lm, loaded, groups, plan, report).run()
+    trained = _trainer(cell, folder, lm, loaded, groups, plan, collator, report).run()
     student = Loaded(_merged(lm), loaded.tokenizer)
     made = {"student_digest": weights_digest(student.model), "peak_memory_bytes": provenance.peak_memory()}
+    facts |= {"layout": collator.layout, "layout_reason": reason}
     result = {**facts, **_facts(trained, plan, groups), **made}
     _finish(folder, student, result)
     return result
@@ -111,6 +116,22 @@ def encode_groups(cell: Cell, loaded: Loaded, annotations: Sequence[Annotation])
     return [group for group in groups if group.items]
 
 
+def _collator(cell: Cell, lm: LM, loaded: Loaded) -> tuple[Collator, str | None]:
+    """The collator in the layout that the student takes, and why that is not the shared one.
+
+    Raises:
+        UserError: FlexAttention without a GPU, or a layout that the student cannot take.
+    """
+    asked = cell.config.train
+    if asked.attention == "flex":
+        if device_of(cell) == "cpu":
+            raise UserError("train.attention=flex needs a GPU; use train.attention=sdpa")
+        lm.plain.set_attn_implementation("flex_attention")
+    collator = collator_of(loaded.model, loaded.tokenizer)
+    layout, reason = choose_layout(lm, collator, asked.layout, training=True)
+    return replace(collator, layout=layout), reason
+
+
 def plan_of(cell: Cell, groups: Sequence[Group]) -> Plan:
     """The cell's training plan."""
     assert cell.method is not None
@@ -140,7 +161,14 @@ def plan_facts(cell: Cell, plan: Plan, groups: Sequence[Group]) -> dict[str, Any
 
 
 def _trainer(
-    cell: Cell, folder: Path, lm: LM, loaded: Loaded, groups: Sequence[Group], plan: Plan, report: Report
+    cell: Cell,
+    folder: Path,
+    lm: LM,
+    loaded: Loaded,
+    groups: Sequence[Group],
+    plan: Plan,
+    collator: Collator,
+    report: Report,
 ) -> Trainer:
     config = cell.config
     valid = cell.asked_records("valid")
@@ -149,7 +177,8 @@ def _trainer(
     def validate(student: LM) -> tuple[float, float | None, int]:
         device = str(next(student.parameters()).device)
         bos = needs_bos(loaded.model, loaded.tokenizer) or None
-        asker = hf_lm(student.plain, loaded.tokenizer, batch_size=config.eval.batch_size, device=device, add_bos=bos)
+        size, layout = config.eval.batch_size, config.eval.layout
+        asker = hf_lm(student.plain, loaded.tokenizer, batch_size=size, device=device, add_bos=bos, layout=layout)
         found = score(answer(asker, asked), valid)
         return found.accuracy, found.gold_probability, found.n
 
@@ -159,11 +188,7 @@ def _trainer(
         cell.method,
         groups,
         plan,
-        Collator(
-            encoder_decoder=lm.encoder_decoder,
-            pad_id=loaded.tokenizer.pad_token_id or 0,
-            decoder_start_id=getattr(loaded.model.config, "decoder_start_token_id", None),
-        ),
+        collator,
         config.train,
         folder=folder / "train",
         seed=cell.seed,
@@ -219,6 +244,7 @@ def _facts(trained: Trained, plan: Plan, groups: Sequence[Group]) -> dict[str, A
     return {
         "steps": trained.steps,
         "student_tokens": trained.tokens,
+        "computed_tokens": trained.computed_tokens,
         "tokens_by_channel": dict(sorted(trained.tokens_by_channel.items())),
         "epochs": round(plan.epochs, 4),
         "first_loss": trained.first_loss,

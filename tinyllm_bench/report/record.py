@@ -121,13 +121,15 @@ class Budget(_Part):
     """What a cell was allowed and what it spent.
 
     `student_tokens` counts non-pad prompt and target tokens through the student's forward and backward pass.
-    Teacher tokens are None where the text was recorded before. `train_flops` is the estimate 6 * parameters * student
+    `computed_tokens` are those that were really computed: a shared prompt counts once, a last target token not at all.
+    Teacher tokens are None where the text was recorded before. `train_flops` is the estimate 6 * parameters * computed
     tokens, not a count; None where that does not hold (LoRA, encoder-decoder students). Seconds are wall time,
     `train_seconds` of training alone.
     """
 
     asked_student_tokens: Count | None = None
     student_tokens: Count = 0
+    computed_tokens: Count | None = None
     tokens_by_channel: dict[str, Count] = {}
     prompt_tokens: Count | None = None
     target_tokens: Count | None = None
@@ -164,13 +166,18 @@ class Look(_Part):
 
 
 class Training(_Part):
-    """How training went: optimiser steps, first and last loss, the looks and the rule that chose one."""
+    """How training went: optimiser steps, first and last loss, the looks and the rule that chose one.
+
+    `layout` is how a question's examples were computed (`shared` or `separate`), `layout_reason` why not shared.
+    """
 
     steps: Count
     first_loss: float | None = None
     last_loss: float | None = None
     looks: tuple[Look, ...] = ()
     select: str
+    layout: str | None = None
+    layout_reason: str | None = None
 
 
 class Score(_Part):
@@ -195,11 +202,13 @@ class Score(_Part):
 
 
 class BackendInfo(_Part):
-    """What ran the student when it was scored."""
+    """What ran the student when it was scored; `layout` tells how the options of a question were computed."""
 
     name: str
     dtype: str
     device: str
+    layout: str | None = None
+    layout_reason: str | None = None
     versions: dict[str, str] = {}
 
 
