@@ -1,9 +1,8 @@
-"""Positions, labels and packing, by hand."""
+"""Positions and labels, by hand."""
 
 import torch
 
-from tinyllm_bench.learn.batching import Batch, Collator, Group, count_targets, micro_batches
-from tinyllm_bench.learn.layout import Row
+from tinyllm_bench.learn.batching import Batch, Collator, Group, count_targets
 from tinyllm_bench.models.tokens import Encoded
 
 
@@ -47,43 +46,6 @@ def groups() -> list[Group]:
         Group(name, (encoded("label", [1] * n, [2] * 2, name), encoded("why", [1] * m, [2] * 3, name)))
         for name, (n, m) in sizes.items()
     ]
-
-
-def rows(groups: list[Group]) -> list[list[Row]]:
-    collator = Collator(encoder_decoder=False, pad_id=0)
-    return [collator.rows(group.items) for group in groups]
-
-
-def items_of(micro: list[Row]) -> list[Encoded]:
-    return [branch.item for row in micro for branch in row.branches]
-
-
-def test_packing_loses_nothing_and_keeps_to_the_limit() -> None:
-    packed = micro_batches(rows(groups()), max_tokens=60, keep_groups=False)
-    items = [item for micro in packed for item in items_of(micro)]
-    assert sorted(items) == sorted(item for group in groups() for item in group.items)
-    for micro in packed:
-        assert len(micro) == 1 or len(micro) * max(row.width for row in micro) <= 60
-
-
-def test_packing_puts_like_lengths_together() -> None:
-    packed = micro_batches(rows(groups()), max_tokens=60, keep_groups=False)
-    widest = [max(row.width for row in micro) for micro in packed]
-    assert widest == sorted(widest, reverse=True)
-
-
-def test_short_examples_are_not_padded_to_long_ones_once_a_micro_batch_is_well_filled() -> None:
-    long = [Group(f"l{i}", (encoded("why", [1] * 99, [2] * 2),)) for i in range(4)]
-    short = [Group(f"s{i}", (encoded("label", [1] * 9, [2] * 2),)) for i in range(8)]
-    packed = micro_batches(rows([*short, *long]), max_tokens=3000, keep_groups=False)
-    # 4 x 100 tokens are more than an eighth of 3000; one short beside them pads 410 to 500 (1.22), two 420 to 600
-    assert [len(micro) for micro in packed] == [5, 7]
-
-
-def test_groups_stay_together_when_a_method_asks() -> None:
-    for micro in micro_batches(rows(groups()), max_tokens=40, keep_groups=True):
-        names = [item.record_id for item in items_of(micro)]
-        assert all(names.count(name) == 2 for name in names)
 
 
 def test_targets_are_counted_per_channel() -> None:

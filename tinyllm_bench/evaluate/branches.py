@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tinyllm_bench.learn.batching import Batch, Collator, micro_batches
+from tinyllm_bench.learn.batching import Batch, Collator
 from tinyllm_bench.learn.losses import cross_entropy_N
+from tinyllm_bench.learn.packing import micro_batches
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoded
 
@@ -31,7 +32,8 @@ def continuation_logprobs(
     longest = max((row.width for rows in groups for row in rows), default=0)
     found: dict[int, tuple[float, bool]] = {}
     device = next(lm.parameters()).device
-    for rows in micro_batches(groups, max_tokens=batch_size * longest, keep_groups=False):
+    limit = batch_size * longest
+    for rows in micro_batches(groups, max_tokens=limit, keep_groups=False, pack=collator.packs):
         batch = collator.collate(rows).to(device)
 
         logprob_M, missed_M = lm(batch, partial(_sums, batch)).tolist()

@@ -1,4 +1,4 @@
-"""Batches: groups of a question's examples, packed by length.
+"""Batches: the examples of questions as padded tensors.
 
 Shape suffixes: B rows, T positions, D decoder rows of an encoder-decoder, N target positions.
 """
@@ -70,6 +70,11 @@ class Collator:
     decoder_start_id: int | None = None
     layout: Layout = "separate"
 
+    @property
+    def packs(self) -> bool:
+        """Whether several questions may stand in one row, apart from each other by the mask."""
+        return self.layout == "shared" and not self.encoder_decoder
+
     def rows(self, items: Sequence[Encoded]) -> list[Row]:
         """The sequences of one question's examples."""
         return (encoder_rows if self.encoder_decoder else decoder_rows)(items, self.layout)
@@ -122,32 +127,6 @@ def _until(rows: Sequence[Sequence[int]]) -> Tensor:
     """Padded places are seen by themselves alone, so that no row of the mask is empty."""
     width = max(len(row) for row in rows)
     return torch.tensor([[*row, *range(len(row) + 1, width + 1)] for row in rows])
-
-
-def micro_batches(groups: Sequence[Sequence[Row]], *, max_tokens: int, keep_groups: bool) -> list[list[Row]]:
-    """Split the rows of one mini-batch's questions into micro-batches of at most `max_tokens` padded tokens.
-
-    Like lengths come together. Losses are sums that only the trainer divides, so the split changes memory and time,
-    never the optimisation. `keep_groups` leaves a question's rows in one micro-batch. A unit larger than the limit
-    stands alone. A micro-batch that is an eighth full is closed rather than padded by more than a quarter of its
-    tokens.
-    """
-    units = [list(rows) for rows in groups] if keep_groups else [[row] for rows in groups for row in rows]
-    units = sorted((unit for unit in units if unit), key=lambda unit: -max(row.width for row in unit))
-    packed: list[list[Row]] = []
-    for unit in units:
-        if packed and _fits([*packed[-1], *unit], len(packed[-1]), max_tokens):
-            packed[-1].extend(unit)
-        else:
-            packed.append(list(unit))
-    return packed
-
-
-def _fits(rows: Sequence[Row], before: int, max_tokens: int) -> bool:
-    """Whether rows (the first `before` are in already) may share a micro-batch; the first is the longest."""
-    widest = max(row.width for row in rows)
-    padded, real = len(rows) * widest, sum(row.width for row in rows)
-    return padded <= max_tokens and (padded <= 1.25 * real or before * widest < max_tokens // 8)
 
 
 def count_targets(groups: Sequence[Group]) -> Mapping[str, int]:

@@ -7,15 +7,15 @@ row that grows out of it, and by nothing else; so no branch sees another.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from tinyllm_bench.models.tokens import Encoded
 
 Layout = Literal["shared", "separate"]
 LayoutChoice = Literal["auto", "shared", "separate"]
-# Tokens two examples must begin with in common before they share a row: below it, attention over a longer row (most of
-# it masked) costs more than the tokens saved.
-MIN_SHARED = 16
+# Tokens two examples must begin with in common before they share a row; fewer are not worth a longer row.
+MIN_SHARED = 8
 
 
 class Branch(NamedTuple):
@@ -59,6 +59,22 @@ def decoder_rows(items: Sequence[Encoded], layout: Layout, *, min_shared: int = 
         else:
             rows.append([item])
     return [_tree(row) for row in rows]
+
+
+def side_by_side(rows: Sequence[Row]) -> Row:
+    """Rows one after another in one row; the mask keeps them apart, and each has positions of its own."""
+    starts = [0, *accumulate(len(row.ids) for row in rows)]
+    placed = list(zip(rows, starts, strict=False))
+    return Row(
+        tuple(token for row in rows for token in row.ids),
+        tuple(position for row in rows for position in row.positions),
+        tuple(start + until for row, start in placed for until in row.until),
+        tuple(
+            Branch(branch.item, tuple(start + place for place in branch.places))
+            for row, start in placed
+            for branch in row.branches
+        ),
+    )
 
 
 def encoder_rows(items: Sequence[Encoded], layout: Layout) -> list[Row]:

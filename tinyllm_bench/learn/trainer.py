@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import append_checked, read_checked
-from tinyllm_bench.learn.batching import Collator, Group, count_targets, micro_batches
+from tinyllm_bench.learn.batching import Collator, Group, count_targets
 from tinyllm_bench.learn.budget import Plan
 from tinyllm_bench.learn.checkpoint import (
     load_checkpoint,
@@ -38,6 +38,7 @@ from tinyllm_bench.learn.checkpoint import (
 )
 from tinyllm_bench.learn.layout import LayoutChoice, Row
 from tinyllm_bench.learn.method import Method, Step, TeacherSignal
+from tinyllm_bench.learn.packing import micro_batches
 from tinyllm_bench.models.lm import LM
 
 
@@ -187,6 +188,7 @@ class Trainer:
             share or rows[:1],  # without a question it takes part with weight 0, or the others would wait for it
             max_tokens=self.config.micro_batch_tokens,
             keep_groups=self.method.grouping == "record",
+            pack=self.collator.packs,
         )
         losses = dict.fromkeys(counts, 0.0)
         for number, micro in enumerate(micros):

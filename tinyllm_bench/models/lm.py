@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from tinyllm_bench.base.errors import UserError
 
+# 512 MiB in float32: 2,730 positions of SmolLM2's vocabulary, 512 of Gemma's.
+CHUNK_LOGITS = 2**27
 PerChunk = Callable[[Tensor, slice], Tensor]
 
 
@@ -55,16 +57,21 @@ def branch_block_mask(until_BT: Tensor) -> Any:
 class LM(nn.Module):
     """A student or teacher: a transformers model of either family behind one call."""
 
-    def __init__(self, model: nn.Module, *, chunk_positions: int = 1024) -> None:
+    def __init__(self, model: nn.Module, *, chunk_positions: int | None = None) -> None:
         super().__init__()
         self.model = model
-        self.chunk_positions = chunk_positions
+        self._chunk_positions = chunk_positions
 
     @property
     def plain(self) -> PreTrainedModel:
         """The transformers model itself; with LoRA, the one whose layers carry the adapters."""
         wrapped: Any = self.model
         return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+
+    @property
+    def chunk_positions(self) -> int:
+        """Target positions whose logits are held at once; by default as many as fit into `CHUNK_LOGITS` numbers."""
+        return self._chunk_positions or max(CHUNK_LOGITS // self.plain.get_output_embeddings().weight.shape[0], 1)
 
     @property
     def encoder_decoder(self) -> bool:
@@ -75,14 +82,14 @@ class LM(nn.Module):
         """Sum over chunks of `per_chunk(logits_NV, rows)`.
 
         `rows` are the chunk's target positions (a slice of 0..N); `per_chunk` returns a tensor of one fixed shape.
-        Chunks after the first are recomputed in the backward pass, so that memory holds one chunk of logits.
+        Where there is more than one chunk, each is recomputed in the backward pass: memory holds one chunk of logits.
         """
         hidden_NH = self._hidden(batch)[batch.target_row_N, batch.target_position_N]
-        count = hidden_NH.shape[0]
+        count, size = hidden_NH.shape[0], self.chunk_positions
         parts = []
-        for start in range(0, max(count, 1), self.chunk_positions):
-            rows = slice(start, min(start + self.chunk_positions, count))
-            if count > self.chunk_positions and torch.is_grad_enabled():
+        for start in range(0, max(count, 1), size):
+            rows = slice(start, min(start + size, count))
+            if count > size and torch.is_grad_enabled():
                 parts.append(checkpoint(self._chunk, hidden_NH[rows], rows, per_chunk, use_reentrant=False))
             else:
                 parts.append(self._chunk(hidden_NH[rows], rows, per_chunk))

@@ -1,0 +1,185 @@
+"""What shared prompts save: time, tokens and memory of TinyLLM's training step, and time of ranking options.
+
+Four forms of the same step over the same questions, interleaved in one process: a padded pass per channel with logits
+at every position (the form of TinyLLM's released code, model_utils.py:42-49 at 9f5bebe), the same with logits at target
+positions only, a question as one sequence with its targets as branches, and that in batches filled by tokens from
+length-sorted questions. Then the options of test questions, ranked by lm-eval's own hf backend and as branches.
+
+`python benchmarks/shared_prompt.py [--task NAME] [--model SPEC] [--rounds N] [key=value ...]` takes the data that a run
+would take (TINYLLM_BENCH_DATA), or the sample questions where there is none.
+"""
+
+import argparse
+import ctypes
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from lm_eval.api.instance import Instance
+
+from tinyllm_bench.base import provenance
+from tinyllm_bench.evaluate.hf import hf_lm
+from tinyllm_bench.learn.batching import Collator, Group, collator_of
+from tinyllm_bench.learn.layout import Row
+from tinyllm_bench.learn.losses import channel_cross_entropy
+from tinyllm_bench.learn.packing import micro_batches
+from tinyllm_bench.models.lm import LM
+from tinyllm_bench.models.load import Loaded, load_model
+from tinyllm_bench.models.specs import parse_spec
+from tinyllm_bench.pipeline.annotate import annotate
+from tinyllm_bench.pipeline.cells import Cell, plan_cells
+from tinyllm_bench.pipeline.request import Request
+from tinyllm_bench.pipeline.teach_student import encode_groups
+
+MICRO = 8  # questions of a micro-batch that is not filled by tokens
+MICRO_TOKENS = 4096
+
+
+class Form(NamedTuple):
+    """One way to do the work: what is run, and how many positions it computes (with padding) or options it ranks."""
+
+    run: Callable[[], Any]
+    amount: int
+
+
+class Measured(NamedTuple):
+    """Seconds of every round, and its peak of memory above what was held before."""
+
+    seconds: list[float]
+    peaks: list[int]
+
+
+def every_position(lm: LM, collator: Collator, micros: Sequence[Sequence[Row]]) -> None:
+    """Forward and backward with logits at every position, as transformers makes them."""
+    for rows in micros:
+        batch = collator.collate(rows)
+        mask = batch.attention_mask_BT
+        logits_BTV = lm.plain(input_ids=batch.input_ids_BT, attention_mask=mask, use_cache=False).logits
+        logits_NV = logits_BTV[batch.target_row_N, batch.target_position_N]
+        torch.nn.functional.cross_entropy(logits_NV.float(), batch.target_ids_N, reduction="sum").backward()
+
+
+def targets_only(lm: LM, collator: Collator, micros: Sequence[Sequence[Row]]) -> None:
+    """Forward and backward as the trainer does them."""
+    for rows in micros:
+        sums = channel_cross_entropy(collator.collate(rows), lm)
+        torch.stack(list(sums.values())).sum().backward()
+
+
+def training_forms(lm: LM, separate: Collator, groups: Sequence[Group]) -> dict[str, Form]:
+    """The four forms of one step over `groups`."""
+    shared = replace(separate, layout="shared")
+    eights = [groups[start : start + MICRO] for start in range(0, len(groups), MICRO)]
+    channels = list(dict.fromkeys(item.channel for group in groups for item in group.items))
+    passes = [
+        separate.rows([item for group in eight for item in group.items if item.channel == channel])
+        for eight in eights
+        for channel in channels
+    ]
+    branches = [[row for group in eight for row in shared.rows(group.items)] for eight in eights]
+    by_group = [shared.rows(group.items) for group in groups]
+    packed = micro_batches(by_group, max_tokens=MICRO_TOKENS, keep_groups=False, pack=True)
+    return {
+        "a pass per channel, logits everywhere": _form(every_position, lm, separate, passes),
+        "a pass per channel, logits at targets": _form(targets_only, lm, separate, passes),
+        "shared prompts": _form(targets_only, lm, shared, branches),
+        "shared prompts, batches by tokens": _form(targets_only, lm, shared, packed),
+    }
+
+
+def _form(work: Callable[..., None], lm: LM, collator: Collator, micros: Sequence[Sequence[Row]]) -> Form:
+    positions = sum(len(rows) * max(row.width for row in rows) for rows in micros)
+    return Form(partial(work, lm, collator, micros), positions)
+
+
+def ranking_forms(cell: Cell, loaded: Loaded, count: int) -> tuple[dict[str, Form], float]:
+    """Both ways to rank the options of test questions, and the largest difference of their values."""
+    records = cell.asked_records("test")[:count]
+    pairs = [(cell.ask.prompt(r), f" {option}") for r in records for option in cell.ask.options(r)]
+    asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    engines: dict[str, Any] = {
+        "lm-eval's hf backend": hf_lm(*loaded, batch_size=16, device="cpu", layout="separate"),
+        "options as branches": hf_lm(*loaded, batch_size=16, device="cpu", layout="shared"),
+    }
+    values = [[value for value, _ in engine.loglikelihood(asked)] for engine in engines.values()]
+    off = max(abs(a - b) for a, b in zip(*values, strict=True))
+    return {name: Form(partial(e.loglikelihood, asked), len(asked)) for name, e in engines.items()}, off
+
+
+def measure(forms: Mapping[str, Form], rounds: int, *, before: Callable[[], None]) -> dict[str, Measured]:
+    """Run the forms in turn; the first round warms up and is not counted."""
+    found = {name: Measured([], []) for name in forms}
+    for number in range(rounds + 1):
+        for name, form in forms.items():
+            before()
+            held = _held()
+            began = time.perf_counter()
+            form.run()
+            if number:
+                found[name].seconds.append(time.perf_counter() - began)
+                found[name].peaks.append(provenance.peak_memory() - held)
+    return found
+
+
+def _held() -> int:
+    """Bytes held once the allocator has given back what is free (glibc); peaks are measured anew from here."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    provenance.reset_peak_memory()
+    return provenance.peak_memory()
+
+
+def show(title: str, forms: Mapping[str, Form], found: Mapping[str, Measured], unit: str) -> None:
+    """Print medians, and ratios to the first form with the quartiles of the rounds' own ratios."""
+    first = next(iter(found.values())).seconds
+    print(f"\n{title}\n  {'form':<40} {'seconds':>8} {'ratio':>6}  {'quartiles':<11} {unit:>9} {'GiB':>6}")
+    for name, (seconds, peaks) in found.items():
+        ratios = [a / b for a, b in zip(seconds, first, strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (math.nan,) * 3
+        middle, ratio = statistics.median(seconds), statistics.median(seconds) / statistics.median(first)
+        spread, peak = f"{low:.2f}-{high:.2f}", statistics.median(peaks) / 2**30
+        print(f"  {name:<40} {middle:8.2f} {ratio:6.2f}  {spread:<11} {forms[name].amount:9,} {peak:6.2f}")
+
+
+def main() -> None:
+    """Measure both and print two tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled:smollm2-135m?layers=0:10", help="student (default: %(default)s)")
+    parser.add_argument("--task", default="obqa")
+    parser.add_argument("--questions", type=int, default=16, help="of the training step")
+    parser.add_argument("--ranked", type=int, default=64, help="test questions to rank")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("settings", nargs="*", help="settings as of `tinyllm-bench run`")
+    asked = parser.parse_args()
+    preset = "cpu" if os.environ.get("TINYLLM_BENCH_DATA") else "quickstart"
+    request = Request(
+        methods=("tinyllm",),
+        tasks=(asked.task,),
+        preset=preset,
+        assignments=(f"data.train_limit={asked.questions}", *asked.settings),
+    )
+    (cell,) = plan_cells(request)[1]
+    loaded = load_model(parse_spec(asked.model, role="student"))
+    groups = encode_groups(cell, loaded, annotate(cell, report=lambda event: None))
+    lm = LM(loaded.model).train()
+    forms = training_forms(lm, collator_of(*loaded), groups)
+    found = measure(forms, asked.rounds, before=lambda: lm.zero_grad(set_to_none=True))
+    about = f"{asked.task}, preset {preset}, reading {cell.reading}, {asked.model}"
+    tokens = sum(group.tokens for group in groups)
+    title = f"TinyLLM's step: {about}, {len(groups)} questions, {tokens:,} tokens, {asked.rounds} rounds"
+    show(title, forms, found, "positions")
+    lm.zero_grad(set_to_none=True)
+    ranking, off = ranking_forms(cell, loaded, asked.ranked)
+    found = measure(ranking, asked.rounds, before=lambda: None)
+    show(f"Ranking: {about}, largest difference of a log-probability {off:.1e}", ranking, found, "options")
+
+
+if __name__ == "__main__":
+    main()
