@@ -14,6 +14,7 @@ from tinyllm_bench.base.files import (
     locked,
     read_checked,
     read_json,
+    try_locked,
     write_bytes,
     write_json,
 )
@@ -79,6 +80,18 @@ def test_two_processes_share_a_file(tmp_path: Path) -> None:
     rows = list(read_checked(file))
     assert len(rows) == 40
     assert all([r["count"] for r in rows if r["who"] == name] == list(range(20)) for name in (1, 2))
+
+
+def test_a_lock_that_is_held_is_not_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "a" / "rows.jsonl"
+    with try_locked(file) as first, try_locked(file) as second:
+        assert (first, second) == (True, False)
+    with locked(file), try_locked(file) as third:
+        assert not third
+    with pytest.raises(RuntimeError), try_locked(file):
+        raise RuntimeError
+    with try_locked(file) as again:
+        assert again
 
 
 def test_digests_do_not_depend_on_key_order() -> None:
