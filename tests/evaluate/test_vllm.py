@@ -15,7 +15,8 @@ from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluate.asking import Asked
 from tinyllm_bench.evaluate.hf import hf_lm
 from tinyllm_bench.evaluate.runner import answer
-from tinyllm_bench.evaluate.vllm import VllmEngine, backend_for, vllm_installed
+from tinyllm_bench.evaluate.vllm import VllmEngine, backend_for
+from tinyllm_bench.models.child import vllm_installed
 
 SAMPLE = Source(kind="sample")
 IDS = tuple(record.id for record in load_split(SAMPLE, "obqa", "test"))
@@ -75,8 +76,8 @@ def test_refusals_and_a_death_in_the_child_are_clear(engine: VllmEngine, tmp_pat
     lm = engine.lm(tiny_models.saved(pair(0, max_position_embeddings=64), tmp_path / "short"))
     with pytest.raises(UserError, match="more than the model's limit"):
         answer(lm, asked("mc"))
-    assert engine._child is not None
-    os.kill(engine._child.pid, signal.SIGKILL)
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
     with pytest.raises(UserError, match="the vLLM process died at 'loglikelihood'.*backend=hf"):
         answer(lm, asked("cloze"))
     again = engine.lm(tmp_path / "short")
@@ -91,7 +92,7 @@ def test_the_backend_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
         backend_for("vllm", "gen", True)
     with pytest.raises(UserError, match=r"unknown backend 'vlm'.*Did you mean 'vllm'"):
         backend_for("vlm", "gen", False)  # type: ignore[arg-type]
-    monkeypatch.setattr("tinyllm_bench.evaluate.vllm.find_spec", lambda _: None)
+    monkeypatch.setattr("tinyllm_bench.models.child.find_spec", lambda _: None)
     assert backend_for("auto", "gen", False) == "hf"
     with pytest.raises(UserError, match="pip install"):
         backend_for("vllm", "cloze", False)

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils_hf import stop_sequences_criteria
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.evaluate.branches import continuation_logprobs
@@ -19,6 +18,7 @@ from tinyllm_bench.learn.batching import collator_of
 from tinyllm_bench.learn.layout import Layout, LayoutChoice
 from tinyllm_bench.learn.sharing import choose_layout
 from tinyllm_bench.models.lm import LM
+from tinyllm_bench.models.stopping import cut_at_stop, end_tokens, stop_criteria, trim
 
 _NO_LIMIT = 1_000_000  # tokens; T5 has relative positions and so no longest input
 
@@ -34,22 +34,6 @@ def _evaluating(model: Any) -> Iterator[None]:
             yield
     finally:
         model.train(mode)
-
-
-def trim(ids: Sequence[int], ends: set[int]) -> tuple[list[int], bool]:
-    """New tokens before the first end token, and whether there was one."""
-    for position, token in enumerate(ids):
-        if token in ends:
-            return list(ids[:position]), True
-    return list(ids), False
-
-
-def cut_at_stop(tokenizer: Any, ids: list[int], stops: Sequence[str]) -> int | None:
-    """How many tokens it took until a stop text was complete; None if none is there."""
-    text = tokenizer.decode(ids)
-    if not any(stop in text for stop in stops):
-        return None
-    return next(n for n in range(1, len(ids) + 1) if any(stop in tokenizer.decode(ids[:n]) for stop in stops))
 
 
 class InMemoryLM(HFLM):
@@ -137,7 +121,7 @@ class InMemoryLM(HFLM):
             input_ids=context,
             max_new_tokens=room,
             min_new_tokens=None,
-            stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, start, context.shape[0]),
+            stopping_criteria=stop_criteria(self.tokenizer, stop, start),
             pad_token_id=self.tokenizer.pad_token_id,
             use_cache=True,
             **options,
@@ -146,7 +130,7 @@ class InMemoryLM(HFLM):
         return out
 
     def _note(self, rows: list[list[int]], stop: list[str], room: int) -> None:
-        ends = _end_tokens(self.model, self.tokenizer)
+        ends = end_tokens(self.model, self.tokenizer)
         for prompt, row in zip(self._prompts, rows, strict=True):
             ids, ended = trim(row, ends)
             stopped = cut_at_stop(self.tokenizer, ids, stop)
@@ -158,9 +142,3 @@ class InMemoryLM(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """Nothing; the original asks the hub."""
         return {}
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    said = getattr(model.generation_config, "eos_token_id", None)
-    ends = set(said) if isinstance(said, list) else {said}
-    return {token for token in ends | {tokenizer.eos_token_id} if token is not None}

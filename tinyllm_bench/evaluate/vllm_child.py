@@ -1,25 +1,21 @@
 """The child process in which vLLM lives: JSON lines in on stdin, JSON lines out on what was stdout.
 
 Requests: `{"op": "load", "folder", "add_bos", "dtype"}`, `{"op": "loglikelihood", "pairs": [[context, continuation]]}`,
-`{"op": "generate", "prompts", "options"}`, `{"op": "stop"}`. Answers: `{"ok": ...}`, `{"error": text}`, or
-`{"restart": true}` when a folder needs an engine of another shape. Everything that libraries print goes to stderr.
+`{"op": "generate", "prompts", "options"}`. Answers: `{"ok": ...}`, or `{"restart": true}` when a folder needs an engine
+of another shape.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest, digest_file
+from tinyllm_bench.models.child import serve
 
-CPU_MAX_MODEL_LEN = 4096  # tokens; bounds the key-value cache of models that could read far more
 _NOT_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
 
 
@@ -80,19 +76,9 @@ class Server:
         self._shape: tuple[str, str] | None = None
         self._lm: Any = None
 
-    def handle(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one request; see the module's text for both."""
-        operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-            "load": self._load,
-            "loglikelihood": self._loglikelihood,
-            "generate": self._generate,
-        }
-        try:
-            return operations[request["op"]](request)
-        except UserError as error:
-            return {"user_error": str(error)}
-        except Exception:
-            return {"error": traceback.format_exc()}
+    def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+        """What can be asked; see the module's text."""
+        return {"load": self._load, "loglikelihood": self._loglikelihood, "generate": self._generate}
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
         from tinyllm_bench.evaluate.vllm_lm import wrap
@@ -119,19 +105,5 @@ class Server:
         return {"ok": self._lm.write(request["prompts"], request["options"])}
 
 
-def main() -> None:
-    """Serve until `stop` or the end of stdin."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # from here on a library's print cannot break the protocol
-    server = Server()
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request["op"] == "stop":
-            break
-        answers.write(json.dumps(server.handle(request)) + "\n")
-        answers.flush()
-    os._exit(0)  # vLLM's threads would hold the process
-
-
 if __name__ == "__main__":
-    main()
+    serve(Server().operations())

@@ -11,7 +11,8 @@ from lm_eval.api.instance import Instance
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.evaluate.hf import check_length
-from tinyllm_bench.evaluate.vllm_child import CPU_MAX_MODEL_LEN, import_backend
+from tinyllm_bench.evaluate.vllm_child import import_backend
+from tinyllm_bench.models.child import CPU_BLOCK_SIZE, CPU_MAX_MODEL_LEN
 
 _backend = import_backend()
 
@@ -31,7 +32,7 @@ def engine_options(folder: Path, dtype: str) -> dict[str, Any]:
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": min(limit, CPU_MAX_MODEL_LEN),
-        "block_size": 32,  # with the CPU's default of 128, shorter shared prefixes are never found again
+        "block_size": CPU_BLOCK_SIZE,
     }
 
 
