@@ -1,0 +1,125 @@
+"""What vLLM saves when a local teacher writes rationales: seconds against transformers `generate` with batching.
+
+Both write the same wishes, greedy, in turn in one run; the demonstrations in front of every question are the same ones,
+so that vLLM computes them once (with --select random it cannot). vLLM's prefix cache is emptied before each round, and
+both are open before the clock starts.
+
+`python benchmarks/annotate.py [--task NAME] [--model SPEC] [--questions N] [--rounds N] [--batch N ...]` takes the data
+that a run would take (TINYLLM_BENCH_DATA), or the sample questions where there is none.
+"""
+
+import argparse
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+
+from tinyllm_bench.data.sources import find_source, load_rationales, load_split, rationale_keys
+from tinyllm_bench.models.load import spec_folder
+from tinyllm_bench.models.specs import parse_spec
+from tinyllm_bench.teach import elicit
+from tinyllm_bench.teach.shots import ShotConfig, Shots
+from tinyllm_bench.teach.writer_hf import HfWriter
+from tinyllm_bench.teach.writer_vllm import VllmWriter
+from tinyllm_bench.teach.writers import Sampling, Wish, Writer, Written
+
+
+class Form(NamedTuple):
+    """A writer and what is done before it is timed."""
+
+    writer: Writer
+    before: Callable[[], None]
+
+
+class Measured(NamedTuple):
+    """Seconds of every round, and the last round's texts in the order of the wishes."""
+
+    seconds: list[float]
+    texts: list[Written]
+
+
+def make_wishes(task: str, count: int, select: str, new: int) -> list[Wish]:
+    """Greedy wishes for the first training questions, with two demonstrations that carry a recorded rationale."""
+    source = find_source("auto" if os.environ.get("TINYLLM_BENCH_DATA") else "sample", None)
+    records = load_split(source, task, "train")
+    texts = load_rationales(source, task, "train", rationale_keys(source, task)[0])
+    shots = Shots(ShotConfig.model_validate({"select": select, "shots": 2}), records, texts)
+    asked = records[-count:]  # fixed demonstrations are the first records
+    sampling = Sampling(max_new_tokens=new, stop=elicit.stops("forced"))
+    return [Wish(elicit.prompt(record, shots.of(record), "forced"), sampling, 0) for record in asked]
+
+
+def measure(forms: Mapping[str, Form], wishes: Sequence[Wish], rounds: int) -> dict[str, Measured]:
+    """Let the forms write in turn; the first round warms up and is not counted."""
+    found = {name: Measured([], []) for name in forms}
+    for number in range(rounds + 1):
+        for name, form in forms.items():
+            form.before()
+            began = time.perf_counter()
+            answers = dict(form.writer.write(wishes))
+            seconds = time.perf_counter() - began
+            texts = [answers[place] for place in range(len(wishes))]
+            failed = [text for text in texts if not isinstance(text, Written)]
+            assert not failed, failed[0]
+            found[name].texts[:] = [text for text in texts if isinstance(text, Written)]
+            if number:
+                found[name].seconds.append(seconds)
+    return found
+
+
+def show(found: Mapping[str, Measured], last: str) -> None:
+    """Print medians, and how many times as fast `last` is, with the quartiles of the rounds' own ratios."""
+    print(f"  {'form':<26} {'seconds':>8} {'texts/s':>8} {'tokens in':>10} {'out':>6} {'vLLM gains':>14}  quartiles")
+    best = found[last]
+    for name, (seconds, texts) in found.items():
+        ratios = [a / b for a, b in zip(seconds, best.seconds, strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (math.nan,) * 3
+        middle = statistics.median(seconds)
+        ratio = middle / statistics.median(best.seconds)
+        tokens_in, tokens_out = sum(text.tokens_in for text in texts), sum(text.tokens_out for text in texts)
+        same = sum(one.text == other.text for one, other in zip(texts, best.texts, strict=True))
+        print(
+            f"  {name:<26} {middle:8.2f} {len(texts) / middle:8.2f} {tokens_in:10,} {tokens_out:6,} {ratio:14.2f}"
+            f"  {low:.2f}-{high:.2f}  {same} of {len(texts)} texts alike"
+        )
+
+
+def main() -> None:
+    """Open the writers, measure, and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled:smollm2-135m", help="teacher (default: %(default)s)")
+    parser.add_argument("--task", default="obqa")
+    parser.add_argument("--questions", type=int, default=64)
+    parser.add_argument("--new", type=int, default=64, help="most new tokens of a text")
+    parser.add_argument("--select", default="fixed", help="how demonstrations are chosen (default: %(default)s)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[16], help="batch sizes of transformers")
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    spec = parse_spec(asked.model, role="teacher")
+    folder = spec_folder(spec)
+    if folder is None:
+        parser.error(f"--model {asked.model}: name a local model, such as bundled:smollm2-135m or dir:FOLDER")
+    wishes = make_wishes(asked.task, asked.questions, asked.select, asked.new)
+    fast = "vLLM"
+    with ExitStack() as stack:
+        forms = {
+            f"transformers, batch {size}": Form(stack.enter_context(HfWriter(spec, batch=size)), lambda: None)
+            for size in asked.batch
+        }
+        vllm = stack.enter_context(VllmWriter(folder, batch=len(wishes)))
+        forms[fast] = Form(vllm, vllm.forget_prefixes)
+        threads = torch.get_num_threads()
+        print(
+            f"{asked.model} writes for {len(wishes)} questions of {asked.task}, two demonstrations ({asked.select}),"
+            f" at most {asked.new} new tokens, greedy, float32, threads: {threads}, rounds: {asked.rounds}"
+        )
+        show(measure(forms, wishes, asked.rounds), fast)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""A local teacher run by vLLM in one child process; what prompts begin with in common is computed once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.models.child import VLLM_ENVIRONMENT, VLLM_INSTALL, Child, vllm_installed
+from tinyllm_bench.teach.encoding import Chat
+from tinyllm_bench.teach.writers import Failed, Wish, Writer, Written
+
+_INSTEAD = "Or use annotations.engine=hf."
+
+
+class VllmWriter(Writer):
+    """Writes with vLLM; the answers of a batch come back when all of it is done.
+
+    `folder` holds a whole decoder-only model (config, tokenizer, safetensors). `dtype` is the type on a GPU; the CPU
+    engine runs float32 alone. `max_model_len` bounds prompt and answer in tokens: by default what the model reads, on
+    a CPU at most 4096. On GPUs the model is spread over as many as its heads allow; this path has not been run yet.
+    Tokens out count the end token and the tokens of a stop text.
+    """
+
+    engine = "vllm"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        chat: Chat = "auto",
+        dtype: str = "float32",
+        batch: int = 64,
+        max_model_len: int | None = None,
+        log: Path | None = None,
+        start_seconds: float = 900,
+        answer_seconds: float = 7200,
+    ) -> None:
+        self.batch = batch
+        self._load = {
+            "op": "load",
+            "folder": str(folder.expanduser().resolve()),
+            "chat": chat,
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+        }
+        self._start_seconds = start_seconds
+        self._child = Child(
+            "tinyllm_bench.teach.vllm_writer_child",
+            name="vLLM",
+            instead=_INSTEAD,
+            environment=VLLM_ENVIRONMENT,
+            log=log,
+            answer_seconds=answer_seconds,
+        )
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it runs."""
+        return self._child.pid
+
+    def __enter__(self) -> Self:
+        if not vllm_installed():
+            raise UserError(f"vLLM is not installed; {VLLM_INSTALL}. {_INSTEAD}")
+        if not Path(str(self._load["folder"]), "config.json").is_file():
+            raise UserError(f"{self._load['folder']} is no model folder: config.json is missing")
+        self._child.__enter__()
+        try:
+            self._child.ask(self._load, self._start_seconds)
+        except BaseException as error:
+            self._child.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.__exit__(kind, error, trace)
+
+    def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
+        """`(index of the wish, answer)`, in order, `batch` of them at a time.
+
+        Raises:
+            UserError: the child died, failed or did not answer in time.
+        """
+        for start in range(0, len(wishes), self.batch):
+            part = wishes[start : start + self.batch]
+            began = time.perf_counter()
+            asked = [{"prompt": wish.prompt, "seed": wish.seed, **asdict(wish.sampling)} for wish in part]
+            answers = self._child.ask({"op": "write", "wishes": asked})["ok"]
+            share = (time.perf_counter() - began) / len(part)
+            for index, answer in enumerate(answers, start):
+                if "failed" in answer:
+                    yield index, Failed(answer["failed"])
+                else:
+                    yield index, Written(**answer, seconds=share)
+
+    def forget_prefixes(self) -> None:
+        """Drop what was computed of earlier prompts (for measurements that are to start alike)."""
+        self._child.ask({"op": "forget"})
