@@ -17,7 +17,11 @@ STEP = {"step": 3, "steps": 8, "loss": 1.23456, "by_channel": {}, "tokens": 1234
             {"look": {"step": 4, "fraction": 0.5, "accuracy": 0.25, "gold_probability": 0.3, "n": 8}},
             "validation at 50 %: accuracy 25.0 % of 8",
         ),
-        ({"teacher": "t", "annotated": 5, "of": 9}, "t: 5/9 records"),
+        ({"teacher": "t", "annotated": 5, "of": 9}, "t: 5/9 texts"),
+        (
+            {"teacher": "t", "failed": 2, "of": 9, "reason": "the server said 500"},
+            "t: 2 of 9 texts could not be had: the server said 500",
+        ),
         ({"predicted": 5, "of": 9}, "asked 5/9 test questions"),
         ({"resumed": 5, "steps": 9}, "goes on after step 5 of 9"),
         ({"stage": "record", "accuracy": 0.5}, "recorded: accuracy 50.0 %"),

@@ -83,8 +83,12 @@ def describe(event: Mapping[str, Any]) -> str | None:
         look = event["look"]
         share = f"{100 * look['fraction']:.0f} %"
         return f"validation at {share}: accuracy {100 * look['accuracy']:.1f} % of {look['n']}"
+    if "first" in event:
+        return f"first: {event['first']}"
+    if "failed" in event:
+        return f"{event['teacher']}: {event['failed']} of {event['of']} texts could not be had: {event['reason']}"
     if "annotated" in event:
-        return f"{event['teacher']}: {event['annotated']}/{event['of']} records"
+        return f"{event['teacher']}: {event['annotated']}/{event['of']} texts"
     if "predicted" in event:
         return f"asked {event['predicted']}/{event['of']} test questions"
     if "resumed" in event:

@@ -88,9 +88,9 @@ def _run(cells: list[Any], runs: Path, *, until: str, board: Path | None) -> int
 
 
 def _summary(folders: list[Path], failed: list[Any], board: Path | None, runs: Path, until: str) -> None:
-    if until != "predict":
+    if until != "predict" and not failed:
         typer.echo(f"stage {until} is done; the next command with the same arguments: tinyllm-bench run")
-    elif folders and board is None:
+    if folders and board is None:
         typer.echo(f"records: {', '.join(str(folder / 'run.json') for folder in folders)}")
         typer.echo(f"next: tinyllm-bench board add {' '.join(str(folder) for folder in folders)}")
     elif folders and board is not None:

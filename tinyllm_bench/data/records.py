@@ -69,7 +69,11 @@ class HubSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annotation:
-    """What a teacher said about a record. A rejected text is kept, with the reason in `rejected`."""
+    """What a teacher said about a record. A rejected text is kept, with the reason in `rejected`.
+
+    `answer` is the choice that the teacher named itself. Of live teachers: the prompt's digest, how the text was drawn,
+    its tokens, why it ended, and its share of wall seconds and of energy (None where the machine does not tell).
+    """
 
     record_id: str
     teacher: str
@@ -84,6 +88,9 @@ class Annotation:
     tokens_in: int | None = None
     tokens_out: int | None = None
     finish: str | None = None
+    seconds: float | None = None
+    joules: float | None = None
+    engine: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from tinyllm_bench.base.files import append_checked, cache_root, digest, locked,
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.teach.controls import apply_control
+from tinyllm_bench.teach.ledger import cost_of
 from tinyllm_bench.teach.teachers import Teacher
 
 CHUNK = 64
@@ -31,23 +32,29 @@ def annotate(cell: Cell, *, report: Report) -> list[Annotation]:
     """Annotations of the cell's training records by all its teachers, before any control; asks only for what is
     missing.
 
-    Written in chunks, so that a killed run goes on where it stopped.
+    What a teacher wrote is kept as it comes, so that a killed run goes on where it stopped; live teachers have a cache
+    of their own, shared by all tasks and settings.
     """
     records = cell.records("train")
     return [a for teacher in cell.teachers for a in _of_teacher(cell, teacher, records, report)]
 
 
 def _of_teacher(cell: Cell, teacher: Teacher, records: Sequence[TaskRecord], report: Report) -> list[Annotation]:
-    file = annotation_file(cell, teacher)
+    said = teacher.annotate(records, report=report)
+    if teacher.recorded:
+        _keep(annotation_file(cell, teacher), said, report)
+    return said
+
+
+def _keep(file: Path, said: Sequence[Annotation], report: Report) -> None:
+    """Add to the file what it lacks; the filters have judged all texts together, so these do not change the others."""
     with locked(file):
-        known = {row["record_id"]: Annotation(**row) for row in read_checked(file)}
-        missing = [record for record in records if record.id not in known]
+        known = {row["record_id"] for row in read_checked(file)}
+        missing = [annotation for annotation in said if annotation.record_id not in known]
         for start in range(0, len(missing), CHUNK):
-            said = list(teacher.annotate(missing[start : start + CHUNK]))
-            append_checked(file, [asdict(annotation) for annotation in said])
-            known.update({annotation.record_id: annotation for annotation in said})
-            report({"teacher": teacher.key, "annotated": start + len(said), "of": len(missing)})
-    return [known[record.id] for record in records]
+            chunk = missing[start : start + CHUNK]
+            append_checked(file, [asdict(annotation) for annotation in chunk])
+            report({"teacher": chunk[0].teacher, "annotated": start + len(chunk), "of": len(missing)})
 
 
 def taught(cell: Cell, annotations: Sequence[Annotation]) -> list[Annotation]:
@@ -57,20 +64,19 @@ def taught(cell: Cell, annotations: Sequence[Annotation]) -> list[Annotation]:
 
 
 def annotation_counts(cell: Cell, annotations: Sequence[Annotation]) -> list[dict[str, Any]]:
-    """Per teacher: how many texts are used, and how many were rejected for which reason."""
-    counts = []
-    for teacher in cell.teachers:
-        own = [a for a in annotations if a.teacher == teacher.key]
-        rejected = Counter(a.rejected for a in own if a.rejected)
-        counts.append(
-            {
-                "teacher": teacher.key,
-                "kind": "rationale",
-                "used": sum(a.rejected is None for a in own),
-                "missing": len(cell.records("train")) - len(own),
-                "rejected": dict(sorted(rejected.items())),
-                "control": cell.config.annotations.control,
-                "text_digest": digest([a.text for a in own if not a.rejected]),
-            }
-        )
-    return counts
+    """Per teacher: how many texts are used, how many were rejected for which reason, and what they cost."""
+    return [_counts(cell, teacher, [a for a in annotations if a.teacher == teacher.key]) for teacher in cell.teachers]
+
+
+def _counts(cell: Cell, teacher: Teacher, own: Sequence[Annotation]) -> dict[str, Any]:
+    rejected = Counter(a.rejected for a in own if a.rejected)
+    return {
+        "teacher": teacher.key,
+        "kind": own[0].kind if own else "rationale",
+        "used": sum(a.rejected is None for a in own),
+        "missing": len({record.id for record in cell.records("train")} - {a.record_id for a in own}),
+        "rejected": dict(sorted(rejected.items())),
+        "control": cell.config.annotations.control,
+        "text_digest": digest([a.text for a in own if not a.rejected]),
+        "cost": None if teacher.recorded else cost_of(own, cell.config.annotations.prices.get(teacher.key)),
+    }

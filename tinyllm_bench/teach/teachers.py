@@ -1,21 +1,20 @@
 """Teachers behind one call: `annotate(records)` gives one annotation per record and sample.
 
-Today a teacher is recorded text (`replay:release#flan-t5-xl`, `replay:sample#terse`); live models join through the
-same call.
+A teacher is recorded text (`replay:release#flan-t5-xl`, `replay:sample#terse`) or a live model (`teach.live`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Any, Protocol
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import Annotation, Split, TaskRecord
-from tinyllm_bench.data.sources import Source, find_source, load_rationales, rationale_keys
-from tinyllm_bench.models.specs import ModelSpec
-from tinyllm_bench.teach.filters import FILTERS_VERSION, rejected_by
+from tinyllm_bench.data.sources import Source, load_rationales
+from tinyllm_bench.teach.filters import FILTERS_VERSION, rejections
+
+Report = Callable[[Mapping[str, Any]], None]
 
 
 class Teacher(Protocol):
@@ -39,8 +38,12 @@ class Teacher(Protocol):
     def lacks(self, records: Sequence[TaskRecord]) -> str | None:
         """The first record that it cannot annotate, or None."""
 
-    def annotate(self, records: Sequence[TaskRecord]) -> Iterator[Annotation]:
-        """One annotation per record, in order; a text that a filter rejects keeps the reason."""
+    @property
+    def recorded(self) -> bool:
+        """Whether its texts were written before, by somebody else: they cost nothing now and cannot be asked for."""
+
+    def annotate(self, records: Sequence[TaskRecord], *, report: Report) -> list[Annotation]:
+        """One annotation per record and sample, in order; a text that a filter rejects keeps the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class ReplayTeacher:
     source: Source
     filters: tuple[str, ...]
     gold_visible: bool = True
+    recorded: bool = True
 
     def text_digest(self, task: str) -> str:
         """Digest of the recorded training texts and of the filters' names and version."""
@@ -65,25 +69,26 @@ class ReplayTeacher:
     def _texts(self, task: str, split: Split) -> Mapping[str, str]:
         return _recorded(self.source, task, split, self.key)
 
-    def annotate(self, records: Sequence[TaskRecord]) -> Iterator[Annotation]:
+    def annotate(self, records: Sequence[TaskRecord], *, report: Report) -> list[Annotation]:
         """Look each record's rationale up.
 
         Raises:
             UserError: a record has no recorded rationale.
         """
-        for record in records:
-            texts = self._texts(record.task, record.split)
-            if record.id not in texts:
-                raise UserError(f"{self.spec} holds no rationale for {record.id}; were the data and it made together?")
-            text = texts[record.id].strip()
-            yield Annotation(
-                record_id=record.id,
-                teacher=self.key,
-                kind="rationale",
-                text=text,
-                gold_visible=self.gold_visible,
-                rejected=rejected_by(text, self.filters),
-            )
+        said = [self._annotation(record) for record in records]
+        return rejections(said, {record.id: record for record in records}, self.filters)
+
+    def _annotation(self, record: TaskRecord) -> Annotation:
+        texts = self._texts(record.task, record.split)
+        if record.id not in texts:
+            raise UserError(f"{self.spec} holds no rationale for {record.id}; were the data and it made together?")
+        return Annotation(
+            record_id=record.id,
+            teacher=self.key,
+            kind="rationale",
+            text=texts[record.id].strip(),
+            gold_visible=self.gold_visible,
+        )
 
 
 @lru_cache(maxsize=16)
@@ -94,30 +99,3 @@ def _recorded(source: Source, task: str, split: Split, key: str) -> Mapping[str,
 @lru_cache(maxsize=64)
 def _texts_digest(source: Source, task: str, key: str) -> str:
     return digest(_recorded(source, task, "train", key))
-
-
-def open_teacher(spec: ModelSpec, task: str, *, data_dir: str | None, filters: tuple[str, ...]) -> Teacher | None:
-    """The teacher a spec names, or None when its source holds nothing of it for this task.
-
-    Raises:
-        UserError: a spec that cannot teach, or a key that the source does not have for any task.
-    """
-    if spec.kind != "replay":
-        raise UserError(
-            f"teacher {spec.text!r}: only recorded rationales (replay:release#NAME, replay:sample#NAME) can teach yet"
-        )
-    source = _replay_source(spec, data_dir)
-    keys = rationale_keys(source, task)
-    if spec.fragment is None:
-        raise UserError(f"teacher {spec.text!r} names no rationales; add #NAME, one of: {', '.join(keys) or 'none'}")
-    if spec.fragment not in keys:
-        return None
-    return ReplayTeacher(spec.fragment, spec.text, source, filters)
-
-
-def _replay_source(spec: ModelSpec, data_dir: str | None) -> Source:
-    if spec.location in ("release", "sample"):
-        return find_source(cast(Literal["release", "sample"], spec.location), data_dir)
-    if not Path(spec.location).is_dir():
-        raise UserError(f"teacher {spec.text!r}: {spec.location} is not a folder, `release` or `sample`")
-    return Source("release", spec.location)

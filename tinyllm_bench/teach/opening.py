@@ -1,0 +1,167 @@
+"""From a model spec to a teacher: recorded texts, a local model, or an API."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.data.records import TaskRecord, cut_context
+from tinyllm_bench.data.sources import Source, find_source, load_rationales, load_split, rationale_keys
+from tinyllm_bench.models.identity import model_identity
+from tinyllm_bench.models.load import check_spec, is_encoder_decoder, spec_folder
+from tinyllm_bench.models.specs import ModelSpec, parse_spec
+from tinyllm_bench.teach.live import LiveTeacher
+from tinyllm_bench.teach.settings import AnnotationConfig
+from tinyllm_bench.teach.shots import Shots
+from tinyllm_bench.teach.teachers import ReplayTeacher, Teacher
+from tinyllm_bench.teach.writers import Writer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a teacher stands: the questions it is asked about, the folder of runs, and the device of local models."""
+
+    task: str
+    source: Source
+    data_dir: str | None
+    max_context_words: int
+    device: Literal["auto", "cpu", "cuda"]
+    runs: Path
+
+
+def open_teacher(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> Teacher | None:
+    """The teacher a spec names, or None when recorded texts hold nothing of it for this task; no weights are loaded.
+
+    Raises:
+        UserError: a model that is not there, a recorded source without a name, demonstrations that cannot be had.
+    """
+    return _replay(spec, settings, place) if spec.kind == "replay" else _live(spec, settings, place)
+
+
+def _replay(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> Teacher | None:
+    source = replay_source(spec, place.data_dir)
+    keys = rationale_keys(source, place.task)
+    if spec.fragment is None:
+        raise UserError(f"teacher {spec.text!r} names no rationales; add #NAME, one of: {', '.join(keys) or 'none'}")
+    if spec.fragment not in keys:
+        return None
+    return ReplayTeacher(spec.fragment, spec.text, source, settings.filters)
+
+
+def replay_source(spec: ModelSpec, data_dir: str | None) -> Source:
+    """The data that a `replay:` spec means.
+
+    Raises:
+        UserError: neither a folder, nor `release`, nor `sample`.
+    """
+    if spec.location in ("release", "sample"):
+        return find_source(cast(Literal["release", "sample"], spec.location), data_dir)
+    if not Path(spec.location).is_dir():
+        raise UserError(f"teacher {spec.text!r}: {spec.location} is not a folder, `release` or `sample`")
+    return Source("release", spec.location)
+
+
+def _live(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> LiveTeacher:
+    if spec.kind not in ("api", "hf"):  # what the hub has is asked once the whole request is planned
+        check_spec(spec, runs=place.runs)
+    return LiveTeacher(
+        key=live_key(spec),
+        spec=spec.text,
+        identity=_identity(spec, settings, place),
+        settings=settings,
+        shots=_shots(settings, place),
+        max_context_words=place.max_context_words,
+        open_writer=_writer(spec, settings, place),
+        local=spec.kind != "api",
+    )
+
+
+def live_key(spec: ModelSpec) -> str:
+    """The short name of a live teacher, its channel's name: the last part of where it comes from."""
+    location = spec.fragment or "" if spec.kind == "api" else spec.location
+    name = Path(location).stem if spec.kind == "gguf" else location.rstrip("/").rpartition("/")[2]
+    return name.replace(":", "-").lower()
+
+
+def _identity(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> dict[str, Any]:
+    """Which model it is. An API's address is no part of it: the same model may be served elsewhere tomorrow."""
+    model: Any = {"served": spec.fragment} if spec.kind == "api" else model_identity(spec, place.runs)
+    return {"model": model, "chat": settings.chat}
+
+
+def _shots(settings: AnnotationConfig, place: Place) -> Shots:
+    shown = settings.demonstrations
+    if shown.rationales is None:
+        return Shots(shown, _pool(place.source, settings, place), None)
+    spec = parse_spec(shown.rationales, role="teacher")
+    if spec.kind != "replay" or spec.fragment is None:
+        raise UserError(
+            f"annotations.demonstrations.rationales={shown.rationales!r}: recorded texts are needed, such as"
+            " replay:sample#stepwise"
+        )
+    source = replay_source(spec, place.data_dir)
+    texts = load_rationales(source, place.task, "train", spec.fragment)
+    return Shots(shown, _pool(source, settings, place), texts)
+
+
+def _pool(source: Source, settings: AnnotationConfig, place: Place) -> tuple[TaskRecord, ...]:
+    records = load_split(source, place.task, "train") if settings.demonstrations.shots else ()
+    return tuple(cut_context(record, settings.demonstration_words) for record in records)
+
+
+def _writer(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> Callable[[], Writer]:
+    if spec.kind == "api":
+        return lambda: _api_writer(spec, settings)
+    return lambda: _local_writer(spec, settings, place)
+
+
+def _api_writer(spec: ModelSpec, settings: AnnotationConfig) -> Writer:
+    from tinyllm_bench.teach.writer_api import ApiWriter
+
+    api = settings.api
+    return ApiWriter(
+        spec.location,
+        spec.fragment or "",
+        chat=settings.chat != "never",
+        concurrency=api.concurrency,
+        timeout=api.timeout,
+        attempts=api.attempts,
+    )
+
+
+def _local_writer(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> Writer:
+    """vLLM where it can serve the model, else transformers."""
+    import torch
+
+    from tinyllm_bench.models.child import vllm_installed
+    from tinyllm_bench.teach.writer_hf import HfWriter
+    from tinyllm_bench.teach.writer_vllm import VllmWriter
+
+    gpu = torch.cuda.is_available() and place.device != "cpu"
+    dtype = ("bfloat16" if gpu else "float32") if settings.dtype == "auto" else settings.dtype
+    why_not = _why_not_vllm(spec, place, installed=vllm_installed())
+    if settings.engine == "vllm" and why_not:
+        raise UserError(f"annotations.engine=vllm: {spec.text} {why_not}; use annotations.engine=hf")
+    if settings.engine == "hf" or why_not:
+        device = "cuda" if gpu else "cpu"
+        return HfWriter(spec, dtype=dtype, device=device, chat=settings.chat, batch=settings.batch, runs=place.runs)
+    return VllmWriter(_folder(spec, place), chat=settings.chat, dtype=dtype, batch=4 * settings.batch)
+
+
+def _why_not_vllm(spec: ModelSpec, place: Place, *, installed: bool) -> str | None:
+    if not installed:
+        return "needs vLLM, which is not installed"
+    if spec.kind == "gguf" or spec.layers is not None:
+        return "is not a whole model folder"
+    return "is an encoder-decoder" if is_encoder_decoder(spec, runs=place.runs) else None
+
+
+def _folder(spec: ModelSpec, place: Place) -> Path:
+    folder = spec_folder(spec, runs=place.runs)
+    if folder is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    return Path(snapshot_download(spec.location, revision=spec.revision, allow_patterns=wanted))
