@@ -3,11 +3,14 @@
 Shape suffixes: N target positions, V vocabulary, C channels.
 """
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+PerPosition = Callable[[Tensor, slice], Tensor]
 
 if TYPE_CHECKING:
     from tinyllm_bench.learn.batching import Batch
@@ -24,14 +27,23 @@ def channel_cross_entropy(batch: "Batch", student: "LM") -> dict[str, Tensor]:
     """Sum of token cross-entropies per channel of a batch (scalars, differentiable in the student).
 
     The token mean over a mini-batch's channel is `CE(S(x, p_c), y_c)` of TinyLLM (arXiv:2402.04616, equations for L_A
-    and
-    L_Tm) as its released code computes it (Hugging Face's mean over target tokens).
+    and L_Tm) as its released code computes it (Hugging Face's mean over target tokens).
     """
+    return channel_sums(batch, student, [cross_entropy_of(batch)])[0]
+
+
+def cross_entropy_of(batch: "Batch") -> PerPosition:
+    """Token cross-entropy of a chunk of the batch's target positions."""
+    return lambda logits_NV, rows: cross_entropy_N(logits_NV, batch.target_ids_N[rows])
+
+
+def channel_sums(batch: "Batch", student: "LM", losses: Sequence[PerPosition]) -> list[dict[str, Tensor]]:
+    """Sums per channel of several losses per position, in one pass of the student."""
 
     def per_chunk(logits_NV: Tensor, rows: slice) -> Tensor:
-        losses_N = cross_entropy_N(logits_NV, batch.target_ids_N[rows])
-        sums_C = torch.zeros(len(batch.channels), dtype=losses_N.dtype, device=losses_N.device)
-        return sums_C.index_add(0, batch.channel_N[rows], losses_N)
+        found_LN = torch.stack([loss(logits_NV, rows) for loss in losses])
+        sums_LC = torch.zeros(len(losses), len(batch.channels), dtype=found_LN.dtype, device=found_LN.device)
+        return sums_LC.index_add(1, batch.channel_N[rows], found_LN)
 
-    sums_C = student(batch, per_chunk)
-    return dict(zip(batch.channels, sums_C.unbind(), strict=True))
+    sums_LC = student(batch, per_chunk)
+    return [dict(zip(batch.channels, sums_C.unbind(), strict=True)) for sums_C in sums_LC.unbind()]

@@ -1,0 +1,183 @@
+"""Memory of a divergence over the vocabulary: plain autograd against our chunked form, and liger-kernel's if installed.
+
+A step is the forward and backward pass of GKD's JSD (beta 0.5) from hidden states through two heads, float32, until the
+gradients of the student's hidden states and head exist. Every cell runs in a process of its own. Reported is the peak
+of resident memory (of the accelerator's, where there is one) less what was held before the step: weights and inputs.
+The floor is what no form can do without: the two gradients.
+
+- eager: all logits at once, the formula typed in with log_softmax and logaddexp;
+- ours: `models.lm.LM`'s chunks with `learn.divergences`, the teacher's logits made chunk by chunk too;
+- liger: `LigerFusedLinearJSDLoss`, which divides by the tokens itself.
+
+`python benchmarks/kd_memory.py [--vocabulary 32000,50257,151936,256000] [--positions 1024] [--chunk 128]`
+"""
+
+import argparse
+import ctypes
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from tinyllm_bench.base import provenance
+from tinyllm_bench.learn.divergences import DivergenceConfig, divergence_of
+from tinyllm_bench.learn.signals import Distributions
+from tinyllm_bench.models.lm import LM
+
+HIDDEN, BETA = 576, 0.5
+EAGER_BUFFERS = 14  # of positions x vocabulary; more than it takes, to know beforehand that a cell fits
+Step = Callable[["Inputs"], Tensor]
+
+
+class Inputs:
+    """Hidden states and heads of both sides; only the student's have gradients."""
+
+    def __init__(self, positions: int, vocabulary: int, device: str) -> None:
+        torch.manual_seed(0)
+        self.student_NH = torch.randn(positions, HIDDEN, device=device, requires_grad=True)
+        self.teacher_NH = torch.randn(positions, HIDDEN, device=device)
+        self.student_VH = (torch.randn(vocabulary, HIDDEN, device=device) * 0.05).requires_grad_()
+        self.teacher_VH = torch.randn(vocabulary, HIDDEN, device=device) * 0.05
+
+
+class HeadAlone(LM):
+    """`LM` without a backbone: its chunks, its recomputation, and a head."""
+
+    def __init__(self, inputs: Inputs, chunk: int) -> None:
+        super().__init__(nn.Identity(), chunk_positions=chunk)
+        self.inputs = inputs
+
+    def at_targets(self, batch: Any) -> Tensor:
+        """The student's hidden states."""
+        return self.inputs.student_NH
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """The student's head."""
+        return hidden_NH @ self.inputs.student_VH.T
+
+
+def eager(inputs: Inputs) -> Tensor:
+    """Mean JSD with every logit at once."""
+    logq_NV = torch.log_softmax(inputs.student_NH @ inputs.student_VH.T, -1)
+    with torch.no_grad():
+        logp_NV = torch.log_softmax(inputs.teacher_NH @ inputs.teacher_VH.T, -1)
+    half = torch.tensor(BETA, device=logq_NV.device).log()
+    logm_NV = torch.logaddexp(logq_NV + half, logp_NV + half)
+    to_p_NV, to_q_NV = logp_NV.exp() * (logp_NV - logm_NV), logq_NV.exp() * (logq_NV - logm_NV)
+    return (BETA * to_p_NV + (1 - BETA) * to_q_NV).sum() / len(logq_NV)
+
+
+def chunked(inputs: Inputs, chunk: int) -> Tensor:
+    """Mean JSD as training makes it."""
+    teacher = Distributions(lambda rows: inputs.teacher_NH[rows] @ inputs.teacher_VH.T)
+    loss = divergence_of(teacher, DivergenceConfig(kind="jsd", beta=BETA))
+    found = HeadAlone(inputs, chunk)(SimpleNamespace(), lambda logits_NV, rows: loss(logits_NV, rows).sum())
+    return found / len(inputs.student_NH)
+
+
+def liger(inputs: Inputs, chunk: int) -> Tensor:
+    """Mean JSD of liger-kernel."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    compiled = inputs.student_NH.is_cuda
+    loss = LigerFusedLinearJSDLoss(
+        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=BETA, compiled=compiled, chunk_size=chunk
+    )
+    labels_N = torch.zeros(len(inputs.student_NH), dtype=torch.long, device=inputs.student_NH.device)
+    return loss(inputs.student_NH, inputs.student_VH, inputs.teacher_NH, inputs.teacher_VH, labels_N)
+
+
+def forms(chunk: int) -> dict[str, Step]:
+    """The forms that can run here."""
+    found: dict[str, Step] = {"eager": eager, "ours": lambda inputs: chunked(inputs, chunk)}
+    if importlib.util.find_spec("liger_kernel"):
+        found["liger"] = lambda inputs: liger(inputs, chunk)
+    return found
+
+
+def measure(name: str, positions: int, vocabulary: int, chunk: int) -> dict[str, float]:
+    """One cell, in this process: bytes above weights and inputs, seconds, and what was computed."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    step = forms(chunk)[name]
+    step(Inputs(8, 64, device)).backward()  # whatever is loaded or compiled at first use
+    inputs = Inputs(positions, vocabulary, device)
+    held = _held()
+    began = time.perf_counter()
+    loss = step(inputs)
+    loss.backward()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds, peak = time.perf_counter() - began, provenance.peak_memory()
+    assert inputs.student_VH.grad is not None
+    return {
+        "bytes": peak - held,
+        "seconds": seconds,
+        "loss": loss.item(),
+        "gradient": inputs.student_VH.grad.norm().item(),
+    }
+
+
+def _held() -> int:
+    """Bytes held once the allocator has given back what is free; the peak is measured anew from here."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    provenance.reset_peak_memory()
+    return provenance.peak_memory()
+
+
+def in_its_own_process(name: str, positions: int, vocabulary: int, chunk: int) -> dict[str, float] | None:
+    """The same in a fresh process; None where this machine has too little memory for it."""
+    need = positions * vocabulary * 4 * EAGER_BUFFERS if name == "eager" else 0
+    if not torch.cuda.is_available() and need > psutil.virtual_memory().available:
+        return None
+    cell = [name, *map(str, (positions, vocabulary, chunk))]
+    done = subprocess.run([sys.executable, __file__, "--cell", *cell], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{name}, vocabulary {vocabulary}: status {done.returncode}\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure every cell and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocabulary", default="32000,50257,151936,256000")
+    parser.add_argument("--positions", type=int, default=1024)
+    parser.add_argument("--chunk", type=int, default=128)
+    parser.add_argument("--cell", nargs=4, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.cell:
+        print(json.dumps(measure(asked.cell[0], *map(int, asked.cell[1:]))))
+        return
+    print(f"{provenance.device_name()}: {asked.positions} positions, H {HIDDEN}, float32, chunk {asked.chunk}, JSD")
+    print("MiB above weights and inputs\n")
+    heading = f"{'vocabulary':>10} {'floor':>7}  {'form':<6} {'MiB':>7} {'of eager':>8}"
+    print(f"{heading} {'seconds':>8} {'loss':>10} {'|grad|':>10}")
+    for vocabulary in map(int, asked.vocabulary.split(",")):
+        show(asked.positions, vocabulary, asked.chunk)
+
+
+def show(positions: int, vocabulary: int, chunk: int) -> None:
+    """Print the rows of one vocabulary."""
+    floor, first = (vocabulary + positions) * HIDDEN * 4 / 2**20, None
+    for name in forms(chunk):
+        found = in_its_own_process(name, positions, vocabulary, chunk)
+        if found is None:
+            print(f"{vocabulary:10,} {floor:7,.0f}  {name:<6} too little memory free on this machine")
+            continue
+        first = found["bytes"] if name == "eager" else first
+        share = f"{found['bytes'] / first:8.1%}" if first else " " * 8
+        numbers = f"{found['seconds']:8.2f} {found['loss']:10.6f} {found['gradient']:10.6f}"
+        print(f"{vocabulary:10,} {floor:7,.0f}  {name:<6} {found['bytes'] / 2**20:7,.0f} {share} {numbers}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
