@@ -1,0 +1,215 @@
+"""What a tokenizer's entries spell, in bytes: the form in which vocabularies of different tokenizers can be compared.
+
+A raw entry is written in its family's own way: byte-level BPE shows each byte as a letter (a space is `Ġ`),
+SentencePiece shows a space as `▁` and a byte that has no entry as `<0x0A>`. Compared raw, two vocabularies of different
+families seem to share far less than they do. Special tokens spell nothing; they are matched by their role only.
+"""
+
+import copy
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.models.load import tokenizer_digest
+
+# In this order, because one token often has two roles (a pad token that is the end-of-text token): the first counts.
+ROLES = ("eos", "bos", "unk", "pad")
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+Family = Literal["byte_level", "sentencepiece"]
+
+
+class Overlap(NamedTuple):
+    """What two vocabularies share.
+
+    pairs: (id in the first, id in the second) of entries that spell the same bytes or have the same role;
+    share_of_smaller: shared spellings over those of the vocabulary that has fewer.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    share_of_smaller: float
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """A tokenizer's entries by id.
+
+    pieces: the bytes of each id, None for special tokens and gaps; ids: the id that normally spells some bytes (a
+    byte-fallback entry such as `<0x41>` gives way to `A`); roles: ids of the special tokens, each in one role.
+    """
+
+    pieces: tuple[bytes | None, ...]
+    ids: Mapping[bytes, int]
+    roles: Mapping[str, int]
+
+    @cached_property
+    def _sorted(self) -> list[bytes]:
+        return sorted(self.ids)
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self.ids), default=0)
+
+    def beginning_with(self, start: bytes) -> Iterator[bytes]:
+        """Spellings that begin with some bytes, in order."""
+        for place in range(bisect_left(self._sorted, start), len(self._sorted)):
+            if not self._sorted[place].startswith(start):
+                return
+            yield self._sorted[place]
+
+    def longest_matches(self, text: bytes) -> tuple[int, ...]:
+        """Ids that spell some bytes, each the longest that fits; empty if there are none."""
+        found, place = [], 0
+        while place < len(text):
+            ends = range(min(len(text), place + self._longest), place, -1)
+            end = next((end for end in ends if text[place:end] in self.ids), None)
+            if end is None:
+                return ()
+            found.append(self.ids[text[place:end]])
+            place = end
+        return tuple(found)
+
+
+def canonical(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
+    """The bytes that each id of a Hugging Face fast tokenizer spells; None for special tokens and unused ids.
+
+    Raises:
+        UserError: the tokenizer is neither byte-level nor of SentencePiece's kind.
+    """
+    return list(vocabulary(tokenizer).pieces)
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """A tokenizer's vocabulary in bytes; kept for the last tokenizers asked.
+
+    Raises:
+        UserError: as `canonical`.
+    """
+    named = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ROLES}
+    return _vocabulary(tokenizer, len(tokenizer), tuple(named.items()))
+
+
+@lru_cache(maxsize=8)
+def _vocabulary(tokenizer: Any, size: int, named: tuple[tuple[str, int | None], ...]) -> Vocabulary:
+    roles: dict[str, int] = {}
+    for role, token in named:
+        if token is not None and token not in roles.values():
+            roles[role] = token
+    entries = tokenizer.get_vocab()
+    family, added = _family(tokenizer), tokenizer.added_tokens_decoder
+    special = {*roles.values(), *tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+    fallback = all(f"<0x{byte:02X}>" in entries for byte in range(256))
+    pieces: list[bytes | None] = [None] * (max(entries.values(), default=-1) + 1)
+    written_as_byte = set()
+    for entry, token in entries.items():
+        if token in special:
+            continue
+        if family == "byte_level":
+            pieces[token] = entry.encode() if token in added else _byte_level(entry)
+        elif fallback and (byte := _BYTE.fullmatch(entry)):
+            pieces[token] = bytes([int(byte[1], 16)])
+            written_as_byte.add(token)
+        else:
+            pieces[token] = entry.replace("▁", " ").encode()
+    ids: dict[bytes, int] = {}
+    for token in sorted(range(len(pieces)), key=lambda token: (token in written_as_byte, token)):
+        if piece := pieces[token]:
+            ids.setdefault(piece, token)
+    return Vocabulary(tuple(pieces), ids, roles)
+
+
+def _family(tokenizer: Any) -> Family:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        parts = [getattr(backend, name) for name in ("decoder", "pre_tokenizer", "normalizer")]
+        rules = [json.loads(part.__getstate__()) for part in parts if part is not None]
+        kinds = {kind for rule in rules for kind in _kinds(rule)}
+        if "ByteLevel" in kinds:
+            return "byte_level"
+        if "Metaspace" in kinds or "▁" in json.dumps(rules, ensure_ascii=False):
+            return "sentencepiece"
+    raise UserError(
+        f"the bytes of {type(tokenizer).__name__}'s vocabulary are not known: only fast tokenizers of byte-level BPE"
+        " (GPT-2, Llama 3, Qwen, SmolLM) and of SentencePiece's kind (Gemma, Llama 2, T5) can be compared"
+    )
+
+
+def _kinds(rule: Any) -> Iterator[str]:
+    """Types of a tokenizer's rule and of the rules inside it."""
+    if isinstance(rule, dict):
+        yield str(rule.get("type"))
+        for value in rule.values():
+            yield from _kinds(value)
+    elif isinstance(rule, list):
+        for value in rule:
+            yield from _kinds(value)
+
+
+@lru_cache(maxsize=1)
+def _letters() -> Mapping[str, int]:
+    """Byte-level BPE's letter of each byte (GPT-2's table), turned round."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {**{chr(byte): byte for byte in shown}, **{chr(256 + n): byte for n, byte in enumerate(hidden)}}
+
+
+def _byte_level(entry: str) -> bytes:
+    letters = _letters()
+    return bytes(letters[letter] for letter in entry) if all(x in letters for x in entry) else entry.encode()
+
+
+def overlap(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> Overlap:
+    """Entries of two tokenizers that mean the same: by their bytes, special tokens by their role.
+
+    Of one tokenizer with itself every id is a pair.
+    """
+    one, two = vocabulary(first), vocabulary(second)
+    shared = one.ids.keys() & two.ids.keys()
+    share = len(shared) / max(min(len(one.ids), len(two.ids)), 1)
+    if one.pieces == two.pieces and same_tokenizer(first, second):
+        return Overlap(tuple((token, token) for token in range(len(one.pieces))), share)
+    roles = [(token, two.roles[role]) for role, token in one.roles.items() if role in two.roles]
+    return Overlap(tuple(sorted([*((one.ids[piece], two.ids[piece]) for piece in shared), *roles])), share)
+
+
+def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers turn every text into the same ids; chat templates may differ."""
+    if first is second:
+        return True
+    return len(first) == len(second) and _rules(first) == _rules(second)
+
+
+def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
+    plain = copy.copy(tokenizer)
+    plain.chat_template = None
+    return tokenizer_digest(plain)
+
+
+def spell(tokenizer: PreTrainedTokenizerBase, texts: Sequence[bytes]) -> list[tuple[int, ...]]:
+    """How a tokenizer writes some bytes: its own way where that gives these bytes again, else longest entries first.
+
+    A text that it cannot write at all (a character without an entry) gives no ids.
+    """
+    known = vocabulary(tokenizer)
+    readable = {text: line for text in texts if (line := _decoded(text))}
+    ids = tokenizer(list(readable.values()), add_special_tokens=False)["input_ids"] if readable else []
+    own = {text: tuple(row) for text, row in zip(readable, ids, strict=True) if written(known, row) == text}
+    return [own.get(text) or known.longest_matches(text) for text in texts]
+
+
+def written(known: Vocabulary, ids: Iterable[int]) -> bytes:
+    """The bytes that some ids spell together; special tokens spell nothing."""
+    return b"".join(known.pieces[token] or b"" for token in ids if token < len(known.pieces))
+
+
+def _decoded(text: bytes) -> str | None:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return None
