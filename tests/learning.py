@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.tiny_models import tiny_llama, tiny_t5
 from tinyllm_bench.base.plugins import load_method, names
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Annotation, TaskRecord
@@ -16,13 +17,14 @@ from tinyllm_bench.learn.batching import Group, collator_of
 from tinyllm_bench.learn.budget import Plan, make_plan
 from tinyllm_bench.learn.layout import Layout
 from tinyllm_bench.learn.method import Method
+from tinyllm_bench.learn.signals import InMemoryTeacher
 from tinyllm_bench.learn.trainer import TrainConfig, Trained, Trainer
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoder
 
 SAMPLE = Source("sample")
 TEACHERS = ("terse", "stepwise")
-SETTINGS: Mapping[str, Mapping[str, Any]] = {"dss": {"teacher": "terse"}}
+SETTINGS: Mapping[str, Mapping[str, Any]] = {"dss": {"teacher": "terse"}, "kd": {"teacher": "terse"}}
 
 
 class FakeMethod(load_method("finetune")):  # type: ignore[misc]
@@ -49,10 +51,18 @@ def sample_records(count: int = 8, task: str = "obqa") -> tuple[TaskRecord, ...]
     return load_split(SAMPLE, task, "train")[:count]
 
 
+def make_signal(method: Method, like: Any) -> InMemoryTeacher | None:
+    """A random teacher of a student's family, in its precision, where the method learns from distributions."""
+    if method.needs().signal == "none":
+        return None
+    model, _ = (tiny_t5 if like.config.is_encoder_decoder else tiny_llama)(seed=1)
+    return InMemoryTeacher(LM(model.to(like.dtype)))
+
+
 def sample_annotations(method: Method, task: str = "obqa") -> dict[str, list[Annotation]]:
     """Recorded rationales of the teachers that a method uses, by record id."""
     found: dict[str, list[Annotation]] = {}
-    for key in method.uses(TEACHERS):
+    for key in method.uses(TEACHERS) if method.needs().annotations else ():
         for record_id, text in load_rationales(SAMPLE, task, "train", key).items():
             found.setdefault(record_id, []).append(
                 Annotation(record_id=record_id, teacher=key, kind="rationale", text=text)
@@ -108,6 +118,7 @@ def make_trainer(
         folder=folder,
         seed=seed,
         validate=validate or (lambda lm: (0.0, 0.0, 1)),
+        teacher=make_signal(method, lm.plain),
     )
 
 

@@ -21,6 +21,7 @@ from tests.learning import (
     gradients,
     make_groups,
     make_method,
+    make_signal,
     make_trainer,
     run,
     sample_annotations,
@@ -145,7 +146,7 @@ def terms_of(model: Any, method: Any, collator: Collator, groups: list[Group]) -
     batch = collator.collate(collator.rows(items))
     tokens = dict.fromkeys(batch.channels, 1)
     step = Step(index=0, total=1, tokens=tokens, all_reduce=lambda t: t, seed_of=hash)
-    terms: list[Term] = method.loss(batch, LM(model), None, step)
+    terms: list[Term] = method.loss(batch, LM(model), make_signal(method, model), step)
     return {term.channel: term.sum for term in terms}
 
 
@@ -203,7 +204,7 @@ def test_config_and_decoding_are_plain_data(name: str) -> None:
 @methods
 def test_needs_are_honest(name: str) -> None:
     method = make_method(name)
-    if method.needs().annotations:
+    if method.needs().annotations or method.needs().signal != "none":
         assert set(method.uses(TEACHERS)) <= set(TEACHERS)
         with pytest.raises(UserError, match="teacher"):
             method.uses(())

@@ -91,3 +91,9 @@ def test_a_malformed_spec_is_one_readable_line(text, said):
     with pytest.raises(UserError, match=said) as refused:
         parse_spec(text, role="teacher")
     assert "\n" not in str(refused.value)
+
+
+def test_a_key_in_an_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(UserError, match="holds no user or password") as refused:
+        parse_spec("api:https://me:hidden@example.org/v1#big", role="teacher")
+    assert "hidden" not in str(refused.value)

@@ -21,7 +21,11 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Check and describe the data sets.", no_args_is_help=True, rich_markup_mode=None)
 board_app = typer.Typer(help="Records to tables.", no_args_is_help=True, rich_markup_mode=None)
+teachers_app = typer.Typer(
+    help="What teachers wrote: report, move, describe.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(data_app, name="data")
+app.add_typer(teachers_app, name="teachers")
 app.add_typer(board_app, name="board")
 
 Methods = Annotated[str, typer.Option("--method", help="Methods, comma-separated, or all.")]
@@ -199,6 +203,19 @@ def fetch(
     typer.echo(f"bundled:{name} is ready ({folder})")
 
 
+@app.command()
+def conformance(
+    against: Annotated[
+        str | None, typer.Option("--against", help="Somebody's loss function, module:function; ours if none is named.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Run the loss-conformance vectors and print which agree. Status 1 when one does not."""
+    from tinyllm_bench.cli.conformance import report_conformance
+
+    return report_conformance(against, as_json=as_json)
+
+
 @data_app.command("check")
 def data_check(data_dir: DataDir = None) -> int:
     """Check the release folder: files, counts, digests, rationales. Status 2 when something is wrong."""
@@ -218,6 +235,66 @@ def data_info(
     from tinyllm_bench.cli.listing import print_info
 
     print_info(task, data_dir, sample=sample, as_json=as_json)
+
+
+@teachers_app.command("report")
+def teachers_report(
+    task: Tasks,
+    settings: Settings = None,
+    preset: PresetName = None,
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    page: Annotated[Path | None, typer.Option("--page", help="The HTML page; RUNS_DIR/teachers.html.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Per teacher and task: accuracy, lengths, rejected texts by reason, agreement, some texts to read."""
+    from tinyllm_bench.cli.console import Console
+    from tinyllm_bench.cli.quality import report_teachers
+    from tinyllm_bench.pipeline.teacher_report import reports_of
+
+    request = _request(
+        task=task,
+        preset=preset,
+        config=config,
+        data_dir=data_dir,
+        backend=None,
+        settings=settings,
+        runs_dir=runs_dir,
+    )
+    with Console() as console:
+        found = reports_of(request, report=console.event)
+    report_teachers(found, as_json=as_json, page=page or runs_dir / "teachers.html")
+
+
+@teachers_app.command("pack")
+def teachers_pack(
+    teachers: Annotated[list[str], typer.Argument(help="Teachers by their short names (see `teachers info`).")],
+    to: Annotated[Path, typer.Option("--to", help="The file to write, ending in .jsonl.zst.")],
+) -> None:
+    """Write what teachers wrote into one file, with its provenance."""
+    from tinyllm_bench.cli.teaching import pack_texts
+
+    pack_texts(teachers, to)
+
+
+@teachers_app.command("import")
+def teachers_import(file: Annotated[Path, typer.Argument(help="A file that `teachers pack` wrote.")]) -> None:
+    """Take the texts of a packed file into the cache."""
+    from tinyllm_bench.cli.teaching import import_texts
+
+    import_texts(file)
+
+
+@teachers_app.command("info")
+def teachers_info(
+    what: Annotated[str | None, typer.Argument(help="A packed file, a teacher's name or a folder; else all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Whose texts there are: models, counts, tokens, seconds."""
+    from tinyllm_bench.cli.teaching import show_texts
+
+    show_texts(what, as_json=as_json)
 
 
 @board_app.command("add")

@@ -77,7 +77,12 @@ class Decoding:
 
 
 class TeacherSignal(Protocol):
-    """A teacher's distributions at a batch's target positions; never carries a gradient."""
+    """A teacher's distributions at a batch's target positions; never carries a gradient.
+
+    `vocabulary`: entries that exist, where a model's vocabulary is padded; None = all.
+    """
+
+    vocabulary: int | None
 
     def on(self, batch: "Batch") -> Any:
         """Distributions in the student's order of target positions."""

@@ -84,16 +84,24 @@ class LM(nn.Module):
         `rows` are the chunk's target positions (a slice of 0..N); `per_chunk` returns a tensor of one fixed shape.
         Where there is more than one chunk, each is recomputed in the backward pass: memory holds one chunk of logits.
         """
-        hidden_NH = self._hidden(batch)[batch.target_row_N, batch.target_position_N]
-        count, size = hidden_NH.shape[0], self.chunk_positions
+        hidden_NH = self.at_targets(batch)
+        chunks = self.chunks(hidden_NH.shape[0])
         parts = []
-        for start in range(0, max(count, 1), size):
-            rows = slice(start, min(start + size, count))
-            if count > size and torch.is_grad_enabled():
+        for rows in chunks:
+            if len(chunks) > 1 and torch.is_grad_enabled():
                 parts.append(checkpoint(self._chunk, hidden_NH[rows], rows, per_chunk, use_reentrant=False))
             else:
                 parts.append(self._chunk(hidden_NH[rows], rows, per_chunk))
         return torch.stack(parts).sum(0)
+
+    def at_targets(self, batch: HasPositions) -> Tensor:
+        """Hidden states from which the batch's targets are predicted, (N, H)."""
+        return self._hidden(batch)[batch.target_row_N, batch.target_position_N]
+
+    def chunks(self, count: int) -> list[slice]:
+        """Target positions in parts of at most `chunk_positions`; one empty part where there are none."""
+        size = self.chunk_positions
+        return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
 
     def _chunk(self, hidden_NH: Tensor, rows: slice, per_chunk: PerChunk) -> Tensor:
         return per_chunk(self.logits(hidden_NH), rows)

@@ -158,5 +158,9 @@ def _check_location(text: str, kind: Kind, location: str, fragment: str | None) 
 def _check_api(text: str, location: str, fragment: str | None) -> None:
     if not location.startswith(("http://", "https://")):
         raise UserError(f"model spec {text!r}: {location!r} is no http:// or https:// address; write api:URL#MODEL")
+    if "@" in location.partition("://")[2].partition("/")[0]:
+        raise UserError(
+            "a model spec api:URL#MODEL holds no user or password (this one does); a key is read from the environment"
+        )
     if fragment is None:
         raise UserError(f"model spec {text!r}: no model named; write api:{location}#MODEL")

@@ -1,7 +1,7 @@
 """Cells: one method or anchor on one task, in one reading, with one seed; its identity decides its run id."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +29,11 @@ from tinyllm_bench.pipeline.request import (
     load_preset,
     settings_of,
 )
-from tinyllm_bench.pipeline.schema import BenchConfig
+from tinyllm_bench.pipeline.schema import BenchConfig, InitConfig
+from tinyllm_bench.pipeline.white_box import check_pair, white_box
 from tinyllm_bench.teach.filters import rejected_by
-from tinyllm_bench.teach.teachers import Teacher, open_teacher
+from tinyllm_bench.teach.opening import Place, open_teacher
+from tinyllm_bench.teach.teachers import Teacher
 
 ASKED = ("zero_shot", "few_shot")
 ANCHORS = (*GUESSES, *ASKED)
@@ -39,7 +41,12 @@ ANCHORS = (*GUESSES, *ASKED)
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Everything one run needs, resolved and checked. `origin` says for each setting the layer it came from."""
+    """Everything one run needs, resolved and checked. `origin` says for each setting the layer it came from.
+
+    `shared_by`: how many methods of the request learn from the same teachers' texts, for the amortised cost.
+    `signal`: the white-box teacher, for methods that learn from distributions. `student_from` and `teacher_from` are
+    cells that make the initial student and the teacher; they are trained first.
+    """
 
     kind: Literal["method", "anchor"]
     name: str
@@ -57,6 +64,10 @@ class Cell:
     notes: tuple[str, ...]
     asked: Mapping[str, Any]
     runs: Path
+    shared_by: int = 1
+    signal: ModelSpec | None = None
+    student_from: "Cell | None" = None
+    teacher_from: "Cell | None" = None
 
     @property
     def ask(self) -> Ask:
@@ -68,13 +79,7 @@ class Cell:
 
     def records(self, split: Split) -> tuple[TaskRecord, ...]:
         """The cell's records of a split, whole contexts: the training subset, validation ids, scored test ids."""
-        limits = {
-            "train": self.config.data.train_limit,
-            "valid": self.config.eval.valid_limit,
-            "test": self.config.eval.limit,
-        }
-        records, limit = load_split(self.source, self.task.name, split), limits[split]
-        return records if limit is None else stratified_subset(records, limit, salt=split)
+        return records_of(self.config, self.source, self.task.name, split)
 
     def asked_records(self, split: Split) -> tuple[TaskRecord, ...]:
         """The same records as they are asked, passages cut to `data.max_context_words`."""
@@ -85,6 +90,13 @@ class Cell:
         """A readable name with the digest of the cell."""
         name = self.name.replace("/", ".")
         return f"{name}-{self.task.name}-{self.reading}-s{self.seed}-{digest(identity_of(self))[:10]}"
+
+
+def records_of(config: BenchConfig, source: Source, task: str, split: Split) -> tuple[TaskRecord, ...]:
+    """The records of a split that the settings mean: a fixed stratified subset, or all of them."""
+    limits = {"train": config.data.train_limit, "valid": config.eval.valid_limit, "test": config.eval.limit}
+    records, limit = load_split(source, task, split), limits[split]
+    return records if limit is None else stratified_subset(records, limit, salt=split)
 
 
 def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = True) -> tuple[str, list[Cell]]:
@@ -109,12 +121,20 @@ def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = Tru
             for method in methods:
                 variants = {"": {}, **preset.variants.get(method, {})}
                 cells += [_method(request, preset, task, method, seed, v, values) for v, values in variants.items()]
+    cells = [replace(cell, shared_by=_sharing(cell, cells)) for cell in cells]
     if not cells:
         raise UserError(f"nothing to run: give --method (of {', '.join(names('method'))}) and --task")
     if check_hub:
         for student in dict.fromkeys(cell.student for cell in cells if cell.student.kind == "hf"):
             check_spec(student)
     return preset.name, cells
+
+
+def _sharing(cell: Cell, cells: Sequence[Cell]) -> int:
+    """Methods among `cells` that learn from the teachers' texts that this cell learns from."""
+    texts = {teacher.text_digest(cell.task.name) for teacher in cell.teachers}
+    others = [c for c in cells if c.task == cell.task and c.seed == cell.seed]
+    return max(1, sum(not texts.isdisjoint(t.text_digest(c.task.name) for t in c.teachers) for c in others))
 
 
 def choose_reading(wanted: str, offered: tuple[Reading, ...], answered: tuple[Reading, ...]) -> Reading:
@@ -138,7 +158,7 @@ def _method(
     assert method is not None
     config: BenchConfig = found.config
     info: TaskInfo = load_task(task)
-    teachers, notes = _teachers(config, method, info.name)
+    teachers, notes = _teachers(config, method, info.name, request.runs)
     if (config.budget.student_tokens is None) == (config.budget.epochs is None):
         raise UserError("set exactly one of budget.student_tokens and budget.epochs (the other to null)")
     if not teachers and method.needs().annotations:
@@ -146,7 +166,41 @@ def _method(
     label = f"{name} ({variant})" if variant else name
     cell = _cell(request, found, "method", name, label, info, seed, method, teachers, notes)
     _check_rationales(cell)
-    return cell
+    return _with_white_box(_with_init(cell, request, preset), request, preset)
+
+
+def _with_init(cell: Cell, request: Request, preset: Preset) -> Cell:
+    """The cell with a student that another cell makes, where the settings ask for one."""
+    init = cell.config.student.init
+    if init is None:
+        return cell
+    first = _first(cell, request, preset, cell.config.student.model, init)
+    return replace(cell, student=parse_spec(f"run:{first.run_id}", role="student"), student_from=first)
+
+
+def _with_white_box(cell: Cell, request: Request, preset: Preset) -> Cell:
+    """The cell with its white-box teacher, where the method learns from distributions."""
+    assert cell.method is not None
+    if cell.method.needs().signal == "none":
+        return cell
+    spec = white_box(cell.method, cell.config.teacher.model, cell.config.teachers)
+    if spec.kind != "hf":
+        check_spec(spec, runs=cell.runs)
+    check_pair(cell.config.student.model, spec, runs=cell.runs)
+    init = cell.config.teacher.init
+    if init is None:
+        return replace(cell, signal=spec)
+    first = _first(cell, request, preset, spec.text, init)
+    return replace(cell, signal=parse_spec(f"run:{first.run_id}", role="teacher"), teacher_from=first)
+
+
+def _first(cell: Cell, request: Request, preset: Preset, model: str, init: InitConfig) -> Cell:
+    """The cell that makes a model first: the same task, data and seed, another model, method and budget."""
+    budget = {"student_tokens": init.student_tokens, "epochs": init.epochs}
+    values = {"student": {"model": model, "init": None}, "teacher": {"init": None}, "budget": budget}
+    kept = tuple(text for text in request.assignments if not text.startswith("method."))
+    asked = replace(request, assignments=kept, methods=(init.method,))
+    return _method(asked, preset, cell.task.name, expand("method", (init.method,))[0], cell.seed, "", values)
 
 
 def _check_rationales(cell: Cell) -> None:
@@ -223,18 +277,33 @@ def _facts(source: Source, task: str) -> Mapping[str, SplitFacts]:
     return manifest(source, task)
 
 
-def _teachers(config: BenchConfig, method: Method, task: str) -> tuple[tuple[Teacher, ...], tuple[str, ...]]:
+def place_of(config: BenchConfig, task: str, runs: Path) -> Place:
+    """Where the settings' teachers stand for a task."""
+    return Place(
+        task=task,
+        source=find_source(config.data.source, config.data.dir),
+        data_dir=config.data.dir,
+        max_context_words=config.data.max_context_words,
+        device=config.backend.device,
+        runs=runs,
+    )
+
+
+def _teachers(
+    config: BenchConfig, method: Method, task: str, runs: Path
+) -> tuple[tuple[Teacher, ...], tuple[str, ...]]:
     """The teachers a method uses on a task, opened; those without a text for it are refused or dropped with a note."""
-    needs = method.needs()
-    if not needs.annotations and needs.signal == "none":
+    if not method.needs().annotations:
         return (), ()
     opened: dict[str, Teacher] = {}
     notes: list[str] = []
     missing: list[str] = []
     for text in config.teachers:
         spec = parse_spec(text, role="teacher")
-        teacher = open_teacher(spec, task, data_dir=config.data.dir, filters=config.annotations.filters)
+        teacher = open_teacher(spec, config.annotations, place_of(config, task, runs))
         if teacher is not None:
+            if teacher.key in opened:
+                raise UserError(f"teachers {opened[teacher.key].spec} and {text} are both called {teacher.key!r}")
             opened[teacher.key] = teacher
         elif config.annotations.on_missing_teacher == "drop":
             notes.append(f"teacher {text} has no text for {task} and was dropped")

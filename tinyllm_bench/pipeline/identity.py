@@ -6,24 +6,19 @@ in it either, so that label-only training is not repeated because a teacher chan
 """
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import asdict
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench import __version__
-from tinyllm_bench.base.files import digest, digest_file, read_json
+from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.prompts import rationale_channel
-from tinyllm_bench.models.load import spec_folder
-from tinyllm_bench.models.specs import ModelSpec
+from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.pipeline.protocol import protocol_of
 
 if TYPE_CHECKING:
     from tinyllm_bench.pipeline.cells import Cell
 
 GUESSES = ("random", "majority")
-_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 def identity_of(cell: "Cell") -> dict[str, Any]:
@@ -35,7 +30,8 @@ def identity_of(cell: "Cell") -> dict[str, Any]:
     }
     if cell.name not in GUESSES:
         facts["student"] = [model_identity(cell.student, cell.runs), cell.config.student.model_dump(mode="json")]
-        facts["student"][1].pop("model")
+        for key in ("model", "init"):  # what an initial cell made is named by the run that the student comes from
+            facts["student"][1].pop(key)
         facts["asked"] = _asked(cell)
     if cell.name == "majority":
         facts["train"] = _ids(cell, "train")
@@ -75,6 +71,7 @@ def _training(cell: "Cell") -> dict[str, Any]:
         "wording": [examples, *(cell.ask.prompt(first, channel) for channel in channels)],
         "teachers": [[t.key, t.text_digest(cell.task.name)] for t in cell.teachers],
         "control": cell.config.annotations.control if cell.teachers else None,
+        "signal": None if cell.signal is None else _signal(cell),
     }
 
 
@@ -82,22 +79,6 @@ def _ids(cell: "Cell", split: Any) -> str:
     return digest([record.id for record in cell.records(split)])
 
 
-def model_identity(spec: ModelSpec, runs: Path) -> Any:
-    """What a spec stands for: digests of a local model's files, a bundled model's manifest, else the spec's text."""
-    if spec.kind == "gguf":
-        return [spec.layers, _digests((Path(spec.location).expanduser(),))]
-    folder = spec_folder(spec, runs=runs)
-    if folder is None:
-        return spec.text
-    if spec.kind == "bundled":
-        return [spec.layers, read_json(folder / "manifest.json")]
-    return [spec.layers, _digests(sorted(file for pattern in _FILES for file in folder.glob(pattern)))]
-
-
-def _digests(files: Sequence[Path]) -> dict[str, str]:
-    return {file.name: _digest(file, file.stat().st_mtime_ns) for file in files}
-
-
-@lru_cache(maxsize=256)
-def _digest(file: Path, changed: int) -> str:
-    return digest_file(file)
+def _signal(cell: "Cell") -> Any:
+    assert cell.signal is not None
+    return [model_identity(cell.signal, cell.runs), cell.config.teacher.dtype]

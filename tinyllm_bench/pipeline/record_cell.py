@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinyllm_bench.base import provenance
+from tinyllm_bench.base.files import read_json
 from tinyllm_bench.data.checks import overlap
 from tinyllm_bench.data.records import Prediction
 from tinyllm_bench.evaluate.anchors import chance
@@ -27,6 +28,9 @@ from tinyllm_bench.report.record import (
     public,
     public_text,
 )
+from tinyllm_bench.teach.teachers import Teacher
+
+_ASKED = {"kind", "demonstrations", "draw", "chat"}
 
 
 def make_record(
@@ -68,13 +72,10 @@ def make_record(
         protocol=protocol,
         protocol_hash=protocol_hash(protocol),
         student=_student(cell, training, asked),
-        teachers=tuple(
-            TeacherInfo(spec=public_text(t.spec), note="recorded text", gold_visible=t.gold_visible)
-            for t in cell.teachers
-        ),
+        teachers=(*(_teacher(cell, teacher) for teacher in cell.teachers), *_white_box(cell)),
         data=_data(cell),
         annotations=tuple(dict(counts) for counts in annotations),
-        budget=_budget(cell, training, spent),
+        budget=_budget(cell, training, annotations, spent),
         training=_training(cell, training),
         score=_score(found),
         secondary={} if found.accuracy_plain is None else {"accuracy_plain": found.accuracy_plain},
@@ -117,10 +118,44 @@ def _data(cell: Cell) -> DataInfo:
     )
 
 
-def _budget(cell: Cell, training: Mapping[str, Any] | None, spent: Mapping[str, Any]) -> Budget:
+def _teacher(cell: Cell, teacher: Teacher) -> TeacherInfo:
+    asked = {} if teacher.recorded else cell.config.annotations.model_dump(mode="json", include=_ASKED)
+    note = "recorded text" if teacher.recorded else "live"
+    return TeacherInfo(
+        spec=public_text(teacher.spec), note=note, gold_visible=teacher.gold_visible, asked=public(asked)
+    )
+
+
+def _white_box(cell: Cell) -> tuple[TeacherInfo, ...]:
+    if cell.signal is None:
+        return ()
+    return (TeacherInfo(spec=public_text(cell.signal.text), note="distributions", gold_visible=False),)
+
+
+def _init_tokens(cell: Cell) -> dict[str, int]:
+    """Student tokens that the cells spent that made the initial student and the teacher."""
+    cells = {"student_init_tokens": cell.student_from, "teacher_init_tokens": cell.teacher_from}
+    return {
+        key: read_json(cell.runs / first.run_id / "train" / "result.json")["student_tokens"]
+        for key, first in cells.items()
+        if first is not None
+    }
+
+
+def _budget(
+    cell: Cell,
+    training: Mapping[str, Any] | None,
+    annotations: Sequence[Mapping[str, Any]],
+    spent: Mapping[str, Any],
+) -> Budget:
     common = {key: spent[key] for key in ("seconds", "peak_memory_bytes", "device")}
+    costs = [found["cost"] for found in annotations if found["cost"] is not None]
+    if costs:
+        common |= {f"teacher_{key}": sum(cost[key] for cost in costs) for key in ("tokens_in", "tokens_out", "seconds")}
+        common["teacher_shared_by"] = cell.shared_by
     if training is None:
         return Budget(**common)
+    common |= _init_tokens(cell)
     tokens, seconds = training["student_tokens"], training["seconds"]
     targets = sum(training["tokens_by_channel"].values())
     return Budget(

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tinyllm_bench.learn.layout import LayoutChoice
 from tinyllm_bench.learn.trainer import TrainConfig
+from tinyllm_bench.teach.settings import AnnotationConfig
 
 
 class _Settings(BaseModel):
@@ -21,12 +22,36 @@ class LoraConfig(_Settings):
     target_modules: str | list[str] = "all-linear"
 
 
+class InitConfig(_Settings):
+    """A model that another cell makes first: by a method of its own, to a budget of its own (one of the two)."""
+
+    method: str
+    student_tokens: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+
+
 class StudentConfig(_Settings):
-    """Who is taught: a model spec, in float32 unless said otherwise, fully or by LoRA."""
+    """Who is taught: a model spec, in float32 unless said otherwise, fully or by LoRA.
+
+    init: teach the student by another method first; what that costs is charged to the cell.
+    """
 
     model: str = "bundled:smollm2-135m"
     dtype: Literal["float32", "bfloat16"] = "float32"
     lora: LoraConfig | None = None
+    init: InitConfig | None = None
+
+
+class TeacherConfig(_Settings):
+    """The white-box teacher of methods that learn from distributions.
+
+    model: its spec; null for the one of `teachers` that the method uses; init: teach the teacher the task first, as
+    MiniLLM does (arXiv:2306.08543); dtype: on an accelerator bfloat16 saves memory.
+    """
+
+    model: str | None = None
+    init: InitConfig | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 class DataConfig(_Settings):
@@ -44,14 +69,6 @@ class DataConfig(_Settings):
     style: Literal["marker", "paper"] = "marker"
     rationale_context: Literal["options", "question"] = "options"
     markers: dict[str, str] = {}
-
-
-class AnnotationConfig(_Settings):
-    """What happens to teachers' texts before training. control: `shuffled` or `gold` rationales as a control."""
-
-    control: Literal["shuffled", "gold"] | None = None
-    filters: tuple[str, ...] = ("empty", "nan", "short", "prompt_junk")
-    on_missing_teacher: Literal["refuse", "drop"] = "refuse"
 
 
 class EvalConfig(_Settings):
@@ -89,6 +106,7 @@ class BenchConfig(_Settings):
     """All settings of one cell. `method` holds the settings of the cell's method, checked by the method's own model."""
 
     student: StudentConfig = StudentConfig()
+    teacher: TeacherConfig = TeacherConfig()
     teachers: tuple[str, ...] = ()
     data: DataConfig = DataConfig()
     annotations: AnnotationConfig = AnnotationConfig()

@@ -17,6 +17,7 @@ from tinyllm_bench.learn.batching import Collator, Group, collator_of
 from tinyllm_bench.learn.budget import Plan, make_plan
 from tinyllm_bench.learn.checkpoint import remove_checkpoints
 from tinyllm_bench.learn.sharing import choose_layout
+from tinyllm_bench.learn.signals import InMemoryTeacher, check_same_family
 from tinyllm_bench.learn.trainer import Trained, Trainer, seed_everything
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import (
@@ -32,6 +33,7 @@ from tinyllm_bench.models.load import (
 from tinyllm_bench.models.tokens import Encoder
 from tinyllm_bench.pipeline.annotate import Report
 from tinyllm_bench.pipeline.cells import Cell
+from tinyllm_bench.pipeline.white_box import open_white_box
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -57,9 +59,10 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
     lm.check()
     groups = encode_groups(cell, loaded, annotations)
     plan = plan_of(cell, groups)
-    collator, reason = _collator(cell, lm, loaded)
+    signal = open_white_box(cell, loaded.tokenizer, device)
+    collator, reason = _collator(cell, lm, loaded, signal)
     write_json(folder / "plan.json", plan_facts(cell, plan, groups))
-    trained = _trainer(cell, folder, lm, loaded, groups, plan, collator, report).run()
+    trained = _trainer(cell, folder, lm, loaded, groups, plan, collator, signal, report).run()
     student = Loaded(_merged(lm), loaded.tokenizer)
     made = {"student_digest": weights_digest(student.model), "peak_memory_bytes": provenance.peak_memory()}
     facts |= {"layout": collator.layout, "layout_reason": reason}
@@ -116,8 +119,8 @@ def encode_groups(cell: Cell, loaded: Loaded, annotations: Sequence[Annotation])
     return [group for group in groups if group.items]
 
 
-def _collator(cell: Cell, lm: LM, loaded: Loaded) -> tuple[Collator, str | None]:
-    """The collator in the layout that the student takes, and why that is not the shared one.
+def _collator(cell: Cell, lm: LM, loaded: Loaded, signal: InMemoryTeacher | None) -> tuple[Collator, str | None]:
+    """The collator in the layout that student and teacher take, and why that is not the shared one.
 
     Raises:
         UserError: FlexAttention without a GPU, or a layout that the student cannot take.
@@ -129,6 +132,11 @@ def _collator(cell: Cell, lm: LM, loaded: Loaded) -> tuple[Collator, str | None]
         lm.plain.set_attn_implementation("flex_attention")
     collator = collator_of(loaded.model, loaded.tokenizer)
     layout, reason = choose_layout(lm, collator, asked.layout, training=True)
+    if signal is not None:
+        check_same_family(lm, signal.lm)
+        if layout == "shared":
+            layout, reason = choose_layout(signal.lm, collator, asked.layout, training=False)
+            reason = reason and f"the teacher: {reason}"
     return replace(collator, layout=layout), reason
 
 
@@ -168,6 +176,7 @@ def _trainer(
     groups: Sequence[Group],
     plan: Plan,
     collator: Collator,
+    signal: InMemoryTeacher | None,
     report: Report,
 ) -> Trainer:
     config = cell.config
@@ -193,6 +202,7 @@ def _trainer(
         folder=folder / "train",
         seed=cell.seed,
         validate=validate,
+        teacher=signal,
         report=report,
         cpu=device_of(cell) == "cpu",
     )

@@ -73,11 +73,15 @@ class ModelInfo(_Part):
 
 
 class TeacherInfo(_Part):
-    """A teacher. `gold_visible`: it saw the right answer when it wrote; None when that is not known."""
+    """A teacher. `gold_visible`: it saw the right answer when it wrote; None when that is not known.
+
+    `asked` says how a live teacher was asked: kind of prompt, demonstrations, drawing.
+    """
 
     spec: OneLine
     note: str | None = None
     gold_visible: bool | None = None
+    asked: dict[str, Any] = {}
 
 
 class SplitInfo(_Part):
@@ -102,10 +106,21 @@ class DataInfo(_Part):
     overlap: Count | None = None
 
 
+class TeacherCost(_Part):
+    """What a teacher's texts cost, charged in full; None where it is not known (energy, price)."""
+
+    tokens_in: Count
+    tokens_out: Count
+    seconds: Annotated[float, Field(ge=0)]
+    joules: Annotated[float, Field(ge=0)] | None = None
+    usd: Annotated[float, Field(ge=0)] | None = None
+    engines: tuple[str, ...] = ()
+
+
 class AnnotationInfo(_Part):
     """What became of one teacher's texts: used, missing, or rejected (reason: count).
 
-    `text_digest` is of the texts that were used; None where it was not taken.
+    `text_digest` is of the texts that were used; None where it was not taken. `cost` is None for recorded texts.
     """
 
     teacher: str
@@ -115,16 +130,19 @@ class AnnotationInfo(_Part):
     rejected: dict[str, Count] = {}
     control: str | None = None
     text_digest: str | None = None
+    cost: TeacherCost | None = None
 
 
 class Budget(_Part):
     """What a cell was allowed and what it spent.
 
-    `student_tokens` counts non-pad prompt and target tokens through the student's forward and backward pass.
-    `computed_tokens` are those that were really computed: a shared prompt counts once, a last target token not at all.
-    Teacher tokens are None where the text was recorded before. `train_flops` is the estimate 6 * parameters * computed
-    tokens, not a count; None where that does not hold (LoRA, encoder-decoder students). Seconds are wall time,
-    `train_seconds` of training alone.
+    `student_tokens` counts non-pad prompt and target tokens through the student's forward and backward pass,
+    `computed_tokens` those that were really computed: a shared prompt counts once, a last target token not at all.
+    Teacher tokens and seconds are charged in full; they are None where the text was recorded before. Divided by
+    `teacher_shared_by`, the methods of the request that learn from the same texts, they are amortised. Init tokens are
+    those of the cells that made the initial student and the white-box teacher. `train_flops` is
+    the estimate 6 * parameters * computed tokens, not a count; None where that does not hold (LoRA, encoder-decoder
+    students). Seconds are wall time, `train_seconds` of training alone.
     """
 
     asked_student_tokens: Count | None = None
@@ -135,6 +153,10 @@ class Budget(_Part):
     target_tokens: Count | None = None
     teacher_tokens_in: Count | None = None
     teacher_tokens_out: Count | None = None
+    teacher_seconds: Annotated[float, Field(ge=0)] | None = None
+    teacher_shared_by: Annotated[int, Field(ge=1)] = 1
+    student_init_tokens: Count | None = None
+    teacher_init_tokens: Count | None = None
     rollout_tokens: Count = 0
     steps: Count = 0
     epochs: Annotated[float, Field(ge=0)] = 0.0
