@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=16, help="of the training step")
     parser.add_argument("--ranked", type=int, default=64, help="test questions to rank")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--forms", default="1,2,3,4", help="which forms of the step, by number")
     parser.add_argument("settings", nargs="*", help="settings as of `tinyllm-bench run`")
     asked = parser.parse_args()
     preset = "cpu" if os.environ.get("TINYLLM_BENCH_DATA") else "quickstart"
@@ -169,7 +170,9 @@ def main() -> None:
     loaded = load_model(parse_spec(asked.model, role="student"))
     groups = encode_groups(cell, loaded, annotate(cell, report=lambda event: None))
     lm = LM(loaded.model).train()
-    forms = training_forms(lm, collator_of(*loaded), groups)
+    chosen = {int(number) for number in asked.forms.split(",")}
+    every = training_forms(lm, collator_of(*loaded), groups)
+    forms = {name: form for number, (name, form) in enumerate(every.items(), start=1) if number in chosen}
     found = measure(forms, asked.rounds, before=lambda: lm.zero_grad(set_to_none=True))
     about = f"{asked.task}, preset {preset}, reading {cell.reading}, {asked.model}"
     tokens = sum(group.tokens for group in groups)

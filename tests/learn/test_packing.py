@@ -66,7 +66,7 @@ def of_width(width: int, name: str) -> list[Row]:
 
 def test_short_rows_stand_in_the_space_that_the_longest_leaves() -> None:
     units = [of_width(n, str(i)) for i, n in enumerate((10, 4, 6, 3, 3, 3))]
-    (packed,) = micro_batches(units, max_tokens=100, keep_groups=False, pack=True)
+    (packed,) = micro_batches(units, max_tokens=1000, keep_groups=False, pack=True)
     assert [row.width for row in packed] == [10, 10, 9]  # 10; 6 + 4; 3 + 3 + 3
 
 
@@ -74,6 +74,13 @@ def test_packed_micro_batches_keep_to_the_limit_and_begin_anew_with_their_own_wi
     units = [of_width(n, str(i)) for i, n in enumerate((10, 9, 3, 3, 2))]
     packed = micro_batches(units, max_tokens=20, keep_groups=False, pack=True)
     assert [[row.width for row in micro] for micro in packed] == [[10, 9], [3, 3, 2]]
+
+
+def test_one_long_row_does_not_make_all_others_wide() -> None:
+    units = [of_width(n, str(n)) for n in (748, 503, 490, 484, 461, 422, 395, 365)]
+    packed = micro_batches(units, max_tokens=4096, keep_groups=False, pack=True)
+    # 748 + 503 are padded to 1,496 (1.20 of their tokens), a third would make it 2,244 (1.29)
+    assert [[row.width for row in micro] for micro in packed] == [[748, 503], [490, 484, 461, 422, 395, 365]]
 
 
 @pytest.mark.parametrize("keep_groups", [True, False])

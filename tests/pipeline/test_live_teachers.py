@@ -92,3 +92,31 @@ def test_a_server_that_is_not_there_is_one_line(tiny_llama_dir: Path, tmp_path: 
     cell = one_cell(tiny_llama_dir, *settings, *SMALL, method="tinyllm")
     with pytest.raises(UserError, match="127.0.0.1:9"):
         run_all([cell], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "ablation",
+    [
+        "annotations.demonstrations.shots=0",
+        "annotations.kind=free",
+        "annotations.kind=rationale_then_answer",
+        "annotations.demonstrations.select=nearest",
+        "annotations.demonstrations.select=stratified",
+        "annotations.demonstrations.rationales=replay:sample#stepwise",
+        "annotations.control=gold",
+    ],
+)
+def test_the_ablations_run(ablation: str, tiny_llama_dir: Path, settings: tuple[str, ...], tmp_path: Path) -> None:
+    cell = one_cell(tiny_llama_dir, *settings, ablation, method="tinyllm")
+    (outcome,) = run_all([cell], tmp_path)
+    record = load_record(outcome.folder)
+    forced = "annotations.kind" not in ablation
+    assert all(teacher.gold_visible is forced for teacher in record.teachers)
+    assert record.score is not None and record.score.n == 16
+
+
+@pytest.mark.parametrize("left", ["tiny_llama", "tiny_t5"])
+def test_either_teacher_may_be_left_out(left: str, tiny_llama_dir: Path, tiny_t5_dir: Path, tmp_path: Path) -> None:
+    folder = {"tiny_llama": tiny_llama_dir, "tiny_t5": tiny_t5_dir}[left]
+    (outcome,) = run_all([one_cell(tiny_llama_dir, f"teachers=[dir:{folder}]", *SMALL, method="tinyllm")], tmp_path)
+    assert [said.teacher for said in load_record(outcome.folder).annotations] == [left]

@@ -14,8 +14,8 @@ def micro_batches(
     """Split the rows of one mini-batch's questions into micro-batches of at most `max_tokens` padded tokens.
 
     Like lengths come together. `keep_groups` leaves a question's rows in one micro-batch; a unit larger than the limit
-    stands alone. `pack` puts short rows side by side into the space that the longest leaves; without it, a micro-batch
-    that is an eighth full is closed rather than padded by more than a quarter of its tokens.
+    stands alone. `pack` puts short rows side by side into the space that the longest leaves. A micro-batch that is an
+    eighth full is closed rather than padded by more than a quarter of its tokens.
     """
     units = [list(rows) for rows in groups] if keep_groups else [[row] for rows in groups for row in rows]
     units = sorted((unit for unit in units if unit), key=lambda unit: -max(row.width for row in unit))
@@ -35,16 +35,21 @@ def _padded(units: Sequence[list[Row]], max_tokens: int) -> list[list[Row]]:
 def _fits(rows: Sequence[Row], before: int, max_tokens: int) -> bool:
     """Whether rows (the first `before` are in already) may share a micro-batch; the first is the longest."""
     widest = max(row.width for row in rows)
-    padded, real = len(rows) * widest, sum(row.width for row in rows)
-    return padded <= max_tokens and (padded <= 1.25 * real or before * widest < max_tokens // 8)
+    return _worth(len(rows) * widest, sum(row.width for row in rows), before * widest, max_tokens)
+
+
+def _worth(padded: int, real: int, before: int, max_tokens: int) -> bool:
+    """Whether a micro-batch may grow to `padded` tokens, `real` of them no padding, from `before`."""
+    return padded <= max_tokens and (padded <= 1.25 * real or before < max_tokens // 8)
 
 
 def _packed(units: Sequence[list[Row]], max_tokens: int) -> list[list[Row]]:
     """First fit in order of falling width; a micro-batch is as wide as its first unit's longest row."""
     micros: list[list[list[Row]]] = []
     for unit in units:
-        grown = _placed(micros[-1], unit) if micros else None
-        if grown is not None and len(grown) * _width(grown[0]) <= max_tokens:
+        last = micros[-1] if micros else []
+        grown, width = _placed(last, unit), _width(last[0]) if last else 0
+        if last and _worth(len(grown) * width, sum(map(_width, grown)), len(last) * width, max_tokens):
             micros[-1] = grown
         else:
             micros.append(_placed([], unit))

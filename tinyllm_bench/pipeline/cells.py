@@ -105,7 +105,7 @@ def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = Tru
     Args:
         request: What was asked for.
         anchors: Also plan the anchors.
-        check_hub: Also ask whether students of the hub can be had; what lies on this machine is checked in any case.
+        check_hub: Also ask whether models of the hub can be had; what lies on this machine is checked in any case.
 
     Returns:
         The preset's name and the cells: per task the anchors, if asked, then per seed the methods and their variants.
@@ -125,9 +125,15 @@ def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = Tru
     if not cells:
         raise UserError(f"nothing to run: give --method (of {', '.join(names('method'))}) and --task")
     if check_hub:
-        for student in dict.fromkeys(cell.student for cell in cells if cell.student.kind == "hf"):
-            check_spec(student)
+        for spec in dict.fromkeys(spec for cell in cells for spec in _models(cell) if spec.kind == "hf"):
+            check_spec(spec)
     return preset.name, cells
+
+
+def _models(cell: Cell) -> list[ModelSpec]:
+    """Every model that a cell loads: its student and its teachers."""
+    teachers = [parse_spec(teacher.spec, role="teacher") for teacher in cell.teachers]
+    return [cell.student, *([cell.signal] if cell.signal else []), *teachers]
 
 
 def _sharing(cell: Cell, cells: Sequence[Cell]) -> int:

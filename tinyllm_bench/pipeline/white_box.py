@@ -48,29 +48,23 @@ def check_pair(student: str, teacher: ModelSpec, *, runs: Path) -> None:
     Raises:
         UserError: another family, or another tokenizer.
     """
+    from tinyllm_bench.models.vocabulary import same_tokenizer
+
     own = parse_spec(student, role="student")
     folders = [spec_folder(spec, runs=runs) for spec in (own, teacher)]
     if any(folder is None or not (folder / "config.json").is_file() for folder in folders):
         return
     if is_encoder_decoder(own, runs=runs) != is_encoder_decoder(teacher, runs=runs):
         raise UserError(f"teacher {teacher.text} and student {own.text}: one is an encoder-decoder, the other is not")
-    digests = [_tokenizer(str(folder)) for folder in folders]
-    if digests[0] != digests[1]:
+    if not same_tokenizer(*(_tokenizer(str(folder)) for folder in folders)):
         raise _other_tokenizer(own.text, teacher.text)
 
 
 @lru_cache(maxsize=16)
-def _tokenizer(folder: str) -> str:
+def _tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer
 
-    return vocabulary_digest(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
-
-
-def vocabulary_digest(tokenizer: Any) -> str:
-    """What two tokenizers must share so that one model's ids mean the same to the other."""
-    from tinyllm_bench.base.files import digest
-
-    return digest([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id])
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def _other_tokenizer(student: str, teacher: str) -> UserError:
@@ -88,11 +82,12 @@ def open_white_box(cell: "Cell", tokenizer: Any, device: str) -> "InMemoryTeache
     """
     from tinyllm_bench.learn.signals import InMemoryTeacher
     from tinyllm_bench.models.lm import LM
+    from tinyllm_bench.models.vocabulary import same_tokenizer
 
     if cell.signal is None:
         return None
     loaded = load_model(cell.signal, dtype=cell.config.teacher.dtype, device=device, runs=cell.runs)
-    if vocabulary_digest(loaded.tokenizer) != vocabulary_digest(tokenizer):
+    if not same_tokenizer(loaded.tokenizer, tokenizer):
         raise _other_tokenizer(cell.student.text, cell.signal.text)
     lm = LM(loaded.model)
     lm.check()
