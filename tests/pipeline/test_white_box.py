@@ -1,11 +1,12 @@
 """White-box teachers through the whole pipeline: chosen, checked, taught the task first, and paid for."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.pipeline.runs import one_cell, run_all
+from tests.pipeline.runs import cells_of, one_cell, quick, run_all
 from tests.tiny_models import saved, tiny_llama
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_json
@@ -30,25 +31,27 @@ def test_a_student_learns_from_distributions(tiny_llama_dir: Path, teacher: Path
 
 
 def test_a_teacher_is_taught_the_task_first_and_only_once(tiny_llama_dir: Path, teacher: Path, tmp_path: Path) -> None:
-    init = "teacher.init={method: finetune, epochs: 1}"
-    cells = [
-        one_cell(
-            tiny_llama_dir, f"teacher.model=dir:{teacher}", init, f"method.kd.alpha={a}", method="kd", runs=tmp_path
-        )
-        for a in (0.5, 1.0)
-    ]
+    named = (f"teacher.model=dir:{teacher}", "teacher.init={method: finetune, epochs: 1}")
+    alphas = ("method.kd.alpha=0.5", "method.kd.alpha=1.0")
+    cells = [one_cell(tiny_llama_dir, *named, alpha, method="kd", runs=tmp_path) for alpha in alphas]
     first = cells[0].teacher_from
     assert first is not None and first.run_id == cells[1].teacher_from.run_id  # type: ignore[union-attr]
     assert (first.name, first.student.text) == ("finetune", f"dir:{teacher}")
     events: list[Any] = []
     outcomes = run_all(cells, tmp_path, events=events)
     assert sum("first" in event for event in events) == 1
+    other_seed = cells_of(quick(tiny_llama_dir, *named, methods=("kd",), seeds=2, runs=tmp_path))[1]
+    assert other_seed.seed == 1 and other_seed.teacher_from is not None
+    assert other_seed.teacher_from.run_id == first.run_id, "a seed never changes the teacher"
     taught = read_json(tmp_path / first.run_id / "train" / "result.json")
     for outcome in outcomes:
         record = load_record(outcome.folder)
         assert record.budget is not None
         assert record.budget.teacher_init_tokens == taught["student_tokens"] > 0
         assert record.teachers[0].spec == f"run:{first.run_id}"
+    shutil.rmtree(tmp_path / first.run_id)
+    again = run_all(cells, tmp_path)
+    assert not any(outcome.fresh for outcome in again) and not (tmp_path / first.run_id).exists()
 
 
 def test_a_student_may_be_taught_by_another_method_first(tiny_llama_dir: Path, tmp_path: Path) -> None:

@@ -131,9 +131,10 @@ def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = Tru
 
 
 def _models(cell: Cell) -> list[ModelSpec]:
-    """Every model that a cell loads: its student and its teachers."""
+    """Every model that a cell loads: its student, its teachers, and those of the cells that come first."""
     teachers = [parse_spec(teacher.spec, role="teacher") for teacher in cell.teachers]
-    return [cell.student, *([cell.signal] if cell.signal else []), *teachers]
+    earlier = [spec for first in (cell.student_from, cell.teacher_from) if first for spec in _models(first)]
+    return [cell.student, *([cell.signal] if cell.signal else []), *teachers, *earlier]
 
 
 def _sharing(cell: Cell, cells: Sequence[Cell]) -> int:
@@ -180,7 +181,7 @@ def _with_init(cell: Cell, request: Request, preset: Preset) -> Cell:
     init = cell.config.student.init
     if init is None:
         return cell
-    first = _first(cell, request, preset, cell.config.student.model, init)
+    first = _first(cell, request, preset, cell.config.student.model, init, seed=cell.seed)
     return replace(cell, student=parse_spec(f"run:{first.run_id}", role="student"), student_from=first)
 
 
@@ -196,17 +197,17 @@ def _with_white_box(cell: Cell, request: Request, preset: Preset) -> Cell:
     init = cell.config.teacher.init
     if init is None:
         return replace(cell, signal=spec)
-    first = _first(cell, request, preset, spec.text, init)
+    first = _first(cell, request, preset, spec.text, init, seed=0)  # as with texts, a seed never changes the teacher
     return replace(cell, signal=parse_spec(f"run:{first.run_id}", role="teacher"), teacher_from=first)
 
 
-def _first(cell: Cell, request: Request, preset: Preset, model: str, init: InitConfig) -> Cell:
-    """The cell that makes a model first: the same task, data and seed, another model, method and budget."""
+def _first(cell: Cell, request: Request, preset: Preset, model: str, init: InitConfig, *, seed: int) -> Cell:
+    """The cell that makes a model first: the same task and data, another model, method and budget."""
     budget = {"student_tokens": init.student_tokens, "epochs": init.epochs}
     values = {"student": {"model": model, "init": None}, "teacher": {"init": None}, "budget": budget}
     kept = tuple(text for text in request.assignments if not text.startswith("method."))
     asked = replace(request, assignments=kept, methods=(init.method,))
-    return _method(asked, preset, cell.task.name, expand("method", (init.method,))[0], cell.seed, "", values)
+    return _method(asked, preset, cell.task.name, expand("method", (init.method,))[0], seed, "", values)
 
 
 def _check_rationales(cell: Cell) -> None:

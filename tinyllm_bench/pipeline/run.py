@@ -60,10 +60,6 @@ def run_cell(
     from accelerate.utils import broadcast_object_list
 
     # The test split is asked by one process while the others wait for it: longer than the usual time-out.
-    for first in (cell.student_from, cell.teacher_from):
-        if first is not None and not (runs / first.run_id / "train" / "result.json").exists():
-            report({"first": f"{first.label} on {first.student.text}"})
-            run_cell(first, runs, engines, until="train", command=command, report=report)
     process = PartialState(cpu=device_of(cell) == "cpu", timeout=timedelta(days=2))
     folder = runs / cell.run_id
     with locked(folder / "cell") if process.is_main_process else nullcontext():
@@ -71,6 +67,10 @@ def run_cell(
         broadcast_object_list(finished)
         if finished[0]:
             return Outcome(folder, load_record(folder), False)
+        for first in (cell.student_from, cell.teacher_from):
+            if first is not None and not (runs / first.run_id / "train" / "result.json").exists():
+                report({"first": f"{first.label} on {first.student.text}"})
+                run_cell(first, runs, engines, until="train", command=command, report=report)
         return _Run(cell, folder, engines, command, report, main=process.is_main_process).go(until)
 
 
