@@ -24,7 +24,15 @@ from tinyllm_bench.models.tokens import Encoder
 
 SAMPLE = Source("sample")
 TEACHERS = ("terse", "stepwise")
-SETTINGS: Mapping[str, Mapping[str, Any]] = {"dss": {"teacher": "terse"}, "kd": {"teacher": "terse"}}
+# Drawn texts are short and rounds small here: the two settings only bound what a test costs.
+_SHORT: Mapping[str, Any] = {"teacher": "terse", "max_new_tokens": 12}
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "dss": {"teacher": "terse"},
+    "kd": {"teacher": "terse"},
+    "seqkd": {"teacher": "terse"},
+    "gkd": _SHORT,
+    "minillm": {**_SHORT, "group_size": 1, "inner_epochs": 1},
+}
 
 
 class FakeMethod(load_method("finetune")):  # type: ignore[misc]
@@ -60,13 +68,13 @@ def make_signal(method: Method, like: Any) -> InMemoryTeacher | None:
 
 
 def sample_annotations(method: Method, task: str = "obqa") -> dict[str, list[Annotation]]:
-    """Recorded rationales of the teachers that a method uses, by record id."""
+    """Texts of the kind that a method needs by the teachers that it uses, by record id: recorded rationales."""
     found: dict[str, list[Annotation]] = {}
-    for key in method.uses(TEACHERS) if method.needs().annotations else ():
-        for record_id, text in load_rationales(SAMPLE, task, "train", key).items():
-            found.setdefault(record_id, []).append(
-                Annotation(record_id=record_id, teacher=key, kind="rationale", text=text)
-            )
+    for kind in method.needs().annotations:
+        for key in method.uses(TEACHERS):
+            for record_id, text in load_rationales(SAMPLE, task, "train", key).items():
+                said = Annotation(record_id=record_id, teacher=key, kind=kind, text=text)
+                found.setdefault(record_id, []).append(said)
     return found
 
 

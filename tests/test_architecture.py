@@ -17,7 +17,8 @@ from tinyllm_bench import __version__
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "tinyllm_bench"
 ROOMS = readme_tree.ROOMS
-INTERFACE = ("learn.method", "learn.losses", "learn.divergences", "data.records", "data.prompts", "answers")
+FUNCTIONS = ("losses", "divergences", "distributions", "policy", "responses", "rollouts")  # what methods share
+INTERFACE = ("learn.method", *(f"learn.{name}" for name in FUNCTIONS), "data.records", "data.prompts", "answers")
 BASELINE_MAY = tuple(f"{PACKAGE}.{name}" for name in INTERFACE)
 BASELINE_TYPES = {f"{PACKAGE}.learn.batching.Batch", f"{PACKAGE}.learn.batching.Group", f"{PACKAGE}.models.lm.LM"}
 TASK_MAY = (f"{PACKAGE}.base", f"{PACKAGE}.data")

@@ -7,7 +7,7 @@ import pytest
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.learn.batching import Group
 from tinyllm_bench.learn.budget import make_plan
-from tinyllm_bench.learn.trainer import rate
+from tinyllm_bench.learn.outcome import rate
 from tinyllm_bench.models.tokens import Encoded
 
 

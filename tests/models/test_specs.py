@@ -1,7 +1,7 @@
 import pytest
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.models.specs import ModelSpec, parse_spec
+from tinyllm_bench.models.specs import ModelSpec, parse_spec, without_adapter
 
 GOOD = [
     ("hf:google/flan-t5-small", ("hf", "google/flan-t5-small", None, None, None)),
@@ -17,6 +17,15 @@ TEACHERS = [
     ("api:https://host:8000/v1?a=b@c#some/model", ("api", "https://host:8000/v1?a=b@c", None, None, "some/model")),
     ("replay:release#flan-t5-xl", ("replay", "release", None, None, "flan-t5-xl")),
     ("replay:folder/rationales", ("replay", "folder/rationales", None, None, None)),
+]
+
+
+ADAPTED = [
+    ("hf:a/b@main?adapter=lora/x@2", (None, "lora/x@2")),
+    ("dir:students/a?adapter=/srv/a b/lora", (None, "/srv/a b/lora")),
+    ("gguf:x.gguf?adapter=~/lora=1#2", (None, "~/lora=1#2")),
+    ("bundled:smollm2-135m?layers=0:30:3&adapter=lora", ((0, 30, 3), "lora")),
+    ("run:4f1c09?adapter=../lora", (None, "../lora")),
 ]
 
 
@@ -47,6 +56,28 @@ def test_two_spellings_have_one_canonical_text():
     spec = parse_spec(" bundled:smollm2-135m?layers=0:30 ", role="student")
     assert spec.text == "bundled:smollm2-135m?layers=0:30:1"
     assert parse_spec(spec.text, role="student") == spec
+
+
+@pytest.mark.parametrize(("text", "expected"), ADAPTED)
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_model_may_name_an_adapter(text, expected, role):
+    spec = parse_spec(text, role=role)
+    assert ((spec.layers, spec.adapter), spec.text) == (expected, text)
+    assert parse_spec(spec.text, role=role) == spec
+    bare = without_adapter(spec)
+    assert bare == parse_spec(bare.text, role=role) and bare.adapter is None and "adapter" not in bare.text
+    assert parts(bare) == parts(spec)
+
+
+def test_options_have_one_order():
+    spec = parse_spec("bundled:smollm2-135m?adapter=lora&layers=0:30:3", role="student")
+    assert spec.text == "bundled:smollm2-135m?layers=0:30:3&adapter=lora"
+    assert parse_spec(spec.text, role="student") == spec
+
+
+def test_an_address_keeps_its_own_question_mark():
+    spec = parse_spec("api:https://host/v1?adapter=x#m", role="teacher")
+    assert spec.adapter is None and spec.location == "https://host/v1?adapter=x"
 
 
 def test_an_unknown_kind_names_the_nearest():
@@ -82,6 +113,12 @@ def test_a_bare_hub_name_suggests_hf_and_a_bare_file_gguf():
         ("dir:x?layers=-1:3", "not START:STOP:STEP"),
         ("dir:x?layers=0:3:0", "step .* at least 1"),
         ("dir:x?layers=3:3:1", "keeps no layer"),
+        ("dir:x?adapter=", "nothing after 'adapter='"),
+        ("dir:x?adapter", "nothing after 'adapter='"),
+        ("dir:x?adapter=a&adapter=b", "option 'adapter' is given twice"),
+        ("dir:x?layers=0:2&layers=0:3", "option 'layers' is given twice"),
+        ("dir:x?adapter=a&b", "unknown option 'b'; allowed: .*adapter=FOLDER.*may hold no"),
+        ("dir:x?adapter=a?b", "unknown option 'b'"),
         ("api:host#m", "no http:// or https://"),
         ("api:https://host/v1", "#MODEL"),
         ("replay:release#", "nothing after '#'"),

@@ -15,6 +15,7 @@ from tinyllm_bench.teach.ledger import cost_of
 from tinyllm_bench.teach.live import LiveTeacher
 from tinyllm_bench.teach.settings import AnnotationConfig, DrawConfig
 from tinyllm_bench.teach.shots import ShotConfig, Shots
+from tinyllm_bench.teach.words import Elicited
 from tinyllm_bench.teach.writers import Failed, Wish, Written
 
 RECORDS = load_split(SAMPLE, "obqa", "train")[:6]
@@ -59,8 +60,11 @@ def teacher(writer: Echo, **settings: Any) -> LiveTeacher:
         spec="api:http://localhost:1/v1#echo",
         identity={"model": "echo"},
         settings=config,
-        shots=Shots(config.demonstrations, load_split(SAMPLE, "obqa", "train"), None),
-        max_context_words=160,
+        words=Elicited(
+            asked=config.kind,
+            shots=Shots(config.demonstrations, load_split(SAMPLE, "obqa", "train"), None),
+            max_context_words=160,
+        ),
         open_writer=lambda: writer,
     )
 

@@ -82,7 +82,11 @@ def describe(event: Mapping[str, Any]) -> str | None:
     if "look" in event:
         look = event["look"]
         share = f"{100 * look['fraction']:.0f} %"
-        return f"validation at {share}: accuracy {100 * look['accuracy']:.1f} % of {look['n']}"
+        loss = "" if look["loss"] is None else f", loss {look['loss']:.4f}"
+        probe = "".join(f", {name} {value:.3g}" for name, value in look["probe"].items())
+        return f"validation at {share}: accuracy {100 * look['accuracy']:.1f} % of {look['n']}{loss}{probe}"
+    if "logits" in event:
+        return f"logit cache: {event['logits']} responses to score, {event['bytes_per_token']} bytes a token"
     if "first" in event:
         return f"first: {event['first']}"
     if "failed" in event:

@@ -11,6 +11,7 @@ from typing import Literal
 from tinyllm_bench.data.records import Example, Reading, TaskRecord
 
 LABEL = "label"
+PLAIN = "plain"  # text that belongs to no question
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 

@@ -5,7 +5,7 @@ Shape suffixes: B rows, T positions, D decoder rows of an encoder-decoder, N tar
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,6 @@ class Batch:
     encoder-decoder these are places of `decoder_input_ids_DT`, whose row d reads the encoder's row `read_row_D[d]`.
     Where examples share a prompt, `position_ids_BT` and `until_BT` are set: place j is seen by the places j up to, not
     including, `until_BT[b, j]`. Otherwise they are None and a row is an ordinary sequence.
-    `teacher_view` is what a white-box teacher needs.
     """
 
     input_ids_BT: Tensor
@@ -52,7 +51,11 @@ class Batch:
     channel_N: Tensor
     channels: tuple[str, ...]
     items: tuple[Encoded, ...]
-    teacher_view: Any = None
+
+    def drawn_N(self, name: str) -> Tensor:
+        """A number per target position that a rollout kept, float32; 0 for examples that no rollout drew."""
+        found = [n for item in self.items for n in item.drawn.get(name, (0.0,) * len(item.target))]
+        return torch.tensor(found, dtype=torch.float32, device=self.target_ids_N.device)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on another device."""

@@ -171,6 +171,10 @@ class LogitCache:
             self._learn(lines)
         return len(arrays)
 
+    def has(self, record_id: str, wanted: str) -> bool:
+        """Whether the distributions over a record's response are kept, by its `response_digest`."""
+        return (record_id, wanted) in self._named
+
     def rows_for(self, record_id: str, wanted: str) -> Rows:
         """The distributions over a record's response, by its `response_digest`.
 

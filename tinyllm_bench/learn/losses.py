@@ -37,13 +37,19 @@ def cross_entropy_of(batch: "Batch") -> PerPosition:
     return lambda logits_NV, rows: cross_entropy_N(logits_NV, batch.target_ids_N[rows])
 
 
-def channel_sums(batch: "Batch", student: "LM", losses: Sequence[PerPosition]) -> list[dict[str, Tensor]]:
-    """Sums per channel of several losses per position, in one pass of the student."""
+def channel_sums(
+    batch: "Batch", student: "LM", losses: Sequence[PerPosition], *, whole_items: bool = False
+) -> list[dict[str, Tensor]]:
+    """Sums per channel of several losses per position, in one pass of the student.
+
+    whole_items: losses of a position depend on its neighbours in the example, so no example is split between chunks.
+    """
 
     def per_chunk(logits_NV: Tensor, rows: slice) -> Tensor:
         found_LN = torch.stack([loss(logits_NV, rows) for loss in losses])
         sums_LC = torch.zeros(len(losses), len(batch.channels), dtype=found_LN.dtype, device=found_LN.device)
         return sums_LC.index_add(1, batch.channel_N[rows], found_LN)
 
-    sums_LC = student(batch, per_chunk)
+    borders = (batch.item_N.diff().nonzero()[:, 0] + 1).tolist() if whole_items else ()
+    sums_LC = student(batch, per_chunk, borders=borders)
     return [dict(zip(batch.channels, sums_C.unbind(), strict=True)) for sums_C in sums_LC.unbind()]

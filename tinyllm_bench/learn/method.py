@@ -40,8 +40,10 @@ class Term(NamedTuple):
 class Needs:
     """What must exist before training starts.
 
-    annotations: kinds of teacher text; signal: where teacher distributions come from; plain_text: batches of channel
-    `plain` beside the task's; same_tokenizer: teacher and student must share one.
+    annotations: kinds of teacher text (`response`: what the teacher answers to the student's own prompt); signal: what
+    of a teacher's distributions is needed: `cached` the likeliest tokens over given texts, so that they may be kept,
+    `live` every token's, `on_policy` over texts that are drawn during training; plain_text: texts of channel `plain`
+    beside the task's, where there are any; same_tokenizer: teacher and student must share one.
     """
 
     annotations: frozenset[Literal["rationale", "program", "response"]] = frozenset()
@@ -54,8 +56,9 @@ class Needs:
 class Step:
     """What a method may know of the optimiser step it is in.
 
-    tokens: target tokens per channel of this mini-batch over all processes; all_reduce sums a tensor over processes;
-    seed_of(record_id) seeds anything random, so that results do not depend on batching.
+    total: steps of the whole run, an estimate where lengths are not known yet; tokens: target tokens per channel of
+    this mini-batch over all processes; all_reduce sums a tensor over processes; seed_of(record_id) seeds anything
+    random, so that results do not depend on batching; note(name, sum, count) puts a mean into the metrics.
     """
 
     index: int
@@ -63,6 +66,7 @@ class Step:
     tokens: Mapping[str, int]
     all_reduce: Callable[[Tensor], Tensor]
     seed_of: Callable[[str], int]
+    note: Callable[[str, float, float], None] = lambda name, total, count: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,10 @@ class TeacherSignal(Protocol):
 
     vocabulary: int | None
 
+    @property
+    def lm(self) -> "LM | None":
+        """The teacher itself, to draw with it, where it reads the student's ids and is in memory."""
+
     def on(self, batch: "Batch") -> Any:
         """Distributions in the student's order of target positions."""
 
@@ -97,11 +105,20 @@ class Method(ABC):
 
     paper: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
-    readings: ClassVar[tuple[Reading, ...]] = READINGS
     grouping: ClassVar[Literal["record", "example"]] = "example"
 
     def __init__(self, config: MethodConfig) -> None:
         self.config: Any = config
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """How a student of this configuration can be asked."""
+        return READINGS
+
+    @property
+    def rolls(self) -> bool:
+        """Whether the student writes texts of its own during training."""
+        return self.needs().signal == "on_policy"
 
     @property
     def group_size(self) -> int:
@@ -136,8 +153,15 @@ class Method(ABC):
         """
 
     def rollout(self, group: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step) -> "list[Group]":
-        """On-policy methods replace a round's groups by generated text; called once per round, without gradient."""
+        """On-policy methods replace targets by drawn text; called once per round, without gradient, with the groups
+        that this process draws for."""
         return group
+
+    def probe(
+        self, groups: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step
+    ) -> Mapping[str, float]:
+        """Measurements on fixed validation questions at every look, by name; they never select anything."""
+        return {}
 
     @abstractmethod
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:

@@ -1,6 +1,6 @@
-"""White-box teachers: distributions at a batch's target positions, made chunk by chunk.
+"""White-box teachers: distributions at a batch's target positions, in memory or from a cache.
 
-Shape suffixes: N target positions, H hidden size, V vocabulary.
+Shape suffixes: N target positions, H hidden size, V vocabulary, K kept entries.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.learn.batching import Batch
-from tinyllm_bench.learn.divergences import Dense
+from tinyllm_bench.learn.cached_rows import response_digest, top_k
+from tinyllm_bench.learn.divergences import Dense, TopK
+from tinyllm_bench.learn.logit_cache import LogitCache, Rows, Scored
 from tinyllm_bench.models.lm import LM
 
 
@@ -47,6 +49,43 @@ class InMemoryTeacher:
             return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
 
         return Distributions(make)
+
+
+class CachedTeacher:
+    """A teacher's kept distributions over the very responses that the student learns; nothing of it is in memory."""
+
+    lm = None
+
+    def __init__(self, cache: LogitCache) -> None:
+        self.cache = cache
+        self.vocabulary: int | None = cache.header.vocabulary
+
+    def on(self, batch: Batch) -> TopK:
+        """The kept tokens and the mass of the rest, in the order of the batch's target positions.
+
+        Raises:
+            UserError: a response that was not kept.
+        """
+        found = [self.cache.rows_for(i.record_id, response_digest(i.prompt, i.target)) for i in batch.items]
+        device = batch.target_ids_N.device
+        ids_NK, logp_NK, tail_N, _ = (torch.cat(part).to(device) for part in zip(*found, strict=True))
+        return TopK(ids_NK, logp_NK, tail_N)
+
+
+@torch.no_grad()
+def score_responses(teacher: InMemoryTeacher, batch: Batch, k: int) -> list[Scored]:
+    """The teacher's k likeliest tokens at every position of a batch's examples, with the mass of all others."""
+    distributions, parts = teacher.on(batch), []
+    for rows in teacher.lm.chunks(len(batch.target_ids_N)):
+        logp_NV = distributions.rows(rows).logp_NV[:, : teacher.vocabulary].log_softmax(-1)
+        gold_N = logp_NV.gather(1, batch.target_ids_N[rows, None])[:, 0]
+        parts.append(Rows(*top_k(logp_NV, k), gold_N))
+    joined = Rows(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+    items = batch.item_N.cpu()
+    return [
+        Scored(item.record_id, item.prompt, item.target, Rows(*(column[items == n] for column in joined)))
+        for n, item in enumerate(batch.items)
+    ]
 
 
 def check_same_family(student: LM, teacher: LM) -> None:

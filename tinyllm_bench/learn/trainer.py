@@ -10,15 +10,15 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor
@@ -38,6 +38,7 @@ from tinyllm_bench.learn.checkpoint import (
 )
 from tinyllm_bench.learn.layout import LayoutChoice, Row
 from tinyllm_bench.learn.method import Method, Step, TeacherSignal
+from tinyllm_bench.learn.outcome import Look, Select, State, Sums, Trained, add_sums, means_of, merit, rate
 from tinyllm_bench.learn.packing import micro_batches
 from tinyllm_bench.models.lm import LM
 
@@ -45,8 +46,8 @@ from tinyllm_bench.models.lm import LM
 class TrainConfig(BaseModel):
     """How the student is trained; the same for every method of a comparison.
 
-    `looks` are the shares of the run after which validation is scored; `select: best` keeps the best of them, `last`
-    the end.
+    `looks` are the shares of the run after which validation is scored; `select: best` keeps the most accurate of them,
+    `loss` the one with the lowest validation loss (of the gold answers), `last` the end.
     `micro_batch_tokens` is a memory limit in padded tokens and does not change the optimisation; nor does `layout`:
     `shared` computes what a question's examples begin with in common once (`auto`: where the student can).
     `attention: flex` is FlexAttention, for GPUs.
@@ -65,54 +66,8 @@ class TrainConfig(BaseModel):
     layout: LayoutChoice = "auto"
     attention: Literal["sdpa", "flex"] = "sdpa"
     looks: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    select: Literal["best", "last"] = "best"
+    select: Select = "best"
     checkpoint_seconds: float = Field(300.0, ge=0)
-
-
-class Look(NamedTuple):
-    """One look at validation; better is higher accuracy, then higher gold probability (if measured), then earlier."""
-
-    step: int
-    fraction: float
-    accuracy: float
-    gold_probability: float | None
-    n: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """What a run did. The module holds the selected weights when it is returned.
-
-    Losses are weighted sums of mean nats per token; `seconds` are of training alone, without the looks at validation.
-    `tokens` are the examples' own, `computed_tokens` those that went through the student: a shared prompt counts once.
-    """
-
-    steps: int
-    tokens: int
-    computed_tokens: int
-    tokens_by_channel: Mapping[str, int]
-    first_loss: float
-    last_loss: float
-    looks: tuple[Look, ...]
-    selected_step: int
-    seconds: float
-
-
-@dataclass(kw_only=True)
-class _State:
-    looks: list[Look] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    tokens: int = 0
-    computed_tokens: int = 0
-    tokens_by_channel: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    look_seconds: float = 0.0
-
-
-def rate(step: int, total: int, warmup: float) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then linear decay to 0 over the whole budget."""
-    rising = warmup * total
-    return (step + 1) / (rising + 1) if step < rising else max(total - step, 0) / max(total - rising, 1)
 
 
 class Trainer:
@@ -129,15 +84,16 @@ class Trainer:
         *,
         folder: Path,
         seed: int,
-        validate: Callable[[LM], tuple[float, float | None, int]],
+        validate: Callable[[LM], Sequence[Any]],
         teacher: TeacherSignal | None = None,
+        probed: Sequence[Group] = (),
         report: Callable[[Mapping[str, Any]], None] = lambda event: None,
         cpu: bool = False,
     ) -> None:
         self.method, self.teacher = method, teacher
         self.groups, self.plan, self.collator = groups, plan, collator
         self.config, self.folder, self.seed = config, folder, seed
-        self.validate, self.report = validate, report
+        self.validate, self.report, self.probed = validate, report, probed
         AcceleratorState._reset_state(reset_partial_state=False)  # an earlier cell may have had another precision
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu)
         if config.gradient_checkpointing:
@@ -145,7 +101,8 @@ class Trainer:
         trained = [p for p in lm.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self.lm, self.optimizer = self.accelerator.prepare(lm, optimizer)
-        self.state = _State()
+        self.state = State()
+        self._notes: Sums = {}
 
     @property
     def module(self) -> LM:
@@ -158,24 +115,47 @@ class Trainer:
         done = self._resume()
         self._clock = time.monotonic()
         self._saved = self._clock
+        if not done and self.method.rolls:
+            self.state.start = self._looked(0, 0.0)
         index = 0
         for number in range(len(self.plan.rounds)):
             minis = list(self.plan.steps_of(number))
-            if index + len(minis) > done:
-                self._round(minis, index)
+            if index + len(minis) > done and not self._round(minis, index):
+                break
             index += len(minis)
+        self._look_at_the_end()
         self.state.seconds += time.monotonic() - self._clock
         return self._finish()
 
-    def _round(self, minis: list[tuple[int, ...]], index: int) -> None:
-        step = self._step(index, {})
+    def _round(self, minis: list[tuple[int, ...]], index: int) -> bool:
+        """Train one round; False where the budget ended in it."""
         members = [self.groups[i] for i in dict.fromkeys(i for mini in minis for i in mini)]
-        rolled = {g.record_id: g for g in self.method.rollout(members, self.module, self.teacher, step)}
+        rolled = {group.record_id: group for group in self._roll(members, index)}
         for offset, mini in enumerate(minis):
-            self._optimise([rolled[self.groups[i].record_id] for i in mini], index + offset)
+            groups = [rolled[self.groups[i].record_id] for i in mini]
+            if self.plan.ends_before(sum(group.tokens for group in groups), self.state.tokens):
+                return False
+            self._optimise(groups, index + offset)
             self._look(index + offset + 1)
         if self.config.checkpoint_seconds <= time.monotonic() - self._saved:
             self._save(index + len(minis))
+        return True
+
+    def _roll(self, members: list[Group], index: int) -> list[Group]:
+        """The round's groups with their drawn texts; every process draws its share of them."""
+        if not self.method.rolls:
+            return members
+        began = time.monotonic()
+        accelerator = self.accelerator
+        share = members[accelerator.process_index :: accelerator.num_processes]
+        self.module.eval()
+        with torch.no_grad():
+            rolled = self.method.rollout(share, self.module, self.teacher, self._step(index, {}))
+        if accelerator.num_processes > 1:
+            rolled = gather_object(rolled)
+        self.state.drawn_tokens += sum(len(item.target) for group in rolled for item in group.items if item.drawn)
+        self.state.roll_seconds += time.monotonic() - began
+        return rolled
 
     def _optimise(self, groups: Sequence[Group], index: int) -> None:
         self.lm.train()
@@ -196,8 +176,9 @@ class Trainer:
             with nullcontext() if is_last else self.accelerator.no_sync(self.lm):
                 self._micro(micro, step, losses, weight=1.0 if share else 0.0)
         self.accelerator.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
+        progress = self.plan.progress(index, self.state.tokens)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * rate(index, step.total, self.config.warmup)
+            group["lr"] = self.config.learning_rate * rate(*progress, self.config.warmup)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.computed_tokens += sum(row.width for group in rows for row in group)
@@ -225,11 +206,23 @@ class Trainer:
                 f"the loss is {total} at step {index + 1}; lower train.learning_rate (now {self.config.learning_rate})"
             )
         self.state.losses.append(total)
+        self.state.records += len(groups)
         self.state.tokens += sum(group.tokens for group in groups)
         for channel, count in counts.items():
             self.state.tokens_by_channel[channel] = self.state.tokens_by_channel.get(channel, 0) + count
-        event = {"step": index + 1, "steps": self.plan.steps, "loss": total, "by_channel": by_channel}
-        self._log({**event, "tokens": self.state.tokens})
+        steps = self.plan.expected_steps(index + 1, self.state.tokens)
+        event = {"step": index + 1, "steps": steps, "loss": total, "by_channel": by_channel}
+        self._log({**event, **self._measured(), "tokens": self.state.tokens})
+
+    def _measured(self) -> dict[str, Any]:
+        """Means of what the method measured since the last step, over all processes; also added up over the run."""
+        found = [self._notes] if self.accelerator.num_processes == 1 else gather_object([self._notes])
+        self._notes = {}
+        sums: dict[str, tuple[float, float]] = {}
+        for notes in found:
+            add_sums(sums, notes)
+        add_sums(self.state.sums, sums)
+        return {"measured": means_of(sums)} if sums else {}
 
     def _log(self, event: Mapping[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -242,53 +235,74 @@ class Trainer:
             return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
         def all_reduce(tensor: Tensor) -> Tensor:
-            return self.accelerator.reduce(tensor, "sum")
+            return self.accelerator.reduce(tensor.to(self.accelerator.device), "sum").to(tensor.device)
 
-        return Step(index=index, total=self.plan.steps, tokens=tokens, all_reduce=all_reduce, seed_of=seed_of)
+        def note(name: str, total: float, count: float) -> None:
+            add_sums(self._notes, {name: (total, count)})
+
+        total = self.plan.expected_steps(index, self.state.tokens)
+        return Step(index=index, total=total, tokens=tokens, all_reduce=all_reduce, seed_of=seed_of, note=note)
 
     def _due(self, done: int) -> float | None:
-        steps = {max(1, round(share * self.plan.steps)): share for share in self.config.looks}
-        return steps.get(done)
+        if self.plan.limit is None:
+            return {max(1, round(share * self.plan.steps)): share for share in self.config.looks}.get(done)
+        last = self.state.looks[-1].fraction if self.state.looks else 0.0
+        passed = [s for s in self.config.looks if last < s < 1 and s * self.plan.limit <= self.state.tokens]
+        return max(passed, default=None)
 
-    def _look(self, done: int) -> None:
-        share = self._due(done)
+    def _look_at_the_end(self) -> None:
+        """The last look of a run whose last step was not known before it was over."""
+        if self.plan.limit is not None and 1.0 in self.config.looks:
+            self._look(len(self.state.losses), 1.0)
+
+    def _look(self, done: int, share: float | None = None) -> None:
+        share = self._due(done) if share is None else share
         if share is None:
             return
+        look = self._looked(done, share)
+        best = self._best()
+        self.state.looks.append(look)
+        if self.accelerator.is_main_process and (best is None or self._merit(look) > self._merit(best)):
+            save_tensors(self._best_file(look), trainable_state(self.module))
+        self.accelerator.wait_for_everyone()
+
+    def _looked(self, done: int, share: float) -> Look:
         began = time.monotonic()
         found: list[Any] = [None]
         if self.accelerator.is_main_process:
-            with kept_random_state():
+            with kept_random_state(), torch.no_grad():
                 self.module.eval()
-                found = [self.validate(self.module)]
+                checked = Look(done, share, *self.validate(self.module))
+                step = replace(self._step(0, {}), all_reduce=lambda tensor: tensor)  # the others wait
+                probe = self.method.probe(list(self.probed), self.module, self.teacher, step)
+                found = [checked._replace(probe=dict(probe))]
         broadcast_object_list(found)
-        accuracy, gold_probability, n = found[0]
-        look = Look(done, share, accuracy, gold_probability, n)
-        best = self._best()
-        self.state.looks.append(look)
-        if self.accelerator.is_main_process and (best is None or _merit(look) > _merit(best)):
-            save_tensors(self._best_file(look), trainable_state(self.module))
+        look: Look = found[0]
         self.accelerator.wait_for_everyone()
         self._log({"look": look._asdict()})
         self.state.look_seconds += time.monotonic() - began
+        return look
+
+    def _merit(self, look: Look) -> tuple[float, float, int]:
+        return merit(look, self.config.select)
 
     def _best_file(self, look: Look) -> Path:
         """Named by its step: weights that a crashed run saved after its last checkpoint can never be taken for it."""
         return self.folder / f"best-{look.step:08d}.safetensors"
 
     def _best(self) -> Look | None:
-        return max(self.state.looks, key=_merit, default=None)
+        return max(self.state.looks, key=self._merit, default=None)
 
     def _save(self, done: int) -> None:
         now = time.monotonic()
         self.state.seconds, self._clock, self._saved = self.state.seconds + now - self._clock, now, now
         if self.accelerator.is_main_process:
-            state = {**vars(self.state), "looks": [list(look) for look in self.state.looks]}
             save_checkpoint(
                 self.folder / "checkpoints",
                 step=done,
                 module=self.module,
                 optimizer=self._inner(),
-                state=state,
+                state=self.state.plain(),
             )
             best = self._best()
             for old in self.folder.glob("best-*.safetensors"):
@@ -306,7 +320,7 @@ class Trainer:
                 (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             return 0
         done, state = found
-        self.state = _State(**{**state, "looks": [Look(*look) for look in state["looks"]]})
+        self.state = State.read(state)
         if self.accelerator.is_main_process:
             self._rewind(done)
             self.report({"resumed": done, "steps": self.plan.steps})
@@ -320,26 +334,27 @@ class Trainer:
         append_checked(path, kept)
 
     def _finish(self) -> Trained:
-        best = self._best()
-        selected = self.plan.steps
-        if self.config.select == "best" and best is not None:
+        best, state = self._best(), self.state
+        selected = len(state.losses)
+        if self.config.select != "last" and best is not None:
             load_trainable(self.module, load_file(self._best_file(best)))
             selected = best.step
         return Trained(
-            steps=self.plan.steps,
-            tokens=self.state.tokens,
-            computed_tokens=self.state.computed_tokens,
-            tokens_by_channel=dict(self.state.tokens_by_channel),
-            first_loss=self.state.losses[0],
-            last_loss=self.state.losses[-1],
-            looks=tuple(self.state.looks),
+            steps=len(state.losses),
+            records=state.records,
+            tokens=state.tokens,
+            computed_tokens=state.computed_tokens,
+            tokens_by_channel=dict(state.tokens_by_channel),
+            first_loss=state.losses[0],
+            last_loss=state.losses[-1],
+            looks=tuple(state.looks),
             selected_step=selected,
-            seconds=self.state.seconds - self.state.look_seconds,
+            seconds=state.seconds - state.look_seconds,
+            drawn_tokens=state.drawn_tokens,
+            roll_seconds=state.roll_seconds,
+            start=state.start,
+            means=means_of(state.sums),
         )
-
-
-def _merit(look: Look) -> tuple[float, float, int]:
-    return (look.accuracy, look.gold_probability or 0.0, -look.step)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Shape suffixes: B rows, T positions, D decoder rows, N target positions of the b
 The loss is made inside `forward`, because calling the backbone and the head apart would bypass DDP's or FSDP's wrapper.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -78,14 +78,15 @@ class LM(nn.Module):
         """Whether the model reads with an encoder and writes with a decoder (T5)."""
         return bool(self.plain.config.is_encoder_decoder)
 
-    def forward(self, batch: HasPositions, per_chunk: PerChunk) -> Tensor:
+    def forward(self, batch: HasPositions, per_chunk: PerChunk, *, borders: Sequence[int] = ()) -> Tensor:
         """Sum over chunks of `per_chunk(logits_NV, rows)`.
 
         `rows` are the chunk's target positions (a slice of 0..N); `per_chunk` returns a tensor of one fixed shape.
+        Where `borders` are given (places in 0..N, rising), a chunk ends at one of them.
         Where there is more than one chunk, each is recomputed in the backward pass: memory holds one chunk of logits.
         """
         hidden_NH = self.at_targets(batch)
-        chunks = self.chunks(hidden_NH.shape[0])
+        chunks = self.chunks(hidden_NH.shape[0], borders)
         parts = []
         for rows in chunks:
             if len(chunks) > 1 and torch.is_grad_enabled():
@@ -98,10 +99,17 @@ class LM(nn.Module):
         """Hidden states from which the batch's targets are predicted, (N, H)."""
         return self._hidden(batch)[batch.target_row_N, batch.target_position_N]
 
-    def chunks(self, count: int) -> list[slice]:
-        """Target positions in parts of at most `chunk_positions`; one empty part where there are none."""
-        size = self.chunk_positions
-        return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
+    def chunks(self, count: int, borders: Sequence[int] = ()) -> list[slice]:
+        """Target positions in parts of at most `chunk_positions`; one empty part where there are none.
+
+        A part ends at a border if there are any, even if it becomes longer for it.
+        """
+        size, starts = self.chunk_positions, [0]
+        while starts[-1] + size < count:
+            after = [border for border in borders if border > starts[-1]]
+            fitting = [border for border in after if border <= starts[-1] + size]
+            starts.append(fitting[-1] if fitting else after[0] if after else starts[-1] + size)
+        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=True)]
 
     def _chunk(self, hidden_NH: Tensor, rows: slice, per_chunk: PerChunk) -> Tensor:
         return per_chunk(self.logits(hidden_NH), rows)

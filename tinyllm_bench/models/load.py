@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import digest
+from tinyllm_bench.models.adapters import CONFIG as ADAPTER_CONFIG
+from tinyllm_bench.models.adapters import apply_adapter, check_adapter
 from tinyllm_bench.models.bundled import bundled_folder, is_fetched
 from tinyllm_bench.models.specs import ModelSpec
 
@@ -48,8 +50,10 @@ def check_spec(spec: ModelSpec, *, runs: Path = RUNS) -> None:
 
     Raises:
         UserError: folder or file missing, no config, no or damaged safetensors, a bundled model that is not fetched,
-            a hub model that can be had neither from the cache nor from the hub.
+            a hub model that can be had neither from the cache nor from the hub; everything `check_adapter` refuses.
     """
+    if spec.adapter is not None:
+        _check_safetensors(spec, check_adapter(spec))
     if spec.kind == "bundled" and not is_fetched(spec.location):
         raise UserError(f"{spec.text} is not in the cache; run: tinyllm-bench fetch {spec.location}")
     folder = spec_folder(spec, runs=runs)
@@ -74,6 +78,8 @@ def _check_folder(spec: ModelSpec, folder: Path) -> None:
         raise UserError(
             f"{spec.text}: no such folder: {folder}; give a Hugging Face folder (config.json, *.safetensors)"
         )
+    if not (folder / "config.json").is_file() and (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(f"{spec.text}: {folder} is an adapter; name its base model first: BASE?adapter={folder}")
     if not (folder / "config.json").is_file():
         raise UserError(f"{spec.text}: {folder} has no config.json; give the folder that save_pretrained wrote")
     weights = sorted(folder.glob("*.safetensors"))
@@ -162,11 +168,11 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
     """Load a decoder-only or encoder-decoder model and its tokenizer.
 
     The pad token is set to EOS where the tokenizer has none (`pad_is_eos` tells), generation defaults are greedy, and
-    `?layers=` keeps the named layers only.
+    `?layers=` keeps the named layers only; `?adapter=` is then merged into them.
 
     Raises:
         UserError: everything `check_spec` refuses; an API or recorded teacher, which has no weights; an unknown dtype;
-            weights that do not fill the model; a layer that the model does not have.
+            weights that do not fill the model; a layer that the model does not have; an adapter that does not fit.
     """
     import torch
     from transformers import AutoTokenizer
@@ -186,6 +192,8 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
         from tinyllm_bench.models.layers import keep_layers
 
         keep_layers(model, spec.layers)
+    if spec.adapter is not None:
+        model = apply_adapter(model, spec)
     module: Any = model
     return Loaded(module.to(device).eval(), tokenizer)
 
@@ -217,7 +225,7 @@ def _load_weights(spec: ModelSpec, name: str, where: dict[str, Any], dtype: Any)
         missing = sorted(info["missing_keys"])
         raise UserError(
             f"{spec.text}: the weights lack {len(missing)} tensors, such as {missing[0]}; "
-            "give a whole model, not an adapter"
+            "give a whole model; an adapter is named behind it: ?adapter=FOLDER"
         )
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are plain numbers now

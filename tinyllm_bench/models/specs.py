@@ -1,11 +1,16 @@
 """Model specs: the one line of text that names a student or a teacher.
 
-hf:NAME[@REVISION]  dir:FOLDER  gguf:FILE  bundled:NAME  run:CELL_ID    any role, may end in ?layers=START:STOP:STEP
+hf:NAME[@REVISION]  dir:FOLDER  gguf:FILE  bundled:NAME  run:CELL_ID    any role, may end in options
 api:URL#MODEL  replay:SOURCE[#KEY]                                      teachers only
+
+Options stand behind `?` with `&` between them, in any order: `layers=START:STOP:STEP` keeps some layers of the model,
+`adapter=FOLDER` merges a LoRA adapter into what is kept. `bundled:smollm2-135m?layers=0:30:3&adapter=adapters/a` has
+both. The folder's name may hold no `?` and no `&`.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,9 +23,12 @@ Layers = tuple[int, int, int]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TEACHER_ONLY: tuple[Kind, ...] = ("api", "replay")
 ALLOWED = (
-    "hf:NAME@REVISION, dir:FOLDER, gguf:FILE, bundled:NAME, run:CELL_ID (each may end in ?layers=START:STOP:STEP); "
+    "hf:NAME@REVISION, dir:FOLDER, gguf:FILE, bundled:NAME, run:CELL_ID "
+    "(each may end in ?layers=START:STOP:STEP, ?adapter=FOLDER or both with & between); "
     "for a teacher also api:URL#MODEL and replay:SOURCE#KEY"
 )
+
+OPTIONS = ("layers", "adapter")
 
 _KIND = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(.*)", re.DOTALL)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -32,7 +40,8 @@ _LAYERS = re.compile(r"(\d+):(\d+)(?::(\d+))?")
 class ModelSpec:
     """A parsed spec. `layers` is a Python slice over the layers; `fragment` is the text after `#` of api and replay.
 
-    `text` is the canonical spelling: parsing it again gives an equal object.
+    `text` is the canonical spelling: parsing it again gives an equal object. `adapter` is the folder of a LoRA adapter
+    as it was written; it is applied after `layers`.
     """
 
     kind: Kind
@@ -41,6 +50,7 @@ class ModelSpec:
     layers: Layers | None
     fragment: str | None
     text: str
+    adapter: str | None = None
 
 
 def parse_spec(text: str, *, role: Role) -> ModelSpec:
@@ -57,25 +67,37 @@ def parse_spec(text: str, *, role: Role) -> ModelSpec:
             "hf:NAME, dir:FOLDER, gguf:FILE, bundled:NAME or run:CELL_ID"
         )
     fragment: str | None = None
-    layers: Layers | None = None
+    options: Mapping[str, str] = {}
     revision: str | None = None
     if kind in TEACHER_ONLY:
         rest, fragment = _split_fragment(text, rest)
     else:
-        rest, layers = _split_layers(text, rest)
+        rest, options = _split_options(text, rest)
     if kind == "hf":
         rest, revision = _split_revision(text, rest)
     _check_location(text, kind, rest, fragment)
-    return ModelSpec(kind, rest, revision, layers, fragment, _canonical(kind, rest, revision, layers, fragment))
+    layers = _layers(text, options["layers"]) if "layers" in options else None
+    return _with_text(ModelSpec(kind, rest, revision, layers, fragment, "", options.get("adapter")))
 
 
-def _canonical(kind: Kind, location: str, revision: str | None, layers: Layers | None, fragment: str | None) -> str:
-    text = f"{kind}:{location}"
-    if revision is not None:
-        text += f"@{revision}"
-    if layers is not None:
-        text += "?layers=" + ":".join(str(part) for part in layers)
-    return text if fragment is None else f"{text}#{fragment}"
+def without_adapter(spec: ModelSpec) -> ModelSpec:
+    """The spec of the model that an adapter is merged into."""
+    return _with_text(replace(spec, adapter=None))
+
+
+def _with_text(spec: ModelSpec) -> ModelSpec:
+    """The spec with its canonical spelling: layers before the adapter."""
+    text = f"{spec.kind}:{spec.location}"
+    if spec.revision is not None:
+        text += f"@{spec.revision}"
+    options = []
+    if spec.layers is not None:
+        options.append("layers=" + ":".join(str(part) for part in spec.layers))
+    if spec.adapter is not None:
+        options.append(f"adapter={spec.adapter}")
+    if options:
+        text += "?" + "&".join(options)
+    return replace(spec, text=text if spec.fragment is None else f"{text}#{spec.fragment}")
 
 
 def _split_kind(text: str) -> tuple[Kind, str]:
@@ -117,14 +139,24 @@ def _split_revision(text: str, rest: str) -> tuple[str, str | None]:
     return location, revision or None
 
 
-def _split_layers(text: str, rest: str) -> tuple[str, Layers | None]:
-    location, mark, option = rest.rpartition("?")
+def _split_options(text: str, rest: str) -> tuple[str, dict[str, str]]:
+    location, mark, behind = rest.rpartition("?")
     if not mark:
-        return rest, None
-    name, _, value = option.partition("=")
-    if name != "layers":
-        raise UserError(f"model spec {text!r}: unknown option {name!r}; allowed: ?layers=START:STOP:STEP")
-    return location, _layers(text, value)
+        return rest, {}
+    options: dict[str, str] = {}
+    for option in behind.split("&"):
+        name, _, value = option.partition("=")
+        if name not in OPTIONS:
+            raise UserError(
+                f"model spec {text!r}: unknown option {name!r}; allowed: ?layers=START:STOP:STEP and ?adapter=FOLDER, "
+                "both with & between; a folder's name may hold no '?' and no '&' here"
+            )
+        if name in options:
+            raise UserError(f"model spec {text!r}: option {name!r} is given twice; give it once")
+        options[name] = value
+    if options.get("adapter") == "":
+        raise UserError(f"model spec {text!r}: nothing after 'adapter='; write the folder of a LoRA adapter there")
+    return location, options
 
 
 def _layers(text: str, value: str) -> Layers:

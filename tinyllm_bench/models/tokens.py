@@ -17,13 +17,17 @@ from tinyllm_bench.data.records import Example
 
 
 class Encoded(NamedTuple):
-    """One example as ids. `prompt` is read, `target` is written and ends with EOS unless it was cut at the limit."""
+    """One example as ids. `prompt` is read, `target` is written and ends with EOS unless it was cut at the limit.
+
+    `drawn` holds, of a target that a rollout drew, numbers per target token by name (log-probabilities, advantages).
+    """
 
     record_id: str
     channel: str
     prompt: tuple[int, ...]
     target: tuple[int, ...]
     cut: bool
+    drawn: Mapping[str, tuple[float, ...]] = {}
 
     @property
     def tokens(self) -> int:

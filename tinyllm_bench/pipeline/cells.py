@@ -20,6 +20,7 @@ from tinyllm_bench.learn.method import Method
 from tinyllm_bench.models.load import check_spec, is_encoder_decoder
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.pipeline.identity import GUESSES, identity_of
+from tinyllm_bench.pipeline.plain_text import check_plain_text
 from tinyllm_bench.pipeline.request import (
     Preset,
     Request,
@@ -30,9 +31,9 @@ from tinyllm_bench.pipeline.request import (
     settings_of,
 )
 from tinyllm_bench.pipeline.schema import BenchConfig, InitConfig
-from tinyllm_bench.pipeline.white_box import check_pair, white_box
+from tinyllm_bench.pipeline.white_box import check_signal, model_teacher
 from tinyllm_bench.teach.filters import rejected_by
-from tinyllm_bench.teach.opening import Place, open_teacher
+from tinyllm_bench.teach.opening import Place, open_responder, open_teacher
 from tinyllm_bench.teach.teachers import Teacher
 
 ASKED = ("zero_shot", "few_shot")
@@ -168,12 +169,12 @@ def _method(
     teachers, notes = _teachers(config, method, info.name, request.runs)
     if (config.budget.student_tokens is None) == (config.budget.epochs is None):
         raise UserError("set exactly one of budget.student_tokens and budget.epochs (the other to null)")
-    if not teachers and method.needs().annotations:
+    if not teachers and "rationale" in method.needs().annotations:
         raise UserError(f"{name} needs rationales and no teacher has any for task {task}")
     label = f"{name} ({variant})" if variant else name
     cell = _cell(request, found, "method", name, label, info, seed, method, teachers, notes)
     _check_rationales(cell)
-    return _with_white_box(_with_init(cell, request, preset), request, preset)
+    return check_plain_text(_with_model_teacher(_with_init(cell, request, preset), request, preset))
 
 
 def _with_init(cell: Cell, request: Request, preset: Preset) -> Cell:
@@ -185,26 +186,34 @@ def _with_init(cell: Cell, request: Request, preset: Preset) -> Cell:
     return replace(cell, student=parse_spec(f"run:{first.run_id}", role="student"), student_from=first)
 
 
-def _with_white_box(cell: Cell, request: Request, preset: Preset) -> Cell:
-    """The cell with its white-box teacher, where the method learns from distributions."""
+def _with_model_teacher(cell: Cell, request: Request, preset: Preset) -> Cell:
+    """The cell with the model that teaches it, where the method learns from distributions or from what it answers."""
     assert cell.method is not None
-    if cell.method.needs().signal == "none":
+    needs, config = cell.method.needs(), cell.config.teacher
+    if needs.signal == "none" and "response" not in needs.annotations:
         return cell
-    spec = white_box(cell.method, cell.config.teacher.model, cell.config.teachers)
-    if spec.kind != "hf":
+    spec = model_teacher(cell.method, config.model, cell.config.teachers)
+    if spec.kind not in ("hf", "api"):
         check_spec(spec, runs=cell.runs)
-    check_pair(cell.config.student.model, spec, runs=cell.runs)
-    init = cell.config.teacher.init
-    if init is None:
-        return replace(cell, signal=spec)
-    first = _first(cell, request, preset, spec.text, init, seed=0)  # as with texts, a seed never changes the teacher
-    return replace(cell, signal=parse_spec(f"run:{first.run_id}", role="teacher"), teacher_from=first)
+    if needs.signal != "none":
+        check_signal(cell.method, config, cell.config.student.model, spec, runs=cell.runs)
+    if config.init is not None and spec.kind != "api":
+        first = _first(cell, request, preset, spec.text, config.init, seed=0)  # as with texts, a seed changes nothing
+        cell = replace(cell, teacher_from=first)
+        spec = parse_spec(f"run:{first.run_id}", role="teacher")
+    if needs.signal != "none":
+        cell = replace(cell, signal=spec)
+    if "response" in needs.annotations:
+        place = place_of(cell.config, cell.task.name, cell.runs)
+        cell = replace(cell, teachers=(open_responder(spec, cell.config.annotations, place, cell.ask),))
+    return cell
 
 
 def _first(cell: Cell, request: Request, preset: Preset, model: str, init: InitConfig, *, seed: int) -> Cell:
     """The cell that makes a model first: the same task and data, another model, method and budget."""
     budget = {"student_tokens": init.student_tokens, "epochs": init.epochs}
-    values = {"student": {"model": model, "init": None}, "teacher": {"init": None}, "budget": budget}
+    chosen = {"select": "loss"}  # as MiniLLM does it for every fine-tuning that comes first
+    values = {"student": {"model": model, "init": None}, "teacher": {"init": None}, "budget": budget, "train": chosen}
     kept = tuple(text for text in request.assignments if not text.startswith("method."))
     asked = replace(request, assignments=kept, methods=(init.method,))
     return _method(asked, preset, cell.task.name, expand("method", (init.method,))[0], seed, "", values)
@@ -300,7 +309,7 @@ def _teachers(
     config: BenchConfig, method: Method, task: str, runs: Path
 ) -> tuple[tuple[Teacher, ...], tuple[str, ...]]:
     """The teachers a method uses on a task, opened; those without a text for it are refused or dropped with a note."""
-    if not method.needs().annotations:
+    if "rationale" not in method.needs().annotations:
         return (), ()
     opened: dict[str, Teacher] = {}
     notes: list[str] = []

@@ -7,10 +7,11 @@ in it either, so that label-only training is not repeated because a teacher chan
 
 import inspect
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench import __version__
-from tinyllm_bench.base.files import digest
+from tinyllm_bench.base.files import digest, digest_file
 from tinyllm_bench.data.prompts import rationale_channel
 from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.pipeline.protocol import protocol_of
@@ -72,7 +73,16 @@ def _training(cell: "Cell") -> dict[str, Any]:
         "teachers": [[t.key, t.text_digest(cell.task.name)] for t in cell.teachers],
         "control": cell.config.annotations.control if cell.teachers else None,
         "signal": None if cell.signal is None else _signal(cell),
+        **_plain_text(cell),
     }
+
+
+def _plain_text(cell: "Cell") -> dict[str, Any]:
+    assert cell.method is not None
+    data = cell.config.data
+    if data.plain_text is None or not cell.method.needs().plain_text:
+        return {}
+    return {"plain_text": [digest_file(Path(data.plain_text).expanduser()), data.plain_tokens]}
 
 
 def _ids(cell: "Cell", split: Any) -> str:
@@ -81,4 +91,6 @@ def _ids(cell: "Cell", split: Any) -> str:
 
 def _signal(cell: "Cell") -> Any:
     assert cell.signal is not None
-    return [model_identity(cell.signal, cell.runs), cell.config.teacher.dtype]
+    teacher = cell.config.teacher
+    kept = None if teacher.cache is None else teacher.cache.model_dump(exclude={"engine"})
+    return [model_identity(cell.signal, cell.runs), teacher.dtype, teacher.chat, kept]

@@ -34,8 +34,9 @@ from tinyllm_bench.models.load import (
 )
 from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.pipeline.annotate import Report
+from tinyllm_bench.pipeline.asked import asked_of
 from tinyllm_bench.pipeline.cells import Cell
-from tinyllm_bench.pipeline.teach_student import asked_of, device_of
+from tinyllm_bench.pipeline.teach_student import device_of
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -180,7 +181,7 @@ class StudentAsker:
 
     def _folder(self) -> Path:
         folder = spec_folder(self.student, runs=self.cell.runs)
-        if folder is not None and self.student.layers is None:
+        if folder is not None and self.student.layers is None and self.student.adapter is None:
             return folder
         save_model(self.loaded, self.scratch)
         return self.scratch

@@ -13,6 +13,7 @@ from tinyllm_bench.evaluate.scoring import TaskScore, score
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.predict import predictions_digest
 from tinyllm_bench.pipeline.protocol import protocol_of
+from tinyllm_bench.pipeline.teach_student import init_tokens
 from tinyllm_bench.report.record import (
     BackendInfo,
     Budget,
@@ -102,7 +103,11 @@ def _student(cell: Cell, training: Mapping[str, Any] | None, asked: Mapping[str,
     if "student" not in asked:
         return None
     initial = training["initial_digest"] if training else None
-    return ModelInfo(spec=public_text(cell.student.text), initial_digest=initial, **asked["student"])
+    first, base = cell.student_from, None
+    if first is not None:
+        base = read_json(cell.runs / first.run_id / "train" / "result.json")["initial_digest"]
+    spec = public_text((cell if first is None else first).student.text)
+    return ModelInfo(spec=spec, initial_digest=initial, base_digest=base, **asked["student"])
 
 
 def _data(cell: Cell) -> DataInfo:
@@ -135,11 +140,7 @@ def _white_box(cell: Cell) -> tuple[TeacherInfo, ...]:
 def _init_tokens(cell: Cell) -> dict[str, int]:
     """Student tokens that the cells spent that made the initial student and the teacher."""
     cells = {"student_init_tokens": cell.student_from, "teacher_init_tokens": cell.teacher_from}
-    return {
-        key: read_json(cell.runs / first.run_id / "train" / "result.json")["student_tokens"]
-        for key, first in cells.items()
-        if first is not None
-    }
+    return {key: init_tokens(first, cell.runs) for key, first in cells.items() if first is not None}
 
 
 def _budget(
@@ -165,6 +166,8 @@ def _budget(
         tokens_by_channel=training["tokens_by_channel"],
         prompt_tokens=tokens - targets,
         target_tokens=targets,
+        rollout_tokens=training["rollout_tokens"],
+        rollout_seconds=training["rollout_seconds"],
         steps=training["steps"],
         epochs=training["epochs"],
         train_flops=_flops(cell, training),
@@ -188,7 +191,9 @@ def _training(cell: Cell, training: Mapping[str, Any] | None) -> Training | None
         steps=training["steps"],
         first_loss=training["first_loss"],
         last_loss=training["last_loss"],
+        start=training["start"],
         looks=tuple(dict(look) for look in training["looks"]),
+        measured=training["measured"],
         select=cell.config.train.select,
         layout=training["layout"],
         layout_reason=training["layout_reason"],

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tinyllm_bench.learn.layout import LayoutChoice
+from tinyllm_bench.learn.logit_cache import Precision
 from tinyllm_bench.learn.trainer import TrainConfig
 from tinyllm_bench.teach.settings import AnnotationConfig
 
@@ -42,16 +43,32 @@ class StudentConfig(_Settings):
     init: InitConfig | None = None
 
 
-class TeacherConfig(_Settings):
-    """The white-box teacher of methods that learn from distributions.
+class CacheConfig(_Settings):
+    """Keep the teacher's distributions over the training responses on disk, and train from there.
 
-    model: its spec; null for the one of `teachers` that the method uses; init: teach the teacher the task first, as
-    MiniLLM does (arXiv:2306.08543); dtype: on an accelerator bfloat16 saves memory.
+    k: the likeliest tokens that are kept per position, the others as one mass, or `all`; precision: of the kept
+    log-probabilities; engine: who makes them.
+    """
+
+    k: int | Literal["all"] = 64
+    precision: Precision = "float16"
+    engine: Literal["hf", "vllm"] = "hf"
+
+
+class TeacherConfig(_Settings):
+    """The white-box teacher of methods that learn from distributions, and the writer of the responses that others do.
+
+    model: its spec (`?adapter=FOLDER` applies a LoRA adapter), null for the one of `teachers` that the method uses;
+    init: teach the teacher the task first, as MiniLLM does (arXiv:2306.08543); dtype: on an accelerator bfloat16 saves
+    memory; cache: learn from kept distributions instead of the live model; chat: a teacher with another tokenizer
+    reads the question in its own chat template.
     """
 
     model: str | None = None
     init: InitConfig | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    cache: CacheConfig | None = None
+    chat: bool = False
 
 
 class DataConfig(_Settings):
@@ -59,7 +76,8 @@ class DataConfig(_Settings):
 
     train_limit: a stratified subset of the training records; max_context_words: only the passage is cut, from its
     start;
-    rationale_context: whether rationale channels see the options; markers: replaces a channel's marker by name.
+    rationale_context: whether rationale channels see the options; markers: replaces a channel's marker by name;
+    plain_text: a UTF-8 text file for methods that also train on plain text, cut into pieces of `plain_tokens`.
     """
 
     source: Literal["auto", "release", "hub", "sample"] = "auto"
@@ -69,6 +87,8 @@ class DataConfig(_Settings):
     style: Literal["marker", "paper"] = "marker"
     rationale_context: Literal["options", "question"] = "options"
     markers: dict[str, str] = {}
+    plain_text: str | None = None
+    plain_tokens: int = Field(128, ge=8)
 
 
 class EvalConfig(_Settings):

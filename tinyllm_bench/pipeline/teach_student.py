@@ -9,31 +9,29 @@ from tinyllm_bench.base import provenance
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_json, write_json
 from tinyllm_bench.data.records import Annotation
-from tinyllm_bench.evaluate.asking import Asked
-from tinyllm_bench.evaluate.hf import hf_lm
-from tinyllm_bench.evaluate.runner import answer
-from tinyllm_bench.evaluate.scoring import score
 from tinyllm_bench.learn.batching import Collator, Group, collator_of
 from tinyllm_bench.learn.budget import Plan, make_plan
 from tinyllm_bench.learn.checkpoint import remove_checkpoints
+from tinyllm_bench.learn.method import TeacherSignal
+from tinyllm_bench.learn.outcome import Trained
 from tinyllm_bench.learn.sharing import choose_layout
-from tinyllm_bench.learn.signals import InMemoryTeacher, check_same_family
-from tinyllm_bench.learn.trainer import Trained, Trainer, seed_everything
+from tinyllm_bench.learn.signals import CachedTeacher
+from tinyllm_bench.learn.trainer import Trainer, seed_everything
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import (
     Loaded,
     load_model,
-    max_input_tokens,
-    needs_bos,
     parameter_count,
     save_model,
     tokenizer_digest,
     weights_digest,
 )
-from tinyllm_bench.models.tokens import Encoder
 from tinyllm_bench.pipeline.annotate import Report
 from tinyllm_bench.pipeline.cells import Cell
-from tinyllm_bench.pipeline.white_box import open_white_box
+from tinyllm_bench.pipeline.kept_logits import fill
+from tinyllm_bench.pipeline.plain_text import with_plain_text
+from tinyllm_bench.pipeline.validation import PROBED, encoder_of, gold_groups, validator
+from tinyllm_bench.pipeline.white_box import open_teacher_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,14 +57,14 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
     lm.check()
     groups = encode_groups(cell, loaded, annotations)
     plan = plan_of(cell, groups)
-    signal = open_white_box(cell, loaded.tokenizer, device)
+    signal = _signal(cell, groups, loaded, device, report)
     collator, reason = _collator(cell, lm, loaded, signal)
     write_json(folder / "plan.json", plan_facts(cell, plan, groups))
     trained = _trainer(cell, folder, lm, loaded, groups, plan, collator, signal, report).run()
     student = Loaded(_merged(lm), loaded.tokenizer)
     made = {"student_digest": weights_digest(student.model), "peak_memory_bytes": provenance.peak_memory()}
     facts |= {"layout": collator.layout, "layout_reason": reason}
-    result = {**facts, **_facts(trained, plan, groups), **made}
+    result = {**facts, **_facts(cell, trained, groups), **made}
     _finish(folder, student, result)
     return result
 
@@ -91,23 +89,13 @@ def device_of(cell: Cell) -> str:
 
 
 def encode_groups(cell: Cell, loaded: Loaded, annotations: Sequence[Annotation]) -> list[Group]:
-    """Every training record's examples as ids, in the order of records.
+    """Every training record's examples as ids, in the order of records, and plain text where the method learns it.
 
     Raises:
         UserError: a prompt longer than the student reads.
     """
     assert cell.method is not None
-    config = cell.config
-    encoder_decoder = bool(loaded.model.config.is_encoder_decoder)
-    room = max_input_tokens(loaded.model, loaded.tokenizer)
-    encoder = Encoder(
-        loaded.tokenizer,
-        cell.ask,
-        encoder_decoder=encoder_decoder,
-        add_bos=needs_bos(loaded.model, loaded.tokenizer),
-        max_prompt_tokens=room if encoder_decoder else room - config.train.max_target_tokens,
-        max_target_tokens=config.train.max_target_tokens,
-    )
+    encoder = encoder_of(cell, loaded)
     said: dict[str, list[Annotation]] = {}
     for annotation in annotations:
         if annotation.rejected is None:
@@ -116,10 +104,20 @@ def encode_groups(cell: Cell, loaded: Loaded, annotations: Sequence[Annotation])
     for record in cell.asked_records("train"):
         examples = cell.method.examples(record, said.get(record.id, []), cell.ask)
         groups.append(Group(record.id, tuple(encoder.encode(example) for example in examples)))
-    return [group for group in groups if group.items]
+    groups = [group for group in groups if group.items]
+    return with_plain_text(cell, groups, loaded.tokenizer, encoder_decoder=encoder.encoder_decoder)
 
 
-def _collator(cell: Cell, lm: LM, loaded: Loaded, signal: InMemoryTeacher | None) -> tuple[Collator, str | None]:
+def _signal(cell: Cell, groups: Sequence[Group], loaded: Loaded, device: str, report: Report) -> TeacherSignal | None:
+    """The cell's white-box teacher, in memory or from a cache that is filled first."""
+    if cell.signal is None:
+        return None
+    if cell.config.teacher.cache is None:
+        return open_teacher_model(cell, loaded, device)
+    return CachedTeacher(fill(cell, groups, loaded, device, report=report))
+
+
+def _collator(cell: Cell, lm: LM, loaded: Loaded, signal: TeacherSignal | None) -> tuple[Collator, str | None]:
     """The collator in the layout that student and teacher take, and why that is not the shared one.
 
     Raises:
@@ -132,27 +130,41 @@ def _collator(cell: Cell, lm: LM, loaded: Loaded, signal: InMemoryTeacher | None
         lm.plain.set_attn_implementation("flex_attention")
     collator = collator_of(loaded.model, loaded.tokenizer)
     layout, reason = choose_layout(lm, collator, asked.layout, training=True)
-    if signal is not None:
-        check_same_family(lm, signal.lm)
-        if layout == "shared":
-            layout, reason = choose_layout(signal.lm, collator, asked.layout, training=False)
-            reason = reason and f"the teacher: {reason}"
+    if signal is not None and signal.lm is not None and layout == "shared":
+        layout, reason = choose_layout(signal.lm, collator, asked.layout, training=False)
+        reason = reason and f"the teacher: {reason}"
     return replace(collator, layout=layout), reason
 
 
 def plan_of(cell: Cell, groups: Sequence[Group]) -> Plan:
-    """The cell's training plan."""
+    """The cell's training plan; what making the initial student took is charged to its token budget.
+
+    Raises:
+        UserError: nothing is left of the budget.
+    """
     assert cell.method is not None
-    budget = cell.config.budget
+    budget, spent = cell.config.budget, init_tokens(cell.student_from, cell.runs)
+    left = None if budget.student_tokens is None else budget.student_tokens - spent
+    if left is not None and left <= 0:
+        raise UserError(
+            f"budget.student_tokens={budget.student_tokens}: making the initial student (student.init) took {spent}"
+            " already; raise the budget, or lower student.init.epochs"
+        )
     return make_plan(
         groups,
         batch_records=cell.config.train.batch_records,
         seed=cell.seed,
-        student_tokens=budget.student_tokens,
+        student_tokens=left,
         epochs=budget.epochs,
         group_size=cell.method.group_size,
         inner_epochs=cell.method.inner_epochs,
+        drawn=cell.method.rolls,
     )
+
+
+def init_tokens(first: Cell | None, runs: Path) -> int:
+    """Student tokens that a cell spent that makes a model for another; 0 without one."""
+    return 0 if first is None else read_json(runs / first.run_id / "train" / "result.json")["student_tokens"]
 
 
 def plan_facts(cell: Cell, plan: Plan, groups: Sequence[Group]) -> dict[str, Any]:
@@ -160,7 +172,7 @@ def plan_facts(cell: Cell, plan: Plan, groups: Sequence[Group]) -> dict[str, Any
     return {
         "records": len(groups),
         "steps": plan.steps,
-        "student_tokens": plan.tokens,
+        "student_tokens": plan.tokens if plan.limit is None else plan.limit,
         "asked_student_tokens": cell.config.budget.student_tokens,
         "epochs": round(plan.epochs, 4),
         "tokens_per_epoch": sum(group.tokens for group in groups),
@@ -176,21 +188,10 @@ def _trainer(
     groups: Sequence[Group],
     plan: Plan,
     collator: Collator,
-    signal: InMemoryTeacher | None,
+    signal: TeacherSignal | None,
     report: Report,
 ) -> Trainer:
-    config = cell.config
-    valid = cell.asked_records("valid")
-    asked = asked_of(cell, "valid", [record.id for record in valid])
-
-    def validate(student: LM) -> tuple[float, float | None, int]:
-        device = str(next(student.parameters()).device)
-        bos = needs_bos(loaded.model, loaded.tokenizer) or None
-        size, layout = config.eval.batch_size, config.eval.layout
-        asker = hf_lm(student.plain, loaded.tokenizer, batch_size=size, device=device, add_bos=bos, layout=layout)
-        found = score(answer(asker, asked), valid)
-        return found.accuracy, found.gold_probability, found.n
-
+    gold = gold_groups(cell, loaded)
     assert cell.method is not None
     return Trainer(
         lm,
@@ -198,32 +199,14 @@ def _trainer(
         groups,
         plan,
         collator,
-        config.train,
+        cell.config.train,
         folder=folder / "train",
         seed=cell.seed,
-        validate=validate,
+        validate=validator(cell, loaded, gold),
         teacher=signal,
+        probed=gold[:PROBED],
         report=report,
         cpu=device_of(cell) == "cpu",
-    )
-
-
-def asked_of(cell: Cell, split: Any, ids: Sequence[str], *, shots: int = 0, chat: bool = False) -> Asked:
-    """How the cell's records of a split are asked."""
-    config = cell.config
-    return Asked(
-        task=cell.task.name,
-        reading=cell.reading,
-        split=split,
-        ids=tuple(ids),
-        source=cell.source,
-        max_context_words=config.data.max_context_words,
-        style=config.data.style,
-        markers=config.data.markers,
-        shots=shots,
-        shot_max_words=config.eval.shot_max_words,
-        chat=chat,
-        max_new_tokens=config.eval.max_new_tokens,
     )
 
 
@@ -250,16 +233,22 @@ def _merged(lm: LM) -> Any:
     return wrapped.merge_and_unload() if hasattr(wrapped, "merge_and_unload") else wrapped
 
 
-def _facts(trained: Trained, plan: Plan, groups: Sequence[Group]) -> dict[str, Any]:
+def _facts(cell: Cell, trained: Trained, groups: Sequence[Group]) -> dict[str, Any]:
+    assert cell.method is not None
+    passes = cell.method.inner_epochs * len(groups)
     return {
         "steps": trained.steps,
         "student_tokens": trained.tokens,
         "computed_tokens": trained.computed_tokens,
         "tokens_by_channel": dict(sorted(trained.tokens_by_channel.items())),
-        "epochs": round(plan.epochs, 4),
+        "epochs": round(trained.records / passes, 4),
         "first_loss": trained.first_loss,
         "last_loss": trained.last_loss,
+        "start": None if trained.start is None else trained.start._asdict(),
         "looks": [{**look._asdict(), "selected": look.step == trained.selected_step} for look in trained.looks],
+        "measured": dict(trained.means),
+        "rollout_tokens": trained.drawn_tokens,
+        "rollout_seconds": round(trained.roll_seconds, 2),
         "seconds": round(trained.seconds, 2),
         "targets_cut": sum(item.cut for group in groups for item in group.items),
     }

@@ -22,10 +22,12 @@ def row_key(record: RunRecord) -> str:
 
 
 def student_digest(record: RunRecord) -> str | None:
-    """Which weights stood at the start: a spec without its folder does not tell two students apart."""
+    """Which weights stood at the start, before any cell that came first: a spec without its folder does not tell two
+    students apart."""
     if record.student is None:
         return None
-    return record.student.initial_digest if record.kind == "method" else record.student.digest
+    start = record.student.base_digest or record.student.initial_digest
+    return start if record.kind == "method" else record.student.digest
 
 
 def row_labels(records: Sequence[RunRecord]) -> list[str]:

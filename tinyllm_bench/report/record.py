@@ -59,13 +59,15 @@ class _Part(BaseModel):
 class ModelInfo(_Part):
     """A model that was asked.
 
-    `digest` is of its weights as asked, `initial_digest` of the weights before training. `chat_template` says that
-    it was asked through its own chat template.
+    `digest` is of its weights as asked, `initial_digest` of the weights before training; where another cell trained
+    those first, `base_digest` is of the weights before that, which `spec` names. `chat_template` says that it was
+    asked through its own chat template.
     """
 
     spec: OneLine
     digest: str | None = None
     initial_digest: str | None = None
+    base_digest: str | None = None
     tokenizer_digest: str | None = None
     parameters: Count | None = None
     architecture: str | None = None
@@ -140,7 +142,8 @@ class Budget(_Part):
     `computed_tokens` those that were really computed: a shared prompt counts once, a last target token not at all.
     Teacher tokens and seconds are charged in full; they are None where the text was recorded before. Divided by
     `teacher_shared_by`, the methods of the request that learn from the same texts, they are amortised. Init tokens are
-    those of the cells that made the initial student and the white-box teacher. `train_flops` is
+    those of the cells that made the initial student, which the budget is charged with, and the teacher. Rollout tokens
+    were drawn during training, in `rollout_seconds` of `train_seconds`. `train_flops` is
     the estimate 6 * parameters * computed tokens, not a count; None where that does not hold (LoRA, encoder-decoder
     students). Seconds are wall time, `train_seconds` of training alone.
     """
@@ -158,6 +161,7 @@ class Budget(_Part):
     student_init_tokens: Count | None = None
     teacher_init_tokens: Count | None = None
     rollout_tokens: Count = 0
+    rollout_seconds: Annotated[float, Field(ge=0)] = 0.0
     steps: Count = 0
     epochs: Annotated[float, Field(ge=0)] = 0.0
     train_flops: Annotated[float, Field(ge=0)] | None = None
@@ -177,26 +181,36 @@ class Budget(_Part):
 
 
 class Look(_Part):
-    """One look at the validation items during training."""
+    """One look at the validation items during training.
+
+    `loss` is the mean cross-entropy of a gold answer's tokens; `probe` holds what the method measured on texts that the
+    student drew for validation questions (reverse KL, length, distinct-n): these never select anything.
+    """
 
     fraction: Share
     step: Count
     accuracy: Share | None = None
     gold_probability: Share | None = None
     n: Count
+    loss: Annotated[float, Field(ge=0)] | None = None
+    probe: dict[str, float] = {}
     selected: bool = False
 
 
 class Training(_Part):
     """How training went: optimiser steps, first and last loss, the looks and the rule that chose one.
 
-    `layout` is how a question's examples were computed (`shared` or `separate`), `layout_reason` why not shared.
+    `start` is the look before the first step, of methods that draw texts; `measured` are the method's own means over
+    all steps. `layout` is how a question's examples were computed (`shared` or `separate`), `layout_reason` why not
+    shared.
     """
 
     steps: Count
     first_loss: float | None = None
     last_loss: float | None = None
+    start: Look | None = None
     looks: tuple[Look, ...] = ()
+    measured: dict[str, float] = {}
     select: str
     layout: str | None = None
     layout_reason: str | None = None

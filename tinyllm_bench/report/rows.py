@@ -11,7 +11,8 @@ from tinyllm_bench.report.stats import Difference, OverSeeds, over_seeds, paired
 
 BUDGET_TOLERANCE = 0.02
 OTHER_SETTINGS = "other training settings"
-# A method is set against the floor only where both were trained alike, in these groups of settings.
+# A method is set against the floor only where both were trained alike, in these groups of settings; a student that was
+# taught by another method first is charged with it (`Row.tokens`).
 _EQUAL_SETTINGS = ("train", "student")
 
 
@@ -45,8 +46,8 @@ class Row:
 
     @property
     def tokens(self) -> float:
-        """Mean student tokens of a run."""
-        return self._mean("student_tokens")
+        """Mean student tokens of a run, those that made its initial student included."""
+        return self._mean("student_tokens") + self._mean("student_init_tokens")
 
     @property
     def seconds(self) -> float:
@@ -54,7 +55,7 @@ class Row:
         return self._mean("seconds")
 
     def _mean(self, field: str) -> float:
-        return over_seeds([getattr(record.budget, field, 0) for record in self.records]).mean
+        return over_seeds([getattr(record.budget, field, 0) or 0 for record in self.records]).mean
 
 
 class Lift(NamedTuple):
@@ -134,7 +135,8 @@ def _student(row: Row) -> tuple[str, str | None]:
 
 
 def _settings(row: Row) -> list[Any]:
-    return [row.first.config.get(group) for group in _EQUAL_SETTINGS]
+    groups = [dict(row.first.config.get(group) or {}) for group in _EQUAL_SETTINGS]
+    return [{key: value for key, value in group.items() if key != "init"} for group in groups]
 
 
 def _same_budget(row: Row, other: Row) -> bool:

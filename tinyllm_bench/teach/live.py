@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyllm_bench.answers.parser import PARSER_VERSION
 from tinyllm_bench.base.energy import EnergyMeter
 from tinyllm_bench.base.files import digest
-from tinyllm_bench.data.records import Annotation, TaskRecord, cut_context
-from tinyllm_bench.teach import elicit
+from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.teach.cache import Row, TextCache, text_key, texts_folder
 from tinyllm_bench.teach.filters import FILTERS_VERSION, rejections
 from tinyllm_bench.teach.settings import AnnotationConfig
-from tinyllm_bench.teach.shots import Shots
+from tinyllm_bench.teach.words import Words
 from tinyllm_bench.teach.writers import Sampling, Wish, Writer
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -29,8 +27,7 @@ class LiveTeacher:
     spec: str
     identity: Mapping[str, Any]
     settings: AnnotationConfig
-    shots: Shots
-    max_context_words: int
+    words: Words
     open_writer: Callable[[], Writer]
     local: bool = True
     recorded: bool = False
@@ -38,7 +35,7 @@ class LiveTeacher:
     @property
     def gold_visible(self) -> bool:
         """Whether the right answer stands in its prompt."""
-        return elicit.gold_visible(self.settings.kind)
+        return self.words.gold_visible
 
     @property
     def folder(self) -> Path:
@@ -51,13 +48,7 @@ class LiveTeacher:
         return digest(
             {
                 "teacher": self.identity,
-                "prompt": [
-                    settings.kind,
-                    elicit.PROMPTS_VERSION,
-                    PARSER_VERSION,
-                    self.shots.digest,
-                    self.max_context_words,
-                ],
+                "prompt": self.words.facts,
                 "draw": settings.draw.model_dump(),
                 "filters": [list(settings.filters), FILTERS_VERSION],
                 "task": task,
@@ -89,23 +80,22 @@ class LiveTeacher:
         return rejections(annotations, by_id, self.settings.filters, prompts=prompts)
 
     def _wish(self, record: TaskRecord, sample: int) -> Wish:
-        draw, kind = self.settings.draw, self.settings.kind
-        asked = cut_context(record, self.max_context_words)
+        draw = self.settings.draw
         sampling = Sampling(
             temperature=draw.temperature,
             top_p=draw.top_p,
             max_new_tokens=draw.max_new_tokens,
-            stop=elicit.stops(kind),
+            stop=self.words.stops,
         )
         seed = 0 if draw.temperature == 0 else _seed(draw.seed, record.id, sample)
-        return Wish(elicit.prompt(asked, self.shots.of(asked), kind), sampling, seed)
+        return Wish(self.words.prompt(record), sampling, seed)
 
     def _annotation(self, record: TaskRecord, sample: int, row: Row) -> Annotation:
-        reply = elicit.read(self.settings.kind, row["text"], record)
+        reply = self.words.read(row["text"], record)
         return Annotation(
             record_id=record.id,
             teacher=self.key,
-            kind=elicit.annotation_kind(self.settings.kind),
+            kind=self.words.kind,
             text=reply.text,
             sample=sample,
             answer=reply.answer,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import TaskRecord, cut_context
 from tinyllm_bench.data.sources import Source, find_source, load_rationales, load_split, rationale_keys
 from tinyllm_bench.models.identity import model_identity
@@ -15,6 +16,7 @@ from tinyllm_bench.teach.live import LiveTeacher
 from tinyllm_bench.teach.settings import AnnotationConfig
 from tinyllm_bench.teach.shots import Shots
 from tinyllm_bench.teach.teachers import ReplayTeacher, Teacher
+from tinyllm_bench.teach.words import AsStudent, Elicited, Words
 from tinyllm_bench.teach.writers import Writer
 
 
@@ -65,22 +67,37 @@ def replay_source(spec: ModelSpec, data_dir: str | None) -> Source:
 def _live(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> LiveTeacher:
     if spec.kind not in ("api", "hf"):  # what the hub has is asked once the whole request is planned
         check_spec(spec, runs=place.runs)
+    words = Elicited(asked=settings.kind, shots=_shots(settings, place), max_context_words=place.max_context_words)
+    return _asked_for(spec, settings, place, words)
+
+
+def open_responder(spec: ModelSpec, settings: AnnotationConfig, place: Place, ask: Ask) -> LiveTeacher:
+    """A teacher that answers the student's own prompts; whether the model is there is the caller's to check.
+
+    Only empty answers are rejected: the filters of rationales would take short ones for junk.
+    """
+    plain = settings.model_copy(update={"chat": "never", "filters": ("empty",)})
+    return _asked_for(spec, plain, place, AsStudent(ask=ask, max_context_words=place.max_context_words))
+
+
+def _asked_for(spec: ModelSpec, settings: AnnotationConfig, place: Place, words: Words) -> LiveTeacher:
     return LiveTeacher(
         key=live_key(spec),
         spec=spec.text,
         identity=_identity(spec, settings, place),
         settings=settings,
-        shots=_shots(settings, place),
-        max_context_words=place.max_context_words,
+        words=words,
         open_writer=_writer(spec, settings, place),
         local=spec.kind != "api",
     )
 
 
 def live_key(spec: ModelSpec) -> str:
-    """The short name of a live teacher, its channel's name: the last part of where it comes from."""
+    """The short name of a live teacher, its channel's name: the last part of where it comes from, and its adapter's."""
     location = spec.fragment or "" if spec.kind == "api" else spec.location
     name = Path(location).stem if spec.kind == "gguf" else location.rstrip("/").rpartition("/")[2]
+    if spec.adapter is not None:  # one model with two adapters is two teachers
+        name += f"-{Path(spec.adapter).name}"
     return name.replace(":", "-").lower()
 
 
@@ -152,7 +169,7 @@ def _local_writer(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> 
 def _why_not_vllm(spec: ModelSpec, place: Place, *, installed: bool) -> str | None:
     if not installed:
         return "needs vLLM, which is not installed"
-    if spec.kind == "gguf" or spec.layers is not None:
+    if spec.kind == "gguf" or spec.layers is not None or spec.adapter is not None:
         return "is not a whole model folder"
     return "is an encoder-decoder" if is_encoder_decoder(spec, runs=place.runs) else None
 

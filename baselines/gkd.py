@@ -1,0 +1,112 @@
+"""Generalized knowledge distillation: the teacher's distributions over the student's own texts and the data set's.
+
+L = (1 - lambda) E_(x,y)~D [D(p, q)] + lambda E_x~D, y~q [D(p, q)], without a gradient through the drawing of y.
+Paper: Agarwal et al., arXiv:2306.13649: D is the generalized JSD(beta), lambda in {0, 0.5, 1}, texts drawn at
+temperature 1, and the student starts from supervised fine-tuning. Each question's text is the student's with
+probability lambda, from a seed of its own (TRL decides once per batch and process).
+Scale: JSD(beta) falls to 0 with beta and with 1 - beta; `divergence.normalize` divides that out (see
+`DivergenceConfig`). TRL and Liger read beta 0 and 1 as forward and reverse KL: set `divergence.kind` for these.
+Special cases: ImitKD (forward KL, lambda < 1); with lambda 1 and reverse KL, on-policy distillation with every token's
+probability (TRL's MiniLLM trainer without its policy part); with skew KL, DistiLLM (arXiv:2402.03898) without its
+adaptive schedule and replay buffer, which are not built.
+With another tokenizer the teacher reads the drawn text in its own tokens, aligned with the ids that were drawn.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Self
+
+from pydantic import Field, model_validator
+
+from tinyllm_bench.data.prompts import LABEL, Ask
+from tinyllm_bench.data.records import Annotation, Example, Reading, TaskRecord
+from tinyllm_bench.learn.distributions import CrossTokenizer, check_one_divergence, divergence_from, signal_for
+from tinyllm_bench.learn.divergences import DivergenceConfig
+from tinyllm_bench.learn.losses import channel_sums
+from tinyllm_bench.learn.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
+from tinyllm_bench.learn.responses import Response, annotations_for, readings_for, response_examples
+from tinyllm_bench.learn.rollouts import draw, happens, probe, with_drawn
+
+if TYPE_CHECKING:
+    from tinyllm_bench.learn.batching import Batch, Group
+    from tinyllm_bench.models.lm import LM
+
+
+class GkdConfig(MethodConfig):
+    """Settings: student_share is lambda; temperature is that of drawing, never of the loss; max_new_tokens bounds a
+    drawn text."""
+
+    teacher: str | None = None
+    student_share: float = Field(0.5, ge=0, le=1)
+    divergence: DivergenceConfig = DivergenceConfig(kind="jsd")
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(64, ge=1)
+    response: Response = "answer"
+    cross_tokenizer: CrossTokenizer = "none"
+
+    @model_validator(mode="after")
+    def _one_divergence(self) -> Self:
+        check_one_divergence(self.cross_tokenizer, changed=self.divergence != DivergenceConfig(kind="jsd"))
+        return self
+
+
+class Gkd(Method):
+    """Learn the teacher's distributions where the student itself goes."""
+
+    paper = "arXiv:2306.13649"
+    Config = GkdConfig
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """A student that writes rationales is asked for text."""
+        return readings_for(self.config.response)
+
+    def needs(self) -> Needs:
+        """The teacher itself where the student draws, else its distributions over given responses."""
+        config = self.config
+        signal = "on_policy" if config.student_share else signal_for(config.divergence, config.cross_tokenizer)
+        same = config.cross_tokenizer == "none"
+        return Needs(annotations=annotations_for(config.response), signal=signal, same_tokenizer=same)
+
+    def uses(self, teachers: Sequence[str]) -> tuple[str, ...]:
+        """The one teacher: the only one given, or `method.gkd.teacher`."""
+        return (choose_teacher("gkd", self.config.teacher, teachers),)
+
+    def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
+        """The data set's response."""
+        return response_examples(record, annotations, ask, self.config.response)
+
+    def rollout(self, group: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step) -> "list[Group]":
+        """Replace a share lambda of the responses by the student's own."""
+        assert teacher is not None
+        chosen = [one for one in group if happens(step.seed_of(one.record_id), self.config.student_share)]
+        items = [item for one in chosen for item in one.items]
+        drawn = draw(
+            [item.prompt for item in items],
+            student,
+            seeds=[step.seed_of(item.record_id) for item in items],
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            vocabulary=teacher.vocabulary,
+        )
+        made = iter([with_drawn(item, text) for item, text in zip(items, drawn, strict=True)])
+        ids = {one.record_id for one in chosen}
+        return [g._replace(items=tuple(next(made) for _ in g.items)) if g.record_id in ids else g for g in group]
+
+    def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
+        """D(p, q) per target token, drawn or given."""
+        assert teacher is not None
+        config = self.config
+        divergence = divergence_from(teacher, batch, config.divergence, config.cross_tokenizer, step.note)
+        (sums,) = channel_sums(batch, student, [divergence], whole_items=config.cross_tokenizer != "none")
+        return [Term(channel, 1.0, total) for channel, total in sums.items()]
+
+    def probe(
+        self, groups: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step
+    ) -> Mapping[str, float]:
+        """Reverse KL, length and distinct-n of the student's own texts."""
+        if teacher is None or not self.rolls:
+            return {}
+        return probe(groups, student, teacher, channel=LABEL, step=step, max_new_tokens=self.config.max_new_tokens)
+
+
+METHOD = Gkd

@@ -1,0 +1,118 @@
+"""What a training run leaves behind: its looks at validation, and its result."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Select = Literal["best", "loss", "last"]
+Sums = dict[str, tuple[float, float]]
+
+
+class Checked(NamedTuple):
+    """What validation found: accuracy, mean probability of the gold option (rankings only), questions, and the token
+    mean of the gold answer's cross-entropy in nats (measured where weights are selected by it)."""
+
+    accuracy: float
+    gold_probability: float | None
+    n: int
+    loss: float | None = None
+
+
+class Look(NamedTuple):
+    """One look at validation after `step` steps and `fraction` of the run; `probe` holds what the method measured."""
+
+    step: int
+    fraction: float
+    accuracy: float
+    gold_probability: float | None
+    n: int
+    loss: float | None = None
+    probe: Mapping[str, float] = {}
+
+
+def merit(look: Look, select: Select) -> tuple[float, float, int]:
+    """Larger is better: accuracy, then gold probability, then earlier; or lower loss, then earlier."""
+    if select == "loss":
+        return (-float("inf") if look.loss is None else -look.loss, 0.0, -look.step)
+    return (look.accuracy, look.gold_probability or 0.0, -look.step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a run did. The module holds the selected weights when it is returned.
+
+    Losses are weighted sums of mean nats per token; `seconds` are of training alone, without the looks at validation.
+    `tokens` are the examples' own, `computed_tokens` those that went through the student: a shared prompt counts once.
+    `records` counts a question again each time it is trained on. `drawn_tokens` and `roll_seconds` are what rollouts
+    wrote and took (within `seconds`). `start` is the look before the first step, of methods that roll out; it is never
+    selected. `means` are the method's own measurements over all steps.
+    """
+
+    steps: int
+    records: int
+    tokens: int
+    computed_tokens: int
+    tokens_by_channel: Mapping[str, int]
+    first_loss: float
+    last_loss: float
+    looks: tuple[Look, ...]
+    selected_step: int
+    seconds: float
+    drawn_tokens: int = 0
+    roll_seconds: float = 0.0
+    start: Look | None = None
+    means: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class State:
+    """What a checkpoint keeps of a run besides weights; `sums` are (sum, count) of the method's measurements."""
+
+    looks: list[Look] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    records: int = 0
+    tokens: int = 0
+    computed_tokens: int = 0
+    tokens_by_channel: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    look_seconds: float = 0.0
+    drawn_tokens: int = 0
+    roll_seconds: float = 0.0
+    start: Look | None = None
+    sums: Sums = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        start = None if self.start is None else list(self.start)
+        return {**vars(self), "looks": [list(look) for look in self.looks], "start": start}
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Any]) -> "State":
+        """The same from JSON."""
+        start = kept["start"]
+        return cls(
+            **{
+                **kept,
+                "looks": [Look(*look) for look in kept["looks"]],
+                "start": None if start is None else Look(*start),
+                "sums": {name: (total, count) for name, (total, count) in kept["sums"].items()},
+            }
+        )
+
+
+def add_sums(into: Sums, more: Mapping[str, tuple[float, float]]) -> None:
+    """Add sums and counts by name."""
+    for name, (total, count) in more.items():
+        had = into.get(name, (0.0, 0.0))
+        into[name] = (had[0] + total, had[1] + count)
+
+
+def means_of(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Means by name, in the order of names; what was never counted is left out."""
+    return {name: total / count for name, (total, count) in sorted(sums.items()) if count}
+
+
+def rate(done: float, total: float, warmup: float) -> float:
+    """Share of the peak learning rate after `done` of `total`: linear warm-up, then linear decay to 0."""
+    rising = warmup * total
+    return (done + 1) / (rising + 1) if done < rising else max(total - done, 0) / max(total - rising, 1)

@@ -1,0 +1,161 @@
+"""`?adapter=FOLDER`: a LoRA adapter (peft) merged into the model of a spec, so that all else sees a plain model.
+
+The folder is what peft's `save_pretrained` wrote. Which base model its config names is information only: the spec says
+what it is merged into, and every tensor must fit there. The tokenizer is the base model's; one that lies in the
+adapter's folder is not read.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.models.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PICKLED = "adapter_model.bin"
+# What the adapter was made from and by, and whether it is being trained: none of it changes the merged weights.
+_INFORMATION = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
+# peft cannot merge these: copied layers share one weight, and an activated adapter acts on some tokens alone.
+_NOT_MERGEABLE = ("layer_replication", "alora_invocation_tokens")
+
+
+def adapter_folder(spec: ModelSpec) -> Path:
+    """Where the adapter of a spec lies."""
+    assert spec.adapter is not None
+    return Path(spec.adapter).expanduser()
+
+
+def check_adapter(spec: ModelSpec) -> Path:
+    """The file that holds the weights of a spec's adapter; nothing is loaded.
+
+    Raises:
+        UserError: folder, config or weights missing, pickled weights, an adapter that is not LoRA or cannot be merged.
+    """
+    settings = _settings(spec)
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise UserError(f"{spec.text}: the adapter is of type {kind!r}; allowed: LORA; train a LoRA adapter")
+    for name in _NOT_MERGEABLE:
+        if settings.get(name):
+            raise UserError(
+                f"{spec.text}: the adapter uses {name}={settings[name]!r} and cannot be merged; train one without it"
+            )
+    folder = adapter_folder(spec)
+    if (folder / WEIGHTS).is_file():
+        return folder / WEIGHTS
+    if (folder / _PICKLED).is_file():
+        raise UserError(
+            f"{spec.text}: {folder} has only pickled weights ({_PICKLED}), which can run code when they are read; "
+            "safetensors only: load it once where you trust it and save_pretrained it again"
+        )
+    raise UserError(f"{spec.text}: {folder} has no {WEIGHTS}; give the folder that peft's save_pretrained wrote")
+
+
+def adapter_settings(spec: ModelSpec) -> dict[str, Any]:
+    """The adapter's config without what does not change the merged weights, such as the place of its base model.
+
+    Raises:
+        UserError: folder or config missing or damaged.
+    """
+    return {name: value for name, value in _settings(spec).items() if name not in _INFORMATION}
+
+
+def _settings(spec: ModelSpec) -> dict[str, Any]:
+    folder = adapter_folder(spec)
+    if not folder.is_dir():
+        raise UserError(
+            f"{spec.text}: no such adapter folder: {folder}; give a folder with {CONFIG} and {WEIGHTS} "
+            "(an adapter of the hub must be downloaded first)"
+        )
+    if not (folder / CONFIG).is_file():
+        whole = (folder / "config.json").is_file()
+        fix = f"it is a whole model: write dir:{folder}" if whole else "give the folder that save_pretrained wrote"
+        raise UserError(f"{spec.text}: {folder} has no {CONFIG}; {fix}")
+    try:
+        settings = json.loads((folder / CONFIG).read_text())
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{spec.text}: {folder / CONFIG} is damaged; copy or save the adapter again")
+    return settings
+
+
+def apply_adapter(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
+    """Merge the adapter of a spec into a model on the CPU, in place; every weight can be trained again afterwards.
+
+    Raises:
+        UserError: tensors of the adapter that the model has no place for, or places that the adapter leaves empty;
+            weights that are not finite; an adapter that changes one of two modules that share a weight.
+    """
+    import torch
+    from peft import LoraConfig, PeftModel
+
+    folder = str(adapter_folder(spec))
+    shared, tied = _sharing(model), model.config.tie_word_embeddings
+    with _readable(spec):
+        config = LoraConfig.from_pretrained(folder)
+        config.inference_mode = True
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # peft draws numbers before it reads its own
+            warnings.simplefilter("ignore")  # they are about shared weights, which are looked at here
+            wrapped = PeftModel(model, config)
+            _refuse_shared(spec, model, shared)
+            found = wrapped.load_adapter(folder, "default", torch_device="cpu")
+            _refuse_misfit(spec, unplaced=found.unexpected_keys, empty=found.missing_keys)
+            merged: Any = wrapped.merge_and_unload(safe_merge=True)
+    merged.config.tie_word_embeddings = tied  # peft corrects it for T5, whose untied head is stored as a tied one
+    return merged.requires_grad_(True)  # peft froze the weights
+
+
+def _sharing(model: PreTrainedModel) -> dict[str, Any]:
+    """The modules, by name, that share a parameter with another one, as an embedding table with the head."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    return {name: model.get_submodule(name) for names in owners.values() if len(names) > 1 for name in names}
+
+
+def _refuse_shared(spec: ModelSpec, model: PreTrainedModel, shared: Mapping[str, Any]) -> None:
+    """Merging into one of two modules with the same weight would change the other one too."""
+    changed = sorted(name for name, module in shared.items() if model.get_submodule(name) is not module)
+    if changed:
+        raise UserError(
+            f"{spec.text}: the adapter changes {changed[0]}, which shares its weight with another module, and merging "
+            "would change both; untie them in the base model or train an adapter without it"
+        )
+
+
+def _refuse_misfit(spec: ModelSpec, *, unplaced: list[str], empty: list[str]) -> None:
+    """peft only reports what did not fit; such a model would pass for the adapted one."""
+    hint = "give the base model (and layers) that the adapter was trained on"
+    if unplaced:
+        raise UserError(
+            f"{spec.text}: {len(unplaced)} tensors of the adapter fit no module of the model, such as "
+            f"{sorted(unplaced)[0]}; {hint}"
+        )
+    if empty:
+        raise UserError(
+            f"{spec.text}: the adapter lacks {len(empty)} tensors for modules that its config names, such as "
+            f"{sorted(empty)[0]}; {hint}"
+        )
+
+
+@contextmanager
+def _readable(spec: ModelSpec) -> Iterator[None]:
+    """Turn what peft raises about an adapter into one line for the user."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, TypeError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        line = next((line for line in lines if line.startswith("size mismatch")), lines[0])
+        raise UserError(f"{spec.text}: the adapter cannot be merged into this model: {line}") from error
