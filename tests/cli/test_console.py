@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tinyllm_bench.cli.console import Console, describe
+from tinyllm_bench.learn.outcome import Look
 
 STEP = {"step": 3, "steps": 8, "loss": 1.23456, "by_channel": {}, "tokens": 12345}
 
@@ -14,9 +15,14 @@ STEP = {"step": 3, "steps": 8, "loss": 1.23456, "by_channel": {}, "tokens": 1234
     [
         (STEP, "step 3/8  loss 1.235  12,345 tokens"),
         (
-            {"look": {"step": 4, "fraction": 0.5, "accuracy": 0.25, "gold_probability": 0.3, "n": 8}},
+            {"look": Look(4, 0.5, 0.25, 0.3, 8)._asdict()},
             "validation at 50 %: accuracy 25.0 % of 8",
         ),
+        (
+            {"look": Look(4, 0.5, 0.25, 0.3, 8, 1.23456, {"reverse_kl": 0.5, "length": 3.0})._asdict()},
+            "validation at 50 %: accuracy 25.0 % of 8, loss 1.2346, reverse_kl 0.5, length 3",
+        ),
+        ({"logits": 8, "bytes_per_token": 388}, "logit cache: 8 responses to score, 388 bytes a token"),
         ({"teacher": "t", "annotated": 5, "of": 9}, "t: 5/9 texts"),
         (
             {"teacher": "t", "failed": 2, "of": 9, "reason": "the server said 500"},
