@@ -102,8 +102,8 @@ def main() -> None:
     asked = parser.parse_args()
     spec = parse_spec(asked.model, role="teacher")
     folder = spec_folder(spec)
-    if folder is None:
-        parser.error(f"--model {asked.model}: name a local model, such as bundled:smollm2-135m or dir:FOLDER")
+    if folder is None or spec.layers or spec.adapter:
+        parser.error(f"--model {asked.model}: name a whole local model, such as bundled:smollm2-135m or dir:FOLDER")
     wishes = make_wishes(asked.task, asked.questions, asked.select, asked.new)
     fast = "vLLM"
     with ExitStack() as stack:

@@ -199,3 +199,22 @@ def test_another_tokenizer_without_a_way_across_is_refused(tiny_llama_dir: Path,
             one_cell(tiny_llama_dir, foreign, *NO_INIT, method=name)
     with pytest.raises(UserError, match="choose a teacher of the student's family"):
         one_cell(tiny_llama_dir, foreign, *NO_INIT, method="minillm")
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_keeps_the_same_distributions(tmp_path: Path) -> None:
+    """Heads of 32 and no padded rows: what its CPU engine can take, and what both count alike."""
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 380}
+    student, large = (saved(tiny_llama(seed=n, **shape), tmp_path / str(n)) for n in range(2))
+    named = (f"teacher.model=dir:{large}", *SHORT, *NO_INIT)
+    losses = []
+    for engine in ("hf", "vllm"):
+        kept = f"teacher.cache={{k: 32, engine: {engine}, precision: float32}}"
+        cell = one_cell(student, *named, kept, method="kd", runs=tmp_path / engine)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path / f"{engine}-cache"))
+            training = record_of(cell, tmp_path / engine).training
+        assert training and training.last_loss
+        losses.append(training.last_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -16,6 +16,9 @@ PRIVATE = [
     ("dir:/Users/Jane Doe/my models/x", "dir:x"),
     ("student.model=dir:/Users/Jane Doe/x?layers=0:2", "student.model=dir:x?layers=0:2"),
     ("dir://srv/me/x", "dir:x"),
+    ("bundled:x?layers=0:30:3&adapter=/law", "bundled:x?layers=0:30:3&adapter=law"),
+    ("teacher.model=bundled:x?adapter=/home/my name/law", "teacher.model=bundled:x?adapter=law"),
+    ("dir:/srv/me/base?adapter=~/my adapters/law", "dir:base?adapter=law"),
     ("file:///srv/me/x", "file:x"),
     ("replay:/srv/me/said.jsonl#org/name", "replay:said.jsonl#org/name"),
     ("--data-dir=/x/y", "--data-dir=y"),
@@ -40,6 +43,7 @@ ADDRESSES = [
 PUBLIC = [
     "hf:google/flan-t5-small@main",
     "bundled:smollm2-135m?layers=0:30:3",
+    "bundled:smollm2-135m?layers=0:30:3&adapter=law",
     "replay:release#flan-t5-xl",
     "api:https://host/v1/a#org/model",
     "https://example.org/a/b/c",

@@ -17,6 +17,9 @@ _HOME = r"~(?:[A-Za-z_][\w.-]*)?/"
 _PLACE = re.compile(
     "|".join(
         (
+            # A whole text that is a model spec with an adapter: everything behind it up to & is the path, spaces too.
+            rf"\A(?P<adapted>(?:[\w.-]+=)?(?:bundled|hf|{_KINDS}):[^?\n]*\?(?:[^&\n]*&)?adapter=)"
+            rf"(?P<adapter_path>(?:/(?!/)|{_HOME}|{_DRIVE})[^&\n]*)",
             # A whole text that is a model spec: everything up to its ? or # is the path, spaces too.
             rf"\A(?P<spec>(?:[\w.-]+=)?(?:{_KINDS}):)(?P<spec_path>(?:/(?!/)|{_HOME}|{_DRIVE})[^?#\n]*)",
             # Between quotes, as a shell command writes a path that holds spaces.
@@ -46,11 +49,11 @@ def _published(found: re.Match[str]) -> str:
     names = [name for name in re.split(r"[\\/]+", _path(found)) if name]
     if re.match(rf"{_HOME}|{_DRIVE}", _path(found)):
         del names[0]
-    return part["spec"] + part["quoted"] + (names[-1] if names else "")
+    return part["adapted"] + part["spec"] + part["quoted"] + (names[-1] if names else "")
 
 
 def _path(found: re.Match[str]) -> str:
-    return found["spec_path"] or found["quoted_path"] or found["path"] or ""
+    return found["adapter_path"] or found["spec_path"] or found["quoted_path"] or found["path"] or ""
 
 
 def public(value: Any) -> Any:
