@@ -1,1 +1,1 @@
-"""How a student's text is read: the only answer parser."""
+"""How a student's text is read: the answer parser, programs and their sandbox, and votes."""

@@ -1,0 +1,328 @@
+"""Canonical programs, the source check, degenerate programs, and what a program's value means."""
+
+import ast
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tinyllm_bench.answers.programs import (
+    REASONS,
+    Key,
+    answer_of,
+    index_of,
+    inputs_for,
+    key_of,
+    kind_of,
+    normalise,
+)
+from tinyllm_bench.answers.sandbox import ExecResult, Prepared, Sandbox
+
+COLOURS = ("red", "dark red", "green", "3")
+YES_NO = ("yes", "no")
+MELTS = """melts_above_c = 0
+room_c = 20
+support = {"a": room_c > melts_above_c, "b": False}
+answer = max(support, key=support.get)"""
+TRIAL = """treated_mean = 5.1
+control_mean = 7.4
+p_value = 0.01
+effect = treated_mean < control_mean
+answer = "yes" if effect and p_value < 0.05 else "no\""""
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Sandbox]:
+    with Sandbox() as opened:
+        yield opened
+
+
+def prepared(box: Sandbox, text: str) -> Prepared:
+    return box.prepare([text])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("a = 2\nanswer = a*3", "a = 2\nanswer = a * 3"),
+        ("a = 2  # two apples\n\n\nanswer = a", "a = 2\nanswer = a"),
+        ("def solution():\n    a = 2\n    return a * 3", "a = 2\nanswer = a * 3"),
+        ('def solution():\n    """How many?"""\n    answer = 2\n    return answer', "answer = 2"),
+        ("def solution():\n    return 2\n\nprint(solution())", "answer = 2"),
+        ("def solution():\n    return 2\nresult = solution()\nprint(result)", "answer = 2"),
+        ("def solution():\n    return 2\nanswer = solution()", "answer = 2"),
+        ("rate = 3\ndef solution():\n    return rate * 2", "rate = 3\nanswer = rate * 2"),
+        (
+            "def solution():\n    for i in range(3):\n        n = i\n    return n",
+            "for i in range(3):\n    n = i\nanswer = n",
+        ),
+        (
+            "def solution():\n    if 1 > 2:\n        return 'a'\n    return 'b'",
+            "def solution():\n    if 1 > 2:\n        return 'a'\n    return 'b'\nanswer = solution()",
+        ),
+        (
+            "def solution(n):\n    return n\nanswer = solution(2)",
+            "def solution(n):\n    return n\nanswer = solution(2)",
+        ),
+        (
+            "def solution():\n    return 1\nanswer = solution() + 1",
+            "def solution():\n    return 1\nanswer = solution() + 1",
+        ),
+        ("import math\nanswer = math.ceil(2.5)", "answer = math.ceil(2.5)"),
+        ("answer = math.ceil(2.5)", "answer = math.ceil(2.5)"),
+        ("import math as m\nanswer = m.ceil(2.5)", "import math as m\nanswer = m.ceil(2.5)"),
+        ("from math import ceil, floor\nanswer = ceil(2.5)", "from math import ceil\nanswer = ceil(2.5)"),
+        ("import numpy as np, sympy\nimport os.path\nanswer = 1", "answer = 1"),
+        ("def solution():\n    import numpy\n    return 1", "answer = 1"),
+        ("if 1 > 0:\n    import numpy\nanswer = 1", "if 1 > 0:\n    pass\nanswer = 1"),
+        ("answer = 1\nprint(answer)\nprint('done')", "answer = 1"),
+        ("Here it is:\n```python\nanswer = 1\n```\nDone.", "answer = 1"),
+        (
+            "if 2 > 1:\n    answer = 'a'\nelse:\n    answer = 'b'",
+            "if 2 > 1:\n    answer = 'a'\nelse:\n    answer = 'b'",
+        ),
+        ("answer = '''two\nlines'''", "answer = 'two\\nlines'"),
+    ],
+)
+def test_canonical_form(box: Sandbox, text: str, code: str) -> None:
+    found = prepared(box, text)
+    assert (found.code, found.reason) == (code, None)
+    assert prepared(box, code).code == code, "canonical already"
+    assert box.run(text).ok and box.run(text).value == box.run(code).value, "and it means the same"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        ("  \n ", "empty"),
+        ("answer = " + "1" * 9000, "too_long"),
+        ("answer = 1\0", "syntax"),
+        ("answer = '\ud800'", "syntax"),
+        ("There is no program.", "syntax"),
+        ("  answer = 1\nb = 2", "syntax"),
+        ("x = 1", "no_answer"),
+        ("# only a comment", "no_answer"),
+        ("def f():\n    answer = 1\nf()", "no_answer"),
+        ("import os\nanswer = os.getcwd()", "rejected_by_gate"),
+        ("from math import *\nanswer = 1", "rejected_by_gate"),
+        ("from . import math\nanswer = math", "rejected_by_gate"),
+        ("import random\nanswer = random.random()", "rejected_by_gate"),
+        ("import time\nanswer = time.time()", "rejected_by_gate"),
+        ("import datetime\nanswer = datetime.date.today()", "rejected_by_gate"),
+        ("_x = 1\nanswer = 1", "rejected_by_gate"),
+        ("answer = ().__class__", "rejected_by_gate"),
+        ("import math as _m\nanswer = _m.pi", "rejected_by_gate"),
+        ("try:\n    a = 1\nexcept ValueError as _e:\n    pass\nanswer = 1", "rejected_by_gate"),
+        ("answer = dict(_a=1)", "rejected_by_gate"),
+        ("def f(_a):\n    return 1\nanswer = 1", "rejected_by_gate"),
+        ("def f():\n    global _a\nanswer = 1", "rejected_by_gate"),
+        ("match 1:\n    case _x:\n        answer = 1", "rejected_by_gate"),
+        ("match {}:\n    case {'a': 1, **_rest}:\n        answer = 1", "rejected_by_gate"),
+        ("answer = '{}'.format(1)", "rejected_by_gate"),
+        ("answer = open('x')", "rejected_by_gate"),
+        (f"answer = {1 << 256}", "rejected_by_gate"),
+        ("answer = " + "+".join("1" * 1500), "rejected_by_gate"),
+        ("answer = [" + "1," * 2000 + "]", "rejected_by_gate"),
+        ("answer = " + "-" * 100 + "1", "rejected_by_gate"),
+    ],
+)
+def test_rejections_have_reasons(box: Sandbox, text: str, reason: str) -> None:
+    found = prepared(box, text)
+    assert (found.code, found.reason, found.line) == (None, reason, None) and found.detail
+    assert reason in REASONS
+    if reason != "no_answer":
+        assert box.run(text).error == reason
+
+
+def test_limits_of_the_check_are_where_they_say(box: Sandbox) -> None:
+    fits = [f"answer = {(1 << 256) - 1}", "answer = " + "-" * 50 + "1", "answer = [" + "1," * 1900 + "]"]
+    assert [found.reason for found in box.prepare(fits)] == [None] * 3
+    names = "open = 3\nid = open\nanswer = id + 1"
+    assert box.run(names).value == 4, "a name of the program's own is no builtin"
+
+
+def test_a_hostile_text_costs_nobody_else(box: Sandbox) -> None:
+    hostile = ["answer = " + "(" * 3900, "answer = " + "-" * 7900 + "1", "a" + ".b" * 3900, "[" * 7000, "f'" * 4000]
+    texts = [text for one in hostile for text in (one, "answer = 1")]
+    found = box.prepare(texts)
+    assert [one.code for one in found[1::2]] == ["answer = 1"] * len(hostile)
+    assert {one.reason for one in found[::2]} <= {"syntax", "rejected_by_gate", "no_answer"}
+
+
+@pytest.mark.parametrize(
+    ("code", "is_degenerate"),
+    [
+        (MELTS, False),
+        (TRIAL, False),
+        ("price = 76\noff = 25\nleft = price - off\nanswer = left", False),
+        (
+            "pears = 0.6\nwater = 1\nfloats = pears < water\nif floats:\n    answer = 'yes'\nelse:\n    answer = 'no'",
+            False,
+        ),
+        (
+            "scores = {k: len(choices[k]) * 2 for k in choices}\nbest = max(scores.values())\n"
+            "answer = max(scores, key=scores.get)",
+            False,
+        ),
+        ("total = 0\nn = 3\nfor i in range(n):\n    total += i\nanswer = total", False),
+        ("answer = 'b'", True),
+        ("fact = 'ice melts'\nother = 1\nanswer = 'b'", True),
+        ("chosen = 'b'\nanswer = chosen", True),
+        ("x = 1 < 2\nanswer = 'a' if x else 'b'", True),  # one fact
+        ("x = 1 < 2\ny = 3\nanswer = 'a' if x else 'b'", True),  # computed from no fact
+        ("a = 1\nb = 2\nunused = a < b\nanswer = 'a'", True),
+        ("options = {'a': 'red', 'b': 'blue'}\nselected = 'a'\nanswer = options[selected]", True),
+        ("a = 1\nb = a\nanswer = b", True),
+    ],
+)
+def test_degenerate_programs(box: Sandbox, code: str, is_degenerate: bool) -> None:
+    found = prepared(box, code)
+    assert (found.reason, found.degenerate) == (None, is_degenerate)
+
+
+def test_canonical_text_is_the_program_that_was_written(box: Sandbox) -> None:
+    codes = [MELTS, TRIAL, "a = -2 ** 2\nb = (1 + 2) * 3 % 4 // 5\nanswer = not (a < b <= 3)"]
+    for code, found in zip(codes, box.prepare(codes), strict=True):
+        assert found.code is not None and ast.dump(ast.parse(found.code)) == ast.dump(ast.parse(code))
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "reason"),
+    [
+        (2, "2", None),
+        (2.0, "2", None),
+        ("2", "2", None),
+        ("2.00", "2", None),
+        ("$2", "2", None),
+        ("$1,200", "1200", None),
+        (" 1,200.50 ", "1200.5", None),
+        ("-$3", "-3", None),
+        ("€3", "3", None),
+        ("50%", "50", None),
+        (-0.0, "0", None),
+        (0.1 + 0.2, "0.3", None),
+        ("0.3", "0.3", None),
+        (1 / 3, "0.333333", None),
+        (1234567, "1234570", None),
+        (1234568.0, "1234570", None),
+        (1e-9, "1e-9", None),
+        (10**20, "1e+20", None),
+        (2**1024 - 1, "1.79769e+308", None),
+        (math.nan, None, "not_finite"),
+        (math.inf, None, "not_finite"),
+        (-math.inf, None, "not_finite"),
+        (None, None, "non_numeric"),
+        (True, None, "non_numeric"),
+        ((1, 2), None, "non_numeric"),
+        ([1, 2], None, "non_numeric"),
+        ({}, None, "non_numeric"),
+        ("12 apples", None, "non_numeric"),
+        ("1,20", None, "non_numeric"),
+        ("nan", None, "non_numeric"),
+        ("", None, "non_numeric"),
+        ("--2", None, "non_numeric"),
+        ("1e99999", None, "non_numeric"),
+    ],
+)
+def test_numbers(value: Any, key: str | None, reason: str | None) -> None:
+    assert normalise(value, ()) == Key(key, reason)
+    assert key is None or normalise(key, ()) == Key(key), "a key is its own key"
+
+
+@pytest.mark.parametrize(
+    ("value", "letter"),
+    [
+        ("b", "b"),
+        ("(B)", "b"),
+        ("b.", "b"),
+        ("Dark red", "b"),
+        ('"green"', "c"),
+        ("gre", "c"),
+        ("dark", "b"),
+        (3, "d"),
+        (3.0, "d"),
+        ("3", "d"),
+        ("re", "a"),
+        ("e", None),  # no such letter, and one character is no beginning
+        ("blue", None),
+        ("reddish", None),
+        (2, None),
+        (True, None),
+        (None, None),
+        ("", None),
+        (["a"], None),
+        (math.nan, None),
+    ],
+)
+def test_options(value: Any, letter: str | None) -> None:
+    assert normalise(value, COLOURS) == Key(letter, None if letter else "not_an_option")
+
+
+def test_an_ambiguous_beginning_or_text_is_no_option() -> None:
+    assert normalise("a wo", ("a wolf", "a wombat", "a cat")).reason == "not_an_option"
+    assert normalise("same", ("same", "same", "other")).reason == "not_an_option"
+    assert normalise("a", ("b", "a")) == Key("a"), "a letter before a text"
+
+
+@pytest.mark.parametrize(
+    ("value", "choices", "key"),
+    [
+        ("yes", YES_NO, "yes"),
+        ("No.", YES_NO, "no"),
+        (True, YES_NO, "yes"),
+        (False, YES_NO, "no"),
+        ("maybe", YES_NO, None),
+        ("maybe", ("yes", "no", "maybe"), "maybe"),
+        (1, YES_NO, None),
+        ("a", YES_NO, None),
+        ("", YES_NO, None),
+        ("unclear", YES_NO, None),
+        (None, YES_NO, None),
+    ],
+)
+def test_yes_and_no(value: Any, choices: tuple[str, ...], key: str | None) -> None:
+    assert normalise(value, choices) == Key(key, None if key else "not_an_option")
+
+
+def test_kinds_inputs_and_keys() -> None:
+    assert [kind_of(c) for c in ((), COLOURS, YES_NO, ("Yes", "no", "maybe"))] == [
+        "number",
+        "options",
+        "yes_no",
+        "yes_no",
+    ]
+    assert inputs_for(COLOURS) == {"choices": {"a": "red", "b": "dark red", "c": "green", "d": "3"}}
+    assert inputs_for(YES_NO) == inputs_for(()) == {}
+    for choices in (COLOURS, YES_NO, ("no", "Yes")):
+        assert [index_of(key_of(i, choices), choices) for i in range(len(choices))] == list(range(len(choices)))
+    assert index_of("12", ()) is None
+    assert answer_of(ExecResult(False, error="timeout"), COLOURS) == Key(None, "timeout")
+    assert answer_of(ExecResult(True, "b"), COLOURS) == Key("b")
+
+
+def test_the_contract_of_multiple_choice(box: Sandbox) -> None:
+    by_length = (
+        "longest = max(map(len, choices.values()))\nanswer = [k for k in choices if len(choices[k]) == longest][0]"
+    )
+    result = box.run(by_length, inputs=inputs_for(COLOURS))
+    assert answer_of(result, COLOURS) == Key("b")
+    assert answer_of(box.run(MELTS, inputs=inputs_for(("it melts", "it stays"))), ("it melts", "it stays")) == Key("a")
+    assert answer_of(box.run(TRIAL, inputs=inputs_for(YES_NO)), YES_NO) == Key("yes")
+    assert box.run("answer = choices['a']", inputs=inputs_for(YES_NO)).error == "exec_error:NameError"
+
+
+def test_failed_paths_keep_their_reason(box: Sandbox) -> None:
+    found = {
+        code: answer_of(box.run(code), ()).reason
+        for code in (
+            "answer = float('nan')",
+            "answer = 1e999",
+            "answer = (1, 2)",
+            "answer = None",
+            "answer = 1 > 0",
+            "1/0",
+        )
+    }
+    assert list(found.values()) == ["not_finite"] * 2 + ["non_numeric"] * 3 + ["exec_error:ZeroDivisionError"]
