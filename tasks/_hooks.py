@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 
-from tinyllm_bench.answers.parser import read_answer
+from tinyllm_bench.answers.parser import read
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import SPLITS, TaskRecord, cut_context
 from tinyllm_bench.data.sources import Source, find_source, load_split
@@ -96,8 +96,9 @@ def _documents(ask: Ask, records: Iterable[TaskRecord]) -> datasets.Dataset:
             "id": record.id,
             "prompt": ask.prompt(record),
             "options": list(ask.options(record)),
-            "target": record.answer,
+            "target": record.answer if record.choices else record.gold_text,
             "choices": list(record.choices),
+            "gold": record.gold_key,
         }
         for record in records
     ]
@@ -105,6 +106,6 @@ def _documents(ask: Ask, records: Iterable[TaskRecord]) -> datasets.Dataset:
 
 
 def read_generation(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Per document: 1 where the generated text names the right choice; 1 where nothing could be read."""
-    index = read_answer(results[0], doc["choices"]).index
-    return {"exact_match": float(index == doc["target"]), "unparsed": float(index is None)}
+    """Per document: 1 where the generated text names the right choice or number; 1 where nothing could be read."""
+    key = read(results[0], doc["choices"]).key
+    return {"exact_match": float(key == doc["gold"]), "unparsed": float(key is None)}

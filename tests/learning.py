@@ -30,6 +30,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "dss": {"teacher": "terse"},
     "kd": {"teacher": "terse"},
     "seqkd": {"teacher": "terse"},
+    "mixed_distillation": {"teacher": "terse"},
     "gkd": _SHORT,
     "minillm": {**_SHORT, "group_size": 1, "inner_epochs": 1},
 }
@@ -48,10 +49,10 @@ class FakeMethod(load_method("finetune")):  # type: ignore[misc]
 METHODS = [*names("method"), "fake_third_party"]
 
 
-def make_method(name: str) -> Method:
-    """A method by name with the settings that the sample's two teachers need."""
+def make_method(name: str, **settings: Any) -> Method:
+    """A method by name with the settings that the sample's two teachers need, and others."""
     kind = FakeMethod if name == "fake_third_party" else load_method(name)
-    return kind(kind.Config(**SETTINGS.get(name, {})))
+    return kind(kind.Config(**{**SETTINGS.get(name, {}), **settings}))
 
 
 def sample_records(count: int = 8, task: str = "obqa") -> tuple[TaskRecord, ...]:

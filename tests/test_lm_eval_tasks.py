@@ -17,6 +17,7 @@ from tinyllm_bench.evaluate.asking import Asked
 from tinyllm_bench.evaluate.runner import answer
 
 TASKS = ("arc", "bioasq", "obqa", "piqa", "pubmedqa", "riddle")
+NATIVE = ("gsm8k", "svamp")  # a group of their own, and one reading
 SAMPLE = Source(kind="sample")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,8 +30,11 @@ def manager(**metadata: Any) -> Any:
 
 def test_exactly_the_expected_names_are_found() -> None:
     found = manager()
-    assert found.all_subtasks == sorted(f"tinyllm_{task}_{reading}" for task in TASKS for reading in READINGS)
-    assert found.all_groups == sorted(f"tinyllm_bench_{reading}" for reading in READINGS)
+    main = [f"tinyllm_{task}_{reading}" for task in TASKS for reading in READINGS]
+    assert found.all_subtasks == sorted([*main, *(f"tinyllm_{task}_gen" for task in NATIVE)])
+    assert found.all_groups == sorted(
+        [*(f"tinyllm_bench_{reading}" for reading in READINGS), "tinyllm_bench_native_gen"]
+    )
 
 
 def test_every_task_and_group_loads() -> None:
@@ -43,6 +47,48 @@ def test_every_task_and_group_loads() -> None:
         kind = "generate_until" if reading == "gen" else "multiple_choice"
         output_type: str = task.OUTPUT_TYPE
         assert output_type == kind
+
+
+def test_the_native_group_holds_the_word_problems_alone() -> None:
+    loaded = manager(source="sample").load(["tinyllm_bench_native_gen"])
+    assert sorted(loaded["tasks"]) == [f"tinyllm_{task}_gen" for task in NATIVE]
+    for name, task in loaded["tasks"].items():
+        docs = list(task.test_docs())
+        records = load_split(SAMPLE, name.split("_")[1], "test")
+        assert [(doc["id"], doc["gold"], doc["target"]) for doc in docs] == [
+            (record.id, record.number, record.gold_text) for record in records
+        ]
+        assert task.OUTPUT_TYPE == "generate_until"
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_a_number_is_asked_for_as_in_training_with_shots_that_end_in_it(name: str) -> None:
+    record, ask, lm = load_split(SAMPLE, name, "test")[0], Ask(reading="gen"), fakes.Recorder()
+    answer(lm, Asked(task=name, reading="gen", split="test", ids=(record.id,), source=SAMPLE, shots=2))
+    shown = "".join(f"{ask.prompt(one)} {ask.label_target(one)}\n\n" for one in load_split(SAMPLE, name, "train")[:2])
+    assert [args[0] for args in lm.asked] == [shown + ask.prompt(record)]
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_plain_lm_eval_reads_numbers_as_our_runner_does(name: str) -> None:
+    import lm_eval
+
+    records = load_split(SAMPLE, name, "test")
+    gold = {Ask(reading="gen").prompt(record): record.gold_text for record in records}
+    said = {prompt: (f" {text} dollars", " -1", " hm")[i % 3] for i, (prompt, text) in enumerate(gold.items())}
+    lm = fakes.FakeLM(write=said.__getitem__)
+    ours = answer(lm, Asked(task=name, reading="gen", split="test", ids=tuple(r.id for r in records), source=SAMPLE))
+    assert [(p.correct, p.answer is None, p.parsed_by) for p in ours[:3]] == [
+        (True, False, "alone"),
+        (False, False, "alone"),
+        (False, True, None),
+    ]
+    plain: Any = lm_eval.simple_evaluate(
+        model=lm, tasks=[f"tinyllm_{name}_gen"], task_manager=manager(source="sample"), num_fewshot=0, bootstrap_iters=0
+    )
+    found = plain["results"][f"tinyllm_{name}_gen"]
+    assert found["exact_match,none"] == sum(p.correct for p in ours) / 16
+    assert found["unparsed,none"] == sum(p.answer is None for p in ours) / 16
 
 
 def test_no_yaml_has_drifted() -> None:

@@ -1,17 +1,31 @@
 """What every task must keep, whoever wrote it; runs over every task by name."""
 
+import json
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
+from tinyllm_bench.answers.parser import Read, read
+from tinyllm_bench.answers.programs import answer_of, number
+from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.base import plugins
 from tinyllm_bench.data.checks import question_key
 from tinyllm_bench.data.facts import facts_of, shipped_facts
 from tinyllm_bench.data.prompts import LETTERS, Ask
 from tinyllm_bench.data.records import READINGS, SPLITS, Reading, TaskRecord
-from tinyllm_bench.data.sources import SAMPLE_SIZES, Source, load_rationales, load_split, manifest, rationale_keys
+from tinyllm_bench.data.release import own_file
+from tinyllm_bench.data.sources import (
+    SAMPLE_SIZES,
+    Source,
+    gold_visible,
+    load_rationales,
+    load_split,
+    manifest,
+    program_keys,
+    rationale_keys,
+)
 
 SAMPLE = Source("sample")
 TASKS = plugins.names("task")
@@ -22,16 +36,30 @@ RELEASE_ROWS = {  # rows of train, valid and test in the public release
     "riddle": (3510, 511, 510),
     "pubmedqa": (500, 100, 400),
     "bioasq": (976, 109, 123),
+    "svamp": (720, 80, 200),
+    "gsm8k": (6473, 500, 500),
 }
+NUMBERS = ("gsm8k", "svamp")  # their answer is a number; the others' is one of several options
+CHOICES = tuple(task for task in TASKS if task not in NUMBERS)
 every_task = pytest.mark.parametrize("task", TASKS)
+choice_task = pytest.mark.parametrize("task", CHOICES)
+number_task = pytest.mark.parametrize("task", NUMBERS)
 
 
 def sample(task: str) -> list[TaskRecord]:
     return [record for split in SPLITS for record in load_split(SAMPLE, task, split)]
 
 
-def test_the_six_tasks_are_there() -> None:
+def release_of(task: str, release: Path) -> Source:
+    info = plugins.load_task(task)
+    if info.file is not None and own_file(release, info) is None:
+        pytest.skip(f"needs {info.file.path} beside the release folder")
+    return Source("release", str(release))
+
+
+def test_the_tasks_are_there_and_the_main_suite_asks_for_choices() -> None:
     assert sorted(RELEASE_ROWS) == TASKS
+    assert tuple(task for task in TASKS if plugins.load_task(task).suite == "main") == CHOICES
 
 
 @every_task
@@ -48,7 +76,8 @@ def test_the_facts_are_filled_in(task: str) -> None:
 def test_the_docstring_shows_a_row_a_source_and_a_licence(task: str) -> None:
     text = (plugins.folder("task") / f"{task}.py").read_text()
     head = text.split('"""')[1]
-    for word in ('{"id":', '"choices":', '"answer":', "Source:", "Licence:", "invented"):
+    fields = ('"gold":',) if task in NUMBERS else ('"choices":', '"answer":')
+    for word in ('{"id":', *fields, "Source:", "Licence:", "invented"):
         assert word in head
 
 
@@ -72,13 +101,29 @@ def test_no_two_splits_of_the_sample_share_a_question(task: str) -> None:
 @every_task
 def test_texts_are_clean(task: str) -> None:
     for record in sample(task):
-        assert 0 <= record.answer < len(record.choices) >= 2
-        for text in (record.question, *record.choices):
+        for text in (record.question, record.gold_text, *record.choices):
             assert text and text == text.strip()
         assert record.context == " ".join(record.context.split())
 
 
-@every_task
+@choice_task
+def test_an_answer_is_one_of_the_choices(task: str) -> None:
+    for record in sample(task):
+        assert 0 <= record.answer < len(record.choices) >= 2 and record.number is None
+        assert (record.gold_key, record.gold_text) == (record.answer, record.choices[record.answer])
+
+
+@number_task
+def test_an_answer_is_a_number_and_its_key_that_of_programs(task: str) -> None:
+    assert plugins.load_task(task).readings == ("gen",)
+    for record in sample(task):
+        assert record.choices == () and record.answer == -1
+        assert record.gold_key == record.number == number(record.gold_text).key
+        assert read(record.gold_text, ()).key == record.gold_key
+    assert len({record.number for record in load_split(SAMPLE, task, "test")}) > 10
+
+
+@choice_task
 def test_the_sample_s_answers_are_spread_over_the_options(task: str) -> None:
     answers = {record.answer for record in load_split(SAMPLE, task, "test")}
     assert answers == set(range(len(sample(task)[0].choices)))
@@ -95,6 +140,21 @@ def test_the_sample_s_teachers_speak_to_every_training_question(task: str) -> No
         assert not any(load_rationales(SAMPLE, task, "test", key).values())
 
 
+@number_task
+def test_the_sample_s_rationales_name_the_answer_and_its_programs_work_it_out(task: str) -> None:
+    train = {record.id: record for record in load_split(SAMPLE, task, "train")}
+    for key in rationale_keys(SAMPLE, task):
+        for name, text in load_rationales(SAMPLE, task, "train", key).items():
+            assert read(text, ()) == Read(None, "answer_is", train[name].number), text
+    assert program_keys(SAMPLE, task) == ("stepwise",)
+    programs = load_rationales(SAMPLE, task, "train", "stepwise", kind="program")
+    assert list(programs) == list(train)
+    assert not any(load_rationales(SAMPLE, task, "test", "stepwise", kind="program").values())
+    with Sandbox() as sandbox:
+        results = sandbox.map(list(programs.values()))
+    assert [answer_of(result, ()).key for result in results] == [record.number for record in train.values()]
+
+
 @every_task
 def test_the_manifest_of_the_sample_is_stable(task: str) -> None:
     before = manifest(SAMPLE, task)
@@ -103,7 +163,7 @@ def test_the_manifest_of_the_sample_is_stable(task: str) -> None:
     assert {split: facts["rows"] for split, facts in before.items()} == SAMPLE_SIZES
 
 
-@every_task
+@choice_task
 @pytest.mark.parametrize("reading", READINGS)
 def test_the_label_s_target_per_reading(task: str, reading: Reading) -> None:
     ask = Ask(reading=reading)
@@ -112,7 +172,18 @@ def test_the_label_s_target_per_reading(task: str, reading: Reading) -> None:
         assert ask.label_target(record) == wanted == ask.options(record)[record.answer]
 
 
-@every_task
+@number_task
+@pytest.mark.parametrize("style", ["marker", "paper"])
+def test_a_number_is_asked_for_without_options_and_without_the_answer(task: str, style: str) -> None:
+    for reading in READINGS:
+        ask = Ask(reading=reading, style=style)  # type: ignore[arg-type]
+        for record in sample(task):
+            assert ask.context(record) == ask.context(record, "rationale:any") == f"Question: {record.question}"
+            assert ask.label_target(record) == record.gold_text and ask.options(record) == ()
+            assert ask.prompt(record) == ask.prompt(replace(record, number="7"))
+
+
+@choice_task
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("style", ["marker", "paper"])
 def test_the_prompt_does_not_know_the_answer(task: str, reading: Reading, style: str) -> None:
@@ -123,7 +194,7 @@ def test_the_prompt_does_not_know_the_answer(task: str, reading: Reading, style:
             assert len(prompts) == 1
 
 
-@every_task
+@choice_task
 def test_the_passage_and_the_question_hold_no_options(task: str) -> None:
     """The options stand in the prompt once, put there by `Ask`, and not at all in `cloze`."""
     for record in sample(task):
@@ -137,23 +208,55 @@ def test_the_passage_and_the_question_hold_no_options(task: str) -> None:
 @pytest.mark.release
 @every_task
 def test_every_row_of_the_release_converts(task: str, release: Path) -> None:
-    source = Source("release", str(release))
+    source = release_of(task, release)
     for split, size in zip(SPLITS, RELEASE_ROWS[task], strict=True):
         records = load_split(source, task, split)
         assert len(records) == size == len({record.id for record in records})
         assert facts_of(records) == shipped_facts()[task][split]
-        assert all(record.choices.count(record.choices[record.answer]) == 1 for record in records)
+        assert all((record.choices or (record.gold_text,)).count(record.gold_text) == 1 for record in records)
+        assert all(record.choices or record.number == number(record.gold_text).key for record in records)
         assert not any("Answer Choices" in record.context + record.question for record in records)
 
 
 @pytest.mark.release
 @every_task
 def test_every_rationale_of_the_release_lines_up(task: str, release: Path) -> None:
-    source = Source("release", str(release))
+    source = release_of(task, release)
     for key in rationale_keys(source, task):
         texts = load_rationales(source, task, "train", key)
         assert list(texts) == [record.id for record in load_split(source, task, "train")]
         assert not any("Answer Choices:" in text.split("\n\nQ: ")[0] for text in texts.values() if key == "flan-t5-xl")
+
+
+@pytest.mark.release
+def test_teachers_of_word_problems_are_read_as_they_were_recorded(release: Path) -> None:
+    """Counts alone: what the reader of numbers makes of 1,000 chains of thought a teacher."""
+    source, info = release_of("svamp", release), plugins.load_task("svamp")
+    rows = [json.loads(line) for line in own_file(release, info).read_text().splitlines()]  # type: ignore[union-attr]
+    found = {}
+    for key in info.rationale_keys:
+        keys = [read(row[key]["cot"], ()).key for row in rows]
+        told = [number(row[key]["cot_answer"]).key for row in rows]
+        read_ones = [(mine, theirs) for mine, theirs in zip(keys, told, strict=True) if mine is not None]
+        right = sum(mine == number(row["gold"]).key for mine, row in zip(keys, rows, strict=True))
+        found[key] = (len(read_ones), sum(mine == theirs for mine, theirs in read_ones), right)
+        assert not gold_visible(source, "svamp", key)
+        programs = load_rationales(source, "svamp", "test", key, kind="program")
+        assert len(programs) == 200 and all(programs.values())
+    assert found == {"gpt-3.5-turbo": (978, 977, 824), "gpt4": (976, 976, 917)}
+
+
+@pytest.mark.release
+def test_human_solutions_end_in_the_gold_and_not_every_one_has_a_program(release: Path) -> None:
+    source = release_of("gsm8k", release)
+    records = load_split(source, "gsm8k", "train")
+    texts = load_rationales(source, "gsm8k", "train", "human")
+    keys = [read(texts[record.id], ()).key for record in records]
+    assert sum(key == record.gold_key for key, record in zip(keys, records, strict=True)) == 6472
+    assert keys.count(None) == 1  # "points/answer = 48" announces another number
+    programs = load_rationales(source, "gsm8k", "train", "human", kind="program")
+    assert sum(map(bool, programs.values())) == 6069 and list(programs) == list(texts)
+    assert gold_visible(source, "gsm8k", "human")
 
 
 @pytest.mark.release

@@ -2,7 +2,21 @@
 
 import pytest
 
-from tinyllm_bench.answers.parser import PARSER_VERSION, RULES, Read, first_line, normalised, read_answer
+from tinyllm_bench.answers.parser import (
+    NUMBER_RULES,
+    NUMBERS_VERSION,
+    PARSER_VERSION,
+    RULES,
+    Read,
+    bare_number,
+    first_line,
+    normalised,
+    numbers_in,
+    read,
+    read_answer,
+    read_number,
+    reader_version,
+)
 
 COLOURS = ("blue", "red", "dark red", "green")
 YES_NO = ("yes", "no", "maybe")
@@ -107,3 +121,115 @@ def test_helpers_and_names() -> None:
     assert normalised(" \u201cDark\u00a0Red.\u201d ") == "dark red"
     assert [name for name, _ in RULES] == ["exact", "letter", "answer_is", "leading", "closed_word", "contained"]
     assert PARSER_VERSION == 1
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "rule"),
+    [
+        ("51", "51", "alone"),
+        (" 51.\n", "51", "alone"),
+        ("$51", "51", "alone"),
+        ("51 dollars", "51", "alone"),
+        ("51%", "51", "alone"),
+        ("$1,200", "1200", "alone"),
+        ("1,234,567 people", "1234570", "alone"),  # six significant digits, as all keys
+        ("-5", "-5", "alone"),
+        ("\u22125 degrees", "-5", "alone"),
+        ("-$5.50", "-5.5", "alone"),
+        ("$-5.50", "-5.5", "alone"),
+        ("\u20ac 3.20", "3.2", "alone"),
+        ("2.0", "2", "alone"),
+        (".5", "0.5", "alone"),
+        ("0.50 litres", "0.5", "alone"),
+        ("1e3", "1000", "alone"),
+        ("**51**", "51", "alone"),
+        ("= 51 apples", "51", "alone"),
+        ("5kg", "5", "alone"),
+        ("51\nQuestion: What now?", "51", "alone"),
+        ("9 - 4 = 5 pens\n5", "5", "alone"),
+        ("The answer is 51.", "51", "answer_is"),
+        ("the answer is: $51", "51", "answer_is"),
+        ("Answer: 51 dollars", "51", "answer_is"),
+        ("So the answer is **7**.", "7", "answer_is"),
+        ("The answer is 76 - 25 = 51.", "51", "answer_is"),
+        ("The answer is $51 for each of the 3 packs.", "51", "answer_is"),
+        ("The answer is that she has 51 of them.", "51", "answer_is"),
+        ("She had 9.\nThe answer is 5.\n\nShe is 40 years old.", "5", "answer_is"),
+        ("The answer is:\n\n5 apples", "5", "answer_is"),
+        ("The answer is 5. So the answer is 5.0.", "5", "answer_is"),
+        (r"We get \boxed{\$1,200}.", "1200", "answer_is"),
+        ("She gives 4 away, so 9 - 4 = 5 are left.", "5", "last_number"),
+        ("He had 9 pens.\nNow he has 5 pens.", "5", "last_number"),
+        ("Each of the 3 gets 12 / 3 = 4 for the 2 days.", "4", "last_number"),
+        ("He has 5 pens and a cap. It is the 2nd.", "5", "last_number"),
+        ("There are 4 cats, so that makes 16 legs in all", "16", "last_number"),
+    ],
+)
+def test_it_reads_a_number_that_is_said(text: str, key: str, rule: str) -> None:
+    assert read_number(text) == Read(None, rule, key) == read(text, ())
+    assert read(text, ()).key == key
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " \n ",
+        "$",
+        "%",
+        "five",
+        "no idea",
+        "2 and 3",
+        "2 or 3",
+        "2, 3",
+        "5 to 6 days",
+        "5 dollars and 6 cents",
+        "4 red and 5 blue",
+        "7 - 2",
+        "7 x 2",
+        "1/2",
+        "3 1/2",
+        "a ratio of 3:4",
+        "at 12:30",
+        "2^10",
+        "3 million",
+        "2 dozen",
+        "1,20",
+        "1.2.3",
+        "the 5th",
+        "room B12",
+        "The answer is 1/2.",
+        "The answer is 2 and 3.",
+        "The answer is 5 apples, 6 pears.",
+        "The answer is between 5 and 6.",
+        "The answer is not 5.",
+        "The answer is 5. No, the answer is 6.",
+        "There are 5 of them, but the answer is unknown.",
+        "The answer is 5.\n\\boxed{6}",
+        "You cannot watch 56 of them.",
+        "It isn't 5",
+        "5\n6",
+    ],
+)
+def test_it_never_guesses_a_number(text: str) -> None:
+    assert read_number(text) == Read(None, None) and read(text, ()).key is None
+
+
+def test_one_door_for_both_kinds_of_question() -> None:
+    assert read("(b)", COLOURS) == Read(1, "letter") and read("(b)", COLOURS).key == 1
+    assert read("a", COLOURS).key == 0, "index 0 is an answer"
+    assert read("purple", COLOURS).key is None
+
+
+def test_numbers_have_a_version_of_their_own() -> None:
+    assert [name for name, _ in NUMBER_RULES] == ["answer_is", "alone", "last_number"]
+    assert NUMBERS_VERSION == 1
+    assert reader_version(COLOURS) == "1" and reader_version(()) == "numbers 1, keys 1"
+
+
+def test_numbers_in_a_text_stand_for_themselves() -> None:
+    assert numbers_in("5 of 51 on the 3rd, 1/7 or $1,200") == {"5", "51", "1200"}
+    assert bare_number("51 more apples") == {"51"} and bare_number("51 is wrong") == set()

@@ -49,6 +49,16 @@ def test_more_than_there_are_is_everything() -> None:
     assert stratified_subset([], 5, salt="test") == ()
 
 
+def test_numbers_are_one_stratum() -> None:
+    records = [
+        TaskRecord(id=f"t/test/{i}", task="t", split="test", question=f"q{i}", number=str(i % 3)) for i in range(50)
+    ]
+    chosen = stratified_subset(records, 7, salt="test")
+    assert len(chosen) == 7 and {r.id for r in chosen} == {
+        r.id for r in stratified_subset(records[::-1], 7, salt="test")
+    }
+
+
 def test_a_negative_size_is_a_bug() -> None:
     with pytest.raises(ValueError, match="-1"):
         stratified_subset(RECORDS, -1, salt="test")

@@ -9,9 +9,10 @@ from tests.pipeline.runs import cells_of, one_cell, quick
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.pipeline.cells import Cell, choose_reading, plan_cells
-from tinyllm_bench.pipeline.request import Request, check_method_keys, load_preset, preset_names, settings_of
+from tinyllm_bench.pipeline.request import Request, check_method_keys, expand, load_preset, preset_names, settings_of
 
 PRESETS = ("cpu", "modern", "paper", "quickstart")
+TABLES = ("mixed_distillation_table",)  # a paper's own comparison: one method, its own tasks
 
 
 def settings(*assignments: str, method: str = "tinyllm", preset: str = "quickstart", **changes: Any) -> Any:
@@ -177,9 +178,9 @@ def test_dss_needs_to_be_told_its_teacher_when_there_are_several(tiny_llama_dir:
 # --- presets ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_four_presets() -> None:
-    assert preset_names() == list(PRESETS)
-    assert all(load_preset(name).about for name in PRESETS)
+def test_the_presets() -> None:
+    assert preset_names() == sorted([*PRESETS, *TABLES])
+    assert all(load_preset(name).about for name in (*PRESETS, *TABLES))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -188,7 +189,7 @@ def test_presets_are_valid_for_every_task(name: str, method: str | None) -> None
     preset, request = load_preset(name), Request()
     known = set(plugins.names("task"))
     assert {*preset.tasks} <= known and {*preset.methods, *preset.variants} <= set(plugins.names("method"))
-    for task in sorted(known):
+    for task in sorted(name for name in known if plugins.load_task(name).suite == "main"):
         variants = {"": {}, **preset.variants.get(method or "", {})}
         for values in variants.values():
             config = settings_of(request, preset, method=method, task=task, variant=values)[0].config
@@ -267,7 +268,17 @@ def test_all_tasks_methods_and_seeds(tiny_llama_dir: Path) -> None:
         ("finetune", 1),
         ("tinyllm", 1),
     ]
-    assert [cell.task.name for cell in cells[::8]] == plugins.names("task")
+    assert [cell.task.name for cell in cells[::8]] == ["arc", "bioasq", "obqa", "piqa", "pubmedqa", "riddle"]
+
+
+def test_all_means_the_main_suite_and_other_tasks_are_named() -> None:
+    six = ("arc", "bioasq", "obqa", "piqa", "pubmedqa", "riddle")
+    assert expand("task", ("all",)) == six
+    assert expand("task", ("all", "svamp", "obqa")) == (*six, "svamp")
+    assert expand("task", ("gsm8k", "svamp")) == ("gsm8k", "svamp")
+    assert expand("method", ("all",)) == tuple(plugins.names("method"))
+    with pytest.raises(UserError, match="Did you mean 'svamp'"):
+        expand("task", ("svmap",))
 
 
 def test_a_name_given_twice_is_one_cell(tiny_llama_dir: Path) -> None:

@@ -41,6 +41,18 @@ def test_a_copy_with_changed_numbers_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "run.json").exists()
 
 
+def test_an_item_may_hold_the_key_of_a_number_and_no_other_text(tmp_path: Path) -> None:
+    keys = ["51", "-2.5", "1e+20", None, 3]
+    items = [[name, keys[i % 5] if i >= 9 else 0, flag] for i, (name, _, flag) in enumerate(ITEMS)]
+    unparsed = sum(answer is None for _, answer, _ in items)
+    score = SCORE | {"unparsed": unparsed, "wrong": 11 - unparsed}
+    record = RunRecord.model_validate(make_fields("m", flags(20, 9)) | {"items": items, "score": score})
+    assert load_record(save_record(record, tmp_path)) == record
+    for text in ("five", "$5", "5 pens", "", "nan", "5\n"):
+        with pytest.raises(ValidationError, match="items"):
+            RunRecord.model_validate(make_fields("m", flags(20, 9)) | {"items": [[ITEMS[0][0], text, 1], *ITEMS[1:]]})
+
+
 SCORE = {"n": 20, "correct": 9, "wrong": 9, "unparsed": 2, "hit_token_limit": 0, "context_cut": 0, "ties": 0}
 ITEMS = make_fields("m", flags(20, 9), unparsed=2)["items"]
 

@@ -8,6 +8,7 @@ import pytest
 from tinyllm_bench.data.records import TaskRecord
 from tinyllm_bench.teach import elicit
 from tinyllm_bench.teach.elicit import Demonstration, Kind, Reply
+from tinyllm_bench.teach.program_shots import SHOWN
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -146,24 +147,19 @@ def test_only_a_forced_teacher_sees_the_gold(kind: Kind) -> None:
     assert elicit.gold_visible(kind) is (kind == "forced")
 
 
-def test_a_program_is_asked_for_with_two_examples_whatever_is_shown() -> None:
+def test_a_program_is_asked_for_with_six_examples_whatever_is_shown() -> None:
     prompt = elicit.prompt(BATH, [Demonstration(NIGHT, "Owls see in the dark.")], "program")
-    assert prompt == elicit.prompt(BATH, (), "program") and prompt.count("Question:\n") == 3
+    assert prompt == elicit.prompt(BATH, (), "program") and prompt.count("Question:\n") == 7
     assert prompt.endswith("(d) a key\nProgram:\n```python")
     assert "`choices`" in prompt and "`answer = ...`" in prompt
 
 
-def test_the_examples_of_programs_run_and_answer_right() -> None:
-    found = re.findall(
-        r"Options:\n(.*?)\nProgram:\n```python\n(.*?)\n```", elicit.prompt(BATH, (), "program"), re.DOTALL
-    )
-    answers = []
-    for options, code in found:
-        names = {"choices": {line[1]: line[4:] for line in options.splitlines()}}
-        exec(code, {}, names)  # our own words, from the module under test
-        answers.append(names["answer"])
-        assert not re.search(r"\b(?:for|while|def|import)\b", code)
-    assert answers == ["c", "yes"]
+def test_each_kind_of_question_has_its_own_examples() -> None:
+    asked = [elicit.prompt(one, (), "program") for one in (BATH, STUDY)]
+    shown = [[one.program for one in SHOWN[kind]] for kind in ("options", "yes_no")]
+    for text, own, others in zip(asked, shown, reversed(shown), strict=True):
+        assert all(program in text for program in own) and not any(program in text for program in others)
+        assert not re.search(r"^(?:for|while|def|import)\b", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,15 +8,15 @@ sets `answer` to a letter; to "yes", "no" or "maybe"; or to a number (arXiv 2312
 import math
 import re
 from collections.abc import Sequence
-from decimal import Context, Decimal
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from tinyllm_bench.answers.parser import normalised
 from tinyllm_bench.answers.sandbox_runner import ExecResult
 from tinyllm_bench.data.prompts import LETTERS
+from tinyllm_bench.data.rows import number_key
 
 NORMALISER_VERSION = 1  # raise it with any change of what a value means
-DIGITS = 6  # significant ones in which numbers are compared
 REASONS = (
     "empty",
     "no_answer",
@@ -37,7 +37,6 @@ REASONS = (
 Kind = Literal["number", "options", "yes_no"]
 
 _CLOSED = frozenset({"yes", "no", "maybe"})
-_ROUND = Context(prec=DIGITS)
 _NUMBER = re.compile(
     r"([+-]?)\s*[$€£]?\s*([+-]?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(e[+-]?\d{1,3})?\s*%?", re.I
 )
@@ -86,22 +85,13 @@ def number(value: Any) -> Key:
     if type(value) is float and not math.isfinite(value):
         return Key(None, "not_finite")
     if type(value) in (int, float):
-        exact = Decimal(str(value)) if type(value) is float else Decimal(value)
-    elif type(value) is str and (match := _NUMBER.fullmatch(value.strip())):
+        return Key(number_key(value))
+    if type(value) is str and (match := _NUMBER.fullmatch(value.strip())):
         outer, inner, digits, exponent = match.groups()
         if outer and inner:
             return Key(None, "non_numeric")
-        exact = Decimal(outer + inner + digits.replace(",", "") + (exponent or ""))
-    else:
-        return Key(None, "non_numeric")
-    return Key(_written(_ROUND.plus(exact)))
-
-
-def _written(rounded: Decimal) -> str:
-    if not rounded:
-        return "0"  # and never -0
-    form = "f" if -DIGITS <= rounded.adjusted() < 16 else "e"
-    return format(rounded.normalize(_ROUND), form)
+        return Key(number_key(Decimal(outer + inner + digits.replace(",", "") + (exponent or ""))))
+    return Key(None, "non_numeric")
 
 
 def option(value: Any, choices: Sequence[str]) -> Key:

@@ -10,18 +10,23 @@ from statistics import fmean
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data import release
-from tinyllm_bench.data.records import SPLITS, Split, TaskInfo, TaskRecord
+from tinyllm_bench.data.records import SPLITS, Recorded, Split, TaskInfo, TaskRecord
 from tinyllm_bench.data.sources import Source, load_rationales, load_split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckLine:
-    """What was found of one task. `rationales` counts the texts that are not empty, per teacher and split."""
+    """What was found of one task. `rationales` and `programs` count texts that are not empty, per teacher and split.
+
+    `absent` is the task's own file where it is not there: such a task cannot be asked, and nothing is wrong.
+    """
 
     task: str
     ok: bool
     counts: Mapping[Split, int] = field(default_factory=dict)
     rationales: Mapping[str, Mapping[Split, int]] = field(default_factory=dict)
+    programs: Mapping[str, Mapping[Split, int]] = field(default_factory=dict)
+    absent: str | None = None
     rebuilt: bool = False
     problems: tuple[str, ...] = ()
 
@@ -30,46 +35,67 @@ class CheckLine:
         """The line for people: counts and digests where all is well, the problems otherwise."""
         if not self.ok:
             return f"{self.task}: FAILED: {'; '.join(self.problems)}"
+        if self.absent is not None:
+            where = "neither inside the release folder nor beside it"
+            return f"{self.task}: not there, and no other task needs it ({self.absent} is {where})"
         counts = " / ".join(f"{self.counts[split]}" for split in SPLITS)
-        teachers = ", ".join(
-            f"{key} {' / '.join(str(found[split]) for split in SPLITS)}" for key, found in self.rationales.items()
-        )
+        teachers = _teachers(self.rationales) or "none"
+        programs = f"; programs: {_teachers(self.programs)}" if self.programs else ""
         rebuilt = "; train rebuilt from the rationale files" if self.rebuilt else ""
         return (
-            f"{self.task}: {counts} rows (train / valid / test), digests ok; rationales: {teachers or 'none'}{rebuilt}"
+            f"{self.task}: {counts} rows (train / valid / test), digests ok; rationales: {teachers}{programs}{rebuilt}"
         )
+
+
+def _teachers(texts: Mapping[str, Mapping[Split, int]]) -> str:
+    return ", ".join(f"{key} {' / '.join(str(found[split]) for split in SPLITS)}" for key, found in texts.items())
 
 
 def check_release(folder: str | Path, *, tasks: Iterable[str] | None = None) -> list[CheckLine]:
-    """One line a task (all of them by default): rows and digests of every split, rationales of every teacher.
+    """One line a task (all of them by default): rows and digests of every split, texts of every teacher.
+
+    By default a task whose own file is not there is said to be absent; asked for by name, it has a problem.
 
     A problem does not stop the check: every split and teacher is looked at, and each problem is reported once.
     """
     source = Source("release", str(folder))
     load_split.cache_clear()  # the folder may have been repaired since the last look
-    return [_check_task(source, name) for name in (plugins.names("task") if tasks is None else tasks)]
+    if tasks is not None:
+        return [_check_task(source, name) for name in tasks]
+    return [_absent(source, name) or _check_task(source, name) for name in plugins.names("task")]
+
+
+def _absent(source: Source, name: str) -> CheckLine | None:
+    info: TaskInfo = plugins.load_task(name)
+    if info.file is None or release.own_file(Path(source.folder or ""), info) is not None:
+        return None
+    return CheckLine(task=name, ok=True, absent=info.file.path)
 
 
 def _check_task(source: Source, name: str) -> CheckLine:
     info: TaskInfo = plugins.load_task(name)
     counts: dict[Split, int] = {}
-    rationales: dict[str, dict[Split, int]] = {key: {} for key in info.rationale_keys}
+    kinds: dict[Recorded, tuple[str, ...]] = {"rationale": info.rationale_keys, "program": info.program_keys}
+    found: dict[Recorded, dict[str, dict[Split, int]]] = {
+        kind: {key: {} for key in keys} for kind, keys in kinds.items()
+    }
     problems: list[str] = []
     for split in SPLITS:
         try:
             counts[split] = len(load_split(source, name, split))
-            for key in info.rationale_keys:
-                texts = load_rationales(source, name, split, key)
-                rationales[key][split] = sum(bool(text) for text in texts.values())
+            for kind, key in ((kind, key) for kind, keys in kinds.items() for key in keys):
+                texts = load_rationales(source, name, split, key, kind=kind)
+                found[kind][key][split] = sum(map(bool, texts.values()))
         except UserError as error:
             problems.append(str(error))
     return CheckLine(
         task=name,
         ok=not problems,
         counts=counts,
-        rationales=rationales,
+        rationales=found["rationale"],
+        programs=found["program"],
         rebuilt=release.is_rebuilt(Path(source.folder or ""), info, "train"),
-        problems=tuple(problems),
+        problems=tuple(dict.fromkeys(problems)),
     )
 
 
@@ -84,7 +110,7 @@ class TaskFacts:
     sizes: Mapping[Split, int]
     chance: float
     majority: float
-    majority_answer: int
+    majority_answer: int | str
     overlap: int
     overlap_share: float
     question_words: tuple[float, int]
@@ -94,14 +120,13 @@ class TaskFacts:
 def task_facts(source: Source, task: str) -> TaskFacts:
     """Licence, source, sizes, chance and majority level on test, leakage from train, and lengths (mean, longest).
 
-    `majority_answer` is the option position that is right most often in train; `overlap` counts the test questions that
-    stand in train too, with `question_key` as the measure.
+    `majority_answer` is the option position, or the number, that is right most often in train; the chance level of a
+    number is 0. `overlap` counts the test questions that stand in train too, with `question_key` as the measure.
     """
     info: TaskInfo = plugins.load_task(task)
     by_split = {split: load_split(source, task, split) for split in SPLITS}
     train, test = by_split["train"], by_split["test"]
-    counted = Counter(record.answer for record in train)
-    answer = min(counted, key=lambda position: (-counted[position], position))
+    answer = most_frequent(record.gold_key for record in train)
     everything = [record for records in by_split.values() for record in records]
     shared = overlap(train, test)
     return TaskFacts(
@@ -110,14 +135,25 @@ def task_facts(source: Source, task: str) -> TaskFacts:
         licence=info.licence,
         source=info.source,
         sizes={split: len(records) for split, records in by_split.items()},
-        chance=fmean(1 / len(record.choices) for record in test),
-        majority=fmean(record.answer == answer for record in test),
+        chance=chance_level(test),
+        majority=fmean(record.gold_key == answer for record in test),
         majority_answer=answer,
         overlap=shared,
         overlap_share=shared / len(test),
         question_words=_lengths(record.question for record in everything),
         context_words=_lengths(record.context for record in everything),
     )
+
+
+def most_frequent(keys: Iterable[int | str]) -> int | str:
+    """The answer key that stands most often: on a tie the lowest option position, or the smallest number."""
+    counted = Counter(keys)
+    return min(counted, key=lambda key: (-counted[key], float(key)))
+
+
+def chance_level(records: Sequence[TaskRecord]) -> float:
+    """Expected accuracy of a blind guess: the mean of one over the number of options, and 0 for a number."""
+    return fmean(1 / len(record.choices) if record.choices else 0.0 for record in records)
 
 
 def _lengths(texts: Iterable[str]) -> tuple[float, int]:

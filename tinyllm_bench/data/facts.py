@@ -4,6 +4,8 @@
 where `[first, last]` stands for a run of whole numbers. A maintainer writes both again from a release folder with
 
     python -m tinyllm_bench.data.facts RELEASE_FOLDER TASKS_FOLDER
+
+The files of the tasks that have one of their own must stand inside that folder or beside it.
 """
 
 import functools

@@ -36,10 +36,13 @@ class Ask:
     delimiter: str = " "
 
     def context(self, record: TaskRecord, channel: str = LABEL) -> str:
-        """The part of the prompt that tells the question, without the channel's marker."""
+        """The part of the prompt that tells the question, without the channel's marker.
+
+        A question that asks for a number has no options to show: in every reading and channel it looks as in `cloze`.
+        """
         hidden = self.reading == "cloze" if channel == LABEL else self.rationale_context == "question"
         passage = f"{record.context}\n" if record.context else ""
-        if hidden:
+        if hidden or not record.choices:
             return f"{passage}Question: {record.question}"
         options = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(record.choices))
         return f"{passage}{record.question}\nAnswer Choices:\n{options}"
@@ -56,14 +59,14 @@ class Ask:
         return "\nAnswer:" if channel == LABEL else f"\n{kind.capitalize()} ({teacher}):" if teacher else f"\n{kind}:"
 
     def options(self, record: TaskRecord) -> tuple[str, ...]:
-        """The continuations whose probabilities are compared: letters in `mc`, answer texts otherwise."""
+        """The continuations whose probabilities are compared: letters in `mc`, answer texts otherwise; no numbers."""
         if self.reading == "mc":
             return tuple(LETTERS[: len(record.choices)])
         return record.choices
 
     def label_target(self, record: TaskRecord) -> str:
-        """What the label channel writes: the answer's text, or its letter in `mc`."""
-        return self.options(record)[record.answer]
+        """What the label channel writes: the answer's text, or its letter in `mc`; the number where one is asked."""
+        return self.options(record)[record.answer] if record.choices else record.gold_text
 
     def example(self, record: TaskRecord, channel: str, target: str) -> Example:
         """One example of a channel for a record."""

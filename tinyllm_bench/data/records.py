@@ -3,7 +3,8 @@
 The same record id stands on each of them, all the way to the board's cell.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,23 +12,51 @@ Split = Literal["train", "valid", "test"]
 Reading = Literal["gen", "mc", "cloze"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 READINGS: tuple[Reading, ...] = ("gen", "mc", "cloze")
+Suite = Literal["main", "native"]
+SUITES: tuple[Suite, ...] = ("main", "native")
+Recorded = Literal["rationale", "program"]
+NUMBER_KEY = r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?"  # the form of a number's key, as `rows.number_key` writes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRecord:
-    """One question. `answer` is the index of the right choice; `id` is `task/split/source_id`."""
+    """One question; `id` is `task/split/source_id`. It asks for one of `choices`, or for a number.
+
+    Of choices: `answer` is the index of the right one. For a number there are none: `answer` is -1 and `number` is the
+    key of the right number, at most six significant digits ("51", "2.5"); `written` is the number in full where its key
+    has lost digits, and empty elsewhere.
+    """
 
     id: str
     task: str
     split: Split
     question: str
-    choices: tuple[str, ...]
-    answer: int
+    choices: tuple[str, ...] = ()
+    answer: int = -1
     context: str = ""
+    number: str | None = None
+    written: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.answer < len(self.choices):
-            raise ValueError(f"{self.id}: answer {self.answer} is not one of {len(self.choices)} choices")
+        if self.number is None:
+            if not 0 <= self.answer < len(self.choices):
+                raise ValueError(f"{self.id}: answer {self.answer} is not one of {len(self.choices)} choices")
+        elif self.choices or self.answer != -1:
+            raise ValueError(f"{self.id}: asks for the number {self.number} and has choices or answer {self.answer}")
+        elif not re.fullmatch(NUMBER_KEY, self.number):
+            raise ValueError(f"{self.id}: {self.number!r} is not the key of a number, such as 51 or 2.5")
+        if self.written and self.number is None:
+            raise ValueError(f"{self.id}: {self.written!r} is a number in full, but the question asks for a choice")
+
+    @property
+    def gold_key(self) -> int | str:
+        """What a right prediction's `answer` equals: the choice's index, or the number's key."""
+        return self.answer if self.number is None else self.number
+
+    @property
+    def gold_text(self) -> str:
+        """The answer in words: the choice's text, or the number in full."""
+        return self.choices[self.answer] if self.number is None else self.written or self.number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +64,11 @@ class TaskInfo:
     """Facts of a task that the core needs; made in `tasks/<name>.py` as `TASK`.
 
     `sizes` are rows per split in the release. `to_record(row, split)` turns a row of the release's form into a record.
-    `hub` is None where the data may not be fetched. `rationale_keys` are the teachers of the release, in the order in
-    which one rationale string holds them. `title`, `source` and `licence` are for people.
+    `hub` is None where the data may not be fetched; `file` is a file of the task's own, where it is no part of the
+    release. `rationale_keys` and `program_keys` name the teachers whose texts are recorded (in the release: in the
+    order in which one rationale string holds them), `blind_keys` those of them who did not see the right answer.
+    `suite` is the group that the task is run with: `main` is what `--task all` means. `title`, `source` and `licence`
+    are for people.
     """
 
     name: str
@@ -48,8 +80,12 @@ class TaskInfo:
     licence: str
     readings: tuple[Reading, ...] = READINGS
     rationale_keys: tuple[str, ...] = ()
+    program_keys: tuple[str, ...] = ()
+    blind_keys: tuple[str, ...] = ()
     hub: "HubSource | None" = None
+    file: "FileSource | None" = None
     rebuild_train: bool = False
+    suite: Suite = "main"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +104,25 @@ class HubSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileSource:
+    """A task's own file of JSON lines, all splits in one.
+
+    `path` is looked for inside the release folder and beside it. `splits_of(rows)` names every row's split.
+    `text_of(row, kind, key)` is what a row records of one teacher; None or empty where it said nothing.
+    """
+
+    path: str
+    splits_of: Callable[[Sequence[Mapping[str, Any]]], Sequence[Split]]
+    text_of: Callable[[Mapping[str, Any], Recorded, str], str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Annotation:
     """What a teacher said about a record. A rejected text is kept, with the reason in `rejected`.
 
-    `answer` is the choice that the teacher named itself. Of live teachers: the prompt's digest, how the text was drawn,
-    its tokens, why it ended, and its share of wall seconds and of energy (None where the machine does not tell).
+    `answer` is the choice or the number that the teacher named itself. Of live teachers: the prompt's digest, how the
+    text was drawn, its tokens, why it ended, and its share of wall seconds and of energy (None where the machine does
+    not tell).
     """
 
     record_id: str
@@ -106,7 +156,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One text the student wrote for a record."""
+    """One text the student wrote for a record.
+
+    `answer_key` is what it was read as or computed to, `executed` whether a program gave an answer; `logprob` the mean
+    log-probability of its tokens; `drawn` tells a sampled text from a greedy one.
+    """
 
     channel: str
     text: str
@@ -114,11 +168,13 @@ class Sample:
     executed: bool | None = None
     logprob: float | None = None
     tokens: int | None = None
+    drawn: bool = False
+    hit_limit: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One answered question. `answer` is a choice's index, or None when nothing could be read (wrong, counted).
+    """One answered question. `answer` is a choice's index or a number's key, None when nothing could be read (wrong).
 
     `option_logprobs` are natural-log probabilities of the options' texts (cloze) or letters (mc), `option_chars` their
     lengths in characters; both are empty in `gen`.
@@ -126,7 +182,7 @@ class Prediction:
 
     record_id: str
     reading: Reading
-    answer: int | None
+    answer: int | str | None
     correct: bool
     option_logprobs: tuple[float, ...] = ()
     option_chars: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""The layout of the public release: rows of a split, and both teachers' rationales, from a folder.
+"""The layout of the data folder: rows of a split, and what teachers said of them. First that of the public release:
 
     <set>/<set>_{train,valid,test}.json     a JSON array, or one JSON object a line
     <set>/llm/{split}_CoT_<k>.json          JSON arrays of 500 strings; in the order of k they line up with the rows
@@ -6,6 +6,11 @@
 A rationale string holds the first teacher's text, the answer, the question again, and the second teacher's text:
 
   <first> Thus, the answer is (b) <text>\\n\\nQ: <question>\\nAnswer Choices:\\n(a) ...\\n(b) ... llama rationale: <2nd>
+
+A task with a file of its own (`TaskInfo.file`) has all splits and texts in one file of JSON lines, inside the release's
+folder or beside it:
+
+    mixed_distillation/<name>.jsonl         one JSON object a line
 """
 
 import json
@@ -17,7 +22,7 @@ from typing import Any
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import LETTERS
-from tinyllm_bench.data.records import Split, TaskInfo, TaskRecord
+from tinyllm_bench.data.records import Recorded, Split, TaskInfo, TaskRecord
 
 AGAIN = "copy it again from the release"
 ROWS_PER_FILE = 500
@@ -25,6 +30,11 @@ ANSWER_MARK = "Thus, the answer is"
 SECOND_MARK = "llama rationale: "
 _QUESTION_MARK = "\n\nQ: "
 _GOLD = re.compile(re.escape(ANSWER_MARK) + r" \((\w)\)")
+
+
+def again(info: TaskInfo) -> str:
+    """What to do about a damaged file of a task."""
+    return AGAIN if info.file is None else "copy it again"
 
 
 def split_file(folder: Path, task: str, split: Split) -> Path:
@@ -37,8 +47,18 @@ def is_rebuilt(folder: Path, info: TaskInfo, split: Split) -> bool:
     return info.rebuild_train and split == "train" and not split_file(folder, info.name, split).exists()
 
 
+def own_file(folder: Path, info: TaskInfo) -> Path | None:
+    """A task's own file inside the folder or beside it; None where it is in neither, or where a task has none."""
+    if info.file is None:
+        return None
+    places = (folder / info.file.path, folder.resolve().parent / info.file.path)
+    return next((place for place in places if place.is_file()), None)
+
+
 def origin(folder: Path, info: TaskInfo, split: Split) -> Path:
     """The file, or the pattern of the files, that a split's rows come from."""
+    if info.file is not None:
+        return own_file(folder, info) or folder / info.file.path
     if is_rebuilt(folder, info, split):
         return _rationale_pattern(folder, info.name, split)
     return split_file(folder, info.name, split)
@@ -50,6 +70,9 @@ def read_rows(folder: Path, info: TaskInfo, split: Split) -> tuple[Path, list[An
     Raises:
         UserError: A missing, truncated or unreadable file; the message names it and the expected number of rows.
     """
+    if info.file is not None:
+        path, rows = _read_own(folder, info)
+        return path, [row for row, its in rows if its == split]
     path = origin(folder, info, split)
     if is_rebuilt(folder, info, split):
         strings = _read_rationale_strings(folder, info, split)
@@ -57,13 +80,31 @@ def read_rows(folder: Path, info: TaskInfo, split: Split) -> tuple[Path, list[An
     return path, _read_array(path, f"{info.sizes[split]} rows")
 
 
-def _read_array(path: Path, expected: str) -> list[Any]:
+def _read_own(folder: Path, info: TaskInfo) -> tuple[Path, list[tuple[Any, Split]]]:
+    """`(file, rows with their splits)` of a task with a file of its own."""
+    assert info.file is not None
+    path, size = own_file(folder, info), sum(info.sizes.values())
+    if path is None:
+        raise UserError(
+            f"{info.file.path}: file not found, expected {size} rows ({info.name}) inside {folder} or beside it;"
+            " copy it there, or name another --data-dir"
+        )
+    rows = _read_array(path, f"{size} rows", again(info))
+    if len(rows) != size:
+        raise UserError(f"{path}: {len(rows)} rows, expected {size} ({info.name}); {again(info)}")
+    try:
+        return path, list(zip(rows, info.file.splits_of(rows), strict=True))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: a row names no id or split ({error}), expected {size} rows; {again(info)}") from None
+
+
+def _read_array(path: Path, expected: str, again: str = AGAIN) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
-        raise UserError(f"{path}: file not found, expected {expected}; {AGAIN}, or name another --data-dir") from None
+        raise UserError(f"{path}: file not found, expected {expected}; {again}, or name another --data-dir") from None
     except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}), expected {expected}; {AGAIN}") from None
+        raise UserError(f"{path}: cannot be read ({error}), expected {expected}; {again}") from None
     done = 0
     try:
         if text.startswith("["):
@@ -75,7 +116,7 @@ def _read_array(path: Path, expected: str) -> list[Any]:
         return rows
     except json.JSONDecodeError as error:
         where = f"after {done} good lines" if done else f"at line {error.lineno}"
-        raise UserError(f"{path}: not valid JSON {where} (truncated?), expected {expected}; {AGAIN}") from None
+        raise UserError(f"{path}: not valid JSON {where} (truncated?), expected {expected}; {again}") from None
 
 
 def _rationale_pattern(folder: Path, task: str, split: Split) -> Path:
@@ -138,6 +179,25 @@ def read_rationales(folder: Path, info: TaskInfo, records: Sequence[TaskRecord],
     for number, (record, text) in enumerate(zip(records, strings, strict=True)):
         _check_aligned(pattern, number, record, text)
         texts[record.id] = _part(text, part)
+    return texts
+
+
+def read_own_texts(
+    folder: Path, info: TaskInfo, records: Sequence[TaskRecord], *, key: str, kind: Recorded
+) -> dict[str, str]:
+    """Record id to a teacher's text in a task's own file, empty where it said nothing; `records` are a whole split.
+
+    Raises:
+        UserError: As `read_rows`, or a row without that teacher.
+    """
+    assert info.file is not None
+    path, rows = read_rows(folder, info, records[0].split)
+    texts = {}
+    for record, row in zip(records, rows, strict=True):
+        try:
+            texts[record.id] = (info.file.text_of(row, kind, key) or "").strip()
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{path}: {record.id} holds no {kind} of {key!r}; {again(info)}") from None
     return texts
 
 

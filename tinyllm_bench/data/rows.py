@@ -1,6 +1,9 @@
 """From a row of a data set to a record: the helpers that every `tasks/<name>.py` uses, and the records' digest."""
 
+import hashlib
+import math
 from collections.abc import Iterable, Mapping
+from decimal import Context, Decimal
 from typing import Any
 
 from tinyllm_bench.base.errors import UserError
@@ -8,6 +11,8 @@ from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import Split, TaskRecord
 
 PASSAGE_BREAK = " \n "  # between the parts of a question that carries its passages in front
+DIGITS = 6  # significant ones of a number's key
+_ROUND = Context(prec=DIGITS)
 
 
 def multiple_choice(
@@ -52,6 +57,45 @@ def multiple_choice(
     )
 
 
+def word_problem(row: Mapping[str, Any], *, task: str, split: Split) -> TaskRecord:
+    """The record of a row `{"id", "question", "gold"}` whose answer is a number.
+
+    Raises:
+        UserError: A missing field, an empty question, or an answer that is no finite number.
+    """
+    for field in ("id", "question", "gold"):
+        if field not in row:
+            raise UserError(f"field {field!r} is missing (allowed: id, question, gold)")
+    name, asked, gold = str(row["id"]), str(row["question"]).strip(), row["gold"]
+    if not asked:
+        raise UserError(f"id {name!r} has an empty question")
+    if type(gold) not in (int, float) or not math.isfinite(gold):
+        raise UserError(f"id {name!r}: answer {gold!r} is not a finite number, such as 51 or 2.5")
+    key, full = number_key(gold), format(Decimal(str(gold)).normalize(), "f")
+    return TaskRecord(
+        id=f"{task}/{split}/{name}",
+        task=task,
+        split=split,
+        question=asked,
+        number=key,
+        written="" if full == key else full,
+    )
+
+
+def number_key(value: int | float | Decimal) -> str:
+    """The canonical text of a finite number, rounded to six significant digits: equal keys are the same answer."""
+    exact = Decimal(str(value)) if isinstance(value, float) else Decimal(value)
+    rounded = _ROUND.plus(exact)
+    if not rounded:
+        return "0"  # and never -0
+    return format(rounded.normalize(_ROUND), "f" if -DIGITS <= rounded.adjusted() < 16 else "e")
+
+
+def lowest_hashes(ids: Iterable[str]) -> list[str]:
+    """Ids by rising SHA-256 of their text: a fixed order that depends on nothing but the ids."""
+    return sorted(ids, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+
+
 def split_passages(text: str) -> tuple[str, str]:
     """`(context, question)` of a text whose last part is the question and whose earlier parts are passages.
 
@@ -68,16 +112,14 @@ def source_id(record: TaskRecord) -> str:
 
 
 def records_digest(records: Iterable[TaskRecord]) -> str:
-    """SHA-256 (hex) over the canonical JSON of the records: id, context, question, choices and answer, in order."""
-    return digest(
-        [
-            {
-                "id": record.id,
-                "context": record.context,
-                "question": record.question,
-                "choices": list(record.choices),
-                "answer": record.answer,
-            }
-            for record in records
-        ]
-    )
+    """SHA-256 (hex) over the canonical JSON of the records, in order: id, context, question, and choices and answer or
+    the number.
+    """
+    return digest([_content(record) for record in records])
+
+
+def _content(record: TaskRecord) -> dict[str, Any]:
+    content = {"id": record.id, "context": record.context, "question": record.question}
+    if record.number is not None:
+        return content | {"number": record.gold_text}
+    return content | {"choices": list(record.choices), "answer": record.answer}

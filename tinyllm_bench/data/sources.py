@@ -17,7 +17,7 @@ from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.data import hub, release
 from tinyllm_bench.data.facts import SplitFacts, facts_of, shipped_facts
-from tinyllm_bench.data.records import SPLITS, Split, TaskInfo, TaskRecord
+from tinyllm_bench.data.records import SPLITS, Recorded, Split, TaskInfo, TaskRecord
 
 DATA_VARIABLE = "TINYLLM_BENCH_DATA"
 SAMPLE_SIZES: dict[Split, int] = {"train": 24, "valid": 8, "test": 16}
@@ -82,14 +82,14 @@ def load_split(source: Source, task: str, split: Split) -> tuple[TaskRecord, ...
     folder = Path(source.folder or "")
     records = read_release_split(folder, info, split)
     where = str(release.origin(folder, info, split))
-    _check_digest(records, info, split, where=where, fix=release.AGAIN)
+    _check_digest(records, info, split, where=where, fix=release.again(info))
     return records
 
 
 def read_release_split(folder: Path, info: TaskInfo, split: Split) -> tuple[TaskRecord, ...]:
     """A split of the release, checked for everything but its digest."""
     path, rows = release.read_rows(folder, info, split)
-    return to_records(rows, info, split, where=str(path), size=info.sizes[split], fix=release.AGAIN)
+    return to_records(rows, info, split, where=str(path), size=info.sizes[split], fix=release.again(info))
 
 
 def to_records(
@@ -102,7 +102,8 @@ def to_records(
     """
     if len(rows) != size:
         raise UserError(f"{where}: {len(rows)} rows, expected {size} ({info.name} {split}); {fix}")
-    records, seen = [], set()
+    records: list[TaskRecord] = []
+    seen: set[str] = set()
     for number, row in enumerate(rows, start=1):
         try:
             record = info.to_record(row, split)
@@ -110,6 +111,8 @@ def to_records(
             raise UserError(f"{where}: row {number} of {size}: {error}; {fix}") from None
         if record.id in seen:
             raise UserError(f"{where}: row {number} of {size}: id {record.id!r} stands twice; {fix}")
+        if records and bool(record.choices) != bool(records[0].choices):
+            raise UserError(f"{where}: row {number} of {size}: a task asks for choices or for numbers, not both; {fix}")
         seen.add(record.id)
         records.append(record)
     return tuple(records)
@@ -134,34 +137,54 @@ def manifest(source: Source, task: str) -> dict[str, SplitFacts]:
 
 def rationale_keys(source: Source, task: str) -> tuple[str, ...]:
     """The teachers whose recorded rationales a source holds for a task; the hub has none."""
+    return _keys(source, task, "rationale")
+
+
+def program_keys(source: Source, task: str) -> tuple[str, ...]:
+    """The teachers whose recorded programs a source holds for a task; most tasks have none."""
+    return _keys(source, task, "program")
+
+
+def _keys(source: Source, task: str, kind: Recorded) -> tuple[str, ...]:
     info: TaskInfo = plugins.load_task(task)
     if source.kind == "release":
-        return info.rationale_keys
+        return info.rationale_keys if kind == "rationale" else info.program_keys
     if source.kind == "hub":
         return ()
-    keys = (key for row in _sample_rows(info)[1] for key in row.get("rationales", {}))
+    keys = (key for row in _sample_rows(info)[1] for key in row.get(f"{kind}s", {}))
     return tuple(dict.fromkeys(keys))
 
 
-def load_rationales(source: Source, task: str, split: Split, key: str) -> dict[str, str]:
+def gold_visible(source: Source, task: str, key: str) -> bool:
+    """Whether a recorded teacher saw the right answer when it wrote; the sample's authors did."""
+    return source.kind != "release" or key not in plugins.load_task(task).blind_keys
+
+
+def load_rationales(
+    source: Source, task: str, split: Split, key: str, *, kind: Recorded = "rationale"
+) -> dict[str, str]:
     """Record id to the recorded text of one teacher, for every record of a split; empty where it said nothing.
+
+    `kind="program"` gives its programs, as they were written: nothing is run here.
 
     Raises:
         UserError: No such teacher in this source (the message names those it has), or files that do not line up.
     """
-    keys = rationale_keys(source, task)
+    keys = _keys(source, task, kind)
     if key not in keys:
-        known = ", ".join(keys) or "none; recorded rationales come with the release folder"
+        known = ", ".join(keys) or f"none; recorded {kind}s come with the release folder"
         raise UserError(
-            f"no rationales of teacher {key!r} for task {task!r} in data source {source.kind!r}; it has: {known}"
+            f"no {kind}s of teacher {key!r} for task {task!r} in data source {source.kind!r}; it has: {known}"
         )
-    records = load_split(source, task, split)
-    if source.kind == "release":
-        info: TaskInfo = plugins.load_task(task)
-        return release.read_rationales(Path(source.folder or ""), info, records, key=key)
-    rows = [row for row in _sample_rows(plugins.load_task(task))[1] if row["split"] == split]
-    texts = (str(row.get("rationales", {}).get(key, "")).strip() for row in rows)
-    return {record.id: text for record, text in zip(records, texts, strict=True)}
+    records, info = load_split(source, task, split), plugins.load_task(task)
+    if source.kind == "sample":
+        rows = [row for row in _sample_rows(info)[1] if row["split"] == split]
+        texts = (str(row.get(f"{kind}s", {}).get(key, "")).strip() for row in rows)
+        return {record.id: text for record, text in zip(records, texts, strict=True)}
+    folder = Path(source.folder or "")
+    if info.file is not None:
+        return release.read_own_texts(folder, info, records, key=key, kind=kind)
+    return release.read_rationales(folder, info, records, key=key)
 
 
 def _sample_file(info: TaskInfo) -> Traversable:

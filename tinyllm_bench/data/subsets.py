@@ -9,6 +9,8 @@ from tinyllm_bench.data.records import TaskRecord
 def stratified_subset(records: Sequence[TaskRecord], n: int, *, salt: str) -> tuple[TaskRecord, ...]:
     """`n` records in their original order, with the answer positions in the whole's proportion.
 
+    Questions that ask for a number have no positions: they are one stratum.
+
     Which records of an answer position are taken is decided by a hash of the salt and the record's id, so that no
     random state and no order of rows is involved. Places are shared out by largest remainder.
 

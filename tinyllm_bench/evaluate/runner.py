@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyllm_bench.answers.parser import read_answer
+from tinyllm_bench.answers.parser import read
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import LABEL
@@ -140,7 +140,7 @@ def _prediction(asked: Asked, sample: Mapping[str, Any], finished: Mapping[str, 
         record_id=doc["id"],
         reading=asked.reading,
         answer=index,
-        correct=index == doc["target"],
+        correct=index == doc["gold"],
         option_logprobs=logprobs,
         option_chars=chars,
         parsed_by="logprob_per_char" if asked.reading == "cloze" else "logprob",
@@ -148,14 +148,14 @@ def _prediction(asked: Asked, sample: Mapping[str, Any], finished: Mapping[str, 
 
 
 def _generated(doc: Mapping[str, Any], text: str, finish: Finish | None) -> Prediction:
-    read = read_answer(text, doc["choices"])
+    found = read(text, doc["choices"])
     return Prediction(
         record_id=doc["id"],
         reading="gen",
-        answer=read.index,
-        correct=read.index == doc["target"],
+        answer=found.key,
+        correct=found.key == doc["gold"],
         samples=(Sample(channel=LABEL, text=text, tokens=finish.tokens if finish else None),),
-        parsed_by=read.rule,
+        parsed_by=found.rule,
         stopped="limit" if finish and finish.hit_limit else "stop",
     )
 

@@ -73,10 +73,11 @@ def score(predictions: Sequence[Prediction], records: Iterable[TaskRecord], *, c
     Raises:
         AssertionError: a prediction without a record, or whose `correct` disagrees with the record.
     """
-    gold = {record.id: record.answer for record in records}
+    asked = {record.id: record for record in records}
     for prediction in predictions:
-        assert prediction.correct == (prediction.answer == gold[prediction.record_id]), prediction.record_id
-    scored = [(option_scores(p), gold[p.record_id], p) for p in predictions if p.option_logprobs]
+        right = prediction.answer == asked[prediction.record_id].gold_key
+        assert prediction.correct == right, prediction.record_id
+    scored = [(option_scores(p), asked[p.record_id].answer, p) for p in predictions if p.option_logprobs]
     correct = sum(p.correct for p in predictions)
     unparsed = sum(p.answer is None for p in predictions)
     return TaskScore(

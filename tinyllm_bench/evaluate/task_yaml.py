@@ -1,4 +1,5 @@
-"""Writes the small YAML files by which lm-eval knows our tasks: one per task and reading, one group per reading.
+"""Writes the small YAML files by which lm-eval knows our tasks: one per task and reading, one group per suite
+and reading.
 
 lm-eval registers one task per file, so the files are made from the tasks' own facts: `python -m
 tinyllm_bench.evaluate.task_yaml` (`make tasks`) writes them, and a test checks that none has drifted.
@@ -9,7 +10,7 @@ from pathlib import Path
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import write_text
-from tinyllm_bench.data.records import READINGS, Reading, TaskInfo
+from tinyllm_bench.data.records import READINGS, SUITES, Reading, Suite, TaskInfo
 
 _NOTE = "# Made by `make tasks`; change the task's .py or the shared files beside this one instead.\n"
 _METRIC: dict[Reading, str] = {"gen": "exact_match", "mc": "acc", "cloze": "acc_norm"}
@@ -20,9 +21,13 @@ def task_name(task: str, reading: str) -> str:
     return f"tinyllm_{task}_{reading}"
 
 
-def group_name(reading: str) -> str:
-    """The lm-eval name of the group of all built-in tasks in one reading."""
-    return f"tinyllm_bench_{reading}"
+def group_name(reading: str, suite: Suite = "main") -> str:
+    """The lm-eval name of the group of a suite's built-in tasks in one reading; `main` is not named in it."""
+    return f"tinyllm_bench_{_part(suite)}{reading}"
+
+
+def _part(suite: Suite) -> str:
+    return "" if suite == "main" else f"{suite}_"
 
 
 def folder() -> Path:
@@ -41,11 +46,11 @@ def task_text(info: TaskInfo, reading: Reading, *, shared: str = "") -> str:
     )
 
 
-def group_text(tasks: list[str], reading: Reading) -> str:
+def group_text(tasks: list[str], reading: Reading, suite: Suite = "main") -> str:
     """A group's YAML; its score is the plain mean over its tasks, so that a large set does not outvote the others."""
     members = "".join(f"  - {task_name(task, reading)}\n" for task in tasks)
     return (
-        f"{_NOTE}group: {group_name(reading)}\ntask:\n{members}aggregate_metric_list:\n"
+        f"{_NOTE}group: {group_name(reading, suite)}\ntask:\n{members}aggregate_metric_list:\n"
         f"  - {{metric: {_METRIC[reading]}, aggregation: mean, weight_by_size: false, filter_list: none}}\n"
         "metadata: {version: 1}\n"
     )
@@ -61,8 +66,11 @@ def files() -> dict[str, str]:
     """Every generated file: name -> text."""
     infos = built_in_tasks()
     made = {f"{info.name}_{reading}.yaml": task_text(info, reading) for info in infos for reading in info.readings}
-    for reading in READINGS:
-        made[f"_group_{reading}.yaml"] = group_text([i.name for i in infos if reading in i.readings], reading)
+    for suite in SUITES:
+        for reading in READINGS:
+            members = [info.name for info in infos if info.suite == suite and reading in info.readings]
+            if members:
+                made[f"_group_{_part(suite)}{reading}.yaml"] = group_text(members, reading, suite)
     return made
 
 

@@ -54,6 +54,7 @@ class VllmEngine:
             answer_seconds=answer_seconds,
         )
         self.loaded: str | None = None
+        self.folder: Path | None = None  # whose weights the child holds
 
     def __enter__(self) -> VllmEngine:
         if not vllm_installed():
@@ -88,7 +89,7 @@ class VllmEngine:
         if answer.get("restart"):
             self._child.stop()
             answer = self.ask(request, self._start_seconds)
-        self.loaded = answer["ok"]
+        self.loaded, self.folder = answer["ok"], folder
         return ProxyLM(self, folder, max_length=answer["max_length"])
 
     def ask(self, request: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:

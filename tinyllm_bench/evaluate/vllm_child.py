@@ -1,8 +1,8 @@
 """The child process in which vLLM lives: JSON lines in on stdin, JSON lines out on what was stdout.
 
 Requests: `{"op": "load", "folder", "add_bos", "dtype"}`, `{"op": "loglikelihood", "pairs": [[context, continuation]]}`,
-`{"op": "generate", "prompts", "options"}`. Answers: `{"ok": ...}`, or `{"restart": true}` when a folder needs an engine
-of another shape.
+`{"op": "generate", "prompts", "options"}`, `{"op": "draw", "wanted": [fields of drawing.Wanted]}`. Answers:
+`{"ok": ...}`, or `{"restart": true}` when a folder needs an engine of another shape.
 """
 
 from __future__ import annotations
@@ -78,7 +78,12 @@ class Server:
 
     def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
         """What can be asked; see the module's text."""
-        return {"load": self._load, "loglikelihood": self._loglikelihood, "generate": self._generate}
+        return {
+            "load": self._load,
+            "loglikelihood": self._loglikelihood,
+            "generate": self._generate,
+            "draw": self._draw,
+        }
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
         from tinyllm_bench.evaluate.vllm_lm import wrap
@@ -103,6 +108,9 @@ class Server:
 
     def _generate(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"ok": self._lm.write(request["prompts"], request["options"])}
+
+    def _draw(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"ok": self._lm.draw(request["wanted"])}
 
 
 if __name__ == "__main__":

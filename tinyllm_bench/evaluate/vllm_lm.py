@@ -94,6 +94,21 @@ class EngineLM(_backend.VLLM):  # type: ignore[name-defined]
         texts = self.generate_until(requests, disable_tqdm=True)
         return [(text, *self._ends[ids]) for text, ids in zip(texts, encoded, strict=True)]
 
+    def draw(self, wanted: Sequence[dict[str, Any]]) -> list[list[list[Any]]]:
+        """Per prompt its greedy and its drawn texts, as the fields of `drawing.Written`."""
+        ids = [self.tok_encode(one["prompt"].rstrip()) for one in wanted]
+        for one, prompt in zip(wanted, ids, strict=True):
+            check_length(f"…{one['prompt'][-60:]!r}", len(prompt) + one["max_new_tokens"], self.max_length)
+        found: list[list[list[Any]]] = [[] for _ in wanted]
+        for greedy in (True, False):
+            places = [n for n, one in enumerate(wanted) if (one["greedy"] if greedy else one["samples"])]
+            prompts = [{"prompt_token_ids": ids[n]} for n in places]
+            params = [_sampling(wanted[n], greedy=greedy) for n in places]
+            outputs = self.model.generate(prompts, params, use_tqdm=False) if prompts else []
+            for n, output in zip(places, outputs, strict=True):
+                found[n] += [_fields(text, greedy=greedy) for text in output.outputs]
+        return found
+
     def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
         outputs = super()._model_generate(requests, generate=generate, sampling_params=sampling_params)
         if generate:
@@ -103,6 +118,27 @@ class EngineLM(_backend.VLLM):  # type: ignore[name-defined]
                 eos = bool(tokens) and end.token_ids[-1] == self.eot_token_id
                 self._ends[tuple(ids)] = (tokens - eos, end.finish_reason == "length")
         return outputs
+
+
+def _sampling(one: dict[str, Any], *, greedy: bool) -> Any:
+    """vLLM's parameters; the drawn texts of a prompt are one request with one seed."""
+    from vllm import SamplingParams
+
+    drawn = {"temperature": 0.0} if greedy else {key: one[key] for key in ("temperature", "top_p", "seed")}
+    return SamplingParams(
+        **drawn,
+        n=1 if greedy else one["samples"],
+        max_tokens=one["max_new_tokens"],
+        stop=list(one["stops"]),
+        logprobs=0,  # of the written tokens alone
+        skip_special_tokens=True,
+    )
+
+
+def _fields(text: Any, *, greedy: bool) -> list[Any]:
+    tokens = len(text.token_ids)
+    mean = text.cumulative_logprob / tokens if tokens else None
+    return [text.text, tokens, mean, text.finish_reason == "length", greedy]
 
 
 def _listed(texts: Any) -> list[str]:

@@ -71,13 +71,22 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """How a trained student is read; plain data that the run record keeps."""
+    """How a trained student is read; plain data that the run record keeps.
+
+    Without a policy the label channel answers, as the cell's reading asks. With one, texts of `channels` are written
+    (greedy, and `samples` drawn ones per channel) and the policy decides (`answers.voting`); `every`: all policies that
+    the channels allow are reported. `members`: changes of the method's settings, one for each channel, where each
+    channel is another student, taught with its part of the budget.
+    """
 
     channels: tuple[str, ...] = ("label",)
+    policy: str | None = None
+    samples: Mapping[str, int] = field(default_factory=dict)
     temperature: float = 0.0
-    samples: int = 1
-    vote: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    every: bool = False
+    members: tuple[Mapping[str, Any], ...] = ()
 
 
 class TeacherSignal(Protocol):
@@ -100,12 +109,14 @@ class Method(ABC):
     """How one paper teaches a student.
 
     group_size: mini-batches of one rollout round; inner_epochs: passes over a round; grouping: whether a question's
-    channels must stay in one micro-batch (`record`) or may be packed apart by length (`example`).
+    channels must stay in one micro-batch (`record`) or may be packed apart by length (`example`); reading_settings:
+    settings that only decide how a trained student is read, so that cells that differ in them share the training.
     """
 
     paper: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     grouping: ClassVar[Literal["record", "example"]] = "example"
+    reading_settings: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: MethodConfig) -> None:
         self.config: Any = config
@@ -119,6 +130,11 @@ class Method(ABC):
     def rolls(self) -> bool:
         """Whether the student writes texts of its own during training."""
         return self.needs().signal == "on_policy"
+
+    @property
+    def scatters(self) -> bool:
+        """Whether the examples of a question are shuffled apart instead of meeting one optimiser step."""
+        return False
 
     @property
     def group_size(self) -> int:

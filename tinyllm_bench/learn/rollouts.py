@@ -103,13 +103,15 @@ def draw(
     teacher: LM | None = None,
     teacher_share: float = 0.0,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     vocabulary: int | None = None,
 ) -> list[Drawn]:
     """Draw one text for each prompt.
 
     teacher_share: each token comes from `teacher_share * p + (1 - teacher_share) * q` (MiniLLM, equation 4), q at the
     given temperature; temperature 0 takes the student's likeliest token. A teacher with share 0 only tells what it
-    thinks of the student's tokens. No top-k, no top-p.
+    thinks of the student's tokens. top_p below 1 keeps the likeliest tokens that reach that probability; there is no
+    top-k.
     """
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
     found: dict[int, Drawn] = {}
@@ -118,7 +120,7 @@ def draw(
     for start in range(0, len(order), _TOGETHER):
         part = order[start : start + _TOGETHER]
         batch = _Batch([prompts[n] for n in part], [seeds[n] for n in part], student, teacher, vocabulary)
-        drawn = batch.draw(max_new_tokens, teacher_share, temperature)
+        drawn = batch.draw(max_new_tokens, teacher_share, temperature, top_p)
         found.update(zip(part, drawn, strict=True))
     student.train(was_training)
     return [found[n] for n in range(len(prompts))]
@@ -140,13 +142,13 @@ class _Batch:
         self._ends = end_ids(student)
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def draw(self, most: int, teacher_share: float, temperature: float) -> list[Drawn]:
+    def draw(self, most: int, teacher_share: float, temperature: float, top_p: float) -> list[Drawn]:
         steps: list[list[tuple[float, ...]]] = [[] for _ in self._generators]
         ended = [False] * len(steps)
         for _ in range(most):
             logq_NV = self._student.logp_NV()
             logp_NV = None if self._teacher is None else self._teacher.logp_NV().to(logq_NV.device, logq_NV.dtype)
-            ids_N = self._chosen(logq_NV, logp_NV, teacher_share, temperature)
+            ids_N = self._chosen(_sampler(logq_NV, logp_NV, teacher_share, temperature, top_p), temperature)
             for n, row in enumerate(_told(ids_N, logq_NV, logp_NV)):
                 if not ended[n]:
                     steps[n].append(row)
@@ -158,16 +160,26 @@ class _Batch:
                     reader.read(ids_N)
         return [_drawn(rows, end) for rows, end in zip(steps, ended, strict=True)]
 
-    def _chosen(self, logq_NV: Tensor, logp_NV: Tensor | None, share: float, temperature: float) -> Tensor:
+    def _chosen(self, drawn_NV: Tensor, temperature: float) -> Tensor:
         points_N = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in self._generators])
         if temperature == 0:
-            return logq_NV.argmax(-1)
-        drawn_NV = logq_NV if temperature == 1 else torch.log_softmax(logq_NV / temperature, -1)
-        if logp_NV is not None and share > 0:
-            drawn_NV = mixed_log_probs(drawn_NV, logp_NV, share)
+            return drawn_NV.argmax(-1)
         sums_NV = drawn_NV.double().exp().cumsum(-1)
         wanted_N = points_N.to(sums_NV.device) * sums_NV[:, -1]
         return torch.searchsorted(sums_NV, wanted_N[:, None], right=True)[:, 0].clamp_max(sums_NV.shape[1] - 1)
+
+
+def _sampler(logq_NV: Tensor, logp_NV: Tensor | None, share: float, temperature: float, top_p: float) -> Tensor:
+    """Log-probabilities that a token is drawn from."""
+    if temperature not in (0, 1):
+        logq_NV = torch.log_softmax(logq_NV / temperature, -1)
+    if logp_NV is not None and share > 0:
+        logq_NV = mixed_log_probs(logq_NV, logp_NV, share)
+    if top_p >= 1:
+        return logq_NV
+    sorted_NV, ids_NV = logq_NV.sort(-1, descending=True)
+    before_NV = sorted_NV.exp().cumsum(-1) - sorted_NV.exp()
+    return logq_NV.scatter(-1, ids_NV, sorted_NV.masked_fill(before_NV >= top_p, -torch.inf))
 
 
 def _told(ids_N: Tensor, logq_NV: Tensor, logp_NV: Tensor | None) -> list[tuple[float, ...]]:

@@ -129,10 +129,10 @@ class Trainer:
 
     def _round(self, minis: list[tuple[int, ...]], index: int) -> bool:
         """Train one round; False where the budget ended in it."""
-        members = [self.groups[i] for i in dict.fromkeys(i for mini in minis for i in mini)]
-        rolled = {group.record_id: group for group in self._roll(members, index)}
+        members = list(dict.fromkeys(i for mini in minis for i in mini))
+        groups_of = dict(zip(members, self._roll([self.groups[i] for i in members], index), strict=True))
         for offset, mini in enumerate(minis):
-            groups = [rolled[self.groups[i].record_id] for i in mini]
+            groups = [groups_of[i] for i in mini]
             if self.plan.ends_before(sum(group.tokens for group in groups), self.state.tokens):
                 return False
             self._optimise(groups, index + offset)
@@ -142,7 +142,7 @@ class Trainer:
         return True
 
     def _roll(self, members: list[Group], index: int) -> list[Group]:
-        """The round's groups with their drawn texts; every process draws its share of them."""
+        """The round's groups with their drawn texts, in order; every process draws its share of them."""
         if not self.method.rolls:
             return members
         began = time.monotonic()
@@ -152,7 +152,8 @@ class Trainer:
         with torch.no_grad():
             rolled = self.method.rollout(share, self.module, self.teacher, self._step(index, {}))
         if accelerator.num_processes > 1:
-            rolled = gather_object(rolled)
+            by_id = {group.record_id: group for group in gather_object(rolled)}
+            rolled = [by_id[group.record_id] for group in members]
         self.state.drawn_tokens += sum(len(item.target) for group in rolled for item in group.items if item.drawn)
         self.state.roll_seconds += time.monotonic() - began
         return rolled

@@ -9,6 +9,7 @@ from typing import Any
 from tinyllm_bench.base.files import append_checked, cache_root, digest, locked, read_checked
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.pipeline.cells import Cell
+from tinyllm_bench.pipeline.verify_paths import verified
 from tinyllm_bench.teach.controls import apply_control
 from tinyllm_bench.teach.ledger import cost_of
 from tinyllm_bench.teach.teachers import Teacher
@@ -58,25 +59,42 @@ def _keep(file: Path, said: Sequence[Annotation], report: Report) -> None:
 
 
 def taught(cell: Cell, annotations: Sequence[Annotation]) -> list[Annotation]:
-    """What the method is given: annotations under the cell's control, in the order of records and teachers."""
+    """What the method is given: annotations under the cell's control, in the order of records and teachers; of methods
+    that answer by paths, the right paths. Controls exchange rationales alone: another question's program is no control.
+    """
     records = {record.id: record for record in cell.records("train")}
-    return apply_control(cell.config.annotations.control, annotations, records)
+    texts = iter(apply_control(cell.config.annotations.control, [a for a in annotations if not _is_code(a)], records))
+    return verified(cell, [a if _is_code(a) else next(texts) for a in annotations])
+
+
+def _is_code(annotation: Annotation) -> bool:
+    return annotation.kind == "program"
 
 
 def annotation_counts(cell: Cell, annotations: Sequence[Annotation]) -> list[dict[str, Any]]:
-    """Per teacher: how many texts are used, how many were rejected for which reason, and what they cost."""
-    return [_counts(cell, teacher, [a for a in annotations if a.teacher == teacher.key]) for teacher in cell.teachers]
+    """Per teacher and kind: how many texts are used, how many were rejected for which reason, and what they cost."""
+    return [
+        _counts(cell, teacher, [a for a in annotations if (a.teacher, a.kind) == (teacher.key, teacher.kind)])
+        for teacher in cell.teachers
+    ]
 
 
 def _counts(cell: Cell, teacher: Teacher, own: Sequence[Annotation]) -> dict[str, Any]:
     rejected = Counter(a.rejected for a in own if a.rejected)
     return {
         "teacher": teacher.key,
-        "kind": own[0].kind if own else "rationale",
+        "kind": teacher.kind,
         "used": sum(a.rejected is None for a in own),
         "missing": len({record.id for record in cell.records("train")} - {a.record_id for a in own}),
         "rejected": dict(sorted(rejected.items())),
+        "degenerate_rate": _degenerate_rate(own) if teacher.kind == "program" else None,
         "control": cell.config.annotations.control,
         "text_digest": digest([a.text for a in own if not a.rejected]),
         "cost": None if teacher.recorded else cost_of(own, cell.config.annotations.prices.get(teacher.key)),
     }
+
+
+def _degenerate_rate(own: Sequence[Annotation]) -> float | None:
+    """Of the programs with the right answer, the share that only hold the label."""
+    right = sum(a.rejected in (None, "degenerate", "disagrees") for a in own)
+    return sum(a.rejected == "degenerate" for a in own) / right if right else None

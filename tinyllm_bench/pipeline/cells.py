@@ -1,7 +1,7 @@
 """Cells: one method or anchor on one task, in one reading, with one seed; its identity decides its run id."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +15,12 @@ from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import READINGS, Reading, Split, TaskInfo, TaskRecord, cut_context
 from tinyllm_bench.data.sources import Source, find_source, load_split, manifest
 from tinyllm_bench.data.subsets import stratified_subset
+from tinyllm_bench.evaluate.paths import possible
 from tinyllm_bench.evaluate.vllm import backend_for
 from tinyllm_bench.learn.method import Method
 from tinyllm_bench.models.load import check_spec, is_encoder_decoder
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
+from tinyllm_bench.pipeline.cell_teachers import place_of, text_teachers
 from tinyllm_bench.pipeline.identity import GUESSES, identity_of
 from tinyllm_bench.pipeline.plain_text import check_plain_text
 from tinyllm_bench.pipeline.request import (
@@ -33,7 +35,7 @@ from tinyllm_bench.pipeline.request import (
 from tinyllm_bench.pipeline.schema import BenchConfig, InitConfig
 from tinyllm_bench.pipeline.white_box import check_signal, model_teacher
 from tinyllm_bench.teach.filters import rejected_by
-from tinyllm_bench.teach.opening import Place, open_responder, open_teacher
+from tinyllm_bench.teach.opening import open_responder
 from tinyllm_bench.teach.teachers import Teacher
 
 ASKED = ("zero_shot", "few_shot")
@@ -46,7 +48,8 @@ class Cell:
 
     `shared_by`: how many methods of the request learn from the same teachers' texts, for the amortised cost.
     `signal`: the white-box teacher, for methods that learn from distributions. `student_from` and `teacher_from` are
-    cells that make the initial student and the teacher; they are trained first.
+    cells that make the initial student and the teacher; they are trained first. `students`: the cells that train who
+    writes each channel, where a policy decides; such a cell `trains_only`.
     """
 
     kind: Literal["method", "anchor"]
@@ -69,6 +72,8 @@ class Cell:
     signal: ModelSpec | None = None
     student_from: "Cell | None" = None
     teacher_from: "Cell | None" = None
+    students: Mapping[str, "Cell"] = field(default_factory=dict)
+    trains_only: bool = False
 
     @property
     def ask(self) -> Ask:
@@ -87,9 +92,15 @@ class Cell:
         return tuple(cut_context(record, self.config.data.max_context_words) for record in self.records(split))
 
     @property
+    def earlier(self) -> "tuple[Cell, ...]":
+        """The cells that must have trained before, each once."""
+        found = [self.student_from, self.teacher_from, *self.students.values()]
+        return tuple({cell.run_id: cell for cell in found if cell is not None}.values())
+
+    @property
     def run_id(self) -> str:
         """A readable name with the digest of the cell."""
-        name = self.name.replace("/", ".")
+        name = self.name.replace("/", ".") + ("-training" if self.trains_only else "")
         return f"{name}-{self.task.name}-{self.reading}-s{self.seed}-{digest(identity_of(self))[:10]}"
 
 
@@ -134,7 +145,7 @@ def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = Tru
 def _models(cell: Cell) -> list[ModelSpec]:
     """Every model that a cell loads: its student, its teachers, and those of the cells that come first."""
     teachers = [parse_spec(teacher.spec, role="teacher") for teacher in cell.teachers]
-    earlier = [spec for first in (cell.student_from, cell.teacher_from) if first for spec in _models(first)]
+    earlier = [spec for first in cell.earlier for spec in _models(first)]
     return [cell.student, *([cell.signal] if cell.signal else []), *teachers, *earlier]
 
 
@@ -166,15 +177,51 @@ def _method(
     assert method is not None
     config: BenchConfig = found.config
     info: TaskInfo = load_task(task)
-    teachers, notes = _teachers(config, method, info.name, request.runs)
+    teachers, notes = text_teachers(config, method, info.name, request.runs)
     if (config.budget.student_tokens is None) == (config.budget.epochs is None):
         raise UserError("set exactly one of budget.student_tokens and budget.epochs (the other to null)")
-    if not teachers and "rationale" in method.needs().annotations:
-        raise UserError(f"{name} needs rationales and no teacher has any for task {task}")
+    if not teachers and not method.needs().annotations.isdisjoint({"rationale", "program"}):
+        kinds = " and ".join(f"{kind}s" for kind in sorted(method.needs().annotations - {"response"}))
+        raise UserError(f"{name} needs {kinds} and no teacher has any for task {task}")
     label = f"{name} ({variant})" if variant else name
     cell = _cell(request, found, "method", name, label, info, seed, method, teachers, notes)
     _check_rationales(cell)
-    return check_plain_text(_with_model_teacher(_with_init(cell, request, preset), request, preset))
+    cell = check_plain_text(_with_model_teacher(_with_init(cell, request, preset), request, preset))
+    return replace(cell, students=students_of(cell))
+
+
+def students_of(cell: Cell) -> Mapping[str, Cell]:
+    """Who writes each channel, where a policy decides: a cell that only trains, shared by all that read it otherwise.
+
+    Where channels have students of their own (`Decoding.members`), each gets an equal part of the budget.
+    """
+    method = cell.method
+    assert method is not None
+    decoding = method.decoding()
+    if decoding.policy is None:
+        return {}
+    kept = {k: v for k, v in cell.config.method.items() if k not in type(method).reading_settings}
+    made = [_training_cell(cell, {**kept, **one}, 1 / len(decoding.members)) for one in decoding.members]
+    if not made:
+        made = [_training_cell(cell, _readable(method, kept), 1.0)] * len(decoding.channels)
+    return dict(zip(decoding.channels, made, strict=True))
+
+
+def _readable(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the training with a policy that its channels allow; it is not used to read anything."""
+    (policy, *_) = possible(method.decoding().channels)
+    return {**settings, "policy": policy}
+
+
+def _training_cell(cell: Cell, settings: Mapping[str, Any], share: float) -> Cell:
+    assert cell.method is not None
+    kind = type(cell.method)
+    method = kind(kind.Config.model_validate(dict(settings)))
+    tokens = cell.config.budget.student_tokens
+    budget = cell.config.budget.model_copy(update={"student_tokens": None if tokens is None else round(share * tokens)})
+    config = cell.config.model_copy(update={"method": method.config.model_dump(mode="json"), "budget": budget})
+    teachers = tuple(teacher for teacher in cell.teachers if teacher.kind in method.needs().annotations)
+    return replace(cell, trains_only=True, config=config, method=method, teachers=teachers)
 
 
 def _with_init(cell: Cell, request: Request, preset: Preset) -> Cell:
@@ -222,6 +269,8 @@ def _first(cell: Cell, request: Request, preset: Preset, model: str, init: InitC
 def _check_rationales(cell: Cell) -> None:
     """Refuse recorded texts that are missing, damaged or about other questions before anything is trained."""
     for teacher in cell.teachers:
+        if teacher.kind == "program":
+            continue  # not every question has one
         lacking = teacher.lacks(cell.records("train"))
         if lacking is not None:
             raise UserError(
@@ -291,43 +340,3 @@ def _cell(
 @lru_cache(maxsize=64)
 def _facts(source: Source, task: str) -> Mapping[str, SplitFacts]:
     return manifest(source, task)
-
-
-def place_of(config: BenchConfig, task: str, runs: Path) -> Place:
-    """Where the settings' teachers stand for a task."""
-    return Place(
-        task=task,
-        source=find_source(config.data.source, config.data.dir),
-        data_dir=config.data.dir,
-        max_context_words=config.data.max_context_words,
-        device=config.backend.device,
-        runs=runs,
-    )
-
-
-def _teachers(
-    config: BenchConfig, method: Method, task: str, runs: Path
-) -> tuple[tuple[Teacher, ...], tuple[str, ...]]:
-    """The teachers a method uses on a task, opened; those without a text for it are refused or dropped with a note."""
-    if "rationale" not in method.needs().annotations:
-        return (), ()
-    opened: dict[str, Teacher] = {}
-    notes: list[str] = []
-    missing: list[str] = []
-    for text in config.teachers:
-        spec = parse_spec(text, role="teacher")
-        teacher = open_teacher(spec, config.annotations, place_of(config, task, runs))
-        if teacher is not None:
-            if teacher.key in opened:
-                raise UserError(f"teachers {opened[teacher.key].spec} and {text} are both called {teacher.key!r}")
-            opened[teacher.key] = teacher
-        elif config.annotations.on_missing_teacher == "drop":
-            notes.append(f"teacher {text} has no text for {task} and was dropped")
-            missing.append(spec.fragment or text)
-        else:
-            raise UserError(
-                f"teacher {text} has no text for task {task}; remove it from `teachers`"
-                " or set annotations.on_missing_teacher=drop"
-            )
-    used = method.uses([*opened, *missing])
-    return tuple(opened[key] for key in used if key in opened), tuple(notes)

@@ -26,7 +26,14 @@ def identity_of(cell: "Cell") -> dict[str, Any]:
     """The facts whose digest is the cell's run id."""
     facts: dict[str, Any] = {
         "version": __version__,
-        "cell": [cell.kind, cell.name, cell.task.name, cell.task.version, cell.reading, cell.seed],
+        "cell": [
+            "training" if cell.trains_only else cell.kind,
+            cell.name,
+            cell.task.name,
+            cell.task.version,
+            cell.reading,
+            cell.seed,
+        ],
         "protocol": protocol_of(cell),
     }
     if cell.name not in GUESSES:
@@ -34,7 +41,7 @@ def identity_of(cell: "Cell") -> dict[str, Any]:
         for key in ("model", "init"):  # what an initial cell made is named by the run that the student comes from
             facts["student"][1].pop(key)
         facts["asked"] = _asked(cell)
-    if cell.name == "majority":
+    if cell.name == "majority" or (cell.name == "random" and not cell.records("test")[0].choices):
         facts["train"] = _ids(cell, "train")
     if cell.name == "few_shot":
         shots = cell.config.eval
@@ -61,7 +68,9 @@ def _training(cell: "Cell") -> dict[str, Any]:
         train.pop(key)
     first = cell.asked_records("train")[0]
     examples = [asdict(example) for example in cell.method.examples(first, [], cell.ask)]
+    decoding = cell.method.decoding()
     channels = [rationale_channel(teacher.key) for teacher in cell.teachers]
+    channels += decoding.channels if decoding.policy is not None else ()
     return {
         "method": cell.config.method,
         "method_source": digest(inspect.getsource(inspect.getmodule(type(cell.method)) or type(cell.method))),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zstandard
 
+from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.base import provenance
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import append_checked, canonical_json, read_checked, write_bytes
@@ -45,11 +46,12 @@ CHUNK = 32
 
 
 class Engines:
-    """What outlives a cell: the one vLLM child of a run, started when first needed. A context manager."""
+    """What outlives a cell: the vLLM child and the sandbox of a run, started when first needed. A context manager."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._vllm: VllmEngine | None = None
+        self._sandbox: Sandbox | None = None
 
     def __enter__(self) -> "Engines":
         return self
@@ -62,6 +64,12 @@ class Engines:
         if self._vllm is None:
             self._vllm = self._stack.enter_context(VllmEngine())
         return self._vllm
+
+    def sandbox(self) -> Sandbox:
+        """The sandbox for programs, started once."""
+        if self._sandbox is None:
+            self._sandbox = self._stack.enter_context(Sandbox())
+        return self._sandbox
 
 
 class Asker(NamedTuple):
@@ -137,6 +145,8 @@ class StudentAsker:
 
     def __init__(self, cell: Cell, student: ModelSpec, engines: Engines, scratch: Path) -> None:
         self.cell, self.student, self.engines, self.scratch = cell, student, engines, scratch
+        self._served: Path | None = None
+        self._proxy: LM | None = None
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -144,22 +154,38 @@ class StudentAsker:
         cell = self.cell
         return load_model(self.student, dtype=cell.config.student.dtype, device=device_of(cell), runs=cell.runs)
 
+    @property
+    def backend(self) -> str:
+        """The backend that the settings and the student's family allow."""
+        encoder_decoder = bool(self.loaded.model.config.is_encoder_decoder)
+        return backend_for(self.cell.config.backend.engine, self.cell.reading, encoder_decoder)
+
+    @property
+    def _bos(self) -> bool | None:
+        return needs_bos(*self.loaded) or None
+
+    def use(self, engine: VllmEngine) -> "LM":
+        """The student in the vLLM child, as an lm-eval LM."""
+        if self._proxy is None:
+            _make_room(self.loaded)
+        folder = self._served or self._folder()
+        if self._proxy is None or engine.folder != folder:
+            self._proxy = engine.lm(folder, add_bos=self._bos, dtype=self.cell.config.student.dtype)
+        self._served = folder
+        return self._proxy
+
     @cached_property
     def asker(self) -> Asker:
-        """The student behind the backend that the settings and its family allow."""
-        config, model, tokenizer = self.cell.config, self.loaded.model, self.loaded.tokenizer
-        bos = needs_bos(model, tokenizer) or None
-        backend = backend_for(config.backend.engine, self.cell.reading, bool(model.config.is_encoder_decoder))
+        """The student behind its backend."""
+        config, model, tokenizer, backend = self.cell.config, self.loaded.model, self.loaded.tokenizer, self.backend
         if backend == "vllm":
-            _make_room(self.loaded)
-            engine = self.engines.vllm()
-            return Asker(engine.lm(self._folder(), add_bos=bos, dtype=config.student.dtype), backend, self.chat)
+            return Asker(self.use(self.engines.vllm()), backend, self.chat)
         lm = hf_lm(
             model,
             tokenizer,
             batch_size=config.eval.batch_size,
             device=device_of(self.cell),
-            add_bos=bos,
+            add_bos=self._bos,
             layout=config.eval.layout,
         )
         return Asker(lm, backend, self.chat)
@@ -235,8 +261,7 @@ def guesser(cell: Cell) -> Callable[[Sequence[str]], list[Prediction]]:
 
     def ask(ids: Sequence[str]) -> list[Prediction]:
         asked = [records[i] for i in ids]
-        return (
-            guess_random(asked, cell.reading) if cell.name == "random" else guess_majority(asked, train, cell.reading)
-        )
+        guess = guess_random if cell.name == "random" else guess_majority
+        return guess(asked, cell.reading, train)
 
     return ask

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from tinyllm_bench.answers.parser import PARSER_VERSION
+from tinyllm_bench.answers.parser import reader_version
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.report.record import ids_digest
 
@@ -26,7 +26,7 @@ def protocol_of(cell: "Cell") -> dict[str, Any]:
         "n": len(records),
         "reading": cell.reading,
         "prompt_digest": digest(asked),
-        "parser_version": str(PARSER_VERSION),
+        "parser_version": reader_version(records[0].choices),
         "metric": f"accuracy by {_METRICS[cell.reading]}",
         "max_context_words": cell.config.data.max_context_words,
     }

@@ -7,8 +7,9 @@ from typing import Any
 from tinyllm_bench.base import provenance
 from tinyllm_bench.base.files import read_json
 from tinyllm_bench.data.checks import overlap
-from tinyllm_bench.data.records import Prediction
-from tinyllm_bench.evaluate.anchors import chance
+from tinyllm_bench.data.records import Prediction, TaskRecord
+from tinyllm_bench.evaluate.anchors import chance, expected
+from tinyllm_bench.evaluate.paths import path_report
 from tinyllm_bench.evaluate.scoring import TaskScore, score
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.predict import predictions_digest
@@ -80,7 +81,8 @@ def make_record(
         training=_training(cell, training),
         score=_score(found),
         secondary={} if found.accuracy_plain is None else {"accuracy_plain": found.accuracy_plain},
-        expected_accuracy=chance(records) if cell.name == "random" else None,
+        paths=_paths(cell, predictions, records),
+        expected_accuracy=expected(records, cell.records("train")) if cell.name == "random" else None,
         chance=chance(records),
         test_looks=test_looks,
         notes=_notes(cell, training),
@@ -212,10 +214,21 @@ def _score(found: TaskScore) -> Score:
     )
 
 
+def _paths(cell: Cell, predictions: Sequence[Prediction], records: Sequence[TaskRecord]) -> dict[str, float]:
+    if cell.method is None or not cell.students:
+        return {}
+    decoding = cell.method.decoding()
+    return path_report(predictions, records, decoding.channels, every=decoding.every)
+
+
 def _notes(cell: Cell, training: Mapping[str, Any] | None) -> tuple[str, ...]:
     notes = [public_text(note) for note in cell.notes]
     if cell.name == "random":
         notes.append("items are one seeded guess each; the accuracy shown is the exact expectation")
+    if training and training["targets_dropped"]:
+        notes.append(
+            f"{training['targets_dropped']} programs were left out: the student's tokenizer loses a part of them"
+        )
     if training and training["targets_cut"]:
         limit = cell.config.train.max_target_tokens
         notes.append(f"{training['targets_cut']} training targets were cut at {limit} tokens")

@@ -8,7 +8,7 @@ from typing import Any
 
 from tinyllm_bench.base.config import Layer, Resolved, parse_assignments, parse_yaml, read_yaml, resolve
 from tinyllm_bench.base.errors import UserError, unknown_name
-from tinyllm_bench.base.plugins import load_method, method_defaults, names
+from tinyllm_bench.base.plugins import load_method, load_task, method_defaults, names
 from tinyllm_bench.learn.method import Method
 from tinyllm_bench.pipeline.schema import BenchConfig
 
@@ -73,12 +73,18 @@ def default_preset() -> str:
 
 
 def expand(kind: str, asked: Sequence[str]) -> tuple[str, ...]:
-    """Names of methods or tasks; `all` means every one. Unknown names are errors before anything starts."""
+    """Names of methods or tasks. Unknown names are errors before anything starts.
+
+    `all` means every method, or every task of the main suite: the tasks of other suites are asked for by name.
+    """
     known = names(kind)
     for name in asked:
         if name not in (*known, "all"):
             raise unknown_name(kind, name, [*known, "all"])
-    return tuple(known) if "all" in asked else tuple(dict.fromkeys(asked))
+    if "all" not in asked:
+        return tuple(dict.fromkeys(asked))
+    everyone = [name for name in known if kind != "task" or load_task(name).suite == "main"]
+    return tuple(dict.fromkeys([*everyone, *(name for name in asked if name != "all")]))
 
 
 def _layers(request: Request, preset: Preset, task: str, variant: Mapping[str, Any]) -> list[Layer]:

@@ -16,6 +16,7 @@ from tinyllm_bench.base.files import append_checked, locked, read_checked, read_
 from tinyllm_bench.data.records import Annotation, Prediction
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.pipeline.annotate import annotate, annotation_counts, taught
+from tinyllm_bench.pipeline.ask_paths import PathAsker, joint_training
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.identity import GUESSES
 from tinyllm_bench.pipeline.predict import (
@@ -67,8 +68,8 @@ def run_cell(
         broadcast_object_list(finished)
         if finished[0]:
             return Outcome(folder, load_record(folder), False)
-        for first in (cell.student_from, cell.teacher_from):
-            if first is not None and not (runs / first.run_id / "train" / "result.json").exists():
+        for first in cell.earlier:
+            if not (runs / first.run_id / "train" / "result.json").exists():
                 report({"first": f"{first.label} on {first.student.text}"})
                 run_cell(first, runs, engines, until="train", command=command, report=report)
         return _Run(cell, folder, engines, command, report, main=process.is_main_process).go(until)
@@ -93,7 +94,7 @@ class _Run:
             if until == "annotate":
                 return Outcome(self.folder, None, True)
             before = time.monotonic()
-            training = train(self.cell, self.folder, annotations, report=self.event)
+            training = self._trained(annotations)
             self.train_seconds = time.monotonic() - before
             self.event({"stage": "train", "steps": training["steps"], "last_loss": training["last_loss"]})
         if until != "predict":
@@ -101,6 +102,11 @@ class _Run:
         record = self._predict(annotations, training) if self.main else None
         PartialState().wait_for_everyone()
         return Outcome(self.folder, record, True)
+
+    def _trained(self, annotations: Sequence[Annotation]) -> dict[str, Any]:
+        if self.cell.students:
+            return joint_training(self.cell)
+        return train(self.cell, self.folder, annotations, report=self.event)
 
     def _begin(self) -> None:
         if not (self.folder / "config.yaml").exists() and self.main:
@@ -123,7 +129,7 @@ class _Run:
             predictions = predict(cell, self.folder, records, guesser(cell), report=self.event)
             asked: dict[str, Any] = {}
         else:
-            asker = StudentAsker(cell, self._student(training), self.engines, self.folder / "asked")
+            asker = self._asker(training)
             asked = self._asked(asker, training)
             predictions = predict(cell, self.folder, records, asker.ask, report=self.event)
             shutil.rmtree(asker.scratch, ignore_errors=True)
@@ -147,12 +153,18 @@ class _Run:
         self.event({"stage": "record", "accuracy": record.accuracy})
         return record
 
+    def _asker(self, training: dict[str, Any] | None) -> StudentAsker | PathAsker:
+        scratch = self.folder / "asked"
+        if self.cell.students:
+            return PathAsker(self.cell, self.engines, scratch)
+        return StudentAsker(self.cell, self._student(training), self.engines, scratch)
+
     def _student(self, training: dict[str, Any] | None) -> ModelSpec:
         if training is None:
             return self.cell.student
         return parse_spec(f"dir:{self.folder / 'student'}", role="student")
 
-    def _asked(self, asker: StudentAsker, training: dict[str, Any] | None) -> dict[str, Any]:
+    def _asked(self, asker: StudentAsker | PathAsker, training: dict[str, Any] | None) -> dict[str, Any]:
         """Facts of the asked student, written before its first answer; answers of another student or backend go."""
         file = self.folder / "predictions" / "asked.json"
         if predictions_file(self.cell, self.folder).exists():

@@ -30,6 +30,7 @@ from tinyllm_bench.pipeline.annotate import Report
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.kept_logits import fill
 from tinyllm_bench.pipeline.plain_text import with_plain_text
+from tinyllm_bench.pipeline.program_targets import fit_programs
 from tinyllm_bench.pipeline.validation import PROBED, encoder_of, gold_groups, validator
 from tinyllm_bench.pipeline.white_box import open_teacher_model
 
@@ -53,6 +54,7 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
         "encoder_decoder": bool(loaded.model.config.is_encoder_decoder),
     }
     seed_everything(cell.seed)
+    annotations, dropped = fit_programs(cell, loaded, annotations)
     lm = LM(_adapted(cell, loaded))
     lm.check()
     groups = encode_groups(cell, loaded, annotations)
@@ -63,7 +65,7 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
     trained = _trainer(cell, folder, lm, loaded, groups, plan, collator, signal, report).run()
     student = Loaded(_merged(lm), loaded.tokenizer)
     made = {"student_digest": weights_digest(student.model), "peak_memory_bytes": provenance.peak_memory()}
-    facts |= {"layout": collator.layout, "layout_reason": reason}
+    facts |= {"layout": collator.layout, "layout_reason": reason, "targets_dropped": dropped}
     result = {**facts, **_facts(cell, trained, groups), **made}
     _finish(folder, student, result)
     return result
@@ -105,6 +107,8 @@ def encode_groups(cell: Cell, loaded: Loaded, annotations: Sequence[Annotation])
         examples = cell.method.examples(record, said.get(record.id, []), cell.ask)
         groups.append(Group(record.id, tuple(encoder.encode(example) for example in examples)))
     groups = [group for group in groups if group.items]
+    if cell.method.scatters:
+        groups = [group._replace(items=(item,)) for group in groups for item in group.items]
     return with_plain_text(cell, groups, loaded.tokenizer, encoder_decoder=encoder.encoder_decoder)
 
 

@@ -13,8 +13,10 @@ from tinyllm_bench.learn.packing import micro_batches
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded, max_input_tokens, needs_bos
 from tinyllm_bench.models.tokens import Encoder
+from tinyllm_bench.pipeline.ask_paths import path_validator
 from tinyllm_bench.pipeline.asked import asked_of
 from tinyllm_bench.pipeline.cells import Cell
+from tinyllm_bench.pipeline.verify_paths import learns_paths
 
 # Validation questions that methods draw texts for at each look.
 PROBED = 64
@@ -45,6 +47,8 @@ def gold_groups(cell: Cell, loaded: Loaded) -> list[Group]:
 
 def validator(cell: Cell, loaded: Loaded, gold: Sequence[Group]) -> Callable[[LM], Checked]:
     """Scores a student on the cell's validation questions; with `train.select=loss` also by its loss on `gold`."""
+    if learns_paths(cell):
+        return path_validator(cell, loaded)
     config = cell.config
     valid = cell.asked_records("valid")
     asked = asked_of(cell, "valid", [record.id for record in valid])

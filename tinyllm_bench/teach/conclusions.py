@@ -3,7 +3,17 @@
 import re
 from collections.abc import Sequence
 
-from tinyllm_bench.answers.parser import answer_is, closed_word, exact, first_line, leading, letter, normalised
+from tinyllm_bench.answers.parser import (
+    answer_is,
+    bare_number,
+    closed_word,
+    exact,
+    first_line,
+    leading,
+    letter,
+    normalised,
+    number_announced,
+)
 from tinyllm_bench.data.prompts import LETTERS
 
 _NAMES = re.compile(r"\banswer(?:\s+is\b|\s*:|\s*=)|\\boxed\{", re.IGNORECASE)
@@ -12,25 +22,39 @@ _REST = r"(?:(?![.!?][\"')\]*_]*(?:\s|$))[^\n])*[.!?]*[\"')\]*_]*[ \t]*"  # to t
 _GAPS = re.compile(r"\n(?:[ \t]*\n)+")
 
 
-def take(text: str, choices: Sequence[str]) -> tuple[str, set[int]]:
-    """The text without the sentences that name an answer, and the choices they name.
+def take(text: str, choices: Sequence[str]) -> tuple[str, set[int | str]]:
+    """The text without the sentences that name an answer, and the choices, or the numbers, they name.
 
     "So the answer is (b)." counts wherever it stands. Without one: a last or first line that is nothing but a choice or
-    its letter, where no line begins with another, or a first word that is yes, no or maybe where these are the choices.
+    its letter, where no line begins with another, or a first word that is yes, no or maybe where these are the choices;
+    of numbers: a last line that is nothing but one.
     """
     rest, named = _sentences(text, choices)
     if not named:
-        rest, named = _bare_line(text, choices)
+        bare, found = _bare_line(text, choices) if choices else _number_line(text)
+        rest, named = bare, set(found)
     return _GAPS.sub("\n", rest).strip(), named
 
 
-def _sentences(text: str, choices: Sequence[str]) -> tuple[str, set[int]]:
-    named: set[int] = set()
+def _number_line(text: str) -> tuple[str, set[str]]:
+    before, _, last = text.strip().rpartition("\n")
+    named = {key for key in bare_number(last) if key is not None}
+    return (before, named) if named else (text, named)
+
+
+def _named(sentence: str, choices: Sequence[str]) -> set[int | str]:
+    if choices:
+        return set(answer_is(sentence, choices))
+    return {key for key in number_announced(sentence) if key is not None}
+
+
+def _sentences(text: str, choices: Sequence[str]) -> tuple[str, set[int | str]]:
+    named: set[int | str] = set()
     kept, done = [], 0
     hits = list(_NAMES.finditer(text))
     ends = [*(hit.start() for hit in hits), len(text)][1:]  # each is read up to the next
     for hit, following in zip(hits, ends, strict=True):
-        found = answer_is(text[hit.start() : following].split("\n", 1)[0], choices)
+        found = _named(text[hit.start() : following].split("\n", 1)[0], choices)
         named |= found
         if len(found) == 1:
             start, end = _start(text, hit.start()), _end(text, hit.end(), next(iter(found)), choices)
@@ -44,10 +68,12 @@ def _start(text: str, at: int) -> int:
     return borders[-1] if borders else 0
 
 
-def _end(text: str, at: int, index: int, choices: Sequence[str]) -> int:
+def _end(text: str, at: int, key: int | str, choices: Sequence[str]) -> int:
     """The end of the sentence; a stop behind the letter or inside the choice's own text does not end it."""
-    own = re.escape(choices[index].strip())
-    named = rf"[^\w\n]*(?:\(?{LETTERS[index]}\b\)?(?:[.:)]*[^\w\n.]*{own})?|{own})?"
+    named = ""
+    if isinstance(key, int):
+        own = re.escape(choices[key].strip())
+        named = rf"[^\w\n]*(?:\(?{LETTERS[key]}\b\)?(?:[.:)]*[^\w\n.]*{own})?|{own})?"
     match = re.compile(named + _REST, re.IGNORECASE).match(text, at)
     return match.end() if match else at
 

@@ -1,7 +1,7 @@
 """Controls: is it the reasoning, or just more text? Transforms on annotations that every method accepts.
 
 shuffled: each record gets another record's rationale of like length, never one of a record with the same answer text.
-gold: the rationale is the gold answer's text.
+gold: the rationale is the gold answer's text, or the number.
 They are seeded by a constant, so that a run's seed never changes what is taught.
 """
 
@@ -23,7 +23,7 @@ def apply_control(
     if control is None:
         return list(annotations)
     if control == "gold":
-        return [a if a.rejected else replace(a, text=_gold(records[a.record_id])) for a in annotations]
+        return [a if a.rejected else replace(a, text=records[a.record_id].gold_text) for a in annotations]
     changed: dict[tuple[str, str], Annotation] = {}
     for teacher in sorted({a.teacher for a in annotations}):
         usable = [a for a in annotations if a.teacher == teacher and not a.rejected]
@@ -37,10 +37,6 @@ def _batched(items: Sequence[Annotation], size: int) -> list[tuple[Annotation, .
     return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
 
 
-def _gold(record: TaskRecord) -> str:
-    return record.choices[record.answer]
-
-
 def _shuffle(bucket: Sequence[Annotation], records: Mapping[str, TaskRecord]) -> list[Annotation]:
     """Rotate a bucket sorted by answer text by its largest class: nobody meets his own answer unless it has the
     majority.
@@ -50,8 +46,8 @@ def _shuffle(bucket: Sequence[Annotation], records: Mapping[str, TaskRecord]) ->
     """
     order = list(bucket)
     random.Random(f"shuffled/{order[0].teacher}/{len(order)}").shuffle(order)
-    order.sort(key=lambda a: _gold(records[a.record_id]))
-    golds = [_gold(records[a.record_id]) for a in order]
+    order.sort(key=lambda a: records[a.record_id].gold_text)
+    golds = [records[a.record_id].gold_text for a in order]
     shift = max(golds.count(gold) for gold in set(golds))
     result = []
     for index, own in enumerate(order):

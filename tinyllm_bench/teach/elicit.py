@@ -2,59 +2,31 @@
 
 `forced` is the published template of TinyLLM: the gold letter stands in the prompt and the teacher explains it. In the
 other kinds the teacher answers itself. A passage stands inside the question, in front of it, as in the paper's data.
+Where a number is asked for, there are no options, and the number stands where the letter would.
 """
 
 import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from tinyllm_bench.answers.parser import first_line, read_answer
+from tinyllm_bench.answers import parser
+from tinyllm_bench.answers.parser import first_line
+from tinyllm_bench.answers.programs import Kind as QuestionKind
+from tinyllm_bench.answers.programs import kind_of
 from tinyllm_bench.data.prompts import LETTERS
 from tinyllm_bench.data.records import TaskRecord
 from tinyllm_bench.teach import conclusions
 from tinyllm_bench.teach.filters import body
+from tinyllm_bench.teach.program_shots import ENDS, RULES, SHOWN
 
 Kind = Literal["forced", "free", "rationale_then_answer", "program"]
-PROMPTS_VERSION = 1  # raise it with every change of what is asked or of how a reply is read
+PROMPTS_VERSION = 2  # raise it with every change of what is asked or of how a reply is read
 TRIGGER = "Let's think step by step."
 
 _ANSWER_LINE = re.compile(r"^[^\w\n]*answer[^\w\n]*:", re.IGNORECASE | re.MULTILINE)
 _RATIONALE = re.compile(r"^\W*rationale\W*:\W*", re.IGNORECASE)
 _ASSIGNED = re.compile(r"^answer\s*=", re.MULTILINE)
-_THEN_ANSWER = "Explain each question first. Then name the answer in a last line of its own, such as: Answer: (a)"
-_PROGRAM = """\
-Write a short Python program that works out the answer to the last question. One statement in each line: no loops, no \
-functions, no imports. `choices` holds the options by their letters. Put what you know into variables, compute from \
-them which option it supports, and end with `answer = ...`: a letter, or yes, no or maybe where these are the options.
-
-Question:
-Which of these sinks in a glass of water?
-Options:
-(a) an ice cube
-(b) a dry cork
-(c) a steel nut
-Program:
-```python
-water = 1.0
-ice_cube = 0.92
-dry_cork = 0.24
-steel_nut = 7.85
-sinks = {"a": ice_cube > water, "b": dry_cork > water, "c": steel_nut > water}
-answer = max(choices, key=sinks.get)
-```
-
-Question:
-A train leaves at 9:40 and needs 75 minutes. Is it there before 11 o'clock?
-Options:
-(a) yes
-(b) no
-Program:
-```python
-leaves = 9 * 60 + 40
-arrives = leaves + 75
-eleven = 11 * 60
-answer = "yes" if arrives < eleven else "no"
-```"""
+_THEN_ANSWER = "Explain each question first. Then name the answer in a last line of its own, such as: Answer: "
 
 
 class Demonstration(NamedTuple):
@@ -65,7 +37,7 @@ class Demonstration(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a teacher's text says: the rationale or program, and the choice's text that the teacher named itself."""
+    """What a teacher's text says: the rationale or program, and the choice's text, or the number, that it named."""
 
     text: str
     answer: str | None
@@ -74,38 +46,59 @@ class Reply(NamedTuple):
 def prompt(record: TaskRecord, shown: Sequence[Demonstration], kind: Kind) -> str:
     """The whole text a teacher is asked with; blocks are separated by a blank line.
 
-    A program is shown by two hand-written examples: the demonstrations of a data set hold no program and stay out.
+    A program is shown by six hand-written examples of the same kind of question (`program_shots`): the demonstrations
+    of a data set hold no program and stay out.
     """
     if kind == "program":
-        return f"{_PROGRAM}\n\n{_question(record)}\nProgram:\n```python"
+        return f"{_programs(kind_of(record.choices))}\n\n{_question(record)}\nProgram:\n```python"
     blocks = [_filled(one.record, one.rationale, kind) for one in shown]
     if kind == "rationale_then_answer":
-        blocks.insert(0, _THEN_ANSWER)
+        blocks.insert(0, _THEN_ANSWER + ("(a)" if record.choices else "12"))
     return "\n\n".join([*blocks, _asked(record, kind)])
 
 
 def _question(record: TaskRecord) -> str:
     passage = f"{record.context}\n" if record.context else ""
-    options = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(record.choices))
-    return f"Question:\n{passage}{record.question}\nOptions:\n{options}"
+    return _asking(f"{passage}{record.question}", record.choices)
+
+
+def _asking(question: str, choices: Sequence[str]) -> str:
+    options = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(choices))
+    return f"Question:\n{question}\nOptions:\n{options}" if choices else f"Question:\n{question}"
+
+
+def _programs(kind: QuestionKind) -> str:
+    shown = [f"{_asking(one.question, one.options)}\nProgram:\n```python\n{one.program}\n```" for one in SHOWN[kind]]
+    return "\n\n".join([RULES + ENDS[kind], *shown])
+
+
+def _gold(record: TaskRecord) -> str:
+    return LETTERS[record.answer] if record.choices else record.gold_text
 
 
 def _asked(record: TaskRecord, kind: Kind) -> str:
     question = _question(record)
     if kind == "forced":
-        return f"{question}\nAnswer:\n{LETTERS[record.answer]}\nRationale:\n{TRIGGER}"
+        return f"{question}\nAnswer:\n{_gold(record)}\nRationale:\n{TRIGGER}"
     return f"{question}\nAnswer:\n{TRIGGER}" if kind == "free" else f"{question}\nRationale:"
 
 
 def _filled(record: TaskRecord, rationale: str | None, kind: Kind) -> str:
     """The block as a teacher would have ended it; a rationale on one line, since a blank line ends a block."""
-    question, letter = _question(record), LETTERS[record.answer]
-    said = " ".join(body(rationale or "").split())
+    question, gold = _question(record), _gold(record)
+    named = f"({gold})" if record.choices else gold
+    said = " ".join(_told(rationale or "", record).split())
     if kind == "forced":
-        return f"{_asked(record, kind)} {said}" if said else f"{question}\nAnswer:\n{letter}"
+        return f"{_asked(record, kind)} {said}" if said else f"{question}\nAnswer:\n{gold}"
     if kind == "free":
-        return f"{question}\nAnswer:\n{f'{TRIGGER} {said} ' if said else ''}The answer is ({letter})."
-    return f"{_asked(record, kind)}\n{said}\nAnswer: ({letter})" if said else f"{question}\nAnswer: ({letter})"
+        return f"{question}\nAnswer:\n{f'{TRIGGER} {said} ' if said else ''}The answer is {named}."
+    return f"{_asked(record, kind)}\n{said}\nAnswer: {named}" if said else f"{question}\nAnswer: {named}"
+
+
+def _told(rationale: str, record: TaskRecord) -> str:
+    """A rationale to show; recorded ones of word problems end in an answer, which the block gives itself."""
+    said = body(rationale)
+    return said if record.choices else conclusions.take(said, ())[0]
 
 
 def stops(kind: Kind) -> tuple[str, ...]:
@@ -140,13 +133,14 @@ def read(kind: Kind, text: str, record: TaskRecord) -> Reply:
     if kind == "forced":
         return Reply(said, None)
     rationale, line = _split(said) if kind == "rationale_then_answer" else (said, None)
-    of_line = None if line is None else read_answer(line, record.choices).index
+    of_line = None if line is None else parser.read(line, record.choices).key
     rest, named = conclusions.take(rationale, record.choices)
     if of_line is not None:
         named = named | {of_line}
     if len(named) != 1:
         return Reply(said, None)
-    return Reply(body(rest), record.choices[next(iter(named))])
+    key = next(iter(named))
+    return Reply(body(rest), record.choices[key] if isinstance(key, int) else key)
 
 
 def _before(ends: Sequence[str], text: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from tinyllm_bench.answers.parser import answer_is, normalised
+from tinyllm_bench.answers.parser import answer_is, normalised, number_announced, read
 from tinyllm_bench.base.errors import unknown_name
 from tinyllm_bench.data.prompts import LETTERS
 from tinyllm_bench.data.records import Annotation, TaskRecord
@@ -44,8 +44,8 @@ _MOJIBAKE = re.compile(
 class Candidate(NamedTuple):
     """A text and what is known of it.
 
-    `prompt` is what the teacher read, `finish` why it stopped ("stop", "length"), `answer` the text of the choice that
-    it named itself, `duplicate` whether it gave the same text for an earlier record. None: not known.
+    `prompt` is what the teacher read, `finish` why it stopped ("stop", "length"), `answer` the choice's text or the
+    number that it named itself, `duplicate` whether it gave the same text for an earlier record. None: not known.
     """
 
     text: str
@@ -67,11 +67,14 @@ def before_next_question(text: str) -> str:
     return text[: min(starts)] if starts else text
 
 
-def named_choices(text: str, record: TaskRecord) -> set[int]:
-    """The choices that a text names outright ("the answer is (b)"), before any invented question."""
-    found: set[int] = set()
+def named_answers(text: str, record: TaskRecord) -> set[int | str]:
+    """The choices, or the numbers, that a text names outright ("the answer is (b)"), before any invented question."""
+    found: set[int | str] = set()
     for line in before_next_question(text).splitlines():
-        found |= answer_is(_IF.sub("if so", line), record.choices)
+        if record.choices:
+            found |= answer_is(_IF.sub("if so", line), record.choices)
+        else:
+            found |= {key for key in number_announced(_IF.sub("if so", line)) if key is not None}
     return found
 
 
@@ -172,18 +175,22 @@ def _mojibake(candidate: Candidate) -> bool:
 def _contradicts_gold(candidate: Candidate) -> bool:
     if candidate.record is None:
         return False
-    return _wrong_answer(candidate) or bool(named_choices(candidate.text, candidate.record) - _golds(candidate.record))
+    return _wrong_answer(candidate) or bool(named_answers(candidate.text, candidate.record) - _golds(candidate.record))
 
 
 def _wrong_answer(candidate: Candidate) -> bool:
     if candidate.record is None or candidate.answer is None:
         return False
-    return normalised(candidate.answer) != normalised(candidate.record.choices[candidate.record.answer])
+    if not candidate.record.choices:
+        return read(candidate.answer, ()).key != candidate.record.gold_key
+    return normalised(candidate.answer) != normalised(candidate.record.gold_text)
 
 
-def _golds(record: TaskRecord) -> set[int]:
-    """Every choice with the gold's text: a few questions of the public sets hold an option twice."""
-    gold = normalised(record.choices[record.answer])
+def _golds(record: TaskRecord) -> set[int | str]:
+    """Every choice with the gold's text: a few questions of the public sets hold an option twice; or the number."""
+    if not record.choices:
+        return {record.gold_key}
+    gold = normalised(record.gold_text)
     return {index for index, choice in enumerate(record.choices) if normalised(choice) == gold}
 
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tinyllm_bench.base.energy import EnergyMeter
 from tinyllm_bench.base.files import digest
@@ -36,6 +36,11 @@ class LiveTeacher:
     def gold_visible(self) -> bool:
         """Whether the right answer stands in its prompt."""
         return self.words.gold_visible
+
+    @property
+    def kind(self) -> Literal["rationale", "program", "response"]:
+        """What kind of text it writes."""
+        return self.words.kind
 
     @property
     def folder(self) -> Path:

@@ -7,8 +7,16 @@ from typing import Any, Literal, cast
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import Ask
-from tinyllm_bench.data.records import TaskRecord, cut_context
-from tinyllm_bench.data.sources import Source, find_source, load_rationales, load_split, rationale_keys
+from tinyllm_bench.data.records import Recorded, TaskRecord, cut_context
+from tinyllm_bench.data.sources import (
+    Source,
+    find_source,
+    gold_visible,
+    load_rationales,
+    load_split,
+    program_keys,
+    rationale_keys,
+)
 from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.models.load import check_spec, is_encoder_decoder, spec_folder
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
@@ -38,17 +46,33 @@ def open_teacher(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> T
     Raises:
         UserError: a model that is not there, a recorded source without a name, demonstrations that cannot be had.
     """
-    return _replay(spec, settings, place) if spec.kind == "replay" else _live(spec, settings, place)
+    return (
+        _replay(spec, settings.filters, place, "rationale") if spec.kind == "replay" else _live(spec, settings, place)
+    )
 
 
-def _replay(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> Teacher | None:
+def open_program_teacher(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> Teacher | None:
+    """The recorded programs a spec names, or None when there are none of it for this task.
+
+    Only empty ones are rejected: `settings.filters` judge prose, and what a program is worth is known when it has run.
+
+    Raises:
+        UserError: a spec of a model, or a recorded source without a name.
+    """
+    if spec.kind != "replay":
+        raise UserError(f"teacher {spec.text!r} has no recorded programs; name some, such as replay:sample#stepwise")
+    return _replay(spec, ("empty",), place, "program")
+
+
+def _replay(spec: ModelSpec, filters: tuple[str, ...], place: Place, kind: Recorded) -> Teacher | None:
     source = replay_source(spec, place.data_dir)
-    keys = rationale_keys(source, place.task)
+    keys = (rationale_keys if kind == "rationale" else program_keys)(source, place.task)
     if spec.fragment is None:
-        raise UserError(f"teacher {spec.text!r} names no rationales; add #NAME, one of: {', '.join(keys) or 'none'}")
+        raise UserError(f"teacher {spec.text!r} names no {kind}s; add #NAME, one of: {', '.join(keys) or 'none'}")
     if spec.fragment not in keys:
         return None
-    return ReplayTeacher(spec.fragment, spec.text, source, settings.filters)
+    visible = gold_visible(source, place.task, spec.fragment)
+    return ReplayTeacher(spec.fragment, spec.text, source, filters, visible, kind=kind)
 
 
 def replay_source(spec: ModelSpec, data_dir: str | None) -> Source:

@@ -14,7 +14,7 @@ invented_question: "Question:", a hash before a number ("# 17"), "##" or a web a
     `prompt_junk` and `follow_up` are not this figure: the one asks for "# 17." with its stop, the other also finds
     "Q.", a bare "Question" and lists of options, and no web address.
 contains_gold: the gold answer's text occurs, both normalised, as a piece of text: the "no" in "known" counts, which
-    makes it a weak figure where the answers are yes and no.
+    makes it a weak figure where the answers are yes and no. A number must stand for itself: no "5" in "51" or "1/5".
 Not compared: how often a text names a letter, since `own` counts what the teacher named, not a pattern.
 """
 
@@ -25,12 +25,13 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from tinyllm_bench.answers.parser import normalised
+from tinyllm_bench.answers.parser import bare_number, normalised, numbers_in, read
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Annotation, Split, TaskRecord
-from tinyllm_bench.data.sources import Source, load_rationales, load_split, rationale_keys
+from tinyllm_bench.data.sources import Source, load_split, rationale_keys
 from tinyllm_bench.teach.filters import FILTERS, NEEDS, Candidate, body, candidates, check_names, rejected_by
 from tinyllm_bench.teach.quality_report import Accuracy, Agreement, Share, Shown, TeacherReport, Words
+from tinyllm_bench.teach.teachers import recorded_annotations
 
 _INVENTED = re.compile(r"question:|#\s*\d|##|https?://|www\.", re.IGNORECASE)
 _ENDS = (".", "!", "?", '"', ")")
@@ -94,8 +95,8 @@ def _report(
         empty_or_nan=share(lambda c: rejected_by(c, ("empty", "nan")) is not None),
         ends_on_punctuation=share(lambda c: c.text.rstrip().endswith(_ENDS)),
         invented_question=share(lambda c: _INVENTED.search(c.text) is not None),
-        contains_gold=share(lambda c: _gold(c) in normalised(c.text)),
-        gold_only=share(lambda c: _gold(c) == normalised(body(c.text))),
+        contains_gold=share(_contains_gold),
+        gold_only=share(_gold_only),
         filters=filters,
         kept=Share(count=reasons[None], of=len(seen)),
         rejected={name: Share(count=reasons[name], of=len(seen)) for name in filters},
@@ -113,9 +114,18 @@ def _record(candidate: Candidate) -> TaskRecord:
     return candidate.record
 
 
-def _gold(candidate: Candidate) -> str:
+def _contains_gold(candidate: Candidate) -> bool:
     record = _record(candidate)
-    return normalised(record.choices[record.answer])
+    if not record.choices:
+        return record.number in numbers_in(candidate.text)
+    return normalised(record.gold_text) in normalised(candidate.text)
+
+
+def _gold_only(candidate: Candidate) -> bool:
+    record, text = _record(candidate), body(candidate.text)
+    if not record.choices:
+        return record.number in bare_number(text)
+    return normalised(record.gold_text) == normalised(text)
 
 
 def _lengths(words: Sequence[int]) -> Words:
@@ -142,7 +152,9 @@ def _seconds(said: Sequence[Annotation]) -> float | None:
     return round(math.fsum(told), 2) if told else None
 
 
-def _position(answer: str, record: TaskRecord) -> int | None:
+def _position(answer: str, record: TaskRecord) -> int | str | None:
+    if not record.choices:
+        return read(answer, ()).key
     wanted = normalised(answer)
     return next((i for i, choice in enumerate(record.choices) if normalised(choice) == wanted), None)
 
@@ -152,7 +164,7 @@ def _own(said: Sequence[Annotation], records: Sequence[TaskRecord]) -> Accuracy 
     if not blind:
         return None
     named = [(answer, record) for answer, record in blind if answer is not None]
-    correct = sum(_position(answer, r) == _position(r.choices[r.answer], r) for answer, r in named)
+    correct = sum(_position(answer, r) == _position(r.gold_text, r) for answer, r in named)
     low, high = _wilson(correct, len(named))
     return Accuracy(asked=len(blind), named=len(named), correct=correct, low=low, high=high)
 
@@ -167,9 +179,9 @@ def _wilson(correct: int, n: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def _named(said: Sequence[Annotation], records: Mapping[str, TaskRecord]) -> dict[str, int]:
-    """Record id to the position of the teacher's own first answer."""
-    found: dict[str, int] = {}
+def _named(said: Sequence[Annotation], records: Mapping[str, TaskRecord]) -> dict[str, int | str]:
+    """Record id to the position, or the number, of the teacher's own first answer."""
+    found: dict[str, int | str] = {}
     for a in said:
         if a.sample == 0 and not a.gold_visible and a.answer is not None:
             position = _position(a.answer, records[a.record_id])
@@ -178,12 +190,12 @@ def _named(said: Sequence[Annotation], records: Mapping[str, TaskRecord]) -> dic
     return found
 
 
-def _agreement(other: str, mine: Mapping[str, int], theirs: Mapping[str, int]) -> Agreement:
+def _agreement(other: str, mine: Mapping[str, int | str], theirs: Mapping[str, int | str]) -> Agreement:
     pairs = [(mine[key], theirs[key]) for key in mine if key in theirs]
     return Agreement(other=other, n=len(pairs), agreed=sum(a == b for a, b in pairs), kappa=cohen_kappa(pairs))
 
 
-def cohen_kappa(pairs: Sequence[tuple[int, int]]) -> float | None:
+def cohen_kappa(pairs: Sequence[tuple[int | str, int | str]]) -> float | None:
     """(observed - expected agreement) / (1 - expected), expected from both raters' own frequencies.
 
     J. Cohen, "A coefficient of agreement for nominal scales", 1960. None without pairs, or where both always gave
@@ -211,7 +223,7 @@ def _shown(said: Annotation, candidate: Candidate) -> Shown:
         record_id=said.record_id,
         question=record.question,
         choices=record.choices,
-        gold=record.choices[record.answer],
+        gold=record.gold_text,
         text=said.text,
         answer=said.answer,
         reasons=tuple(name for name, test in FILTERS.items() if test(candidate)),
@@ -242,14 +254,11 @@ def replayed_reports(
     reports = []
     for task, found in held.items():
         records = {record.id: record for record in load_split(source, task, split)}
-        said = [a for key in found if keys is None or key in keys for a in _replayed(source, task, split, key)]
+        said = [
+            a
+            for key in found
+            if keys is None or key in keys
+            for a in recorded_annotations(source, list(records.values()), key)
+        ]
         reports += teacher_reports(said, records, filters, samples=samples)
     return reports
-
-
-def _replayed(source: Source, task: str, split: Split, key: str) -> list[Annotation]:
-    texts = load_rationales(source, task, split, key)
-    return [
-        Annotation(record_id=record_id, teacher=key, kind="rationale", text=text.strip(), gold_visible=True)
-        for record_id, text in texts.items()
-    ]

@@ -125,11 +125,11 @@ class Shots:
 
     @cached_property
     def _strata(self) -> tuple[tuple[TaskRecord, ...], ...]:
-        """The pool by answer: its text where all records have the same choices, else its position."""
+        """The pool by answer: its text where all records have the same choices (or none), else its position."""
         closed = len({tuple(sorted(map(normalised, record.choices))) for record in self._pool}) == 1
         groups: dict[Any, list[TaskRecord]] = {}
         for record in self._pool:
-            groups.setdefault(normalised(record.choices[record.answer]) if closed else record.answer, []).append(record)
+            groups.setdefault(normalised(record.gold_text) if closed else record.answer, []).append(record)
         return tuple(tuple(groups[key]) for key in sorted(groups))
 
     @cached_property
@@ -137,7 +137,7 @@ class Shots:
         """What the chosen examples and their words depend on."""
         if not self.config.shots:
             return digest([SHOTS_VERSION, 0])
-        pool = [[r.id, r.question, r.choices, r.answer, r.context] for r in self._pool]
+        pool = [[r.id, r.question, r.choices, r.gold_key, r.context] for r in self._pool]
         texts = None if self._texts is None else [self._texts[record.id] for record in self._pool]
         return digest([SHOTS_VERSION, self.config.model_dump(mode="json", exclude={"rationales"}), pool, texts])
 

@@ -6,12 +6,13 @@ A teacher is recorded text (`replay:release#flan-t5-xl`, `replay:sample#terse`) 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from tinyllm_bench.answers.parser import read, reader_version
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest
-from tinyllm_bench.data.records import Annotation, Split, TaskRecord
-from tinyllm_bench.data.sources import Source, load_rationales
+from tinyllm_bench.data.records import Annotation, Recorded, Split, TaskRecord
+from tinyllm_bench.data.sources import Source, gold_visible, load_rationales, load_split
 from tinyllm_bench.teach.filters import FILTERS_VERSION, rejections
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -27,6 +28,10 @@ class Teacher(Protocol):
     @property
     def spec(self) -> str:
         """How it was given."""
+
+    @property
+    def kind(self) -> Literal["rationale", "program", "response"]:
+        """What it writes."""
 
     @property
     def gold_visible(self) -> bool:
@@ -48,7 +53,11 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReplayTeacher:
-    """Recorded rationales; their teachers saw the gold answer, so they cannot be scored."""
+    """Recorded rationales, or programs. A teacher that saw the gold answer cannot be scored.
+
+    What another one answered is read from its rationale, which stays as it is; what a program answers is known when it
+    has run. `gold_visible` speaks for all tasks; a task may know that the teacher did not see its answers.
+    """
 
     key: str
     spec: str
@@ -56,10 +65,22 @@ class ReplayTeacher:
     filters: tuple[str, ...]
     gold_visible: bool = True
     recorded: bool = True
+    kind: Recorded = "rationale"
 
     def text_digest(self, task: str) -> str:
-        """Digest of the recorded training texts and of the filters' names and version."""
-        return digest([_texts_digest(self.source, task, self.key), list(self.filters), FILTERS_VERSION])
+        """Digest of the recorded training texts and of the filters' names and version; of programs and of answers that
+        are read, what they are and who reads them too.
+        """
+        texts = _texts_digest(self.source, task, self.key, self.kind)
+        facts: list[Any] = [texts, list(self.filters), FILTERS_VERSION]
+        if self.kind != "rationale":
+            return digest([*facts, self.kind])
+        if self._visible(task):
+            return digest(facts)
+        return digest([*facts, reader_version(load_split(self.source, task, "train")[0].choices)])
+
+    def _visible(self, task: str) -> bool:
+        return self.gold_visible and gold_visible(self.source, task, self.key)
 
     def lacks(self, records: Sequence[TaskRecord]) -> str | None:
         """The first record without a recorded text, or None; damaged or misaligned files are errors."""
@@ -67,13 +88,13 @@ class ReplayTeacher:
         return next((record.id for record in records if record.id not in texts[record.split]), None)
 
     def _texts(self, task: str, split: Split) -> Mapping[str, str]:
-        return _recorded(self.source, task, split, self.key)
+        return _recorded(self.source, task, split, self.key, self.kind)
 
     def annotate(self, records: Sequence[TaskRecord], *, report: Report) -> list[Annotation]:
-        """Look each record's rationale up.
+        """Look each record's text up.
 
         Raises:
-            UserError: a record has no recorded rationale.
+            UserError: a record has no recorded text.
         """
         said = [self._annotation(record) for record in records]
         return rejections(said, {record.id: record for record in records}, self.filters)
@@ -81,21 +102,35 @@ class ReplayTeacher:
     def _annotation(self, record: TaskRecord) -> Annotation:
         texts = self._texts(record.task, record.split)
         if record.id not in texts:
-            raise UserError(f"{self.spec} holds no rationale for {record.id}; were the data and it made together?")
+            raise UserError(f"{self.spec} holds no {self.kind} for {record.id}; were the data and it made together?")
+        text, visible = texts[record.id].strip(), self._visible(record.task)
         return Annotation(
             record_id=record.id,
             teacher=self.key,
-            kind="rationale",
-            text=texts[record.id].strip(),
-            gold_visible=self.gold_visible,
+            kind=self.kind,
+            text=text,
+            answer=None if visible or self.kind == "program" else _answer(text, record),
+            gold_visible=visible,
         )
 
 
+def recorded_annotations(source: Source, records: Sequence[TaskRecord], key: str) -> list[Annotation]:
+    """What a recorded teacher said about some records, unfiltered, for reports."""
+    teacher = ReplayTeacher(key, f"replay:{source.kind}#{key}", source, ())
+    return teacher.annotate(records, report=lambda _: None)
+
+
+def _answer(text: str, record: TaskRecord) -> str | None:
+    """The choice's text, or the number, that a rationale names as its answer."""
+    key = read(text, record.choices).key
+    return record.choices[key] if isinstance(key, int) else key
+
+
 @lru_cache(maxsize=16)
-def _recorded(source: Source, task: str, split: Split, key: str) -> Mapping[str, str]:
-    return load_rationales(source, task, split, key)
+def _recorded(source: Source, task: str, split: Split, key: str, kind: Recorded) -> Mapping[str, str]:
+    return load_rationales(source, task, split, key, kind=kind)
 
 
 @lru_cache(maxsize=64)
-def _texts_digest(source: Source, task: str, key: str) -> str:
-    return digest(_recorded(source, task, "train", key))
+def _texts_digest(source: Source, task: str, key: str, kind: Recorded) -> str:
+    return digest(_recorded(source, task, "train", key, kind))

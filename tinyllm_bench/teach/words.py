@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
-from tinyllm_bench.answers.parser import PARSER_VERSION, first_line
+from tinyllm_bench.answers.parser import first_line, reader_version
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import TaskRecord, cut_context
 from tinyllm_bench.teach import elicit
@@ -64,7 +64,12 @@ class Elicited:
     @property
     def facts(self) -> list[Any]:
         """Kind, versions, examples and cap of the passage."""
-        return [self.asked, elicit.PROMPTS_VERSION, PARSER_VERSION, self.shots.digest, self.max_context_words]
+        return [self.asked, elicit.PROMPTS_VERSION, self._reader, self.shots.digest, self.max_context_words]
+
+    @property
+    def _reader(self) -> list[str]:
+        """A reply's answer may be a choice or a number."""
+        return [reader_version(("a", "b")), reader_version(())]
 
     def prompt(self, record: TaskRecord) -> str:
         """Examples, then the question."""

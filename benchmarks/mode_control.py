@@ -1,0 +1,98 @@
+"""Does one student keep rationales and programs apart? It is over-fitted on some questions and asked both ways.
+
+Every question has a right rationale and a right program of the recorded teacher. A student that learned both answers a
+rationale prompt with text and a program prompt with a program, right by either.
+
+    python benchmarks/mode_control.py --questions 50 --epochs 20 [key=value ...]
+"""
+
+import argparse
+from pathlib import Path
+
+from tinyllm_bench.answers.sandbox import Sandbox
+from tinyllm_bench.answers.voting import COT, POT
+from tinyllm_bench.evaluate.drawing import HfDrawer
+from tinyllm_bench.evaluate.paths import HowToAsk, ask_paths
+from tinyllm_bench.models.load import load_model
+from tinyllm_bench.pipeline.annotate import annotate, taught
+from tinyllm_bench.pipeline.ask_paths import student_specs
+from tinyllm_bench.pipeline.cells import Cell, plan_cells
+from tinyllm_bench.pipeline.predict import Engines
+from tinyllm_bench.pipeline.request import Request
+from tinyllm_bench.pipeline.run import run_cell
+
+
+def quiet(event: object) -> None:
+    """Nothing to say about a stage."""
+
+
+def cell_of(arguments: argparse.Namespace, limit: int) -> Cell:
+    """The cell with so many training records, of which those count that have both texts."""
+    fixed = (
+        f"data.train_limit={limit}",
+        f"budget.epochs={arguments.epochs}",
+        "budget.student_tokens=null",
+        "method.mixed_distillation.balance=paired",
+        "train.select=last",
+        "train.looks=[]",
+        *arguments.settings,
+    )
+    request = Request(
+        methods=("mixed_distillation",),
+        tasks=(arguments.task,),
+        preset=arguments.preset,
+        assignments=fixed,
+        runs=Path(arguments.runs_dir),
+    )
+    return plan_cells(request)[1][0]
+
+
+def both_right(cell: Cell) -> list[str]:
+    """Ids of the training records with a usable rationale and a usable program, in order."""
+    kinds: dict[str, set[str]] = {}
+    for said in taught(cell, annotate(cell, report=quiet)):
+        if said.rejected is None:
+            kinds.setdefault(said.record_id, set()).add(said.kind)
+    return [record.id for record in cell.records("train") if len(kinds.get(record.id, ())) == 2]
+
+
+def main() -> None:
+    """List the questions, train, ask both ways, print what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=50)
+    parser.add_argument("--epochs", type=float, default=20)
+    parser.add_argument("--task", default="svamp")
+    parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--runs-dir", default="runs/mode_control")
+    parser.add_argument("settings", nargs="*")
+    arguments = parser.parse_args()
+    limit = next(n for n in range(arguments.questions, 10 * arguments.questions)
+                 if len(both_right(cell_of(arguments, n))) == arguments.questions)  # fmt: skip
+    cell = cell_of(arguments, limit)
+    ids = both_right(cell)
+    print(f"{len(ids)} of {limit} training records have both texts right:\n{' '.join(ids)}", flush=True)
+    with Engines() as engines:
+        run_cell(cell, cell.runs, engines, until="train", report=lambda event: print(event, flush=True))
+    records = [record for record in cell.asked_records("train") if record.id in ids]
+    drawer = HfDrawer(load_model(student_specs(cell)[COT], runs=cell.runs))
+    with Sandbox() as sandbox:
+        for channel in (COT, POT):
+            how = HowToAsk(
+                channels=(channel,),
+                policy="single_cot" if channel == COT else "single_pot",
+                samples={COT: 1, POT: 1},
+                temperature=1.0,
+                top_p=1.0,
+                max_new_tokens=200,
+                every=False,
+                seed=0,
+            )
+            found = ask_paths(records, cell.ask, {channel: drawer}, how, sandbox)
+            right = sum(one.correct for one in found)
+            prepared = sandbox.prepare([one.samples[0].text.strip() for one in found])
+            programs = sum(one.code is not None for one in prepared)
+            print(f"{channel}: {right} of {len(found)} right; {programs} of the texts are programs", flush=True)
+
+
+if __name__ == "__main__":
+    main()
