@@ -8,25 +8,27 @@ import torch
 
 from tests.learning import make_groups, make_method, make_trainer, run
 from tests.tiny_models import tiny_llama
-from tinyllm_bench.learn.budget import make_plan
-from tinyllm_bench.learn.outcome import Look, State, merit, rate
+from tinyllm_bench.learn.budget import Limit, make_plan
+from tinyllm_bench.learn.outcome import Look, State, flops_per_token, merit, rate
 from tinyllm_bench.learn.trainer import Trainer
+from tinyllm_bench.models.lm import LM
 
 LIMIT = 1800
 
 
-def build(folder: Path, *, name: str = "minillm", limit: int = LIMIT, inner_epochs: int = 2, **config: Any) -> Trainer:
+def build(
+    folder: Path, *, name: str = "minillm", limit: float = LIMIT, unit: Any = "student_tokens", **config: Any
+) -> Trainer:
     model, tokenizer = tiny_llama()
-    method = make_method(name, **({"group_size": 2, "inner_epochs": inner_epochs} if name == "minillm" else {}))
+    method = make_method(name, **({"group_size": 2, "inner_epochs": 2} if name == "minillm" else {}))
     groups = make_groups(method, tokenizer)
     plan = make_plan(
         groups,
         batch_records=2,
         seed=0,
-        student_tokens=limit,
+        limit=Limit(unit, limit),
         group_size=method.group_size,
         inner_epochs=method.inner_epochs,
-        drawn=True,
     )
     settings = {"looks": (0.25, 0.5, 0.75, 1.0), "learning_rate": 1e-3, "checkpoint_seconds": 0.0, **config}
     return make_trainer(model, tokenizer, method, groups, folder, plan=plan, **settings)
@@ -45,7 +47,7 @@ def test_a_run_ends_nearest_to_its_budget(name: str, tmp_path: Path) -> None:
 
 def test_a_round_that_is_cut_short_counts_what_was_trained(tmp_path: Path) -> None:
     whole = build(tmp_path / "a", limit=10**6)
-    assert whole.plan.limit == 10**6
+    assert whole.plan.limit == ("student_tokens", 10**6) and whole.plan.steps == 0
     trained, _ = run(build(tmp_path / "b", limit=700))
     assert trained.steps % 4, "the budget ended inside a round of four steps"
     assert trained.records == 2 * trained.steps
@@ -104,3 +106,38 @@ def test_a_state_survives_json() -> None:
     import json
 
     assert State.read(json.loads(json.dumps(state.plain()))) == state
+
+
+@pytest.mark.parametrize("name", ["finetune", "kd", "minillm"])
+def test_a_budget_in_flops_counts_what_is_computed(name: str, tmp_path: Path) -> None:
+    """Full training costs 6 per parameter and token, a teacher that reads along 2 of its own."""
+    trainer = build(tmp_path, name=name, unit="flops", limit=5e8)
+    parameters = sum(p.numel() for p in trainer.module.parameters())
+    trained, _ = run(trainer)
+    theirs = 0 if trainer.teacher is None else 2 * trainer.teacher.parameters
+    per_token = flops_per_token(trainer.module, theirs // 2)
+    assert per_token.trained == 6 * parameters + theirs
+    if name != "minillm":  # whose rollouts cost something too
+        assert trained.flops == trained.computed_tokens * per_token.trained
+    assert trained.flops == pytest.approx(5e8, rel=0.25)
+    assert [look.fraction for look in trained.looks][-1] == 1.0
+
+
+def test_frozen_parameters_cost_less() -> None:
+    model, _ = tiny_llama()
+    every = sum(p.numel() for p in model.parameters())
+    model.requires_grad_(False)
+    assert flops_per_token(LM(model), 0).trained == 4 * every
+
+
+def test_a_budget_in_seconds_ends_in_time(tmp_path: Path) -> None:
+    trained, _ = run(build(tmp_path, name="finetune", unit="seconds", limit=1.5, checkpoint_seconds=100))
+    assert 1.0 < trained.seconds < 4.0 and trained.steps > 3
+
+
+def test_rounds_without_end_are_those_of_a_plan_with_one() -> None:
+    _, tokenizer = tiny_llama()
+    groups = make_groups(make_method("finetune"), tokenizer)
+    fixed = make_plan(groups, batch_records=3, seed=1, epochs=3, group_size=2)
+    endless = make_plan(groups, batch_records=3, seed=1, limit=Limit("seconds", 1.0), group_size=2)
+    assert list(endless.rounds[:3]) == list(fixed.rounds[:3]) and endless.expected_steps(5, 0.5) == 10

@@ -132,7 +132,7 @@ def test_unknown_names(tiny_llama_dir: Path, changes: dict[str, Any], says: str)
 
 @pytest.mark.parametrize("given", [("budget.epochs=1",), ("budget.student_tokens=null",)])
 def test_exactly_one_budget(tiny_llama_dir: Path, given: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match="exactly one of budget.student_tokens and budget.epochs"):
+    with pytest.raises(UserError, match="exactly one of budget.student_tokens, budget.epochs"):
         one_cell(tiny_llama_dir, *given)
 
 

@@ -42,8 +42,8 @@ def run_request(
 
 
 def _line(cell: Any) -> str:
-    budget = cell.config.budget
-    told = f"{budget.student_tokens:,} student tokens" if budget.student_tokens else f"{budget.epochs} epochs"
+    name, amount = cell.config.budget.asked if cell.method else ("", 0)
+    told = f"{amount:,.10g} {name.replace('_', ' ')}"
     cost = f", {len(cell.records('train'))} training records, {told}" if cell.method else ""
     teachers = f", teachers {' + '.join(t.key for t in cell.teachers)}" if cell.teachers else ""
     asked = f"{len(cell.records('test'))} test items, reading {cell.reading}, {cell.source.kind} data"

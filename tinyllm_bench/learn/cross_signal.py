@@ -53,6 +53,7 @@ class CrossTeacher:
         self._known = vocabulary(student_tokenizer)
         self._add_bos, self._chat = add_bos and not chat, chat
         self.vocabulary: int | None = len(student_tokenizer)
+        self.parameters = sum(p.numel() for p in lm.parameters())
         self.crossing = Crossing(student_tokenizer, tokenizer, device=next(lm.parameters()).device)
 
     @torch.no_grad()

@@ -92,10 +92,12 @@ class Decoding:
 class TeacherSignal(Protocol):
     """A teacher's distributions at a batch's target positions; never carries a gradient.
 
-    `vocabulary`: entries that exist, where a model's vocabulary is padded; None = all.
+    `vocabulary`: entries that exist, where a model's vocabulary is padded; None = all. `parameters`: of the model that
+    reads every batch; 0 where nothing is computed.
     """
 
     vocabulary: int | None
+    parameters: int
 
     @property
     def lm(self) -> "LM | None":

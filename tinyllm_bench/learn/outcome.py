@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from tinyllm_bench.models.lm import LM
 
 Select = Literal["best", "loss", "last"]
 Sums = dict[str, tuple[float, float]]
@@ -43,15 +46,17 @@ class Trained:
 
     Losses are weighted sums of mean nats per token; `seconds` are of training alone, without the looks at validation.
     `tokens` are the examples' own, `computed_tokens` those that went through the student: a shared prompt counts once.
-    `records` counts a question again each time it is trained on. `drawn_tokens` and `roll_seconds` are what rollouts
-    wrote and took (within `seconds`). `start` is the look before the first step, of methods that roll out; it is never
-    selected. `means` are the method's own measurements over all steps.
+    `flops` is the estimate of `flops_per_token`, rollouts and a white-box teacher included. `records` counts a question
+    again each time it is trained on. `drawn_tokens` and `roll_seconds` are what rollouts wrote and took (within
+    `seconds`). `start` is the look before the first step, of methods that roll out; it is never selected. `means` are
+    the method's own measurements over all steps.
     """
 
     steps: int
     records: int
     tokens: int
     computed_tokens: int
+    flops: float
     tokens_by_channel: Mapping[str, int]
     first_loss: float
     last_loss: float
@@ -73,6 +78,7 @@ class State:
     records: int = 0
     tokens: int = 0
     computed_tokens: int = 0
+    flops: float = 0.0
     tokens_by_channel: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     look_seconds: float = 0.0
@@ -98,6 +104,25 @@ class State:
                 "sums": {name: (total, count) for name, (total, count) in kept["sums"].items()},
             }
         )
+
+
+class FlopsPerToken(NamedTuple):
+    """Floating-point operations of a token that is trained on, and of one that is only read or drawn."""
+
+    trained: float
+    read: float
+
+
+def flops_per_token(lm: "LM", teacher_parameters: int) -> FlopsPerToken:
+    """The usual estimate where every token meets every parameter: 2 per parameter forward, 2 for the gradient of the
+    activations and 2 for that of each trained parameter; a white-box teacher reads every token too.
+
+    Attention over long texts is not in it; it does not hold for encoder-decoders, whose tokens meet a part.
+    """
+    counts = [(p.numel(), p.requires_grad) for p in lm.parameters()]
+    every, trained = sum(n for n, _ in counts), sum(n for n, is_trained in counts if is_trained)
+    theirs = 2.0 * teacher_parameters
+    return FlopsPerToken(4.0 * every + 2.0 * trained + theirs, 2.0 * every + theirs)
 
 
 def add_sums(into: Sums, more: Mapping[str, tuple[float, float]]) -> None:

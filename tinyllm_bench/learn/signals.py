@@ -38,6 +38,7 @@ class InMemoryTeacher:
     def __init__(self, lm: LM, *, vocabulary: int | None = None) -> None:
         self.lm = lm.eval().requires_grad_(False)
         self.vocabulary = vocabulary
+        self.parameters = sum(p.numel() for p in lm.parameters())
 
     @torch.no_grad()
     def on(self, batch: Batch) -> Distributions:
@@ -59,6 +60,7 @@ class CachedTeacher:
     def __init__(self, cache: LogitCache) -> None:
         self.cache = cache
         self.vocabulary: int | None = cache.header.vocabulary
+        self.parameters = 0
 
     def on(self, batch: Batch) -> TopK:
         """The kept tokens and the mass of the rest, in the order of the batch's target positions.

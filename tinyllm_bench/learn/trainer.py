@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -36,38 +35,22 @@ from tinyllm_bench.learn.checkpoint import (
     save_tensors,
     trainable_state,
 )
-from tinyllm_bench.learn.layout import LayoutChoice, Row
+from tinyllm_bench.learn.layout import Row
 from tinyllm_bench.learn.method import Method, Step, TeacherSignal
-from tinyllm_bench.learn.outcome import Look, Select, State, Sums, Trained, add_sums, means_of, merit, rate
+from tinyllm_bench.learn.outcome import (
+    Look,
+    State,
+    Sums,
+    Trained,
+    add_sums,
+    flops_per_token,
+    means_of,
+    merit,
+    rate,
+)
 from tinyllm_bench.learn.packing import micro_batches
+from tinyllm_bench.learn.train_config import TrainConfig as TrainConfig
 from tinyllm_bench.models.lm import LM
-
-
-class TrainConfig(BaseModel):
-    """How the student is trained; the same for every method of a comparison.
-
-    `looks` are the shares of the run after which validation is scored; `select: best` keeps the most accurate of them,
-    `loss` the one with the lowest validation loss (of the gold answers), `last` the end.
-    `micro_batch_tokens` is a memory limit in padded tokens and does not change the optimisation; nor does `layout`:
-    `shared` computes what a question's examples begin with in common once (`auto`: where the student can).
-    `attention: flex` is FlexAttention, for GPUs.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    learning_rate: float = Field(5e-5, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup: float = Field(0.0, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
-    batch_records: int = Field(16, ge=1)
-    micro_batch_tokens: int = Field(4096, ge=1)
-    max_target_tokens: int = Field(256, ge=1)
-    gradient_checkpointing: bool = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    layout: LayoutChoice = "auto"
-    attention: Literal["sdpa", "flex"] = "sdpa"
-    looks: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    select: Select = "best"
-    checkpoint_seconds: float = Field(300.0, ge=0)
 
 
 class Trainer:
@@ -103,6 +86,8 @@ class Trainer:
         self.lm, self.optimizer = self.accelerator.prepare(lm, optimizer)
         self.state = State()
         self._notes: Sums = {}
+        self._clock = time.monotonic()
+        self._flops = flops_per_token(lm, teacher.parameters if teacher is not None else 0)
 
     @property
     def module(self) -> LM:
@@ -113,8 +98,7 @@ class Trainer:
         """Train to the end of the plan, look at validation, put the selected weights into the module."""
         set_seed(self.seed)
         done = self._resume()
-        self._clock = time.monotonic()
-        self._saved = self._clock
+        self._clock = self._saved = time.monotonic()
         if not done and self.method.rolls:
             self.state.start = self._looked(0, 0.0)
         index = 0
@@ -133,7 +117,7 @@ class Trainer:
         groups_of = dict(zip(members, self._roll([self.groups[i] for i in members], index), strict=True))
         for offset, mini in enumerate(minis):
             groups = [groups_of[i] for i in mini]
-            if self.plan.ends_before(sum(group.tokens for group in groups), self.state.tokens):
+            if self.state.losses and self.plan.ends_before(self._cost(groups), self._spent()):
                 return False
             self._optimise(groups, index + offset)
             self._look(index + offset + 1)
@@ -154,9 +138,22 @@ class Trainer:
         if accelerator.num_processes > 1:
             by_id = {group.record_id: group for group in gather_object(rolled)}
             rolled = [by_id[group.record_id] for group in members]
-        self.state.drawn_tokens += sum(len(item.target) for group in rolled for item in group.items if item.drawn)
+        drawn = [item for group in rolled for item in group.items if item.drawn]
+        self.state.drawn_tokens += sum(len(item.target) for item in drawn)
+        self.state.flops += sum(item.tokens for item in drawn) * self._flops.read
         self.state.roll_seconds += time.monotonic() - began
         return rolled
+
+    def _spent(self) -> float:
+        """What is spent of the limit's unit; student tokens where there is none."""
+        unit = self.plan.limit.unit if self.plan.limit else "student_tokens"
+        if unit == "seconds":
+            return self.state.seconds + time.monotonic() - self._clock - self.state.look_seconds
+        return self.state.flops if unit == "flops" else self.state.tokens
+
+    def _cost(self, groups: Sequence[Group]) -> float:
+        """What a mini-batch will take of the limit's unit, by what its tokens took so far."""
+        return sum(group.tokens for group in groups) * self._spent() / self.state.tokens
 
     def _optimise(self, groups: Sequence[Group], index: int) -> None:
         self.lm.train()
@@ -177,12 +174,14 @@ class Trainer:
             with nullcontext() if is_last else self.accelerator.no_sync(self.lm):
                 self._micro(micro, step, losses, weight=1.0 if share else 0.0)
         self.accelerator.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
-        progress = self.plan.progress(index, self.state.tokens)
+        progress = self.plan.progress(index, self._spent())
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * rate(*progress, self.config.warmup)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.state.computed_tokens += sum(row.width for group in rows for row in group)
+        computed = sum(row.width for group in rows for row in group)
+        self.state.computed_tokens += computed
+        self.state.flops += computed * self._flops.trained
         self._count(groups, counts, losses, index)
 
     def _micro(self, rows: Sequence[Row], step: Step, losses: dict[str, float], *, weight: float) -> None:
@@ -211,7 +210,7 @@ class Trainer:
         self.state.tokens += sum(group.tokens for group in groups)
         for channel, count in counts.items():
             self.state.tokens_by_channel[channel] = self.state.tokens_by_channel.get(channel, 0) + count
-        steps = self.plan.expected_steps(index + 1, self.state.tokens)
+        steps = self.plan.expected_steps(index + 1, self._spent())
         event = {"step": index + 1, "steps": steps, "loss": total, "by_channel": by_channel}
         self._log({**event, **self._measured(), "tokens": self.state.tokens})
 
@@ -241,14 +240,15 @@ class Trainer:
         def note(name: str, total: float, count: float) -> None:
             add_sums(self._notes, {name: (total, count)})
 
-        total = self.plan.expected_steps(index, self.state.tokens)
+        total = self.plan.expected_steps(index, self._spent())
         return Step(index=index, total=total, tokens=tokens, all_reduce=all_reduce, seed_of=seed_of, note=note)
 
     def _due(self, done: int) -> float | None:
         if self.plan.limit is None:
             return {max(1, round(share * self.plan.steps)): share for share in self.config.looks}.get(done)
         last = self.state.looks[-1].fraction if self.state.looks else 0.0
-        passed = [s for s in self.config.looks if last < s < 1 and s * self.plan.limit <= self.state.tokens]
+        spent, amount = self.plan.progress(done, self._spent())
+        passed = [s for s in self.config.looks if last < s < 1 and s * amount <= spent]
         return max(passed, default=None)
 
     def _look_at_the_end(self) -> None:
@@ -324,7 +324,7 @@ class Trainer:
         self.state = State.read(state)
         if self.accelerator.is_main_process:
             self._rewind(done)
-            self.report({"resumed": done, "steps": self.plan.steps})
+            self.report({"resumed": done, "steps": self.plan.expected_steps(done, self._spent())})
         return done
 
     def _rewind(self, done: int) -> None:
@@ -345,6 +345,7 @@ class Trainer:
             records=state.records,
             tokens=state.tokens,
             computed_tokens=state.computed_tokens,
+            flops=state.flops,
             tokens_by_channel=dict(state.tokens_by_channel),
             first_loss=state.losses[0],
             last_loss=state.losses[-1],

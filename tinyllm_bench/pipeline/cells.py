@@ -17,6 +17,7 @@ from tinyllm_bench.data.sources import Source, find_source, load_split, manifest
 from tinyllm_bench.data.subsets import stratified_subset
 from tinyllm_bench.evaluate.paths import possible
 from tinyllm_bench.evaluate.vllm import backend_for
+from tinyllm_bench.learn.budget import BUDGETS
 from tinyllm_bench.learn.method import Method
 from tinyllm_bench.models.load import check_spec, is_encoder_decoder
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
@@ -178,8 +179,8 @@ def _method(
     config: BenchConfig = found.config
     info: TaskInfo = load_task(task)
     teachers, notes = text_teachers(config, method, info.name, request.runs)
-    if (config.budget.student_tokens is None) == (config.budget.epochs is None):
-        raise UserError("set exactly one of budget.student_tokens and budget.epochs (the other to null)")
+    if not config.budget.is_one:
+        raise UserError(f"set exactly one of {', '.join(f'budget.{key}' for key in BUDGETS)} (the others to null)")
     if not teachers and not method.needs().annotations.isdisjoint({"rationale", "program"}):
         kinds = " and ".join(f"{kind}s" for kind in sorted(method.needs().annotations - {"response"}))
         raise UserError(f"{name} needs {kinds} and no teacher has any for task {task}")
@@ -217,8 +218,9 @@ def _training_cell(cell: Cell, settings: Mapping[str, Any], share: float) -> Cel
     assert cell.method is not None
     kind = type(cell.method)
     method = kind(kind.Config.model_validate(dict(settings)))
-    tokens = cell.config.budget.student_tokens
-    budget = cell.config.budget.model_copy(update={"student_tokens": None if tokens is None else round(share * tokens)})
+    name, amount = cell.config.budget.asked
+    part = round(share * amount) if name == "student_tokens" else share * amount
+    budget = cell.config.budget.model_copy(update={name: part})
     config = cell.config.model_copy(update={"method": method.config.model_dump(mode="json"), "budget": budget})
     teachers = tuple(teacher for teacher in cell.teachers if teacher.kind in method.needs().annotations)
     return replace(cell, trains_only=True, config=config, method=method, teachers=teachers)
@@ -258,7 +260,7 @@ def _with_model_teacher(cell: Cell, request: Request, preset: Preset) -> Cell:
 
 def _first(cell: Cell, request: Request, preset: Preset, model: str, init: InitConfig, *, seed: int) -> Cell:
     """The cell that makes a model first: the same task and data, another model, method and budget."""
-    budget = {"student_tokens": init.student_tokens, "epochs": init.epochs}
+    budget = dict.fromkeys(BUDGETS) | {"student_tokens": init.student_tokens, "epochs": init.epochs}
     chosen = {"select": "loss"}  # as MiniLLM does it for every fine-tuning that comes first
     values = {"student": {"model": model, "init": None}, "teacher": {"init": None}, "budget": budget, "train": chosen}
     kept = tuple(text for text in request.assignments if not text.startswith("method."))

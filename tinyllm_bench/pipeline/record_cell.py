@@ -14,7 +14,7 @@ from tinyllm_bench.evaluate.scoring import TaskScore, score
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.predict import predictions_digest
 from tinyllm_bench.pipeline.protocol import protocol_of
-from tinyllm_bench.pipeline.teach_student import init_tokens
+from tinyllm_bench.pipeline.teach_student import init_cost
 from tinyllm_bench.report.record import (
     BackendInfo,
     Budget,
@@ -142,7 +142,7 @@ def _white_box(cell: Cell) -> tuple[TeacherInfo, ...]:
 def _init_tokens(cell: Cell) -> dict[str, int]:
     """Student tokens that the cells spent that made the initial student and the teacher."""
     cells = {"student_init_tokens": cell.student_from, "teacher_init_tokens": cell.teacher_from}
-    return {key: init_tokens(first, cell.runs) for key, first in cells.items() if first is not None}
+    return {key: round(init_cost(first, cell.runs)) for key, first in cells.items() if first is not None}
 
 
 def _budget(
@@ -160,8 +160,11 @@ def _budget(
         return Budget(**common)
     common |= _init_tokens(cell)
     tokens, seconds = training["student_tokens"], training["seconds"]
+    track, asked = cell.config.budget.asked
     targets = sum(training["tokens_by_channel"].values())
     return Budget(
+        track=track,
+        asked=asked,
         asked_student_tokens=cell.config.budget.student_tokens,
         student_tokens=tokens,
         computed_tokens=training["computed_tokens"],
@@ -172,18 +175,16 @@ def _budget(
         rollout_seconds=training["rollout_seconds"],
         steps=training["steps"],
         epochs=training["epochs"],
-        train_flops=_flops(cell, training),
+        train_flops=_flops(training),
         train_seconds=seconds,
         tokens_per_second=round(tokens / seconds, 2) if seconds else None,
         **common,
     )
 
 
-def _flops(cell: Cell, training: Mapping[str, Any]) -> float | None:
-    """The usual estimate 6 * parameters * tokens, where every token meets every parameter and all are trained."""
-    if cell.config.student.lora is not None or training["encoder_decoder"]:
-        return None
-    return 6.0 * training["parameters"] * training["computed_tokens"]
+def _flops(training: Mapping[str, Any]) -> float | None:
+    """The estimate of `learn.outcome.flops_per_token`; None where it does not hold."""
+    return None if training["encoder_decoder"] else training["flops"]
 
 
 def _training(cell: Cell, training: Mapping[str, Any] | None) -> Training | None:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tinyllm_bench.learn.layout import LayoutChoice
 from tinyllm_bench.learn.logit_cache import Precision
-from tinyllm_bench.learn.trainer import TrainConfig
+from tinyllm_bench.learn.train_config import TrainConfig
 from tinyllm_bench.teach.settings import AnnotationConfig
 
 
@@ -109,10 +109,28 @@ class EvalConfig(_Settings):
 
 
 class BudgetConfig(_Settings):
-    """How long a student is taught: student tokens (the same for every method), or epochs."""
+    """How long a student is taught, by one of these: student tokens, epochs, FLOPs or seconds; the other ones null.
+
+    What making the initial student took is charged to all but epochs. FLOPs are an estimate (`flops_per_token`) that
+    holds for decoder-only students; what a number of seconds buys depends on the machine, so that such a run is not
+    repeated to the byte.
+    """
 
     student_tokens: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
+    flops: float | None = Field(None, gt=0)
+    seconds: float | None = Field(None, gt=0)
+
+    @property
+    def asked(self) -> tuple[str, float]:
+        """The one that is set, and its amount."""
+        ((name, amount),) = [(name, value) for name, value in self if value is not None]
+        return name, amount
+
+    @property
+    def is_one(self) -> bool:
+        """Whether exactly one is set."""
+        return sum(value is not None for _, value in self) == 1
 
 
 class BackendConfig(_Settings):

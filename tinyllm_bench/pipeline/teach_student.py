@@ -10,7 +10,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_json, write_json
 from tinyllm_bench.data.records import Annotation
 from tinyllm_bench.learn.batching import Collator, Group, collator_of
-from tinyllm_bench.learn.budget import Plan, make_plan
+from tinyllm_bench.learn.budget import Limit, Plan, make_plan
 from tinyllm_bench.learn.checkpoint import remove_checkpoints
 from tinyllm_bench.learn.method import TeacherSignal
 from tinyllm_bench.learn.outcome import Trained
@@ -20,6 +20,7 @@ from tinyllm_bench.learn.trainer import Trainer, seed_everything
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import (
     Loaded,
+    is_encoder_decoder,
     load_model,
     parameter_count,
     save_model,
@@ -141,44 +142,58 @@ def _collator(cell: Cell, lm: LM, loaded: Loaded, signal: TeacherSignal | None) 
 
 
 def plan_of(cell: Cell, groups: Sequence[Group]) -> Plan:
-    """The cell's training plan; what making the initial student took is charged to its token budget.
+    """The cell's training plan.
 
     Raises:
-        UserError: nothing is left of the budget.
+        UserError: nothing is left of the budget, or FLOPs of a student for which they cannot be estimated.
     """
-    assert cell.method is not None
-    budget, spent = cell.config.budget, init_tokens(cell.student_from, cell.runs)
-    left = None if budget.student_tokens is None else budget.student_tokens - spent
-    if left is not None and left <= 0:
-        raise UserError(
-            f"budget.student_tokens={budget.student_tokens}: making the initial student (student.init) took {spent}"
-            " already; raise the budget, or lower student.init.epochs"
-        )
+    method = cell.method
+    assert method is not None
+    name, amount = _left(cell)
+    limit, fixed = None, {}
+    if name == "student_tokens" and not method.rolls:
+        fixed = {"student_tokens": round(amount)}
+    elif name in ("student_tokens", "flops", "seconds"):
+        limit = Limit(name, amount)  # type: ignore[arg-type]
     return make_plan(
         groups,
         batch_records=cell.config.train.batch_records,
         seed=cell.seed,
-        student_tokens=left,
-        epochs=budget.epochs,
-        group_size=cell.method.group_size,
-        inner_epochs=cell.method.inner_epochs,
-        drawn=cell.method.rolls,
+        epochs=amount if name == "epochs" else None,
+        limit=limit,
+        group_size=method.group_size,
+        inner_epochs=method.inner_epochs,
+        **fixed,
     )
 
 
-def init_tokens(first: Cell | None, runs: Path) -> int:
-    """Student tokens that a cell spent that makes a model for another; 0 without one."""
-    return 0 if first is None else read_json(runs / first.run_id / "train" / "result.json")["student_tokens"]
+def _left(cell: Cell) -> tuple[str, float]:
+    """The budget that is set and what is left of it: what making the initial student took is charged."""
+    name, amount = cell.config.budget.asked
+    if name == "flops" and is_encoder_decoder(cell.student, runs=cell.runs):
+        raise UserError("budget.flops: the estimate does not hold for an encoder-decoder; set budget.student_tokens")
+    left = amount if name == "epochs" else amount - init_cost(cell.student_from, cell.runs, name)
+    if left <= 0:
+        raise UserError(
+            f"budget.{name}={amount:g}: making the initial student (student.init) took {amount - left:g} already;"
+            " raise the budget, or lower student.init.epochs"
+        )
+    return name, left
+
+
+def init_cost(first: Cell | None, runs: Path, name: str = "student_tokens") -> float:
+    """What a cell spent that makes a model for another, in student tokens, FLOPs or seconds; 0 without one."""
+    return 0 if first is None else read_json(runs / first.run_id / "train" / "result.json")[name]
 
 
 def plan_facts(cell: Cell, plan: Plan, groups: Sequence[Group]) -> dict[str, Any]:
-    """The plan in numbers, for people."""
+    """The plan in numbers, for people; None where they are known only when it is done."""
     return {
         "records": len(groups),
-        "steps": plan.steps,
-        "student_tokens": plan.tokens if plan.limit is None else plan.limit,
-        "asked_student_tokens": cell.config.budget.student_tokens,
-        "epochs": round(plan.epochs, 4),
+        "steps": plan.steps or None,
+        "student_tokens": plan.tokens or None,
+        "asked": cell.config.budget.model_dump(exclude_none=True),
+        "epochs": round(plan.epochs, 4) or None,
         "tokens_per_epoch": sum(group.tokens for group in groups),
         "targets_cut": sum(item.cut for group in groups for item in group.items),
     }
@@ -244,6 +259,7 @@ def _facts(cell: Cell, trained: Trained, groups: Sequence[Group]) -> dict[str, A
         "steps": trained.steps,
         "student_tokens": trained.tokens,
         "computed_tokens": trained.computed_tokens,
+        "flops": trained.flops,
         "tokens_by_channel": dict(sorted(trained.tokens_by_channel.items())),
         "epochs": round(trained.records / passes, 4),
         "first_loss": trained.first_loss,

@@ -110,9 +110,13 @@ class Budget(Part):
     `teacher_shared_by`, the methods of the request that learn from the same texts, they are amortised. Init tokens are
     those of the cells that made the initial student, which the budget is charged with, and the teacher. Rollout tokens
     were drawn during training, in `rollout_seconds` of `train_seconds`. `train_flops` is
-    the estimate 6 * parameters * computed tokens, not a count; None where that does not hold (LoRA, encoder-decoder
-    students). Seconds are wall time, `train_seconds` of training alone.
+    an estimate by parameters and computed tokens, rollouts and a white-box teacher included; None where it does not
+    hold (encoder-decoder students). Seconds are wall time, `train_seconds` of training alone. `track` is the unit that
+    the budget was set in and `asked` its amount: methods are compared at the same amount of one unit.
     """
+
+    track: Literal["student_tokens", "epochs", "flops", "seconds"] | None = None
+    asked: Annotated[float, Field(gt=0)] | None = None
 
     asked_student_tokens: Count | None = None
     student_tokens: Count = 0

@@ -140,6 +140,10 @@ def _settings(row: Row) -> list[Any]:
 
 
 def _same_budget(row: Row, other: Row) -> bool:
+    """Within 2 % of student tokens; where budgets were set in FLOPs or seconds, the same amount of them."""
+    asked = [(budget.track, budget.asked) if budget else None for budget in (row.first.budget, other.first.budget)]
+    if any(one is not None and one[0] in ("flops", "seconds") for one in asked):
+        return asked[0] == asked[1]
     return abs(row.tokens - other.tokens) <= BUDGET_TOLERANCE * max(row.tokens, other.tokens)
 
 
