@@ -48,6 +48,7 @@ class Case(NamedTuple):
     floor_sd: float
     fixed_floor: bool = False
     cluster_size: int = 1
+    same_row: float = SAME_ROW
 
 
 class Drawn(NamedTuple):
@@ -92,10 +93,10 @@ def draw(case: Case, tables: int, rng: np.random.Generator) -> Drawn:
 
     shared = normal(1, 1, ALL_ROWS)
 
-    def row(rows: int, seeds: int, variance: float) -> NDArray[np.float32]:
-        return shared + normal(rows, 1, SAME_ROW - ALL_ROWS) + normal(rows, seeds, variance)
+    def row(rows: int, seeds: int) -> NDArray[np.float32]:
+        return shared + normal(rows, 1, case.same_row - ALL_ROWS) + normal(rows, seeds, 1 - case.same_row)
 
-    methods, floor = row(METHODS, case.seeds, 1 - SAME_ROW), row(1, case.floor_seeds, 1 - SAME_ROW)
+    methods, floor = row(METHODS, case.seeds), row(1, case.floor_seeds)
     runs = rng.standard_normal((tables, METHODS, 1, case.seeds), dtype=np.float32)
     (null, null_run), (gain, gain_run) = (threshold(FLOOR + more, case.run_sd) for more in (0.0, GAIN))
     low, low_run = threshold(FLOOR, case.floor_sd)
@@ -252,7 +253,7 @@ def grid(repetitions: int, rng: np.random.Generator) -> None:
 
 
 def beyond(repetitions: int, rng: np.random.Generator) -> None:
-    """What the grid leaves out: rows that differ in runs or seeds, fixed rows, few seeds, clusters, all pairs."""
+    """What the grid leaves out: unlike rows, fixed rows, few seeds, more or less residual, clusters, all pairs."""
     cases = [
         Case("only the methods vary between runs", 1165, 3, 0.02, 3, 0.0),
         Case("only the floor varies between runs", 1165, 3, 0.0, 3, 0.02),
@@ -260,6 +261,10 @@ def beyond(repetitions: int, rng: np.random.Generator) -> None:
         Case("2 seeds", 1165, 2, 0.02, 2, 0.02),
         Case("3 seeds against a fixed row", 1165, 3, 0.02, 1, 0.0, fixed_floor=True),
         Case("5 seeds against a fixed row", 1165, 5, 0.02, 1, 0.0, fixed_floor=True),
+        Case("runs of a row differ as rows do", 500, 3, 0.0, 3, 0.0, same_row=ALL_ROWS),
+        Case("the same, 2 points", 1165, 3, 0.02, 3, 0.02, same_row=ALL_ROWS),
+        Case("runs of a row hardly differ", 500, 3, 0.0, 3, 0.0, same_row=0.97),
+        Case("the same, 2 points ", 1165, 3, 0.02, 3, 0.02, same_row=0.97),
         Case("123 questions in 62 clusters", 123, 3, 0.01, 3, 0.01, cluster_size=2),
         Case("123 questions in 31 clusters", 123, 3, 0.01, 3, 0.01, cluster_size=4),
         Case("400 questions in 100 clusters", 400, 5, 0.01, 5, 0.01, cluster_size=4),
@@ -293,7 +298,7 @@ def slice_of(row: Row, index: int) -> Row:
 
 
 def check_bootstrap(repetitions: int, rng: np.random.Generator) -> None:
-    """The question x seed bootstrap of one difference, and the same with a normal interval of items alone."""
+    """The question x seed bootstrap of one difference, and the interval that forgets the seeds."""
     lines = []
     for n, seeds, run_sd in ((500, 3, 0.0), (500, 3, 0.02), (1165, 3, 0.02), (1165, 5, 0.02)):
         held = item_only = 0

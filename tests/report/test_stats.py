@@ -1,6 +1,7 @@
 """Intervals against hand arithmetic and published examples."""
 
 import pytest
+from statsmodels.stats.proportion import proportion_confint
 
 from tinyllm_bench.report.stats import chance_corrected, newcombe, over_seeds, paired_difference, wilson
 
@@ -15,6 +16,11 @@ def test_wilson_at_the_ends_stays_inside() -> None:
     # correct = 0: low 0, high z^2 / (n + z^2) = 3.841459 / 13.841459
     assert wilson(0, 10) == pytest.approx((0.0, 0.277533), abs=1e-6)
     assert wilson(10, 10) == pytest.approx((0.722467, 1.0), abs=1e-6)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 123), (82, 123), (300, 500), (1165, 1165)])
+def test_wilson_equals_statsmodels(correct: int, n: int) -> None:
+    assert wilson(correct, n) == pytest.approx(proportion_confint(correct, n, method="wilson"), abs=1e-12)
 
 
 def test_newcombe_published_example() -> None:

@@ -7,6 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+# What an interval or a test generalises to.
+ANY_RUN = "new runs and new questions of this kind"
+THESE_STUDENTS = "for these trained students only"
+
 
 class Interval(NamedTuple):
     """A 95 % interval."""

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.models.child import VLLM_ENVIRONMENT, VLLM_INSTALL, Child, vllm_installed
+from tinyllm_bench.teach.vllm_process import Seconds, VllmProcess
 
 if TYPE_CHECKING:
     from tinyllm_bench.learn.cached_rows import Rows
@@ -48,45 +48,25 @@ class VllmScorer:
         if batch < 1:
             raise UserError(f"batch={batch}; at least 1 pair must be scored at a time")
         self.k, self.batch = k, batch
-        self._load = {
-            "op": "load",
-            "folder": str(folder.expanduser().resolve()),
-            "k": k,
-            "dtype": dtype,
-            "max_model_len": max_model_len,
-        }
-        self._start_seconds = start_seconds
-        self._child = Child(
-            "tinyllm_bench.teach.vllm_scorer_child",
-            name="vLLM",
-            instead=_INSTEAD,
-            environment=VLLM_ENVIRONMENT,
-            log=log,
-            answer_seconds=answer_seconds,
+        load = {"k": k, "dtype": dtype, "max_model_len": max_model_len}
+        seconds = Seconds(start_seconds, answer_seconds)
+        self._process = VllmProcess(
+            "tinyllm_bench.teach.vllm_scorer_child", folder, load, instead=_INSTEAD, log=log, seconds=seconds
         )
 
     @property
     def pid(self) -> int | None:
         """The child's process id while it runs."""
-        return self._child.pid
+        return self._process.pid
 
     def __enter__(self) -> Self:
-        if not vllm_installed():
-            raise UserError(f"vLLM is not installed; {VLLM_INSTALL}. {_INSTEAD}")
-        if not Path(str(self._load["folder"]), "config.json").is_file():
-            raise UserError(f"{self._load['folder']} is no model folder: config.json is missing")
-        self._child.__enter__()
-        try:
-            self._child.ask(self._load, self._start_seconds)
-        except BaseException as error:
-            self._child.__exit__(type(error), error, error.__traceback__)
-            raise
+        self._process.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._child.__exit__(kind, error, trace)
+        self._process.__exit__(kind, error, trace)
 
     def score(self, pairs: Sequence[Pair]) -> Iterator[Rows]:
         """The distributions at every token of each response, given its prompt and what of the response stands before.
@@ -107,7 +87,7 @@ class VllmScorer:
     def _scored(self, pairs: Sequence[Pair]) -> Iterator[Rows]:
         for start in range(0, len(pairs), self.batch):
             asked = [[list(map(int, part)) for part in pair] for pair in pairs[start : start + self.batch]]
-            for answer in self._child.ask({"op": "score", "pairs": asked})["ok"]:
+            for answer in self._process.ask({"op": "score", "pairs": asked}):
                 yield _rows(answer)
 
 

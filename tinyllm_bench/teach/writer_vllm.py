@@ -9,9 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.models.child import VLLM_ENVIRONMENT, VLLM_INSTALL, Child, vllm_installed
 from tinyllm_bench.teach.encoding import Chat
+from tinyllm_bench.teach.vllm_process import Seconds, VllmProcess
 from tinyllm_bench.teach.writers import Failed, Wish, Writer, Written
 
 _INSTEAD = "Or use annotations.engine=hf."
@@ -41,45 +40,25 @@ class VllmWriter(Writer):
         answer_seconds: float = 7200,
     ) -> None:
         self.batch = batch
-        self._load = {
-            "op": "load",
-            "folder": str(folder.expanduser().resolve()),
-            "chat": chat,
-            "dtype": dtype,
-            "max_model_len": max_model_len,
-        }
-        self._start_seconds = start_seconds
-        self._child = Child(
-            "tinyllm_bench.teach.vllm_writer_child",
-            name="vLLM",
-            instead=_INSTEAD,
-            environment=VLLM_ENVIRONMENT,
-            log=log,
-            answer_seconds=answer_seconds,
+        load = {"chat": chat, "dtype": dtype, "max_model_len": max_model_len}
+        seconds = Seconds(start_seconds, answer_seconds)
+        self._process = VllmProcess(
+            "tinyllm_bench.teach.vllm_writer_child", folder, load, instead=_INSTEAD, log=log, seconds=seconds
         )
 
     @property
     def pid(self) -> int | None:
         """The child's process id while it runs."""
-        return self._child.pid
+        return self._process.pid
 
     def __enter__(self) -> Self:
-        if not vllm_installed():
-            raise UserError(f"vLLM is not installed; {VLLM_INSTALL}. {_INSTEAD}")
-        if not Path(str(self._load["folder"]), "config.json").is_file():
-            raise UserError(f"{self._load['folder']} is no model folder: config.json is missing")
-        self._child.__enter__()
-        try:
-            self._child.ask(self._load, self._start_seconds)
-        except BaseException as error:
-            self._child.__exit__(type(error), error, error.__traceback__)
-            raise
+        self._process.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._child.__exit__(kind, error, trace)
+        self._process.__exit__(kind, error, trace)
 
     def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
         """`(index of the wish, answer)`, in order, `batch` of them at a time.
@@ -91,7 +70,7 @@ class VllmWriter(Writer):
             part = wishes[start : start + self.batch]
             began = time.perf_counter()
             asked = [{"prompt": wish.prompt, "seed": wish.seed, **asdict(wish.sampling)} for wish in part]
-            answers = self._child.ask({"op": "write", "wishes": asked})["ok"]
+            answers = self._process.ask({"op": "write", "wishes": asked})
             share = (time.perf_counter() - began) / len(part)
             for index, answer in enumerate(answers, start):
                 if "failed" in answer:
@@ -101,4 +80,4 @@ class VllmWriter(Writer):
 
     def forget_prefixes(self) -> None:
         """Drop what was computed of earlier prompts (for measurements that are to start alike)."""
-        self._child.ask({"op": "forget"})
+        self._process.ask({"op": "forget"})

@@ -1,0 +1,120 @@
+"""Averages over tasks: plain, and corrected for chance, with intervals; macro-F1 and the line of a constant answer.
+
+Tasks are strata: every cell is trained on one task, so that runs of different tasks are independent. A student trained
+on several tasks at once would need its runs resampled together, which nothing here does.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tinyllm_bench.report.intervals import Estimate, Spread, estimate
+from tinyllm_bench.report.resampling import DRAWS, question_shares, seed_shares
+from tinyllm_bench.report.stats import ANY_RUN, THESE_STUDENTS
+
+UNPARSED = -1
+
+
+class ConstantAnswer(NamedTuple):
+    """What always giving the most frequent gold label of the scored questions is worth."""
+
+    label: int
+    accuracy: float
+    macro_f1: float
+
+
+def macro_average(tasks: Sequence[Estimate], chances: Sequence[float] | None = None) -> Estimate:
+    """The unweighted mean of one estimate per task: all accuracies, or all differences.
+
+    mean = sum_t w_t value_t with w_t = 1 / T; V = sum_t w_t^2 se_t^2, df = V^2 / sum_t (w_t^2 se_t^2)^2 / df_t (Welch
+    and Satterthwaite), a t interval within the possible values. With the tasks' chance levels the mean is
+    chance-corrected, 0 at chance and 1 when all is right: w_t = 1 / (T (1 - chance_t)), and of accuracies
+    sum_t w_t chance_t is taken away. A task about which nothing is known (df 0) makes the interval as wide as can be.
+    Differences have a p.
+    """
+    levels = list(chances or [0.0] * len(tasks))
+    weights = [1 / (len(tasks) * (1 - chance)) for chance in levels]
+    differences = all(one.p is not None for one in tasks)
+    base = 0.0 if differences else sum(w * chance for w, chance in zip(weights, levels, strict=True))
+    bounds = (-sum(weights) if differences else -base, sum(weights) - base)
+    method = "mean over tasks, two-way t" if chances is None else "chance-corrected mean over tasks, two-way t"
+    made = estimate(_weighted(tasks, weights, base), bounds, method)
+    return made if differences else made._replace(p=None)
+
+
+def _weighted(tasks: Sequence[Estimate], weights: Sequence[float], base: float) -> Spread:
+    value = sum(w * one.value for w, one in zip(weights, tasks, strict=True)) - base
+    parts = [(w * one.se) ** 2 for w, one in zip(weights, tasks, strict=True)]
+    total, df = sum(parts), 0.0
+    if all(one.df > 0 for one in tasks):
+        doubt = sum(part**2 / one.df for part, one in zip(parts, tasks, strict=True))
+        df = total**2 / doubt if doubt else math.inf
+    one_run = any(one.speaks_of == THESE_STUDENTS for one in tasks)
+    speaks_of = THESE_STUDENTS if one_run else ANY_RUN
+    return Spread(np.float64(value), np.float64(total), np.float64(df), np.float64(total), speaks_of)
+
+
+def macro_f1(gold: ArrayLike, answers: ArrayLike) -> float:
+    """The unweighted mean of F1 over the labels that occur in `gold`, then over seeds.
+
+    F1_l = 2 TP_l / (number of answers l + number of golds l). `gold` (n,): label numbers from 0; `answers` (n, S):
+    label numbers, `UNPARSED` where nothing could be read, which is a miss of the gold label and a claim of none.
+    """
+    wanted, given = np.asarray(gold), np.asarray(answers)
+    even = np.full((1, len(wanted)), 1 / len(wanted))
+    return float(_f1(wanted, given, even).mean())
+
+
+def macro_f1_interval(
+    gold: ArrayLike,
+    answers: ArrayLike,
+    *,
+    clusters: Sequence[Any] | None = None,
+    fixed: bool = False,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Estimate:
+    """`macro_f1` with the percentile interval of the question x seed bootstrap.
+
+    A label that a draw neither holds nor is given counts in no mean of that draw.
+    """
+    wanted, given = np.asarray(gold), np.asarray(answers)
+    rng = np.random.default_rng(seed)
+    shares = question_shares(len(wanted), clusters, draws, rng)
+    found = (_f1(wanted, given, shares) * seed_shares(given.shape[1], fixed, draws, rng)).sum(axis=1)
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Estimate(
+        value=macro_f1(wanted, given),
+        low=float(low),
+        high=float(high),
+        p=None,
+        se=float(found.std(ddof=1)),
+        df=draws - 1.0,
+        method=f"question x seed bootstrap, {draws} draws",
+        speaks_of=THESE_STUDENTS if given.shape[1] == 1 and not fixed else ANY_RUN,
+    )
+
+
+def constant_answer(gold: ArrayLike) -> ConstantAnswer:
+    """The line that a constant answer reaches on these questions; the lowest label number wins a tie."""
+    wanted = np.asarray(gold)
+    labels, counts = np.unique(wanted, return_counts=True)
+    label = int(labels[counts.argmax()])
+    always = np.full((len(wanted), 1), label)
+    return ConstantAnswer(label, float(counts.max() / len(wanted)), macro_f1(wanted, always))
+
+
+def _f1(gold: NDArray[Any], answers: NDArray[Any], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Macro-F1 per draw and seed (draws, S); `shares` (draws, n) weigh the questions."""
+    total = np.zeros((len(shares), answers.shape[1]))
+    seen = np.zeros_like(total)
+    for label in np.unique(gold):
+        claims = answers == label
+        hits = shares @ (claims & (gold == label)[:, None]).astype(np.float64)
+        size = shares @ claims.astype(np.float64) + (shares @ (gold == label).astype(np.float64))[:, None]
+        total += np.divide(2 * hits, size, out=np.zeros_like(size), where=size > 0)
+        seen += size > 0
+    return np.asarray(np.minimum(1.0, total / seen), dtype=np.float64)
