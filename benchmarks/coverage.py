@@ -269,7 +269,7 @@ def beyond(repetitions: int, rng: np.random.Generator) -> None:
         Case("123 questions in 31 clusters", 123, 3, 0.01, 3, 0.01, cluster_size=4),
         Case("400 questions in 100 clusters", 400, 5, 0.01, 5, 0.01, cluster_size=4),
     ]
-    print("Beyond the grid (the decided form knows no clusters):\n")
+    print("Beyond the grid:\n")
     print_table(["case", *HEADS], [[case.name, *cells(*simulate(case, repetitions, rng))] for case in cases])
     lines = []
     for n, seeds, run_sd in ((1165, 3, 0.02), (1165, 5, 0.02), (500, 3, 0.0)):

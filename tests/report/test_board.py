@@ -4,12 +4,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.report.fakes import CONFIG, add, column, flags, lines, make_anchor, make_record
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.report.board import board_add, board_build, board_config, board_markdown, board_records, board_show
+from tinyllm_bench.report.intervals import accuracy, difference, row_of
+from tinyllm_bench.report.judged import Judge
 from tinyllm_bench.report.record import RunRecord, save_record
+from tinyllm_bench.report.rows import make_rows
 from tinyllm_bench.report.tables import duration, escaped, points
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +45,9 @@ def golden_records() -> list[RunRecord]:
       phi = (10*2 - 0 - 10) / sqrt(18 * 2 * 10 * 10) = 10 / 60 = 0.166667
       down: 0.9 - 0.698967 = 0.201033 and 0.200702: sqrt(0.040414 + 0.040281 - 0.013449) = 0.259318 -> +14.1
       up: 0.972133 - 0.9 = 0.072133 and 0.200702: sqrt(0.005203 + 0.040281 - 0.004826) = 0.201639 -> +60.2
+    McNemar: mine 4 to 1: 2 (1 + 5) / 32 = 0.375; strong 8 to 0: 2 / 256 = 0.0078, times 2 by Holm: 0.016.
+    Ranks, six pairs: strong above (one epoch) by 10 to 0, 2 / 1,024 times 6 = 0.012, and above floor, 0.0078 times 5 =
+      0.039; the next, 5 to 0, is 0.0625 times 4. So strong is 1st or 2nd, floor and (one epoch) not the first.
     Budgets: mine 1,015 is 1.5 % off the floor's 1,000, strong 990 is 1.0 % off: both count as equal (2 %).
     Context cut in 2 of 20 = 10.0 % for every asked row. Wall time: 422 s = 7 min 02 s; 3,840 s = 1 h 04 min.
     """
@@ -155,8 +162,8 @@ def test_no_gain_is_said(board: Path) -> None:
         make_record("better", flags(20, 19)),
     )
     text = board_markdown(board)
-    assert "worse (dir:small) does not beat label-only fine-tuning here: the interval of its lift is below zero" in text
-    assert "same (dir:small) does not beat label-only fine-tuning here: the interval of its lift includes zero" in text
+    assert "worse (dir:small) does not beat label-only fine-tuning here: its lift is below zero" in text
+    assert "same (dir:small) does not beat label-only fine-tuning here: its lift is not clearly above zero" in text
     assert "better (dir:small)" not in text
 
 
@@ -173,19 +180,23 @@ def test_unparsed_is_a_column_and_more_than_half_is_said(board: Path) -> None:
     assert "half: no answer" not in text
 
 
-def test_several_seeds_show_mean_and_range_and_pool_nothing(board: Path) -> None:
-    # mine 8, 12, 13 of 20: mean 55.0, range 40.0 to 65.0; floor 10, 10, 10; lifts -10, +10, +15: mean +5.0
-    for seed, right in enumerate((8, 12, 13)):
-        add(board, make_record("mine", flags(20, right), seed=seed), make_record("floor", flags(20, 10), seed=seed))
+def test_several_seeds_have_the_two_way_interval(board: Path) -> None:
+    # mine 8, 12, 13 of 20: mean 55.0; floor 10, 10, 10; the intervals are those of report.intervals
+    runs = [flags(20, right) for right in (8, 12, 13)]
+    for seed, right in enumerate(runs):
+        add(board, make_record("mine", right, seed=seed), make_record("floor", flags(20, 10), seed=seed))
+    ours, theirs = row_of(np.array(runs).T), row_of(np.array([flags(20, 10)] * 3).T)
+    alone, lift = accuracy(ours), difference(ours, theirs)
     assert column(board, "mine", "accuracy") == "55.0" and column(board, "mine", "seeds") == "3"
-    assert column(board, "mine", "95 %") == "40.0 to 65.0 (range over seeds)"
-    assert column(board, "mine", "lift") == "+5.0 (-10.0 to +15.0, range over 3 seeds)"
+    assert column(board, "mine", "95 %") == f"{100 * alone.low:.1f} to {100 * alone.high:.1f}"
+    assert column(board, "mine", "lift") == f"+5.0 ({100 * lift.low:+.1f} to {100 * lift.high:+.1f})"
+    assert column(board, "mine", "p (Holm)") == f"{lift.p:.3f}"
     text = board_markdown(board)
-    assert "mine (dir:small) does not beat label-only fine-tuning here: the range of its lift over seeds" in text
-    assert "nothing is pooled" in text and "Newcombe" not in text
+    assert "mine (dir:small) does not beat label-only fine-tuning here: its lift is not clearly above zero" in text
+    assert "two-way intervals" in text and "Newcombe" not in text
 
 
-def test_unequal_seeds_have_no_interval_and_a_repeated_seed_is_its_own_row(board: Path) -> None:
+def test_unequal_seeds_speak_of_these_students_and_a_repeated_seed_is_its_own_row(board: Path) -> None:
     add(
         board,
         make_record("floor", flags(20, 10), seed=0),
@@ -194,9 +205,22 @@ def test_unequal_seeds_have_no_interval_and_a_repeated_seed_is_its_own_row(board
         make_record("twice", flags(20, 12), run_id="aaaaaaaaaa"),
         make_record("twice", flags(20, 13), run_id="bbbbbbbbbb"),
     )
-    assert column(board, "mine", "lift") == "+15.0 (other seeds: no interval)"
+    assert column(board, "mine", "lift").startswith("+15.0 (") and "for these trained students only" in board_markdown(
+        board
+    )
     assert column(board, "twice (aaaaaaaa)", "accuracy") == "60.0"
     assert column(board, "twice (bbbbbbbb)", "seeds") == "1"
+
+
+def test_questions_that_share_a_passage_are_told_and_widen_the_interval(board: Path) -> None:
+    alone = make_record("floor", flags(20, 10))
+    together = make_record("floor", flags(20, 10), clusters=[n // 5 for n in range(20)])
+    assert Judge(make_rows([alone], ())).accuracy(make_rows([alone], ())[0]).df > 0  # type: ignore[union-attr]
+    rows = [make_rows([one], ())[0] for one in (alone, together)]
+    low, wide = (Judge([row]).accuracy(row) for row in rows)
+    assert low and wide and wide.high - wide.low > low.high - low.low
+    add(board, together)
+    assert "20 questions in 4 clusters that share a passage or a question." in board_markdown(board)
 
 
 def test_another_configuration_is_another_row(board: Path) -> None:
@@ -262,8 +286,8 @@ def test_mean_over_tasks(board: Path) -> None:
         make_anchor("guess", None, expected_accuracy=0.5, task="toy2", n=10, chance=0.5),
     )
     mean = board_markdown(board).split("## Mean over tasks")[1]
-    assert re.search(r"\| floor +\| dir:small +\| cloze +\| 2 +\| 65\.0 +\| 46\.7 +\|", mean)
-    assert re.search(r"\| guess +\| - +\| cloze +\| 2 +\| 37\.5 +\| 0\.0 +\|", mean)
+    assert re.search(r"\| floor +\| dir:small +\| cloze +\| 2 +\| 65\.0 +\| [0-9.]+ to [0-9.]+ +\| 46\.7 +\|", mean)
+    assert re.search(r"\| guess +\| - +\| cloze +\| 2 +\| 37\.5 +\| exact +\| 0\.0 +\|", mean)
     assert "| mine" not in mean
     assert "Mean over tasks" in board_show(board)
 

@@ -166,6 +166,24 @@ def question_key(record: TaskRecord) -> str:
     return " ".join(re.findall(r"\w+", record.question.casefold()))
 
 
+def clusters(records: Sequence[TaskRecord]) -> tuple[int, ...]:
+    """A number for each record, the same for records that share their context or their question, by any chain; empty
+    where no two do."""
+    number: dict[str, int] = {}
+    found: list[int] = []
+    for record in records:
+        keys = [f"question {question_key(record)}", *([f"context {record.context}"] if record.context else [])]
+        known = sorted({number[key] for key in keys if key in number})
+        own = known[0] if known else len(found)
+        if len(known) > 1:  # this record joins two clusters
+            number = {key: own if value in known else value for key, value in number.items()}
+            found = [own if value in known else value for value in found]
+        number.update(dict.fromkeys(keys, own))
+        found.append(own)
+    order = {value: place for place, value in enumerate(dict.fromkeys(found))}
+    return tuple(order[value] for value in found) if len(order) < len(found) else ()
+
+
 def overlap(seen: Sequence[TaskRecord], asked: Sequence[TaskRecord]) -> int:
     """How many of the asked questions stand among the seen ones."""
     known = {question_key(record) for record in seen}

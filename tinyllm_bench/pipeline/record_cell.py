@@ -4,9 +4,10 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tinyllm_bench.answers.programs import kind_of
 from tinyllm_bench.base import provenance
 from tinyllm_bench.base.files import read_json
-from tinyllm_bench.data.checks import overlap
+from tinyllm_bench.data.checks import clusters, overlap
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.evaluate.anchors import chance, expected
 from tinyllm_bench.evaluate.paths import path_report
@@ -15,6 +16,7 @@ from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.predict import predictions_digest
 from tinyllm_bench.pipeline.protocol import protocol_of
 from tinyllm_bench.pipeline.teach_student import init_cost
+from tinyllm_bench.report.averages import UNPARSED, macro_f1
 from tinyllm_bench.report.record import (
     BackendInfo,
     Budget,
@@ -80,13 +82,14 @@ def make_record(
         budget=_budget(cell, training, annotations, spent),
         training=_training(cell, training),
         score=_score(found),
-        secondary={} if found.accuracy_plain is None else {"accuracy_plain": found.accuracy_plain},
+        secondary=_secondary(found, predictions, records),
         paths=_paths(cell, predictions, records),
         expected_accuracy=expected(records, cell.records("train")) if cell.name == "random" else None,
         chance=chance(records),
         test_looks=test_looks,
         notes=_notes(cell, training),
         items=tuple((p.record_id, p.answer, int(p.correct)) for p in predictions),
+        clusters=clusters(list(whole.values())),
         predictions_digest=predictions_digest(predictions),
         backend=BackendInfo(**asked["backend"]) if "backend" in asked else None,
         git=GitInfo(commit=commit, dirty=dirty),
@@ -213,6 +216,22 @@ def _score(found: TaskScore) -> Score:
         context_cut=found.context_cut,
         ties=found.ties,
     )
+
+
+def _secondary(found: TaskScore, predictions: Sequence[Prediction], records: Sequence[TaskRecord]) -> dict[str, float]:
+    """Accuracy by plain log-probability in rankings; macro-F1 where the answers are yes, no and maybe."""
+    second = {} if found.accuracy_plain is None else {"accuracy_plain": found.accuracy_plain}
+    if {kind_of(record.choices) for record in records} == {"yes_no"}:
+        by_id = {record.id: record for record in records}
+        asked = [by_id[prediction.record_id] for prediction in predictions]
+        labels = sorted({choice for record in records for choice in record.choices})
+        gold = [labels.index(record.choices[record.answer]) for record in asked]
+        said = [
+            [labels.index(record.choices[p.answer]) if isinstance(p.answer, int) else UNPARSED]
+            for record, p in zip(asked, predictions, strict=True)
+        ]
+        second["macro_f1"] = macro_f1(gold, said)
+    return second
 
 
 def _paths(cell: Cell, predictions: Sequence[Prediction], records: Sequence[TaskRecord]) -> dict[str, float]:

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from tinyllm_bench.report.judged import smallest_difference
 from tinyllm_bench.report.record import RunRecord
 from tinyllm_bench.report.rows import OTHER_SETTINGS, Lift, Row
+from tinyllm_bench.report.stats import ANY_RUN, THESE_STUDENTS
 
 _MANY_REJECTED = 0.25
 
@@ -46,31 +48,36 @@ def _sample(rows: Sequence[Row]) -> Iterable[str]:
 
 
 def _meaning(lifts: Sequence[Lift], rows: Sequence[Row]) -> Iterable[str]:
-    if any(lift.low is not None and lift.seeds == 1 for lift in lifts):
+    narrow = [lift for lift in lifts if lift.speaks_of == THESE_STUDENTS]
+    if narrow:
         yield (
-            "A lift's interval is Newcombe's paired 95 % interval over the same questions, for these trained "
-            "students, one seed; how results move between seeds is not in it."
+            "Lifts of one run each have Newcombe's paired 95 % interval and McNemar's exact p, for these trained "
+            "students only: how results move between seeds is not in it. The two may disagree near 0.05."
         )
+    if any(lift.speaks_of == ANY_RUN for lift in lifts) or any(len(row.records) > 1 for row in rows):
+        yield (
+            "Rows of several seeds have two-way intervals, over questions and seeds: they speak of new runs and new"
+            " questions of this kind."
+        )
+    found = smallest_difference(lifts)
+    if found is not None:
+        yield f"This table sees lifts of {100 * found:.1f} points or more (80 % power, after correction)."
     if any(lift.why_not == OTHER_SETTINGS for lift in lifts):
         yield (
             f"{OTHER_SETTINGS[0].upper()}{OTHER_SETTINGS[1:]}: no floor row of this budget and these training rows "
             "was trained with the same `train` and `student` settings."
         )
-    if any(len(row.records) > 1 for row in rows):
-        yield (
-            "Several seeds: the mean, and from the smallest to the largest run; nothing is pooled, and a range is "
-            "not an interval (full statistics come later)."
-        )
+    if rows[0].first.clusters:
+        groups = len(set(rows[0].first.clusters))
+        yield f"{len(rows[0].first.clusters)} questions in {groups} clusters that share a passage or a question."
 
 
 def _no_gain(rows: Sequence[Row], lifts: Sequence[Lift], floor_title: str) -> Iterable[str]:
     for row, lift in zip(rows, lifts, strict=True):
-        if lift.low is None or lift.beats:
+        if lift.value is None or lift.beats:
             continue
-        span = "interval of its lift" if lift.seeds == 1 else "range of its lift over seeds"
-        negative = lift.high is not None and lift.high < 0
-        reason = "is below zero" if negative else "includes zero"
-        yield f"{row.label} ({row.student}) does not beat {floor_title} here: the {span} {reason}."
+        reason = "its lift is below zero" if (lift.high or 0) < 0 else "its lift is not clearly above zero"
+        yield f"{row.label} ({row.student}) does not beat {floor_title} here: {reason}."
 
 
 def _reading_problems(rows: Sequence[Row]) -> Iterable[str]:

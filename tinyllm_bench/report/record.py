@@ -94,6 +94,7 @@ class RunRecord(Part):
     test_looks: Count = 0
     notes: tuple[str, ...] = ()
     items: tuple[Item, ...] = ()
+    clusters: tuple[Count, ...] = ()
     predictions_digest: str | None = None
     backend: BackendInfo | None = None
     git: GitInfo = GitInfo()
@@ -135,6 +136,8 @@ class RunRecord(Part):
             if self.items:
                 raise ValueError("a record without a score has no items")
             return self
+        if self.clusters and len(self.clusters) != len(self.items):
+            raise ValueError(f"{len(self.clusters)} clusters for {len(self.items)} items")
         ids = [record_id for record_id, _, _ in self.items]
         facts = {
             "n": (len(ids), self.score.n),

@@ -3,13 +3,17 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinyllm_bench.report.labels import row_key, row_labels, student_digest
 from tinyllm_bench.report.record import RunRecord
-from tinyllm_bench.report.stats import Difference, OverSeeds, over_seeds, paired_difference
+from tinyllm_bench.report.stats import OverSeeds, over_seeds
+
+if TYPE_CHECKING:
+    from tinyllm_bench.report.intervals import Estimate
 
 BUDGET_TOLERANCE = 0.02
+LEVEL = 0.05  # family-wise
 OTHER_SETTINGS = "other training settings"
 # A method is set against the floor only where both were trained alike, in these groups of settings; a student that was
 # taught by another method first is charged with it (`Row.tokens`).
@@ -32,6 +36,11 @@ class Row:
     def student(self) -> str:
         """The asked model's spec; empty where no model was asked."""
         return self.first.student.spec if self.first.student else ""
+
+    @property
+    def key(self) -> str:
+        """What tells the row from all others of its table."""
+        return f"{self.label}/{self.student}"
 
     @property
     def is_anchor(self) -> bool:
@@ -61,8 +70,9 @@ class Row:
 class Lift(NamedTuple):
     """A row against the floor; `why_not` says why there is no lift.
 
-    With one run each, `low` and `high` are the paired interval; with several seeds the range of the same-seed
-    differences; None where the seeds of the two rows differ.
+    `low` and `high` are its 95 % interval and `p` the test against 0 (`report.intervals.difference`), `p_holm` after
+    Holm's correction within the table; `seeds` are the runs of the row that has fewer; `speaks_of` what it generalises
+    to. With different numbers of seeds on the two sides it is given all the same: seeds are runs, not pairs.
     """
 
     value: float | None = None
@@ -70,11 +80,15 @@ class Lift(NamedTuple):
     high: float | None = None
     seeds: int = 1
     why_not: str | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    speaks_of: str = ""
+    estimate: "Estimate | None" = None
 
     @property
     def beats(self) -> bool:
-        """Whether even the lower end is above zero."""
-        return self.low is not None and self.low > 0
+        """Whether the row is above the floor, after correction for the table's other comparisons."""
+        return self.value is not None and self.value > 0 and self.p_holm is not None and self.p_holm <= LEVEL
 
 
 def make_rows(records: Iterable[RunRecord], order: Sequence[str]) -> list[Row]:
@@ -102,32 +116,32 @@ def _spec(record: RunRecord) -> str:
     return record.student.spec if record.student else ""
 
 
-def lift_over_floor(row: Row, rows: Sequence[Row], floor: str) -> Lift:
-    """The row's gain over the floor row of the same student, training rows, settings and budget (within 2 %).
+def floor_of(row: Row, rows: Sequence[Row], floor: str) -> Row | str:
+    """The floor row of the same student, training rows, settings and budget (within 2 %), or why there is none.
 
     A row of the floor method itself is the floor, unless it had another budget than the main floor row, the one
     whose label is the method's name.
     """
     if row.is_anchor:
-        return Lift(why_not="-")
+        return "-"
     floors = [other for other in rows if not other.is_anchor and other.first.name == floor]
     floors = [other for other in floors if _student(other) == _student(row)]
     main = [other for other in floors if other.first.label == floor]
     if row.first.name == floor:
         is_other = main and row not in main and not _same_budget(row, main[0])
-        return Lift(why_not="other budget" if is_other else "floor")
+        return "other budget" if is_other else "floor"
     if not floors:
-        return Lift(why_not="no floor row")
+        return "no floor row"
     equal = [other for other in floors if _same_budget(row, other)]
     if not equal:
-        return Lift(why_not="other budget")
+        return "other budget"
     equal = [other for other in equal if other.first.data.train_ids_digest == row.first.data.train_ids_digest]
     if not equal:
-        return Lift(why_not="other training rows")
+        return "other training rows"
     equal = [other for other in equal if _settings(other) == _settings(row)]
     if not equal:
-        return Lift(why_not=OTHER_SETTINGS)
-    return _lift(row, next((other for other in equal if other in main), equal[0]))
+        return OTHER_SETTINGS
+    return next((other for other in equal if other in main), equal[0])
 
 
 def _student(row: Row) -> tuple[str, str | None]:
@@ -145,23 +159,3 @@ def _same_budget(row: Row, other: Row) -> bool:
     if any(one is not None and one[0] in ("flops", "seconds") for one in asked):
         return asked[0] == asked[1]
     return abs(row.tokens - other.tokens) <= BUDGET_TOLERANCE * max(row.tokens, other.tokens)
-
-
-def _lift(row: Row, floor: Row) -> Lift:
-    if len(row.records) == 1 == len(floor.records):
-        return Lift(*_paired(row.first, floor.first))
-    assert row.accuracy and floor.accuracy, "a method's record always has a score"
-    value = row.accuracy.mean - floor.accuracy.mean
-    by_seed = {record.seed: record for record in floor.records}
-    if by_seed.keys() != {record.seed for record in row.records}:
-        return Lift(value, seeds=len(row.records))
-    found = over_seeds([_paired(record, by_seed[record.seed]).value for record in row.records])
-    return Lift(value, found.low, found.high, seeds=found.seeds)
-
-
-def _paired(first: RunRecord, second: RunRecord) -> Difference:
-    """The two records share a protocol, so that their items are the same ids."""
-    flags = {record_id: flag for record_id, _, flag in second.items}
-    return paired_difference(
-        [flag for _, _, flag in first.items], [flags[record_id] for record_id, _, _ in first.items]
-    )

@@ -1,13 +1,18 @@
 """A board's sections as plain data (cells are text), and their two renderings: Markdown and terminal."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tinyllm_bench.report.averages import macro_average
+from tinyllm_bench.report.intervals import Estimate
+from tinyllm_bench.report.judged import Judge
+from tinyllm_bench.report.multiple import Standing
 from tinyllm_bench.report.notes import section_notes
 from tinyllm_bench.report.record import RunRecord, protocol_difference
-from tinyllm_bench.report.rows import Lift, Row, lift_over_floor, make_rows
-from tinyllm_bench.report.stats import chance_corrected, over_seeds, wilson
+from tinyllm_bench.report.rows import Lift, Row, make_rows
+from tinyllm_bench.report.stats import over_seeds
 
 NOT_MEASURABLE = "not measurable (recorded text)"
 Cells = dict[str, str]
@@ -24,7 +29,8 @@ class BoardNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """One table: rows of one task, reading and protocol. `runs` are the cells of the details table."""
+    """One table: rows of one task, reading and protocol. `runs` are the cells of the details table, `accuracies` the
+    rows' accuracies with their intervals, by the row's key."""
 
     title: str
     facts: str
@@ -33,12 +39,14 @@ class Section:
     table: tuple[Cells, ...]
     notes: tuple[str, ...]
     runs: tuple[Cells, ...]
+    accuracies: Mapping[str, Estimate]
 
 
 def make_section(records: Sequence[RunRecord], others: Sequence[RunRecord], names: BoardNames) -> Section:
     """One section from the records of one protocol; `others`: one record of each rival protocol of its task."""
     rows = make_rows(records, names.order)
-    lifts = [lift_over_floor(row, rows, names.floor) for row in rows]
+    judge = Judge(rows)
+    lifts = judge.lifts(names.floor)
     first = rows[0].first
     sample = any(record.sample for record in records)
     title = f"{first.task}, {first.reading} reading, {first.protocol['n']} questions"
@@ -47,9 +55,10 @@ def make_section(records: Sequence[RunRecord], others: Sequence[RunRecord], name
         facts=_facts(first, others),
         records=tuple(records),
         rows=tuple(rows),
-        table=tuple(_table(rows, lifts, names)),
+        table=tuple(_table(rows, lifts, names, judge)),
         notes=tuple(section_notes(rows, lifts, names.floor_title)),
         runs=tuple(_run_cells(row, record) for row in rows for record in row.records),
+        accuracies={row.key: found for row in rows if (found := judge.accuracy(row)) is not None},
     )
 
 
@@ -89,24 +98,28 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _table(rows: Sequence[Row], lifts: Sequence[Lift], names: BoardNames) -> list[Cells]:
+def _table(rows: Sequence[Row], lifts: Sequence[Lift], names: BoardNames, judge: Judge) -> list[Cells]:
     secondary = sorted({key for row in rows for record in row.records for key in record.secondary})
     unparsed = any(record.score and record.score.unparsed for row in rows for record in row.records)
-    several = any(len(row.records) > 1 for row in rows)
-    interval = "95 % Wilson interval (one run) or range over seeds" if several else "95 % Wilson interval"
+    ranks = judge.ranks()
+    tested = any(lift.p_holm is not None for lift in lifts)
     cells = []
     for row, lift in zip(rows, lifts, strict=True):
         line = {
             "row": marked(row),
             "student": row.student or "-",
             "accuracy %": percent(row.accuracy.mean) if row.accuracy else NOT_MEASURABLE,
-            interval: _interval(row),
+            "95 % interval": _interval(judge.accuracy(row)),
             "n": str(row.first.protocol["n"]) if row.accuracy else "-",
             "seeds": _seeds(row),
         }
         if unparsed:
             line["unparsed"] = _unparsed(row)
         line[f"lift over {names.floor} at equal budget (points)"] = _lift_text(lift)
+        if tested:
+            line["p (Holm)"] = "-" if lift.p_holm is None else probability(lift.p_holm)
+        if ranks:
+            line["rank"] = _rank(ranks[row.key]) if row.key in ranks else "-"
         line["student tokens"] = "-" if row.is_anchor else f"{round(row.tokens):,}"
         line["wall time"] = duration(row.seconds) if row.seconds else "-"
         line |= {f"{key.replace('_', ' ')} %": _secondary(row, key) for key in secondary}
@@ -119,16 +132,20 @@ def marked(row: Row) -> str:
     return f"{row.label} [sample]" if row.first.sample else row.label
 
 
-def _interval(row: Row) -> str:
-    score = row.first.score
-    if row.first.expected_accuracy is not None:
-        return "exact"
-    if row.accuracy is None or score is None:
+def _interval(found: Estimate | None) -> str:
+    if found is None:
         return "-"
-    if len(row.records) > 1:
-        return f"{percent(row.accuracy.low)} to {percent(row.accuracy.high)} (range over seeds)"
-    low, high = wilson(score.correct, score.n)
-    return f"{percent(low)} to {percent(high)}"
+    return "exact" if found.df == math.inf else f"{percent(found.low)} to {percent(found.high)}"
+
+
+def probability(p: float) -> str:
+    """A p value with three decimals, or that it is smaller."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _rank(found: Standing) -> str:
+    span = str(found.best_rank) if found.best_rank == found.worst_rank else f"{found.best_rank}-{found.worst_rank}"
+    return f"{span}, tied with best" if found.tied_with_best else span
 
 
 def _seeds(row: Row) -> str:
@@ -151,10 +168,8 @@ def _secondary(row: Row, key: str) -> str:
 def _lift_text(lift: Lift) -> str:
     if lift.value is None:
         return lift.why_not or "-"
-    if lift.low is None or lift.high is None:
-        return f"{points(lift.value)} (other seeds: no interval)"
-    span = f"{points(lift.low)} to {points(lift.high)}"
-    return f"{points(lift.value)} ({span}{f', range over {lift.seeds} seeds' if lift.seeds > 1 else ''})"
+    assert lift.low is not None and lift.high is not None
+    return f"{points(lift.value)} ({points(lift.low)} to {points(lift.high)})"
 
 
 def _with_recorded_teachers(rows: Sequence[Row], cells: list[Cells]) -> list[Cells]:
@@ -205,18 +220,25 @@ def _macro_rows(reading: str, sections: Sequence[Section]) -> list[Cells]:
     per_task = [{(marked(row), row.student): row for row in section.rows} for section in sections]
     lines = []
     for key in per_task[0]:
-        found = [(rows[key], rows[key].accuracy) for rows in per_task if key in rows]
-        known = [(accuracy.mean, row.first.chance) for row, accuracy in found if accuracy]
-        if len(known) < len(sections):
+        rows = [rows[key] for rows in per_task if key in rows]
+        found = [
+            (section.accuracies[row.key], row.first.chance)
+            for section, row in zip(sections, rows, strict=False)
+            if row.key in section.accuracies
+        ]
+        if len(rows) < len(sections) or len(found) < len(sections):
             continue
+        mean = macro_average([one for one, _ in found])
+        corrected = macro_average([one for one, _ in found], [chance for _, chance in found])
         lines.append(
             {
                 "row": key[0],
                 "student": key[1] or "-",
                 "reading": reading,
-                "tasks": str(len(known)),
-                "mean accuracy %": percent(over_seeds([mean for mean, _ in known]).mean),
-                "mean chance-corrected %": percent(over_seeds([chance_corrected(*pair) for pair in known]).mean),
+                "tasks": str(len(found)),
+                "mean accuracy %": percent(mean.value),
+                "95 % interval": _interval(mean),
+                "mean chance-corrected %": percent(corrected.value),
             }
         )
     return lines

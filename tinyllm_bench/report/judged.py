@@ -1,0 +1,74 @@
+"""What the statistics say about a section's rows: intervals of accuracy, lifts with Holm's correction, ranks.
+
+Rows of a section share a protocol, and so the same questions; runs are aligned by their ids.
+"""
+
+from collections.abc import Sequence
+
+from tinyllm_bench.report import intervals
+from tinyllm_bench.report.intervals import Estimate
+from tinyllm_bench.report.multiple import Standing, holm, standings
+from tinyllm_bench.report.power import detectable
+from tinyllm_bench.report.rows import Lift, Row, floor_of
+
+# Rows of a table that are ranked: all pairs of more would be too many tests to leave anything standing.
+MOST_RANKED = 30
+
+
+class Judge:
+    """The statistics of one section's rows, each row summarised once."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+        self._known: dict[str, intervals.Row] = {}
+
+    def of(self, row: Row) -> intervals.Row:
+        """The row's runs as the statistics need them: right or wrong, questions (by id) x seeds."""
+        if row.key not in self._known:
+            right = [{name: flag for name, _, flag in record.items} for record in row.records]
+            ids = sorted(right[0])
+            clusters = dict(zip((name for name, _, _ in row.first.items), row.first.clusters, strict=False))
+            codes = [clusters[name] for name in ids] if clusters else None
+            table = [[run[name] for run in right] for name in ids]
+            self._known[row.key] = intervals.row_of(table, fixed=row.is_anchor, clusters=codes)
+        return self._known[row.key]
+
+    def accuracy(self, row: Row) -> Estimate | None:
+        """The row's accuracy with its interval; None where it could not be measured."""
+        if row.first.expected_accuracy is not None:
+            return intervals.exact_accuracy(row.first.expected_accuracy)
+        if row.accuracy is None or row.first.score is None:
+            return None
+        return intervals.accuracy(self.of(row))
+
+    def lifts(self, floor: str) -> list[Lift]:
+        """Every row against its floor row, one family of tests for the table."""
+        found = [self._lift(row, floor) for row in self._rows]
+        tested = [number for number, lift in enumerate(found) if lift.p is not None]
+        corrected = holm([found[number].p or 0.0 for number in tested])
+        for number, p in zip(tested, corrected, strict=True):
+            found[number] = found[number]._replace(p_holm=p)
+        return found
+
+    def _lift(self, row: Row, floor: str) -> Lift:
+        other = floor_of(row, self._rows, floor)
+        if isinstance(other, str):
+            return Lift(why_not=other)
+        found = intervals.difference(self.of(row), self.of(other))
+        seeds = min(len(row.records), len(other.records))
+        return Lift(found.value, found.low, found.high, seeds, p=found.p, speaks_of=found.speaks_of, estimate=found)
+
+    def ranks(self) -> dict[str, Standing]:
+        """By key of each trained row, where it may stand among them; empty where there are too few or too many."""
+        trained = [row for row in self._rows if not row.is_anchor and row.accuracy is not None]
+        if not 1 < len(trained) <= MOST_RANKED:
+            return {}
+        found = standings([self.of(row) for row in trained])
+        return {row.key: standing for row, standing in zip(trained, found, strict=True)}
+
+
+def smallest_difference(lifts: Sequence[Lift]) -> float | None:
+    """The difference that the table's typical comparison finds with 80 % power after correction: the median."""
+    found = [lift.estimate for lift in lifts if lift.estimate is not None]
+    sizes = sorted(detectable(one, comparisons=len(found)) for one in found)
+    return sizes[len(sizes) // 2] if sizes else None
