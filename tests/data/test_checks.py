@@ -115,3 +115,18 @@ def test_cut_shares() -> None:
     assert checks.context_cut_share(records, 3) == 0.5
     assert checks.context_words_cut_share(records, 4) == pytest.approx(2 / 12)
     assert checks.context_cut_share([], 4) == 0 == checks.context_words_cut_share([], 4)
+
+
+def test_questions_that_share_a_passage_or_their_words_are_one_cluster() -> None:
+    from dataclasses import replace
+
+    base = load_split(Source("sample"), "pubmedqa", "test")[:6]
+    alone = [replace(record, context=f"Passage {n}.") for n, record in enumerate(base)]
+    assert checks.clusters(alone) == ()
+    pair = [*alone[:5], replace(alone[5], context=alone[0].context)]
+    assert checks.clusters(pair) == (0, 1, 2, 3, 4, 0)
+    same_words = [*alone[:5], replace(alone[5], question=alone[1].question.upper())]
+    assert checks.clusters(same_words) == (0, 1, 2, 3, 4, 1)
+    bridge = [*alone[:5], replace(alone[5], context=alone[2].context, question=alone[3].question)]
+    assert checks.clusters(bridge) == (0, 1, 2, 2, 3, 2), "the last joins two that had nothing in common"
+    assert checks.clusters([replace(record, context="") for record in alone]) == (), "no passage is no shared passage"

@@ -348,3 +348,13 @@ def test_a_damaged_record_is_not_taken_for_a_finished_cell(tiny_llama_dir: Path,
     file.write_text(file.read_text().replace('"correct":', '"corect":'))
     with pytest.raises(UserError, match=r"run\.json is refused"):
         run_all([cell], tmp_path)
+
+
+def test_yes_no_sets_have_macro_f1_and_clusters_where_questions_share_something(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    (outcome,) = run_all([one_cell(tiny_llama_dir, tasks=("bioasq",), runs=tmp_path)], tmp_path)
+    record = load_record(outcome.folder)
+    assert 0 <= record.secondary["macro_f1"] <= 1 and record.clusters == ()
+    (other,) = run_all([one_cell(tiny_llama_dir, runs=tmp_path)], tmp_path)
+    assert "macro_f1" not in load_record(other.folder).secondary

@@ -9,7 +9,15 @@ import pytest
 
 from tests.report.fakes import CONFIG, add, column, flags, lines, make_anchor, make_record
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.report.board import board_add, board_build, board_config, board_markdown, board_records, board_show
+from tinyllm_bench.report.board import (
+    board_add,
+    board_build,
+    board_config,
+    board_files,
+    board_markdown,
+    board_records,
+    board_show,
+)
 from tinyllm_bench.report.intervals import accuracy, difference, row_of
 from tinyllm_bench.report.judged import Judge
 from tinyllm_bench.report.record import RunRecord, save_record
@@ -342,6 +350,8 @@ def test_small_formats() -> None:
 def test_the_repositorys_board_equals_its_rebuild_and_refuses_samples() -> None:
     folder = ROOT / "leaderboards"
     assert (folder / "README.md").read_text() == board_markdown(folder)
+    for name, text in board_files(folder).items():
+        assert (folder / name).read_text() == text, f"{name} had drifted: tinyllm-bench board build"
     assert board_config(folder).sample == "refuse"
     assert not any(record.sample for record in board_records(folder))
 

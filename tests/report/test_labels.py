@@ -124,3 +124,17 @@ def test_the_floor_of_the_same_settings_is_chosen(board: Path) -> None:
         make_record("mine", flags(20, 15), config=student(LORA)),
     )
     assert column(board, "mine", "lift").startswith("+50.0")
+
+
+def test_a_method_s_own_training_settings_do_not_keep_it_from_the_floor(board: Path) -> None:
+    configs = ({"train": {"learning_rate": 1}}, {"train": {"learning_rate": 2}})
+    add(
+        board,
+        make_record("floor", flags(20, 9), config=configs[0]),
+        make_record("own", flags(20, 14), config=configs[1], own_settings=("train.learning_rate",)),
+        make_record("asked", flags(20, 14), config=configs[1]),
+    )
+    assert (
+        column(board, "own", "lift").startswith("+25.0") and column(board, "asked", "lift") == "other training settings"
+    )
+    assert "own: trained with settings of its own paper" in board_markdown(board)

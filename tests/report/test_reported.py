@@ -15,11 +15,11 @@ from tinyllm_bench.base.plugins import names
 from tinyllm_bench.report.reported import (
     Reported,
     ReportedTable,
-    load_reported,
     reported_table,
     reported_value,
     reported_values,
 )
+from tinyllm_bench.report.reported_files import load_reported
 
 FOLDER = Path(__file__).resolve().parents[2] / "leaderboards" / "reported"
 FILES = sorted(FOLDER.glob("*.yaml"))

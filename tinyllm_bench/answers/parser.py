@@ -62,6 +62,13 @@ def read(text: str, choices: Sequence[str]) -> Read:
     return read_answer(text, choices) if choices else read_number(text)
 
 
+def to_the_letter(text: str, choices: Sequence[str]) -> Read:
+    """Read a text that is a choice's text, white space around it apart, and nothing else: exact match, as released code
+    of the field scores. A text that is no choice's is unparsed."""
+    found = [index for index, choice in enumerate(choices) if choice.strip() == text.strip()]
+    return Read(found[0], "to the letter") if found else Read(None, None)
+
+
 def reader_version(choices: Sequence[str]) -> str:
     """The version of what `read` does for such a question, for protocols; a number's also names that of its key."""
     from tinyllm_bench.answers.programs import NORMALISER_VERSION  # which imports this module

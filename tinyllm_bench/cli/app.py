@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.cli import judging, reproducing
 
 app = typer.Typer(
     name="tinyllm-bench",
@@ -27,6 +28,8 @@ teachers_app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(teachers_app, name="teachers")
 app.add_typer(board_app, name="board")
+judging.register(app)
+reproducing.register(app)
 
 Methods = Annotated[str, typer.Option("--method", help="Methods, comma-separated, or all.")]
 Tasks = Annotated[str, typer.Option("--task", help="Tasks, comma-separated, or all.")]

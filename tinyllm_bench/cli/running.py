@@ -59,11 +59,18 @@ def _show_config(cell: Any) -> None:
 
 
 def _run(cells: list[Any], runs: Path, *, until: str, board: Path | None) -> int:
+    outcomes, failed = run_cells(cells, runs, until=until)
+    _summary([one.folder for one in outcomes if one.record is not None], failed, board, runs, until)
+    return 1 if failed else 0
+
+
+def run_cells(cells: list[Any], runs: Path, *, until: str = "predict") -> tuple[list[Any], list[Any]]:
+    """Run cells one after another, telling what goes on; returns their outcomes and the cells that failed."""
     from tinyllm_bench.pipeline.predict import Engines
     from tinyllm_bench.pipeline.run import run_cell
 
     command = shlex.join(["tinyllm-bench", *sys.argv[1:]])
-    failed, folders = [], []
+    failed, outcomes = [], []
     with Engines() as engines, Console() as console:
         for number, cell in enumerate(cells, start=1):
             console.cell(f"[{number}/{len(cells)}] {cell.label} on {cell.task.name}, seed {cell.seed}")
@@ -81,10 +88,8 @@ def _run(cells: list[Any], runs: Path, *, until: str, board: Path | None) -> int
                 continue
             if not outcome.fresh:
                 console.say("finished before; nothing to do")
-            if outcome.record is not None:
-                folders.append(outcome.folder)
-    _summary(folders, failed, board, runs, until)
-    return 1 if failed else 0
+            outcomes.append(outcome)
+    return outcomes, failed
 
 
 def _summary(folders: list[Path], failed: list[Any], board: Path | None, runs: Path, until: str) -> None:

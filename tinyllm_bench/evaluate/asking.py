@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Reading, Split
@@ -19,7 +19,8 @@ class Asked:
 
     `max_context_words` and `shot_max_words` cut the context of the question and of the few-shot examples, in words.
     `shots` examples come from the train split; `chat` asks through the model's own chat template. `markers` replaces
-    the markers of channels by name. `max_new_tokens` bounds a generated answer, in tokens.
+    the markers of channels by name. `max_new_tokens` bounds a generated answer, in tokens; `match` says how
+    it is read.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Asked:
     shot_max_words: int = 64
     chat: bool = False
     max_new_tokens: int = 64
+    match: Literal["parser", "exact"] = "parser"
 
     def __post_init__(self) -> None:
         if not self.ids:

@@ -29,12 +29,14 @@ def hf_lm(
     device: str,
     add_bos: bool | None = None,
     layout: LayoutChoice = "auto",
+    cut_tokens: int | None = None,
 ) -> LM:
     """Wrap a model for lm-eval; it is moved to `device`, otherwise unchanged (mode, weights, embedding size).
 
     `add_bos`: None = the tokenizer decides by itself; True = the BOS token leads every prompt; False = no special token
-    is added to a prompt. `layout`: whether the options of a question are scored as branches of one sequence. The result
-    has `finished`, a mapping prompt -> `Finish`, and `layout`, what was chosen and why.
+    is added to a prompt. `layout`: whether the options of a question are scored as branches of one sequence.
+    `cut_tokens` cuts every prompt of a generation behind so many. The result has `finished`, a mapping prompt ->
+    `Finish`, and `layout`, what was chosen and why.
 
     Raises:
         UserError: `add_bos` without a BOS token; later, from scoring: a prompt longer than the model's limit.
@@ -45,7 +47,7 @@ def hf_lm(
         raise UserError("add_bos=True, but the tokenizer has no BOS token; allowed here: add_bos=None or False")
     model.to(device)  # type: ignore[arg-type]
     with _untouched(model):
-        return InMemoryLM(model, tokenizer, batch_size, add_bos, layout)
+        return InMemoryLM(model, tokenizer, batch_size, add_bos, layout, cut_tokens)
 
 
 def lm_eval_ids(lm: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:

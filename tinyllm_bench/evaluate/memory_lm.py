@@ -19,6 +19,7 @@ from tinyllm_bench.learn.layout import Layout, LayoutChoice
 from tinyllm_bench.learn.sharing import choose_layout
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.stopping import cut_at_stop, end_tokens, stop_criteria, trim
+from tinyllm_bench.models.tokens import cut_behind
 
 _NO_LIMIT = 1_000_000  # tokens; T5 has relative positions and so no longest input
 
@@ -39,7 +40,15 @@ def _evaluating(model: Any) -> Iterator[None]:
 class InMemoryLM(HFLM):
     """HFLM around a model in memory."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, add_bos: bool | None, layout: LayoutChoice) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        batch_size: int,
+        add_bos: bool | None,
+        layout: LayoutChoice,
+        cut_tokens: int | None = None,
+    ) -> None:
         seq2seq = bool(model.config.is_encoder_decoder)
         super().__init__(
             pretrained=model,
@@ -51,7 +60,7 @@ class InMemoryLM(HFLM):
             add_bos_token=False if add_bos is False else None,
         )
         self.finished: dict[str, Finish] = {}
-        self._asked_layout = layout
+        self._asked_layout, self._cut = layout, cut_tokens
         self._lead = tokenizer.bos_token if add_bos else ""
         self._names: list[str] = []
         self._prompts: Sequence[str] = ()
@@ -102,7 +111,7 @@ class InMemoryLM(HFLM):
         for name, request in zip(names_of(requests), requests, strict=True):
             prompt, wanted = request.args
             room = int(wanted.get("max_gen_toks", self.max_gen_toks)) if self.backend == "causal" else 0
-            check_length(name, len(self.tok_encode(prompt)) + room, self.max_length)
+            check_length(name, len(self._cut_encode(prompt)) + room, self.max_length)
         self.finished.clear()
         with _evaluating(self.model):
             return super().generate_until(requests, disable_tqdm=True)
@@ -110,7 +119,18 @@ class InMemoryLM(HFLM):
     def tok_batch_encode(self, strings: Any, **options: Any) -> Any:
         """A padded batch of prompts: (ids, attention mask), both (batch, length)."""
         self._prompts = strings  # the prompts of the batch that `_model_generate` gets next
+        if self._cut is not None:
+            batch = self.tokenizer.pad(
+                {"input_ids": [self._cut_encode(text) for text in strings]},
+                padding_side=options.get("padding_side", "left"),
+                return_tensors="pt",
+            )
+            return batch["input_ids"], batch["attention_mask"]
         return super().tok_batch_encode([self._led(text) for text in strings], **options)
+
+    def _cut_encode(self, text: str) -> list[int]:
+        ids = self.tok_encode(text)
+        return ids if self._cut is None else cut_behind(ids, self._cut, self.tokenizer.eos_token_id)
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
         start = context.shape[1] if self.backend == "causal" else 1

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyllm_bench.answers.parser import read
+from tinyllm_bench.answers.parser import read, to_the_letter
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import LABEL
@@ -126,7 +126,7 @@ def _prediction(asked: Asked, sample: Mapping[str, Any], finished: Mapping[str, 
     doc, prompt = sample["doc"], sample["arguments"][0][0]
     assert not asked.shots or prompt.count(doc["prompt"]) == 1, f"{doc['id']} is among its own few-shot examples"
     if asked.reading == "gen":
-        return _generated(doc, sample["resps"][0][0], finished.get(prompt))
+        return _generated(doc, sample["resps"][0][0], finished.get(prompt), match=asked.match)
     logprobs = tuple(float(response[0][0]) for response in sample["resps"])
     chars = tuple(len(option) for option in doc["options"])
     if not all(map(math.isfinite, logprobs)):
@@ -147,8 +147,8 @@ def _prediction(asked: Asked, sample: Mapping[str, Any], finished: Mapping[str, 
     )
 
 
-def _generated(doc: Mapping[str, Any], text: str, finish: Finish | None) -> Prediction:
-    found = read(text, doc["choices"])
+def _generated(doc: Mapping[str, Any], text: str, finish: Finish | None, *, match: str) -> Prediction:
+    found = to_the_letter(text, doc["choices"]) if match == "exact" else read(text, doc["choices"])
     return Prediction(
         record_id=doc["id"],
         reading="gen",

@@ -11,8 +11,9 @@ from tinyllm_bench.learn.outcome import Select
 class TrainConfig(BaseModel):
     """How the student is trained; the same for every method of a comparison.
 
-    `looks` are the shares of the run after which validation is scored; `select: best` keeps the most accurate of them,
-    `loss` the one with the lowest validation loss (of the gold answers), `last` the end.
+    `looks` are the shares of the run after which validation is scored, `look_every` looks after every so many steps and
+    at the end instead; `select: best` keeps the most accurate of them, `loss` the one with the lowest validation loss
+    (of the gold answers), `last` the end.
     `micro_batch_tokens` is a memory limit in padded tokens and does not change the optimisation; nor does `layout`:
     `shared` computes what a question's examples begin with in common once (`auto`: where the student can).
     `attention: flex` is FlexAttention, for GPUs.
@@ -31,5 +32,6 @@ class TrainConfig(BaseModel):
     layout: LayoutChoice = "auto"
     attention: Literal["sdpa", "flex"] = "sdpa"
     looks: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    look_every: int | None = Field(None, ge=1)
     select: Select = "best"
     checkpoint_seconds: float = Field(300.0, ge=0)

@@ -244,6 +244,9 @@ class Trainer:
         return Step(index=index, total=total, tokens=tokens, all_reduce=all_reduce, seed_of=seed_of, note=note)
 
     def _due(self, done: int) -> float | None:
+        if self.config.look_every is not None:
+            steps = self.plan.expected_steps(done, self._spent())
+            return min(done / steps, 1.0) if done % self.config.look_every == 0 or done == self.plan.steps else None
         if self.plan.limit is None:
             return {max(1, round(share * self.plan.steps)): share for share in self.config.looks}.get(done)
         last = self.state.looks[-1].fraction if self.state.looks else 0.0

@@ -36,7 +36,8 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """Tokenises examples for one student. `add_bos` forces a BOS that the tokenizer does not add by itself."""
+    """Tokenises examples for one student. `add_bos` forces a BOS that the tokenizer does not add by itself;
+    `cut_tokens` cuts every prompt behind so many, whatever stands there."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Encoder:
         add_bos: bool,
         max_prompt_tokens: int,
         max_target_tokens: int,
+        cut_tokens: int | None = None,
     ) -> None:
         self.tokenizer, self.ask, self.encoder_decoder = tokenizer, ask, encoder_decoder
         self.add_bos, self.max_prompt_tokens, self.max_target_tokens = (
@@ -54,6 +56,7 @@ class Encoder:
             max_prompt_tokens,
             max_target_tokens,
         )
+        self.cut_tokens = cut_tokens
         if tokenizer.eos_token_id is None:
             raise UserError("the student's tokenizer has no end-of-sequence token; targets cannot end")
         self._eos: int = tokenizer.eos_token_id
@@ -67,6 +70,8 @@ class Encoder:
         text = self.ask.join(example.context, example.marker)
         said = self.ask.delimiter + example.target.strip()
         prompt, target = self._apart(text, said) if self.encoder_decoder else self._together(text, said)
+        if self.cut_tokens is not None:
+            prompt = tuple(cut_behind(prompt, self.cut_tokens, self._eos))
         if len(prompt) > self.max_prompt_tokens:
             raise UserError(
                 f"{example.record_id}, channel {example.channel!r}: the prompt has {len(prompt)} tokens, the student"
@@ -89,6 +94,13 @@ class Encoder:
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text)["input_ids"])
+
+
+def cut_behind(ids: Sequence[int], size: int, end: int | None) -> list[int]:
+    """The first `size` ids; an end token that closed them stays the last, as tokenizers truncate."""
+    if len(ids) <= size:
+        return list(ids)
+    return [*ids[: size - 1], end] if end is not None and ids[-1] == end else list(ids[:size])
 
 
 def count_by_channel(encoded: Sequence[Encoded]) -> Mapping[str, int]:

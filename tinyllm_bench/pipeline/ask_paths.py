@@ -114,7 +114,7 @@ def joint_training(cell: "Cell") -> dict[str, Any]:
     found = [read_json(cell.runs / run_id / "train" / "result.json") for run_id in cells]
     if len(found) == 1:
         return found[0]
-    summed = ("steps", "student_tokens", "computed_tokens", "rollout_tokens", "rollout_seconds", "seconds")
+    summed = ("steps", "student_tokens", "computed_tokens", "flops", "rollout_tokens", "rollout_seconds", "seconds")
     channels = [channel for one in found for channel in one["tokens_by_channel"]]
     return {
         **found[0],

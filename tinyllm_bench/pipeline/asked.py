@@ -23,4 +23,5 @@ def asked_of(cell: Cell, split: Any, ids: Sequence[str], *, shots: int = 0, chat
         shot_max_words=config.eval.shot_max_words,
         chat=chat,
         max_new_tokens=config.eval.max_new_tokens,
+        match=config.eval.match,
     )

@@ -50,7 +50,8 @@ class Cell:
     `shared_by`: how many methods of the request learn from the same teachers' texts, for the amortised cost.
     `signal`: the white-box teacher, for methods that learn from distributions. `student_from` and `teacher_from` are
     cells that make the initial student and the teacher; they are trained first. `students`: the cells that train who
-    writes each channel, where a policy decides; such a cell `trains_only`.
+    writes each channel, where a policy decides; such a cell `trains_only`. `looks_at_test`: weights are
+    selected on the test split, as some released code does; only a reproduction asks for it.
     """
 
     kind: Literal["method", "anchor"]
@@ -75,6 +76,7 @@ class Cell:
     teacher_from: "Cell | None" = None
     students: Mapping[str, "Cell"] = field(default_factory=dict)
     trains_only: bool = False
+    looks_at_test: bool = False
 
     @property
     def ask(self) -> Ask:
@@ -316,6 +318,8 @@ def _cell(
     if student.kind != "hf":
         check_spec(student, runs=request.runs)
     reading = choose_reading(config.eval.reading, info.readings, method.readings if method is not None else READINGS)
+    if config.data.cut_tokens and reading != "gen":
+        raise UserError(f"data.cut_tokens cuts prompts of generated answers; reading {reading} ranks options: drop one")
     backend_for(config.backend.engine, reading, is_encoder_decoder(student, runs=request.runs))
     for filter_name in config.annotations.filters:  # each alone: the first that rejects would hide an unknown one
         rejected_by("", (filter_name,))
@@ -336,6 +340,7 @@ def _cell(
         notes=notes,
         asked=request.asked(),
         runs=request.runs,
+        looks_at_test=request.looks_at_test and kind == "method",
     )
 
 

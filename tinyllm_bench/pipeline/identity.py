@@ -58,6 +58,7 @@ def _asked(cell: "Cell") -> dict[str, Any]:
         "chat_template": config.eval.chat_template if cell.kind == "anchor" else None,
         "style": config.data.style,
         "markers": dict(config.data.markers),
+        **({"cut_tokens": config.data.cut_tokens} if config.data.cut_tokens else {}),
     }
 
 
@@ -83,6 +84,7 @@ def _training(cell: "Cell") -> dict[str, Any]:
         "control": cell.config.annotations.control if cell.teachers else None,
         "signal": None if cell.signal is None else _signal(cell),
         **_plain_text(cell),
+        **({"looks_at_test": True} if cell.looks_at_test else {}),
     }
 
 

@@ -158,7 +158,8 @@ class StudentAsker:
     def backend(self) -> str:
         """The backend that the settings and the student's family allow."""
         encoder_decoder = bool(self.loaded.model.config.is_encoder_decoder)
-        return backend_for(self.cell.config.backend.engine, self.cell.reading, encoder_decoder)
+        engine = "hf" if self.cell.config.data.cut_tokens else self.cell.config.backend.engine
+        return backend_for(engine, self.cell.reading, encoder_decoder)
 
     @property
     def _bos(self) -> bool | None:
@@ -187,6 +188,7 @@ class StudentAsker:
             device=device_of(self.cell),
             add_bos=self._bos,
             layout=config.eval.layout,
+            cut_tokens=config.data.cut_tokens,
         )
         return Asker(lm, backend, self.chat)
 

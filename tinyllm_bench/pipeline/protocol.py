@@ -27,6 +27,13 @@ def protocol_of(cell: "Cell") -> dict[str, Any]:
         "reading": cell.reading,
         "prompt_digest": digest(asked),
         "parser_version": reader_version(records[0].choices),
-        "metric": f"accuracy by {_METRICS[cell.reading]}",
+        "metric": _metric(cell),
         "max_context_words": cell.config.data.max_context_words,
     }
+
+
+def _metric(cell: "Cell") -> str:
+    exact = cell.reading == "gen" and cell.config.eval.match == "exact"
+    cut = cell.config.data.cut_tokens
+    named = "the choice's text to the letter" if exact else _METRICS[cell.reading]
+    return f"accuracy by {named}" + (f", prompts cut behind {cut} tokens" if cut else "")

@@ -73,6 +73,7 @@ def make_record(
         seed=cell.seed,
         asked=public(dict(cell.asked)),
         config=_config(cell),
+        own_settings=_own_settings(cell),
         protocol=protocol,
         protocol_hash=protocol_hash(protocol),
         student=_student(cell, training, asked),
@@ -86,7 +87,8 @@ def make_record(
         paths=_paths(cell, predictions, records),
         expected_accuracy=expected(records, cell.records("train")) if cell.name == "random" else None,
         chance=chance(records),
-        test_looks=test_looks,
+        test_looks=test_looks + (len(training["looks"]) if training and cell.looks_at_test else 0),
+        selected_on="test" if cell.looks_at_test else "valid",
         notes=_notes(cell, training),
         items=tuple((p.record_id, p.answer, int(p.correct)) for p in predictions),
         clusters=clusters(list(whole.values())),
@@ -102,6 +104,12 @@ def _config(cell: Cell) -> dict[str, Any]:
     config = cell.config.model_dump(mode="json")
     config["data"].pop("dir")  # a place on somebody's machine; the data's digests stand in `data`
     return public(config)
+
+
+def _own_settings(cell: Cell) -> tuple[str, ...]:
+    """Settings whose value comes from the method's own defaults."""
+    own = f"{cell.name}.yaml"
+    return tuple(sorted(key for key, layer in cell.origin.items() if layer == own and not key.startswith("method.")))
 
 
 def _student(cell: Cell, training: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> ModelInfo | None:
@@ -245,6 +253,8 @@ def _notes(cell: Cell, training: Mapping[str, Any] | None) -> tuple[str, ...]:
     notes = [public_text(note) for note in cell.notes]
     if cell.name == "random":
         notes.append("items are one seeded guess each; the accuracy shown is the exact expectation")
+    if cell.looks_at_test:
+        notes.append("weights were selected on the test split, as the released code does: the number is optimistic")
     if training and training["targets_dropped"]:
         notes.append(
             f"{training['targets_dropped']} programs were left out: the student's tokenizer loses a part of them"

@@ -15,7 +15,7 @@ from tinyllm_bench.pipeline.schema import BenchConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a person asked for on the command line."""
+    """What a person asked for on the command line; `looks_at_test` is for reproductions of code that does it."""
 
     methods: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -26,6 +26,7 @@ class Request:
     data_dir: str | None = None
     engine: str | None = None
     runs: Path = Path("runs")
+    looks_at_test: bool = False
 
     def asked(self) -> dict[str, Any]:
         """The request as plain values, for the record. A folder's place is nobody's business; its digests are kept."""

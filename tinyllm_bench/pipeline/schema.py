@@ -77,6 +77,7 @@ class DataConfig(_Settings):
     train_limit: a stratified subset of the training records; max_context_words: only the passage is cut, from its
     start;
     rationale_context: whether rationale channels see the options; markers: replaces a channel's marker by name;
+    cut_tokens: cut every prompt behind so many tokens, as some released code does: it may lose the question;
     plain_text: a UTF-8 text file for methods that also train on plain text, cut into pieces of `plain_tokens`.
     """
 
@@ -87,12 +88,15 @@ class DataConfig(_Settings):
     style: Literal["marker", "paper"] = "marker"
     rationale_context: Literal["options", "question"] = "options"
     markers: dict[str, str] = {}
+    cut_tokens: int | None = Field(None, ge=1)
     plain_text: str | None = None
     plain_tokens: int = Field(128, ge=8)
 
 
 class EvalConfig(_Settings):
     """How students are asked. limit: a fixed stratified subset of the test split, null for all of it.
+
+    match: a written answer is read by the parser, or must be a choice's text to the letter (`exact`).
 
     layout: `shared` scores the options of a question as branches of one sequence (`auto`: where the student can).
     """
@@ -105,6 +109,7 @@ class EvalConfig(_Settings):
     shots: int = Field(3, ge=1)
     shot_max_words: int = Field(64, ge=1)
     max_new_tokens: int = Field(64, ge=1)
+    match: Literal["parser", "exact"] = "parser"
     chat_template: Literal["auto", "always", "never"] = "auto"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from tinyllm_bench.data.prompts import LABEL
+from tinyllm_bench.data.records import Split
 from tinyllm_bench.evaluate.hf import hf_lm
 from tinyllm_bench.evaluate.runner import answer
 from tinyllm_bench.evaluate.scoring import score
@@ -33,6 +34,7 @@ def encoder_of(cell: Cell, loaded: Loaded) -> Encoder:
         add_bos=needs_bos(loaded.model, loaded.tokenizer),
         max_prompt_tokens=room if encoder_decoder else room - most,
         max_target_tokens=most,
+        cut_tokens=cell.config.data.cut_tokens,
     )
 
 
@@ -50,8 +52,9 @@ def validator(cell: Cell, loaded: Loaded, gold: Sequence[Group]) -> Callable[[LM
     if learns_paths(cell):
         return path_validator(cell, loaded)
     config = cell.config
-    valid = cell.asked_records("valid")
-    asked = asked_of(cell, "valid", [record.id for record in valid])
+    split: Split = "test" if cell.looks_at_test else "valid"
+    valid = cell.asked_records(split)
+    asked = asked_of(cell, split, [record.id for record in valid])
 
     def validate(student: LM) -> Checked:
         asker = hf_lm(
@@ -61,6 +64,7 @@ def validator(cell: Cell, loaded: Loaded, gold: Sequence[Group]) -> Callable[[LM
             device=str(next(student.parameters()).device),
             add_bos=needs_bos(loaded.model, loaded.tokenizer) or None,
             layout=config.eval.layout,
+            cut_tokens=config.data.cut_tokens,
         )
         found = score(answer(asker, asked), valid)
         loss = gold_loss(student, loaded, gold) if config.train.select == "loss" else None

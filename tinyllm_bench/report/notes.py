@@ -157,6 +157,12 @@ def _looks(rows: Sequence[Row]) -> Iterable[str]:
 
 
 def _own(rows: Sequence[Row]) -> Iterable[str]:
+    for row in rows:
+        own = [name for name in row.first.own_settings if name.startswith("train.")]
+        values = {name: row.first.config.get("train", {}).get(name.removeprefix("train.")) for name in own}
+        if values:
+            told = ", ".join(f"{name} = {value}" for name, value in values.items())
+            yield f"{row.label}: trained with settings of its own paper, {told}."
     for name, record in _runs(rows):
         if record.student and record.student.chat_template:
             yield f"{name}: asked through the model's own chat template."

@@ -61,8 +61,11 @@ def protocol_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> 
 class RunRecord(Part):
     """One cell: a method (or an anchor) on one task, one reading and one seed.
 
-    `sample` marks rows made from sample data. `expected_accuracy` is the exact value of an anchor that guesses;
-    such an anchor needs no score. An anchor with neither is one that cannot be measured (recorded text).
+    `own_settings`: settings outside of `method` that the method itself brings along, such as a learning rate; nobody
+    asked for another. `sample` marks rows made from sample data. `expected_accuracy` is the exact value of an anchor
+    that guesses; such an anchor needs no score. An anchor with neither is one that cannot be measured (recorded text).
+    `clusters` number the items that share a passage or a question, empty where none do; `paths` are accuracies by every
+    policy and what the paths are like (`evaluate.paths.path_report`).
     """
 
     schema_version: Literal[1] = 1
@@ -78,6 +81,7 @@ class RunRecord(Part):
     seed: int = 0
     asked: dict[str, Any] = {}
     config: dict[str, Any] = {}
+    own_settings: tuple[OneLine, ...] = ()
     protocol: dict[str, Any]
     protocol_hash: str
     student: ModelInfo | None = None
@@ -92,6 +96,7 @@ class RunRecord(Part):
     expected_accuracy: Share | None = None
     chance: Annotated[float, Field(ge=0, lt=1)]
     test_looks: Count = 0
+    selected_on: Literal["valid", "test"] = "valid"
     notes: tuple[str, ...] = ()
     items: tuple[Item, ...] = ()
     clusters: tuple[Count, ...] = ()

@@ -1,7 +1,7 @@
 """From records to rows: seeds of one configuration make one row; every row is set against the board's floor."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -138,7 +138,7 @@ def floor_of(row: Row, rows: Sequence[Row], floor: str) -> Row | str:
     equal = [other for other in equal if other.first.data.train_ids_digest == row.first.data.train_ids_digest]
     if not equal:
         return "other training rows"
-    equal = [other for other in equal if _settings(other) == _settings(row)]
+    equal = [other for other in equal if _alike(row, other)]
     if not equal:
         return OTHER_SETTINGS
     return next((other for other in equal if other in main), equal[0])
@@ -148,9 +148,18 @@ def _student(row: Row) -> tuple[str, str | None]:
     return row.student, student_digest(row.first)
 
 
-def _settings(row: Row) -> list[Any]:
-    groups = [dict(row.first.config.get(group) or {}) for group in _EQUAL_SETTINGS]
-    return [{key: value for key, value in group.items() if key != "init"} for group in groups]
+def _alike(row: Row, other: Row) -> bool:
+    """Trained with the same settings, but for those that a method itself brings along (`own_settings`)."""
+    own = {*row.first.own_settings, *other.first.own_settings}
+    return _settings(row, own) == _settings(other, own)
+
+
+def _settings(row: Row, but: Collection[str]) -> list[Any]:
+    groups = {name: dict(row.first.config.get(name) or {}) for name in _EQUAL_SETTINGS}
+    return [
+        {key: value for key, value in group.items() if key != "init" and f"{name}.{key}" not in but}
+        for name, group in groups.items()
+    ]
 
 
 def _same_budget(row: Row, other: Row) -> bool:
