@@ -1,12 +1,14 @@
-"""`board add | build | show`: a folder of run records becomes one page; the same folder gives the same bytes.
+"""`board add | build | show`: a folder of run records becomes pages and tables; the same folder gives the same bytes.
 
 A board's folder: `boards/main.yaml` (floor, order, sample rule), `results/<protocol>/<task>/<run_id>.json`
-(records, append-only) and the generated `README.md`.
+(records, append-only) and what `board_files` generates from them.
 """
 
+import gc
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import locked, write_text
+from tinyllm_bench.report import exports, external_forms
+from tinyllm_bench.report.page import board_page
+from tinyllm_bench.report.page_data import record_path
 from tinyllm_bench.report.record import RunRecord, load_record, save_record
 from tinyllm_bench.report.tables import (
     BoardNames,
@@ -33,6 +38,8 @@ _HOW_TO_READ = (
     "above methods. A lift is given only between rows of one student, the same training rows and student tokens "
     "within 2 % of each other. A run's 95 % interval is Wilson's and speaks of the questions, not of the seed."
 )
+_MACRO_NOTE = "Only rows that stand on every task of their reading. Chance-corrected: 0 at chance, 100 if all is right."
+_OPTIONAL = ("every_eval_ever.jsonl", "eval_results.yaml")
 
 
 class BoardConfig(BaseModel):
@@ -92,8 +99,12 @@ def board_add(paths: Sequence[Path], folder: Path, *, replace: bool = False) -> 
         return [save_record(record, place) for place, record in found.items()]
 
 
+def _no_board(folder: Path) -> UserError:
+    return UserError(f"no board at {folder}; `tinyllm-bench board add RUN` makes one")
+
+
 def _place(folder: Path, record: RunRecord) -> Path:
-    return folder / "results" / record.protocol_hash[:12] / record.task / f"{record.run_id}.json"
+    return folder / record_path(record)
 
 
 def board_records(folder: Path) -> list[RunRecord]:
@@ -104,35 +115,104 @@ def board_records(folder: Path) -> list[RunRecord]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no board at {folder}; `tinyllm-bench board add RUN` makes one")
+        raise _no_board(folder)
     records = []
-    for file in sorted((folder / "results").rglob("*.json")):
-        record = load_record(file)
-        if _place(folder, record) != file:
-            raise UserError(f"{file} belongs at {_place(folder, record)}; use `tinyllm-bench board add`")
-        records.append(record)
+    with _no_collection():
+        for file in sorted((folder / "results").rglob("*.json")):
+            record = _quickly_loaded(file)
+            if _place(folder, record) != file:
+                raise UserError(f"{file} belongs at {_place(folder, record)}; use `tinyllm-bench board add`")
+            records.append(record)
     return sorted(records, key=lambda record: (record.task, record.reading, record.protocol_hash, record.run_id))
 
 
+def _quickly_loaded(file: Path) -> RunRecord:
+    """`load_record` without reading the JSON twice; a file that fails goes through it for its message."""
+    try:
+        record = RunRecord.model_validate_json(file.read_bytes(), strict=True)
+    except ValidationError:
+        return load_record(file)
+    return record if "schema_version" in record.model_fields_set else load_record(file)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Thousands of records are millions of tuples without cycles; looking for those again and again takes long."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def board_build(folder: Path) -> Path:
-    """Write the board's `README.md` from its records; returns the file."""
-    file = Path(folder) / "README.md"
-    write_text(file, board_markdown(folder))
-    return file
+    """Write everything that a board generates from its records, and remove what it no longer does.
+
+    Returns:
+        The board's `README.md`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise _no_board(folder)
+    with locked(folder / ".board"):
+        files = board_files(folder)
+        for name, text in files.items():
+            write_text(folder / name, text)
+        for file in _generated(folder):
+            if file.name not in files:
+                file.unlink()
+    return folder / "README.md"
+
+
+def board_files(folder: Path) -> dict[str, str]:
+    """Name and text of every generated file, a pure function of the folder's records and configuration.
+
+    `README.md`, `index.html`, `board.csv` (a line a row), `runs.csv` (a line a run), `data.json` and, where there is
+    something to write, one `.tex` a table, `every_eval_ever.jsonl` and `eval_results.yaml`.
+    """
+    with _no_collection():
+        config = board_config(folder)
+        sections = _sections(board_records(folder), config)
+        title, macro = _title(config, sections), macro_table(sections)
+        data = exports.board_data(title, sections, macro, _MACRO_NOTE, _HOW_TO_READ)
+        runs = list(exports.by_row(sections))
+        files = {
+            "README.md": _markdown(title, sections, macro),
+            "index.html": board_page(title, sections, macro, _MACRO_NOTE, _HOW_TO_READ),
+            "board.csv": exports.rows_csv(data),
+            "runs.csv": exports.runs_csv(data),
+            "data.json": exports.json_text(data),
+            **dict(exports.latex_tables(sections, macro, _MACRO_NOTE)),
+            "every_eval_ever.jsonl": external_forms.every_eval_ever_lines(runs, title),
+            "eval_results.yaml": external_forms.eval_results_yaml(runs),
+        }
+    return {name: text for name, text in files.items() if text}
+
+
+def _generated(folder: Path) -> list[Path]:
+    """The files of earlier builds that a later one may not write again."""
+    tables = [file for file in sorted(folder.glob("*.tex")) if file.read_text().startswith(exports.GENERATED)]
+    return [*tables, *(file for name in _OPTIONAL if (file := folder / name).is_file())]
 
 
 def board_markdown(folder: Path) -> str:
     """The text of the board's `README.md`: a pure function of its folder."""
     config = board_config(folder)
     sections = _sections(board_records(folder), config)
-    parts = [_GENERATED, f"# {escaped(_title(config, sections))}"]
+    return _markdown(_title(config, sections), sections, macro_table(sections))
+
+
+def _markdown(title: str, sections: Sequence[Section], macro: Sequence[Cells]) -> str:
+    parts = [_GENERATED, f"# {escaped(title)}"]
     if not sections:
         parts += [f"{_EMPTY} `tinyllm-bench board add RUN` brings the record of a finished run."]
     if len(sections) > 1:
         parts.append("\n".join(f"- [{section.title}](#{_anchor(section.title)})" for section in sections))
     for section in sections:
         parts += _markdown_section(section)
-    parts += _macro(sections, markdown=True)
+    parts += _macro(macro, markdown=True)
     return "\n\n".join([*parts, "## How to read", _HOW_TO_READ]) + "\n"
 
 
@@ -145,7 +225,7 @@ def board_show(folder: Path) -> str:
         parts += [f"{section.title}\n{section.facts}", text_table(section.table, markdown=False)]
         parts += ["\n".join(f"- {note}" for note in section.notes)] if section.notes else []
         parts.append("Runs: " + ", ".join(f"{run['row']} seed {run['seed']} = {run['run']}" for run in section.runs))
-    return "\n\n".join([*parts, *_macro(sections, markdown=False)]) + "\n"
+    return "\n\n".join([*parts, *_macro(macro_table(sections), markdown=False)]) + "\n"
 
 
 def _title(config: BoardConfig, sections: Sequence[Section]) -> str:
@@ -176,13 +256,11 @@ def _markdown_section(section: Section) -> list[str]:
     return [f"## {section.title}", escaped(section.facts), table, *([notes] if notes else []), details]
 
 
-def _macro(sections: Sequence[Section], *, markdown: bool) -> list[str]:
-    lines: list[Cells] = macro_table(sections)
-    if not lines:
+def _macro(macro: Sequence[Cells], *, markdown: bool) -> list[str]:
+    if not macro:
         return []
     title = "Mean over tasks"
-    note = "Only rows that stand on every task of their reading. Chance-corrected: 0 at chance, 100 if all is right."
-    return [f"## {title}" if markdown else title, text_table(lines, markdown=markdown), note]
+    return [f"## {title}" if markdown else title, text_table(macro, markdown=markdown), _MACRO_NOTE]
 
 
 def _anchor(title: str) -> str:
