@@ -7,12 +7,15 @@ question, so that a process stands idle.
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
 from tests.learning import METHODS, gradients, make_groups, make_method, make_trainer
 from tests.tiny_models import tiny_llama
+from tinyllm_bench.learn.budget import Limit, make_plan
 
 
 def main() -> None:
@@ -37,7 +40,26 @@ def main() -> None:
             save_file({key: grad.contiguous() for key, grad in found.items()}, folder / f"{name}.safetensors")
         trainer.accelerator.wait_for_everyone()
 
+    for name, unit, amount in (("finetune", "seconds", 2.0), ("minillm", "student_tokens", 1500)):
+        run_to_a_limit(folder / f"{name}-{unit}", name, unit, amount)
     run_a_cell(folder)
+
+
+def run_to_a_limit(folder: Path, name: str, unit: Any, amount: float) -> None:
+    """Several rounds with looks; every process must stop at the same step with the same weights."""
+    model, tokenizer = tiny_llama()
+    method = make_method(name, **({"group_size": 2, "inner_epochs": 2} if name == "minillm" else {}))
+    groups = make_groups(method, tokenizer)
+    sizes = {"group_size": method.group_size, "inner_epochs": method.inner_epochs}
+    plan = make_plan(groups, batch_records=2, seed=0, limit=Limit(unit, amount), **sizes)
+    trainer = make_trainer(
+        model, tokenizer, method, groups, folder, plan=plan, learning_rate=1e-3, looks=(0.25, 0.5, 0.75, 1.0),
+        checkpoint_seconds=0.2,
+    )  # fmt: skip
+    trained = trainer.run()
+    total = sum(float(p.detach().double().abs().sum()) for p in trainer.module.parameters())
+    found = gather_object([(trained.steps, trained.tokens, trained.selected_step, total)])
+    assert trained.steps > 2 and len(set(found)) == 1, found
 
 
 def run_a_cell(folder: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_state_survives_json() -> None:
     assert State.read(json.loads(json.dumps(state.plain()))) == state
 
 
-@pytest.mark.parametrize("name", ["finetune", "kd", "minillm"])
+@pytest.mark.parametrize("name", ["finetune", "kd", "gkd", "minillm"])
 def test_a_budget_in_flops_counts_what_is_computed(name: str, tmp_path: Path) -> None:
     """Full training costs 6 per parameter and token, a teacher that reads along 2 of its own."""
     trainer = build(tmp_path, name=name, unit="flops", limit=5e8)
@@ -117,8 +117,10 @@ def test_a_budget_in_flops_counts_what_is_computed(name: str, tmp_path: Path) ->
     theirs = 0 if trainer.teacher is None else 2 * trainer.teacher.parameters
     per_token = flops_per_token(trainer.module, theirs // 2)
     assert per_token.trained == 6 * parameters + theirs
-    if name != "minillm":  # whose rollouts cost something too
-        assert trained.flops == trained.computed_tokens * per_token.trained
+    drawing = trained.flops - trained.computed_tokens * per_token.trained
+    read = {"gkd": 2 * parameters, "minillm": 2 * parameters + theirs}.get(name)  # GKD's teacher reads no drawn token
+    assert drawing == 0 if read is None else drawing >= trained.drawn_tokens * read
+    assert read is None or drawing % read == 0
     assert trained.flops == pytest.approx(5e8, rel=0.25)
     assert [look.fraction for look in trained.looks][-1] == 1.0
 

@@ -11,7 +11,8 @@ from tests.tiny_models import tiny_llama as make_llama
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_checked
 from tinyllm_bench.learn.budget import Plan, make_plan
-from tinyllm_bench.learn.trainer import Trainer, kept_random_state
+from tinyllm_bench.learn.checkpoint import kept_random_state
+from tinyllm_bench.learn.trainer import Trainer
 from tinyllm_bench.models.lm import LM
 
 

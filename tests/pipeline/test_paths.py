@@ -72,8 +72,25 @@ def test_an_ensemble_is_two_students_with_half_of_the_budget_each(tiny_llama_dir
     made = [read_json(tmp_path / one.run_id / "train" / "result.json") for one in (cot, pot)]
     assert record.budget and record.budget.student_tokens == sum(one["student_tokens"] for one in made)
     assert [set(one["tokens_by_channel"]) for one in made] == [{COT}, {POT}]
+    assert record.budget.train_flops == sum(one["flops"] for one in made)
     alone = cell_of(tiny_llama_dir, "method.pot_weight=0", "method.policy=single_cot", runs=tmp_path)
     assert alone.students[COT].run_id != cot.run_id, "another budget"
+
+
+def test_an_ensemble_pays_once_for_the_student_it_starts_from(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    init = ("student.init={method: finetune, epochs: 1}", "train.batch_records=1", "method.ensemble=true")
+    cell = cell_of(tiny_llama_dir, *init, "budget.student_tokens=6000", "method.report_all=false", runs=tmp_path)
+    (outcome,) = run_all([cell], tmp_path)
+    budget = load_record(outcome.folder).budget
+    assert budget and budget.student_init_tokens
+    assert budget.student_tokens + budget.student_init_tokens == pytest.approx(6000, rel=0.03)
+
+
+def test_what_a_method_of_paths_cannot_do_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train.select=loss: mixed_distillation answers by paths"):
+        cell_of(tiny_llama_dir, "train.select=loss", runs=tmp_path)
+    with pytest.raises(UserError, match=r"init.method=mixed_distillation writes by several paths"):
+        cell_of(tiny_llama_dir, "student.init={method: mixed_distillation, epochs: 1}", runs=tmp_path)
 
 
 def test_the_same_student_and_seed_give_the_same_answers(tiny_llama_dir: Path, tmp_path: Path) -> None:
@@ -148,6 +165,18 @@ def test_with_two_options_a_program_must_agree_with_the_teacher_s_text(tiny_llam
     assert [a.rejected for a in found] == [None, None]
     assert found[0].text.endswith(f"The answer is ({'ab'[record.answer]}).")
     assert verified(cell, [said(record, "program", label)])[0].rejected == "degenerate"
+    alone = one_cell(
+        tiny_llama_dir, *SMALL[1:], *SHORT, *live, "method.cot_weight=0", "method.policy=single_pot", method=NAME,
+        tasks=("bioasq",),
+    )  # fmt: skip
+    assert [t.kind for t in alone.students[POT].teachers] == ["rationale", "program"], "the same programs as for both"
+    assert verified(alone, [said(record, "program", good)])[0].rejected == "disagrees", "no text of its own"
+
+
+def test_what_follows_an_answer_is_kept() -> None:
+    record = svamp(1)[0]
+    found = rationale_target("The answer is 5. We get it by adding 2 and 3.", record)
+    assert found == f"The answer is 5. We get it by adding 2 and 3. The answer is {gold_key(record)}."
 
 
 @pytest.mark.parametrize("text", ["Add 2 and 3.\nThe answer is $5.", "Add 2 and 3. The answer is 5", "Add 2 and 3"])

@@ -8,7 +8,7 @@ import pytest
 from tests.report.fakes import add, flags, make_fields, make_record
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.report.arithmetic import broken_claims
-from tinyllm_bench.report.board import board_markdown, board_records
+from tinyllm_bench.report.board import board_records
 from tinyllm_bench.report.record import RunRecord, save_record
 from tinyllm_bench.report.verdicts import (
     Verdict,
@@ -26,13 +26,13 @@ from tinyllm_bench.report.verdicts import (
 )
 
 
-def verdict(record: RunRecord, tier: Any = "re-scored", *, ok: bool = True) -> Verdict:
+def verdict(record: RunRecord, tier: Any = "re-scored", *, ok: bool = True, date: str | None = None) -> Verdict:
     return Verdict(
         run_id=record.run_id,
         record_digest=content_digest(record),
         tier=tier,
         ok=ok,
-        date=now(),
+        date=date or now(),
         parser_version="1",
         version="0",
     )
@@ -83,15 +83,32 @@ def test_refutations_are_kept_in_order_and_hold_no_place(run: Path) -> None:
 def test_on_a_board_both_stand_beside_the_record_and_are_no_records(board: Path, run: Path) -> None:
     record = make_record("mine", flags(20, 13))
     [place] = add(board, record)
-    before = board_markdown(board)
     save_verdict(verdict(record), run)
     refute(run, "no")
     copied = copy_verdicts(run, place)
     assert copied == [verdict_file(place), refutation_file(place)]
     assert [file.name for file in copied] == [f"{record.run_id}.verified", f"{record.run_id}.refutations"]
     assert tier_of(place) == "re-scored" and [one.reason for one in refutations_of(place)] == ["no"]
-    assert board_records(board) == [record] and board_markdown(board) == before
+    assert board_records(board) == [record]
     assert copy_verdicts(place, place) == []
+
+
+def test_adding_again_takes_back_neither_a_later_verdict_nor_a_refutation(board: Path, run: Path) -> None:
+    record = make_record("mine", flags(20, 13))
+    [place] = add(board, record)
+    first = verdict(record, date="2026-01-01T00:00:00+00:00")
+    save_verdict(first, run)
+    refute(run, "from its maker")
+    later = verdict(record, "re-run", date="2026-02-01T00:00:00+00:00")
+    save_verdict(later, place)
+    refute(place, "from a reader")
+    assert copy_verdicts(run, place) == [refutation_file(place)]
+    assert verdict_of(place) == later
+    assert [one.reason for one in refutations_of(place)] == ["from a reader", "from its maker"]
+    assert copy_verdicts(run, place) == []
+    failed = verdict(record, ok=False, date="2026-03-01T00:00:00+00:00")
+    save_verdict(failed, run)
+    assert copy_verdicts(run, place) == [verdict_file(place)] and tier_of(place) == "self-reported"
 
 
 def test_paths_stand_for_runs_records_boards_and_folders(board: Path, run: Path) -> None:

@@ -5,11 +5,14 @@ A folder `checkpoints/step-<n>` is complete only when its `manifest.json` exists
 
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -125,3 +128,19 @@ def remove_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for best in folder.glob("best-*.safetensors"):
         best.unlink()
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Whatever runs inside may seed the generators (lm-eval does); training goes on as if it had not."""
+    tensors, plain = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(tensors, plain)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch before a student's new parameters are made."""
+    random.seed(seed)
+    set_seed(seed)

@@ -134,8 +134,16 @@ class Method(ABC):
         return self.needs().signal == "on_policy"
 
     @property
+    def most_drawn(self) -> int:
+        """Tokens of the longest text that the student writes during training (`max_new_tokens`)."""
+        return getattr(self.config, "max_new_tokens", 0) if self.rolls else 0
+
+    @property
     def scatters(self) -> bool:
-        """Whether the examples of a question are shuffled apart instead of meeting one optimiser step."""
+        """Whether the examples of a question are shuffled apart instead of meeting one optimiser step.
+
+        `train.batch_records` and the record's counts are then of examples.
+        """
         return False
 
     @property

@@ -71,7 +71,8 @@ class Trained:
 
 @dataclass(kw_only=True)
 class State:
-    """What a checkpoint keeps of a run besides weights; `sums` are (sum, count) of the method's measurements."""
+    """What a checkpoint keeps of a run besides weights; `sums` are (sum, count) of the method's measurements,
+    `roll_cost` what the last round's drawing took of the limit's unit."""
 
     looks: list[Look] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -84,6 +85,7 @@ class State:
     look_seconds: float = 0.0
     drawn_tokens: int = 0
     roll_seconds: float = 0.0
+    roll_cost: float = 0.0
     start: Look | None = None
     sums: Sums = field(default_factory=dict)
 
@@ -107,10 +109,15 @@ class State:
 
 
 class FlopsPerToken(NamedTuple):
-    """Floating-point operations of a token that is trained on, and of one that is only read or drawn."""
+    """Floating-point operations of a token: trained on, the white-box teacher's reading included; read by either."""
 
     trained: float
-    read: float
+    student: float
+    teacher: float
+
+    def drawn(self, with_teacher: bool) -> float:
+        """Of a token that the student draws, with a teacher that reads along or without."""
+        return self.student + (self.teacher if with_teacher else 0.0)
 
 
 def flops_per_token(lm: "LM", teacher_parameters: int) -> FlopsPerToken:
@@ -122,7 +129,7 @@ def flops_per_token(lm: "LM", teacher_parameters: int) -> FlopsPerToken:
     counts = [(p.numel(), p.requires_grad) for p in lm.parameters()]
     every, trained = sum(n for n, _ in counts), sum(n for n, is_trained in counts if is_trained)
     theirs = 2.0 * teacher_parameters
-    return FlopsPerToken(4.0 * every + 2.0 * trained + theirs, 2.0 * every + theirs)
+    return FlopsPerToken(4.0 * every + 2.0 * trained + theirs, 2.0 * every, theirs)
 
 
 def add_sums(into: Sums, more: Mapping[str, tuple[float, float]]) -> None:

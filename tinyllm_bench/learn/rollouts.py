@@ -54,14 +54,16 @@ class _Reader:
         self._mask_NT = torch.tensor([mask for _, mask in padded], device=self._device)
         ids_NT = torch.tensor([ids for ids, _ in padded], device=self._device)
         if lm.encoder_decoder:
-            encoded = lm.plain.get_encoder()(input_ids=ids_NT, attention_mask=self._mask_NT)
+            with lm.precision():
+                encoded = lm.plain.get_encoder()(input_ids=ids_NT, attention_mask=self._mask_NT)
             self._encoded = encoded.last_hidden_state
             ids_NT = torch.full((len(prompts), 1), lm.plain.config.decoder_start_token_id, device=self._device)
         self._next_NT = ids_NT
 
     def logp_NV(self) -> Tensor:
         """Log-probabilities of the next token, float32 at least; rows beyond the vocabulary do not exist."""
-        logits_NV = self._lm.logits(self._hidden())[:, : self._vocabulary]
+        with self._lm.precision():
+            logits_NV = self._lm.logits(self._hidden())[:, : self._vocabulary]
         return torch.log_softmax(logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float(), -1)
 
     def read(self, ids_N: Tensor) -> None:

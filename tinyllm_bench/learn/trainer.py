@@ -1,15 +1,13 @@
 """The one trainer, for every method: accelerate runs it on one device or many.
 
 A round is one rollout, a mini-batch one optimiser step, a micro-batch what fits. Methods return sums; this file
-divides, by
-the target tokens of a channel in the whole mini-batch over all processes, and nowhere else.
+divides, by the target tokens of a channel in the whole mini-batch over all processes, and nowhere else.
 """
 
 import hashlib
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,9 @@ from tinyllm_bench.base.files import append_checked, read_checked
 from tinyllm_bench.learn.batching import Collator, Group, count_targets
 from tinyllm_bench.learn.budget import Plan
 from tinyllm_bench.learn.checkpoint import (
+    kept_random_state,
     load_checkpoint,
     load_trainable,
-    random_state,
-    restore_random_state,
     save_checkpoint,
     save_tensors,
     trainable_state,
@@ -84,9 +81,11 @@ class Trainer:
         trained = [p for p in lm.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self.lm, self.optimizer = self.accelerator.prepare(lm, optimizer)
+        self.module.precision = self.accelerator.autocast
         self.state = State()
         self._notes: Sums = {}
-        self._clock = time.monotonic()
+        self._clock = self._saved = time.monotonic()
+        self._elapsed, self._save_due = 0.0, False
         self._flops = flops_per_token(lm, teacher.parameters if teacher is not None else 0)
 
     @property
@@ -99,6 +98,7 @@ class Trainer:
         set_seed(self.seed)
         done = self._resume()
         self._clock = self._saved = time.monotonic()
+        self._tick()
         if not done and self.method.rolls:
             self.state.start = self._looked(0, 0.0)
         index = 0
@@ -114,22 +114,39 @@ class Trainer:
     def _round(self, minis: list[tuple[int, ...]], index: int) -> bool:
         """Train one round; False where the budget ended in it."""
         members = list(dict.fromkeys(i for mini in minis for i in mini))
+        if self._ends_before_drawing([self.groups[i] for i in minis[0]]):
+            return False
         groups_of = dict(zip(members, self._roll([self.groups[i] for i in members], index), strict=True))
         for offset, mini in enumerate(minis):
             groups = [groups_of[i] for i in mini]
             if self.state.losses and self.plan.ends_before(self._cost(groups), self._spent()):
                 return False
             self._optimise(groups, index + offset)
+            self._tick()
             self._look(index + offset + 1)
-        if self.config.checkpoint_seconds <= time.monotonic() - self._saved:
+        if self._save_due:
             self._save(index + len(minis))
         return True
+
+    def _tick(self) -> None:
+        """Read the main process's clock: all must stop, look, save and set the rate at the same step."""
+        now, state = time.monotonic(), self.state
+        told = [state.seconds + now - self._clock - state.look_seconds]
+        told.append(self.config.checkpoint_seconds <= now - self._saved)
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(told)
+        self._elapsed, self._save_due = float(told[0]), bool(told[1])
+
+    def _ends_before_drawing(self, first: Sequence[Group]) -> bool:
+        """Whether a round whose drawing costs what the last one's did, and one mini-batch, ends too far off."""
+        drawing = self.state.roll_cost
+        return drawing > 0 and self.plan.ends_before(drawing + self._cost(first), self._spent())
 
     def _roll(self, members: list[Group], index: int) -> list[Group]:
         """The round's groups with their drawn texts, in order; every process draws its share of them."""
         if not self.method.rolls:
             return members
-        began = time.monotonic()
+        began, before = time.monotonic(), self._spent()
         accelerator = self.accelerator
         share = members[accelerator.process_index :: accelerator.num_processes]
         self.module.eval()
@@ -140,15 +157,17 @@ class Trainer:
             rolled = [by_id[group.record_id] for group in members]
         drawn = [item for group in rolled for item in group.items if item.drawn]
         self.state.drawn_tokens += sum(len(item.target) for item in drawn)
-        self.state.flops += sum(item.tokens for item in drawn) * self._flops.read
+        self.state.flops += sum(item.tokens * self._flops.drawn("logp" in item.drawn) for item in drawn)
         self.state.roll_seconds += time.monotonic() - began
+        self._tick()
+        self.state.roll_cost = self._spent() - before
         return rolled
 
     def _spent(self) -> float:
         """What is spent of the limit's unit; student tokens where there is none."""
         unit = self.plan.limit.unit if self.plan.limit else "student_tokens"
         if unit == "seconds":
-            return self.state.seconds + time.monotonic() - self._clock - self.state.look_seconds
+            return self._elapsed
         return self.state.flops if unit == "flops" else self.state.tokens
 
     def _cost(self, groups: Sequence[Group]) -> float:
@@ -256,8 +275,13 @@ class Trainer:
 
     def _look_at_the_end(self) -> None:
         """The last look of a run whose last step was not known before it was over."""
-        if self.plan.limit is not None and 1.0 in self.config.looks:
-            self._look(len(self.state.losses), 1.0)
+        if self.plan.limit is None or 1.0 not in self.config.looks:
+            return
+        looks, steps = self.state.looks, len(self.state.losses)
+        if looks and looks[-1].step == steps:
+            looks[-1] = looks[-1]._replace(fraction=1.0)
+        else:
+            self._look(steps, 1.0)
 
     def _look(self, done: int, share: float | None = None) -> None:
         share = self._due(done) if share is None else share
@@ -360,19 +384,3 @@ class Trainer:
             start=state.start,
             means=means_of(state.sums),
         )
-
-
-@contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Whatever runs inside may seed the generators (lm-eval does); training goes on as if it had not."""
-    tensors, plain = random_state()
-    try:
-        yield
-    finally:
-        restore_random_state(tensors, plain)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch before a student's new parameters are made."""
-    random.seed(seed)
-    set_seed(seed)

@@ -5,6 +5,7 @@ The loss is made inside `forward`, because calling the backbone and the head apa
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -55,12 +56,16 @@ def branch_block_mask(until_BT: Tensor) -> Any:
 
 
 class LM(nn.Module):
-    """A student or teacher: a transformers model of either family behind one call."""
+    """A student or teacher: a transformers model of either family behind one call.
+
+    `precision`: what the forward pass is in during training; whoever reads the model apart from it reads it the same.
+    """
 
     def __init__(self, model: nn.Module, *, chunk_positions: int | None = None) -> None:
         super().__init__()
         self.model = model
         self._chunk_positions = chunk_positions
+        self.precision: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def plain(self) -> PreTrainedModel:

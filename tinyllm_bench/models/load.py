@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,11 +67,22 @@ def check_spec(spec: ModelSpec, *, runs: Path = RUNS) -> None:
 
 
 def is_encoder_decoder(spec: ModelSpec, *, runs: Path = RUNS) -> bool:
-    """Whether a local model reads with an encoder and writes with a decoder; False where that is not known yet."""
+    """Whether a model reads with an encoder and writes with a decoder; False where its configuration cannot be had."""
     folder = spec_folder(spec, runs=runs)
-    if folder is None:
-        return False
-    return bool(json.loads((folder / "config.json").read_text()).get("is_encoder_decoder", False))
+    file = _hub_config(spec.location, spec.revision) if spec.kind == "hf" else folder and folder / "config.json"
+    return file is not None and bool(json.loads(file.read_text()).get("is_encoder_decoder", False))
+
+
+@lru_cache(maxsize=64)
+def _hub_config(name: str, revision: str | None) -> Path | None:
+    """A hub model's `config.json`, of the cache or of the hub; None where neither can be had: `check_spec` says why."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision))
+    except (OSError, ValueError, HfHubHTTPError):
+        return None
 
 
 def _check_folder(spec: ModelSpec, folder: Path) -> None:

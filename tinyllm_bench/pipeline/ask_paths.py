@@ -122,6 +122,9 @@ def joint_training(cell: "Cell") -> dict[str, Any]:
         "tokens_by_channel": {c: sum(one["tokens_by_channel"].get(c, 0) for one in found) for c in sorted(channels)},
         "peak_memory_bytes": max(one["peak_memory_bytes"] for one in found),
         "student_digest": joint_digest([one["student_digest"] for one in found]),
+        "first_loss": None,
+        "last_loss": None,
+        "measured": {},
         "looks": [],
     }
 

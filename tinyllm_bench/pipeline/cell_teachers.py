@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.data.sources import find_source
+from tinyllm_bench.data.sources import find_source, load_split
 from tinyllm_bench.learn.method import Method
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.pipeline.schema import BenchConfig
+from tinyllm_bench.pipeline.verify_paths import AGREE_BELOW
 from tinyllm_bench.teach.opening import Place, open_program_teacher, open_teacher
 from tinyllm_bench.teach.teachers import Teacher
 
@@ -32,7 +33,7 @@ def text_teachers(
 
     A method that learns rationales and programs has each teacher twice, once for either.
     """
-    kinds = sorted(method.needs().annotations - {"response"}, reverse=True)  # rationales first
+    kinds = kinds_read(config, method, task, runs)
     if not kinds:
         return (), ()
     place = place_of(config, task, runs)
@@ -55,6 +56,20 @@ def text_teachers(
         )
     notes = tuple(f"teacher {spec} has no text for {task} and was dropped" for spec in lacking)
     return tuple(one for key in _used(method, found) if found[key].whole for one in found[key].texts), notes
+
+
+def kinds_read(config: BenchConfig, method: Method, task: str, runs: Path) -> list[str]:
+    """The kinds of text that are read for a method, rationales first.
+
+    Beside those it learns: rationales where a program must agree with one (`AGREE_BELOW`), so that students of one mode
+    learn the same programs as students of both.
+    """
+    kinds = set(method.needs().annotations - {"response"})
+    if "program" in kinds:
+        records = load_split(place_of(config, task, runs).source, task, "train")
+        if any(0 < len(record.choices) < AGREE_BELOW for record in records):
+            kinds.add("rationale")
+    return sorted(kinds, reverse=True)
 
 
 class _Found(NamedTuple):

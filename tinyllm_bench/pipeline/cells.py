@@ -21,7 +21,7 @@ from tinyllm_bench.learn.budget import BUDGETS
 from tinyllm_bench.learn.method import Method
 from tinyllm_bench.models.load import check_spec, is_encoder_decoder
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
-from tinyllm_bench.pipeline.cell_teachers import place_of, text_teachers
+from tinyllm_bench.pipeline.cell_teachers import kinds_read, place_of, text_teachers
 from tinyllm_bench.pipeline.identity import GUESSES, identity_of
 from tinyllm_bench.pipeline.plain_text import check_plain_text
 from tinyllm_bench.pipeline.request import (
@@ -50,8 +50,9 @@ class Cell:
     `shared_by`: how many methods of the request learn from the same teachers' texts, for the amortised cost.
     `signal`: the white-box teacher, for methods that learn from distributions. `student_from` and `teacher_from` are
     cells that make the initial student and the teacher; they are trained first. `students`: the cells that train who
-    writes each channel, where a policy decides; such a cell `trains_only`. `looks_at_test`: weights are
-    selected on the test split, as some released code does; only a reproduction asks for it.
+    writes each channel, where a policy decides, each with a `share` of the budget. All these `trains_only`.
+    `looks_at_test`: weights are selected on the test split, as some released code does; only a reproduction asks for
+    it.
     """
 
     kind: Literal["method", "anchor"]
@@ -76,6 +77,7 @@ class Cell:
     teacher_from: "Cell | None" = None
     students: Mapping[str, "Cell"] = field(default_factory=dict)
     trains_only: bool = False
+    share: float = 1.0
     looks_at_test: bool = False
 
     @property
@@ -189,6 +191,8 @@ def _method(
     label = f"{name} ({variant})" if variant else name
     cell = _cell(request, found, "method", name, label, info, seed, method, teachers, notes)
     _check_rationales(cell)
+    if method.decoding().policy is not None and config.train.select == "loss":
+        raise UserError(f"train.select=loss: {name} answers by paths and has no such loss; use train.select=best")
     cell = check_plain_text(_with_model_teacher(_with_init(cell, request, preset), request, preset))
     return replace(cell, students=students_of(cell))
 
@@ -224,8 +228,9 @@ def _training_cell(cell: Cell, settings: Mapping[str, Any], share: float) -> Cel
     part = round(share * amount) if name == "student_tokens" else share * amount
     budget = cell.config.budget.model_copy(update={name: part})
     config = cell.config.model_copy(update={"method": method.config.model_dump(mode="json"), "budget": budget})
-    teachers = tuple(teacher for teacher in cell.teachers if teacher.kind in method.needs().annotations)
-    return replace(cell, trains_only=True, config=config, method=method, teachers=teachers)
+    kinds = kinds_read(config, method, cell.task.name, cell.runs)
+    teachers = tuple(teacher for teacher in cell.teachers if teacher.kind in kinds)
+    return replace(cell, trains_only=True, share=share, config=config, method=method, teachers=teachers)
 
 
 def _with_init(cell: Cell, request: Request, preset: Preset) -> Cell:
@@ -265,9 +270,17 @@ def _first(cell: Cell, request: Request, preset: Preset, model: str, init: InitC
     budget = dict.fromkeys(BUDGETS) | {"student_tokens": init.student_tokens, "epochs": init.epochs}
     chosen = {"select": "loss"}  # as MiniLLM does it for every fine-tuning that comes first
     values = {"student": {"model": model, "init": None}, "teacher": {"init": None}, "budget": budget, "train": chosen}
-    kept = tuple(text for text in request.assignments if not text.startswith("method."))
+    values["eval"] = {"reading": cell.reading}
+    kept = tuple(text for text in request.assignments if not text.startswith(("method.", "eval.reading=")))
     asked = replace(request, assignments=kept, methods=(init.method,))
-    return _method(asked, preset, cell.task.name, expand("method", (init.method,))[0], seed, "", values)
+    name = expand("method", (init.method,))[0]
+    _, method = settings_of(asked, preset, method=name, task=cell.task.name, variant=values)
+    if method is not None and method.decoding().policy is not None:
+        raise UserError(
+            f"init.method={init.method} writes by several paths, and no one student of it can be gone on from;"
+            " choose a method that makes one"
+        )
+    return replace(_method(asked, preset, cell.task.name, name, seed, "", values), trains_only=True)
 
 
 def _check_rationales(cell: Cell) -> None:

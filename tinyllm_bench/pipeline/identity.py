@@ -1,8 +1,7 @@
 """What makes a cell that cell: everything that can change its predictions, and nothing that cannot.
 
 Where and how fast a cell runs (folders, batch sizes, checkpoint intervals) is not in it; what a cell does not use is
-not
-in it either, so that label-only training is not repeated because a teacher changed.
+not in it either, so that label-only training is not repeated because a teacher changed.
 """
 
 import inspect
@@ -34,7 +33,7 @@ def identity_of(cell: "Cell") -> dict[str, Any]:
             cell.reading,
             cell.seed,
         ],
-        "protocol": protocol_of(cell),
+        "protocol": _protocol(cell),
     }
     if cell.name not in GUESSES:
         facts["student"] = [model_identity(cell.student, cell.runs), cell.config.student.model_dump(mode="json")]
@@ -49,10 +48,19 @@ def identity_of(cell: "Cell") -> dict[str, Any]:
     return facts if cell.method is None else facts | _training(cell)
 
 
+def _protocol(cell: "Cell") -> dict[str, Any]:
+    """Of a cell that only trains without the test questions, which its weights do not depend on."""
+    found = protocol_of(cell)
+    if cell.trains_only and not cell.looks_at_test:
+        for key in ("scored_ids_digest", "n", "prompt_digest"):
+            found.pop(key)
+    return found
+
+
 def _asked(cell: "Cell") -> dict[str, Any]:
     config = cell.config
     return {
-        "engine": config.backend.engine,
+        "engine": None if cell.trains_only else config.backend.engine,
         "device": config.backend.device,
         "max_new_tokens": config.eval.max_new_tokens if cell.reading == "gen" else None,
         "chat_template": config.eval.chat_template if cell.kind == "anchor" else None,
@@ -84,6 +92,7 @@ def _training(cell: "Cell") -> dict[str, Any]:
         "control": cell.config.annotations.control if cell.teachers else None,
         "signal": None if cell.signal is None else _signal(cell),
         **_plain_text(cell),
+        **({"share": cell.share} if cell.share != 1 and cell.student_from is not None else {}),
         **({"looks_at_test": True} if cell.looks_at_test else {}),
     }
 

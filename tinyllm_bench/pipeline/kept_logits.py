@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import digest
+from tinyllm_bench.base.files import digest, locked
 from tinyllm_bench.learn.batching import Group, collator_of
 from tinyllm_bench.learn.cached_rows import Scored, response_digest
 from tinyllm_bench.learn.logit_cache import Header, LogitCache
@@ -41,9 +41,16 @@ def header_of(cell: "Cell", student: Loaded) -> Header:
 
 def fill(cell: "Cell", groups: Sequence[Group], student: Loaded, device: str, *, report: Report) -> LogitCache:
     """The cell's cache with every response of the groups in it; only what is missing is made, and kept as it comes."""
+    header = header_of(cell, student)
+    with locked(header.folder / "filling"):  # another process or run of the same cache finds everything there
+        return _filled(LogitCache.create(header), cell, groups, student, device, report)
+
+
+def _filled(
+    cache: LogitCache, cell: "Cell", groups: Sequence[Group], student: Loaded, device: str, report: Report
+) -> LogitCache:
     kept = cell.config.teacher.cache
     assert kept is not None
-    cache = LogitCache.create(header_of(cell, student))
     missing = [item for group in groups for item in group.items if not _has(cache, item)]
     report({"logits": len(missing), "bytes_per_token": cache.header.bytes_per_token})
     if missing:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.answers.codec import missing_characters, round_trip_failure
+from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Annotation
 from tinyllm_bench.models.load import Loaded
 from tinyllm_bench.pipeline.verify_paths import layout_of
@@ -23,9 +24,20 @@ def fit_programs(cell: "Cell", loaded: Loaded, annotations: Sequence[Annotation]
     programs = [a for a in annotations if a.kind == "program" and a.rejected is None]
     if programs and layout is not None:
         known = [*layout.tokens, *missing_characters(loaded.tokenizer, [a.text for a in programs])]
+        _check_lora(cell, loaded, known)
         _grow(loaded, known)
     lost = {id(a) for a in programs if round_trip_failure(loaded.tokenizer, a.text, layout) is not None}
     return [replace(a, rejected="not_encodable") if id(a) in lost else a for a in annotations], len(lost)
+
+
+def _check_lora(cell: "Cell", loaded: Loaded, tokens: Sequence[str]) -> None:
+    """Refuse adapters where tokens must be added: their rows would never be trained."""
+    new = sorted(set(tokens) - set(loaded.tokenizer.get_vocab()))
+    if cell.config.student.lora is not None and new:
+        raise UserError(
+            f"student.lora: programs need {len(new)} tokens that {cell.student.text} lacks, and adapters do not train "
+            "these; set student.lora=null, or take a decoder-only student"
+        )
 
 
 def _grow(loaded: Loaded, tokens: Sequence[str]) -> None:

@@ -51,8 +51,7 @@ def make_record(
     """The record of a cell.
 
     `training` is the result of the training stage (None for an anchor), `asked` what the asker tells of the student
-    and its
-    backend, `spent` wall seconds, peak bytes and device.
+    and its backend, `spent` wall seconds, peak bytes and device.
     """
     records = cell.asked_records("test")
     whole = {record.id: record for record in cell.records("test")}

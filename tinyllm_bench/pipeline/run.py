@@ -89,7 +89,7 @@ class _Run:
         annotations: list[Annotation] = []
         training: dict[str, Any] | None = None
         if self.cell.kind == "method":
-            annotations = taught(self.cell, annotate(self.cell, report=self.event))
+            annotations = self._taught()
             self.event({"stage": "annotate", "annotations": len(annotations)})
             if until == "annotate":
                 return Outcome(self.folder, None, True)
@@ -102,6 +102,18 @@ class _Run:
         record = self._predict(annotations, training) if self.main else None
         PartialState().wait_for_everyone()
         return Outcome(self.folder, record, True)
+
+    def _taught(self) -> list[Annotation]:
+        """What the main process found: a program that meets its time limit in one process may not in another."""
+        from accelerate import PartialState
+        from accelerate.utils import broadcast_object_list
+
+        said = annotate(self.cell, report=self.event)  # on every process: the cache's lock waits as long as it takes
+        found = [taught(self.cell, said) if self.main else None]
+        if PartialState().num_processes > 1:
+            broadcast_object_list(found)
+        assert found[0] is not None
+        return found[0]
 
     def _trained(self, annotations: Sequence[Annotation]) -> dict[str, Any]:
         if self.cell.students:

@@ -11,12 +11,12 @@ from tinyllm_bench.base.files import read_json, write_json
 from tinyllm_bench.data.records import Annotation
 from tinyllm_bench.learn.batching import Collator, Group, collator_of
 from tinyllm_bench.learn.budget import Limit, Plan, make_plan
-from tinyllm_bench.learn.checkpoint import remove_checkpoints
+from tinyllm_bench.learn.checkpoint import remove_checkpoints, seed_everything
 from tinyllm_bench.learn.method import TeacherSignal
 from tinyllm_bench.learn.outcome import Trained
 from tinyllm_bench.learn.sharing import choose_layout
 from tinyllm_bench.learn.signals import CachedTeacher
-from tinyllm_bench.learn.trainer import Trainer, seed_everything
+from tinyllm_bench.learn.trainer import Trainer
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import (
     Loaded,
@@ -172,7 +172,7 @@ def _left(cell: Cell) -> tuple[str, float]:
     name, amount = cell.config.budget.asked
     if name == "flops" and is_encoder_decoder(cell.student, runs=cell.runs):
         raise UserError("budget.flops: the estimate does not hold for an encoder-decoder; set budget.student_tokens")
-    left = amount if name == "epochs" else amount - init_cost(cell.student_from, cell.runs, name)
+    left = amount if name == "epochs" else amount - cell.share * init_cost(cell.student_from, cell.runs, name)
     if left <= 0:
         raise UserError(
             f"budget.{name}={amount:g}: making the initial student (student.init) took {amount - left:g} already;"

@@ -27,12 +27,13 @@ def encoder_of(cell: Cell, loaded: Loaded) -> Encoder:
     """Tokenises the cell's examples for its student."""
     encoder_decoder = bool(loaded.model.config.is_encoder_decoder)
     room, most = max_input_tokens(loaded.model, loaded.tokenizer), cell.config.train.max_target_tokens
+    drawn = cell.method.most_drawn if cell.method is not None else 0
     return Encoder(
         loaded.tokenizer,
         cell.ask,
         encoder_decoder=encoder_decoder,
         add_bos=needs_bos(loaded.model, loaded.tokenizer),
-        max_prompt_tokens=room if encoder_decoder else room - most,
+        max_prompt_tokens=room if encoder_decoder else room - max(most, drawn),
         max_target_tokens=most,
         cut_tokens=cell.config.data.cut_tokens,
     )

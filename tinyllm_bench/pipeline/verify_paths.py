@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tinyllm_bench.pipeline.cells import Cell
 
 # With two options half of all nonsense programs are right: there a program must agree with the teacher's own text.
-_AGREE_BELOW = 3
+AGREE_BELOW = 3
 
 
 def learns_paths(cell: "Cell") -> bool:
@@ -70,8 +70,8 @@ def _wrong(said: Annotation, record: TaskRecord) -> str | None:
 def rationale_target(text: str, record: TaskRecord) -> str:
     """A rationale in one line that ends in `The answer is X.`: a letter in brackets, or the number."""
     line = " ".join(text.split())
-    head, found, _ = line.rpartition("The answer is ")
-    line = head.strip() if found else line
+    head, found, tail = line.rpartition("The answer is ")
+    line = head.strip() if found and ". " not in tail else line  # what stands behind the answer is kept
     said = f"({LETTERS[record.answer]})" if record.choices else record.gold_text
     stop = "" if not line or line.endswith((".", "!", "?")) else "."
     return f"{line}{stop} The answer is {said}.".strip()
@@ -101,13 +101,11 @@ def _degenerate(program: Prepared, record: TaskRecord) -> str | None:
 
 
 def _agreeing(found: Sequence[Annotation], records: Mapping[str, TaskRecord]) -> list[Annotation]:
-    """On questions with two options, programs of teachers whose own blind text was wrong are rejected too."""
-    wrong = {
-        (a.teacher, a.record_id) for a in found if a.kind == "rationale" and a.rejected in ("wrong_answer", "no_answer")
-    }
+    """On questions with two options, programs of teachers who gave no right text of their own are rejected too."""
+    right = {(a.teacher, a.record_id) for a in found if a.kind == "rationale" and a.rejected is None}
 
     def doubtful(a: Annotation) -> bool:
-        few = 0 < len(records[a.record_id].choices) < _AGREE_BELOW
-        return few and a.kind == "program" and a.rejected is None and (a.teacher, a.record_id) in wrong
+        few = 0 < len(records[a.record_id].choices) < AGREE_BELOW
+        return few and a.kind == "program" and a.rejected is None and (a.teacher, a.record_id) not in right
 
     return [replace(a, rejected="disagrees") if doubtful(a) else a for a in found]

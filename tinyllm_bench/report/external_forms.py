@@ -18,6 +18,7 @@ from tinyllm_bench.base.plugins import load_task
 from tinyllm_bench.data.records import HubSource
 from tinyllm_bench.report.record import RunRecord
 from tinyllm_bench.report.stats import Interval, wilson
+from tinyllm_bench.report.verdicts import SELF_REPORTED, Tier
 
 NAME = "tinyllm-bench"
 _NOTES = 500  # characters; our own limit
@@ -187,7 +188,9 @@ class ResultEntry(_Form):
     notes: str = Field(max_length=_NOTES)
 
 
-def every_eval_ever(label: str, record: RunRecord, organization: str) -> EveryEvalEver | None:
+def every_eval_ever(
+    label: str, record: RunRecord, organization: str, trust: Tier = SELF_REPORTED
+) -> EveryEvalEver | None:
     """A run in the first form, None where nothing was scored; `organization` is who publishes it."""
     if record.score is None:
         return None
@@ -202,7 +205,7 @@ def every_eval_ever(label: str, record: RunRecord, organization: str) -> EveryEv
             source_type="evaluation_run",
             source_organization_name=organization,
             evaluator_relationship="other",
-            additional_details={"sample_data": str(record.sample).lower(), "trust": "self-reported"},
+            additional_details={"sample_data": str(record.sample).lower(), "trust": trust},
         ),
         eval_library=EvalLibrary(
             name=NAME, version=record.packages.get(NAME, "unknown"), additional_details=_code(record)
@@ -331,19 +334,19 @@ def eval_results(record: RunRecord) -> list[ResultEntry]:
     ]
 
 
-def every_eval_ever_lines(runs: Iterable[tuple[str, RunRecord]], organization: str) -> str:
+def every_eval_ever_lines(runs: Iterable[tuple[str, RunRecord, Tier]], organization: str) -> str:
     """All runs in the first form, one JSON record a line; empty where none was scored."""
-    forms = (every_eval_ever(label, record, organization) for label, record in runs)
+    forms = (every_eval_ever(label, record, organization, trust) for label, record, trust in runs)
     return "".join(f"{form.model_dump_json(exclude_none=True)}\n" for form in forms if form)
 
 
-def eval_results_yaml(runs: Iterable[tuple[str, RunRecord]]) -> str:
+def eval_results_yaml(runs: Iterable[tuple[str, RunRecord, Tier]]) -> str:
     """All runs in the second form: run id, then the content of its `.eval_results/*.yaml`; empty where there is none.
 
     Entries stand in YAML's flow style, which is JSON.
     """
     made: list[str] = []
-    for _, record in runs:
+    for _, record, _ in runs:
         entries = [_json(entry.model_dump(exclude_none=True)) for entry in eval_results(record)]
         made += [f"{_json(record.run_id)}:", *(f"- {entry}" for entry in entries)] if entries else []
     return "\n".join(made) + "\n" if made else ""

@@ -6,6 +6,7 @@ Rows of a section share a protocol, and so the same questions; runs are aligned 
 from collections.abc import Sequence
 
 from tinyllm_bench.report import intervals
+from tinyllm_bench.report.gap import Gap, gap_recovered
 from tinyllm_bench.report.intervals import Estimate
 from tinyllm_bench.report.multiple import Standing, holm, standings
 from tinyllm_bench.report.power import detectable
@@ -57,6 +58,22 @@ class Judge:
         found = intervals.difference(self.of(row), self.of(other))
         seeds = min(len(row.records), len(other.records))
         return Lift(found.value, found.low, found.high, seeds, p=found.p, speaks_of=found.speaks_of, estimate=found)
+
+    def gaps(self, floor: str) -> dict[str, Gap]:
+        """By key, how much of the way from its floor row to its teacher a row covers; empty without measured teachers.
+
+        Of a row's several teachers, and of the ways they were asked, the one with the highest accuracy counts.
+        """
+        asked = [row for row in self._rows if row.is_anchor and row.student and row.first.items]
+        found = {}
+        for row in self._rows:
+            base = floor_of(row, self._rows, floor)
+            own = {teacher.spec for teacher in row.first.teachers}
+            teachers = [self.of(one) for one in asked if one.student in own]
+            if teachers and not isinstance(base, str):
+                best = max(teachers, key=lambda one: float(one.mean))
+                found[row.key] = gap_recovered(self.of(row), self.of(base), best)
+        return found
 
     def ranks(self) -> dict[str, Standing]:
         """By key of each trained row, where it may stand among them; empty where there are too few or too many."""

@@ -7,14 +7,16 @@ from tinyllm_bench.report.judged import smallest_difference
 from tinyllm_bench.report.record import RunRecord
 from tinyllm_bench.report.rows import OTHER_SETTINGS, Lift, Row
 from tinyllm_bench.report.stats import ANY_RUN, THESE_STUDENTS
+from tinyllm_bench.report.verdicts import Checks, checked, content_digest
 
 _MANY_REJECTED = 0.25
 
 
-def section_notes(rows: Sequence[Row], lifts: Sequence[Lift], floor_title: str) -> list[str]:
+def section_notes(rows: Sequence[Row], lifts: Sequence[Lift], floor_title: str, checks: Checks) -> list[str]:
     """Every note of a section, in a fixed order and without repetition."""
     found = [
         *_sample(rows),
+        *_refuted(rows, checks),
         *_meaning(lifts, rows),
         *_no_gain(rows, lifts, floor_title),
         *_reading_problems(rows),
@@ -45,6 +47,15 @@ def _sample(rows: Sequence[Row]) -> Iterable[str]:
         yield (
             "Made from this project's own sample questions: it shows that the machine runs, not which method is better."
         )
+
+
+def _refuted(rows: Sequence[Row], checks: Checks) -> Iterable[str]:
+    for name, record in _runs(rows):
+        for one in checked(checks, record).refutations:
+            # An edited record does not shake it off.
+            before = "" if one.record_digest == content_digest(record) else ", of what the record said then"
+            by = f" by {one.by}" if one.by else ""
+            yield f"{name}: refuted{by} on {one.date[:10]}{before}: {one.reason}"
 
 
 def _meaning(lifts: Sequence[Lift], rows: Sequence[Row]) -> Iterable[str]:

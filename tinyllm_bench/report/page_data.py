@@ -11,11 +11,10 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from tinyllm_bench.report.record import RunRecord, TeacherInfo
+from tinyllm_bench.report.record import record_path as record_path
 from tinyllm_bench.report.rows import Row
-from tinyllm_bench.report.tables import NOT_MEASURABLE, Cells, Section, marked
+from tinyllm_bench.report.tables import NOT_MEASURABLE, TRUST, Cells, Section, marked
 
-# Until a record can be checked by somebody else, each is what its maker says.
-TRUST = "self-reported"
 Kind = Literal["anchor", "method", "teacher"]
 _NUMBER = r"[+-]?\d+(?:\.\d+)?"
 _COSTS = ("student tokens", "wall seconds", "teacher tokens", "training FLOPs")
@@ -41,6 +40,11 @@ class Line(NamedTuple):
     def kind(self) -> Kind:
         """`anchor`, `method` or `teacher`."""
         return "teacher" if self.row is None else self.row.first.kind
+
+    @property
+    def trust(self) -> str | None:
+        """The tier of the row; None where no run stands behind the line."""
+        return None if self.row is None else self.cells[TRUST]
 
     @property
     def accuracy(self) -> Measured | None:
@@ -76,11 +80,6 @@ def measured(value: str, span: str) -> Measured | None:
         return None
     limits = _SPAN.search(span)
     return Measured(float(found[0]), *((float(limits[1]), float(limits[2])) if limits else (None, None)))
-
-
-def record_path(record: RunRecord) -> str:
-    """Where a record lies in its board's folder."""
-    return f"results/{record.protocol_hash[:12]}/{record.task}/{record.run_id}.json"
 
 
 def slugs(sections: Sequence[Section]) -> list[str]:
@@ -133,7 +132,7 @@ def _section_data(section: Section, slug: str) -> dict[str, Any]:
         "facts": section.facts,
         "protocol": first.protocol_hash,
         "chance": round(100 * first.chance, 1),
-        "columns": [*section.table[0], "trust"],
+        "columns": list(section.table[0]),
         "costs": names,
         "run_columns": [*section.runs[0], "record"],
         "rows": [_row_data(line, names) for line in found],
@@ -146,11 +145,11 @@ def _row_data(line: Line, names: Sequence[str]) -> dict[str, Any]:
     records = line.row.records if line.row else ()
     return {
         "kind": line.kind,
-        "cells": [*line.cells.values(), TRUST if line.row else "-"],
+        "cells": list(line.cells.values()),
         "accuracy": line.accuracy,
         "lift": line.lift,
         "costs": [round(spent[name]) if name in spent else None for name in names],
-        "facts": _facts(line.row) if line.row else [],
+        "facts": _facts(line.row, line.trust) if line.row else [],
         # The row's own name need not stand in each of its runs again.
         "runs": [
             [*list(cells.values())[1:], record_path(record)] for cells, record in zip(line.runs, records, strict=True)
@@ -158,7 +157,7 @@ def _row_data(line: Line, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _facts(row: Row) -> list[list[str]]:
+def _facts(row: Row, trust: str | None) -> list[list[str]]:
     """What the opened row tells beyond its cells and runs; the record holds the rest."""
     record, budget = row.first, row.first.budget
     told = {
@@ -171,7 +170,7 @@ def _facts(row: Row) -> list[list[str]]:
         "training FLOPs (estimate)": f"{budget.train_flops:.3g}" if budget and budget.train_flops else None,
         "parameters": f"{record.student.parameters:,}" if record.student and record.student.parameters else None,
         "protocol": record.protocol_hash,
-        "trust": TRUST,
+        "trust": trust,
     }
     return [[name, text] for name, text in told.items() if text]
 

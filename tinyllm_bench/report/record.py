@@ -168,6 +168,11 @@ class RunRecord(Part):
         return None if self.score is None else self.score.correct / self.score.n
 
 
+def record_path(record: RunRecord) -> str:
+    """Where a record lies in its board's folder."""
+    return f"results/{record.protocol_hash[:12]}/{record.task}/{record.run_id}.json"
+
+
 def load_record(path: Path) -> RunRecord:
     """Read and check a record: a file, or the folder of a run.
 

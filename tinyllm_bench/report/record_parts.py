@@ -11,6 +11,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 # Both become file and folder names of a board, so they may not hold a path.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
 OneLine = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=200)]
+Track = Literal["student_tokens", "epochs", "flops", "seconds"]
 Item = tuple[str, int | Annotated[str, Field(pattern=f"^{NUMBER_KEY}$", max_length=40)] | None, Literal[0, 1]]
 
 
@@ -115,7 +116,7 @@ class Budget(Part):
     the budget was set in and `asked` its amount: methods are compared at the same amount of one unit.
     """
 
-    track: Literal["student_tokens", "epochs", "flops", "seconds"] | None = None
+    track: Track | None = None
     asked: Annotated[float, Field(gt=0)] | None = None
 
     asked_student_tokens: Count | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tinyllm_bench.report.averages import macro_average
+from tinyllm_bench.report.gap import Gap
 from tinyllm_bench.report.intervals import Estimate
 from tinyllm_bench.report.judged import Judge
 from tinyllm_bench.report.multiple import Standing
@@ -13,7 +14,9 @@ from tinyllm_bench.report.notes import section_notes
 from tinyllm_bench.report.record import RunRecord, protocol_difference
 from tinyllm_bench.report.rows import Lift, Row, make_rows
 from tinyllm_bench.report.stats import over_seeds
+from tinyllm_bench.report.verdicts import Checks, least_checked
 
+TRUST = "trust"
 NOT_MEASURABLE = "not measurable (recorded text)"
 Cells = dict[str, str]
 
@@ -30,7 +33,7 @@ class BoardNames:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """One table: rows of one task, reading and protocol. `runs` are the cells of the details table, `accuracies` the
-    rows' accuracies with their intervals, by the row's key."""
+    rows' accuracies with their intervals, by the row's key, `checks` what others found about the runs."""
 
     title: str
     facts: str
@@ -40,9 +43,12 @@ class Section:
     notes: tuple[str, ...]
     runs: tuple[Cells, ...]
     accuracies: Mapping[str, Estimate]
+    checks: Checks
 
 
-def make_section(records: Sequence[RunRecord], others: Sequence[RunRecord], names: BoardNames) -> Section:
+def make_section(
+    records: Sequence[RunRecord], others: Sequence[RunRecord], names: BoardNames, checks: Checks
+) -> Section:
     """One section from the records of one protocol; `others`: one record of each rival protocol of its task."""
     rows = make_rows(records, names.order)
     judge = Judge(rows)
@@ -55,10 +61,11 @@ def make_section(records: Sequence[RunRecord], others: Sequence[RunRecord], name
         facts=_facts(first, others),
         records=tuple(records),
         rows=tuple(rows),
-        table=tuple(_table(rows, lifts, names, judge)),
-        notes=tuple(section_notes(rows, lifts, names.floor_title)),
+        table=tuple(_table(rows, lifts, names, judge, checks)),
+        notes=tuple(section_notes(rows, lifts, names.floor_title, checks)),
         runs=tuple(_run_cells(row, record) for row in rows for record in row.records),
         accuracies={row.key: found for row in rows if (found := judge.accuracy(row)) is not None},
+        checks=checks,
     )
 
 
@@ -98,10 +105,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _table(rows: Sequence[Row], lifts: Sequence[Lift], names: BoardNames, judge: Judge) -> list[Cells]:
+def _table(rows: Sequence[Row], lifts: Sequence[Lift], names: BoardNames, judge: Judge, checks: Checks) -> list[Cells]:
     secondary = sorted({key for row in rows for record in row.records for key in record.secondary})
     unparsed = any(record.score and record.score.unparsed for row in rows for record in row.records)
-    ranks = judge.ranks()
+    ranks, gaps = judge.ranks(), judge.gaps(names.floor)
     tested = any(lift.p_holm is not None for lift in lifts)
     cells = []
     for row, lift in zip(rows, lifts, strict=True):
@@ -118,11 +125,14 @@ def _table(rows: Sequence[Row], lifts: Sequence[Lift], names: BoardNames, judge:
         line[f"lift over {names.floor} at equal budget (points)"] = _lift_text(lift)
         if tested:
             line["p (Holm)"] = "-" if lift.p_holm is None else probability(lift.p_holm)
+        if gaps:
+            line["gap to teacher recovered %"] = _gap(gaps[row.key]) if row.key in gaps else "-"
         if ranks:
             line["rank"] = _rank(ranks[row.key]) if row.key in ranks else "-"
         line["student tokens"] = "-" if row.is_anchor else f"{round(row.tokens):,}"
         line["wall time"] = duration(row.seconds) if row.seconds else "-"
         line |= {f"{key.replace('_', ' ')} %": _secondary(row, key) for key in secondary}
+        line[TRUST] = least_checked(checks, row.records)
         cells.append(line)
     return _with_recorded_teachers(rows, cells)
 
@@ -170,6 +180,12 @@ def _lift_text(lift: Lift) -> str:
         return lift.why_not or "-"
     assert lift.low is not None and lift.high is not None
     return f"{points(lift.value)} ({points(lift.low)} to {points(lift.high)})"
+
+
+def _gap(found: Gap) -> str:
+    if found.value is None or found.low is None or found.high is None:
+        return "n/a"
+    return f"{100 * found.value:.0f} ({100 * found.low:.0f} to {100 * found.high:.0f})"
 
 
 def _with_recorded_teachers(rows: Sequence[Row], cells: list[Cells]) -> list[Cells]:

@@ -7,16 +7,16 @@ names the content it is about: a record that was edited since is self-reported a
 
 import datetime
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import append_checked, digest, locked, read_checked, read_json, write_json
 from tinyllm_bench.report.public import public_text
-from tinyllm_bench.report.record import RECORD_FILE, RunRecord, load_record
+from tinyllm_bench.report.record import RECORD_FILE, RunRecord, load_record, record_path
 
 Tier = Literal["self-reported", "re-scored", "re-run"]
 SELF_REPORTED: Tier = "self-reported"
@@ -70,6 +70,17 @@ class Refutation(_Kept):
     reason: Words
     by: Who | None = None
     date: str
+
+
+class Checked(NamedTuple):
+    """What is known about a record on a board: its tier and its refutations, oldest first."""
+
+    tier: Tier = SELF_REPORTED
+    refutations: tuple[Refutation, ...] = ()
+
+
+# By a record's place in its board's folder (`record_path`); records that nobody checked may be left out.
+Checks = Mapping[str, Checked]
 
 
 def content_digest(record: RunRecord) -> str:
@@ -157,21 +168,58 @@ def refutations_of(path: Path) -> tuple[Refutation, ...]:
     return tuple(Refutation.model_validate(row) for row in read_checked(refutation_file(path)))
 
 
+def checks_on(folder: Path, records: Iterable[RunRecord]) -> dict[str, Checked]:
+    """What stands beside the records of a board's folder; those that nobody checked are left out."""
+    # Looked for once: asking for two files beside each of thousands of records takes long.
+    told = {
+        file.with_suffix(".json")
+        for file in (Path(folder) / "results").rglob("*")
+        if file.suffix in (".verified", ".refutations")
+    }
+    places = ((record, Path(folder) / record_path(record)) for record in records) if told else ()
+    return {
+        record_path(record): Checked(tier_of(file, record), refutations_of(file))
+        for record, file in places
+        if file in told
+    }
+
+
+def checked(checks: Checks, record: RunRecord) -> Checked:
+    """What a board knows about one of its records."""
+    return checks.get(record_path(record), Checked())
+
+
+def least_checked(checks: Checks, records: Iterable[RunRecord]) -> Tier:
+    """The tier of a row: that of its least checked run."""
+    return min((checked(checks, record).tier for record in records), key=TIERS.index)
+
+
 def copy_verdicts(run: Path, place: Path) -> list[Path]:
     """Take what was found about a run along to its place on a board; returns the files written there.
+
+    A later verdict that stands there about the same content stays, and so do all refutations that stand there: adding
+    a run again takes nothing back.
 
     Raises:
         UserError: a verdict that cannot be read.
     """
-    verdict_of(run)
-    pairs = [(verdict_file(run), verdict_file(place)), (refutation_file(run), refutation_file(place))]
-    copied = []
-    for source, target in pairs:
-        if source.exists() and source != target:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-            copied.append(target)
-    return copied
+    found, known = verdict_of(run), verdict_of(place) if place.exists() else None
+    written = []
+    if found is not None and (known is None or (known != found and known.date <= found.date)):
+        written.append(_copied(verdict_file(run), verdict_file(place)))
+    there = refutations_of(place)
+    new = [one.model_dump(mode="json") for one in refutations_of(run) if one not in there]
+    if new:
+        with locked(refutation_file(place)):
+            append_checked(refutation_file(place), new)
+        written.append(refutation_file(place))
+    return written
+
+
+def _copied(source: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return target
 
 
 def record_paths(paths: Sequence[Path]) -> list[Path]:
