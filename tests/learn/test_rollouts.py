@@ -1,12 +1,15 @@
 """Drawn texts: their distribution, their log-probabilities, and that batches and seeds do what they say."""
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.learning import make_groups, make_method, make_signal
+from tests.learning import make_groups, make_method, make_signal, make_trainer
 from tests.tiny_models import tiny_llama, tiny_t5
 from tinyllm_bench.learn.batching import Group, collator_of
 from tinyllm_bench.learn.method import Step
@@ -197,3 +200,30 @@ def test_numbers_stand_beside_the_drawn_tokens() -> None:
     item = with_drawn(Encoded("r", "label", (1,), (9, 9, 9), True), drawn, advantage=(0.5, -0.5))
     assert (item.target, item.cut) == ((5, 6), False)
     assert item.drawn == {"logq": (-1.0, -2.0), "logp": (-3.0, -4.0), "advantage": (0.5, -0.5)}
+
+
+def test_texts_are_drawn_in_the_precision_that_is_trained(tmp_path: Path) -> None:
+    """Under bf16 the ratios of the first update would else be the rounding, and PPO would clip it."""
+
+    def log_ratio(*, as_trained: bool) -> float:
+        model, tokenizer = tiny_llama()
+        method = make_method("minillm")
+        groups = make_groups(method, tokenizer)
+        trainer = make_trainer(
+            model, tokenizer, method, groups, tmp_path / str(as_trained), mixed_precision="bf16", learning_rate=1e-3
+        )
+        if not as_trained:
+            trainer.module.precision = nullcontext
+        items = [item for group in trainer._roll(groups, 0) for item in group.items if item.drawn]
+        batch = trainer.collator.collate(trainer.collator.rows(items))
+
+        def read(logits_NV: Tensor, rows: slice) -> Tensor:
+            logp_N = torch.zeros(len(batch.target_ids_N), dtype=torch.float32)
+            found_NV = torch.log_softmax(logits_NV.float(), -1)
+            logp_N[rows] = found_NV.gather(1, batch.target_ids_N[rows][:, None])[:, 0]
+            return logp_N
+
+        with torch.no_grad():
+            return float((trainer.lm(batch, read) - batch.drawn_N("logq")).abs().mean())
+
+    assert log_ratio(as_trained=True) < log_ratio(as_trained=False) / 3
