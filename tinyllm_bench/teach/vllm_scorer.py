@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.teach.vllm_process import Seconds, VllmProcess
@@ -22,7 +21,7 @@ Pair = tuple[Sequence[int], Sequence[int]]
 _INSTEAD = "Or use teacher.cache.engine=hf."
 
 
-class VllmScorer:
+class VllmScorer(VllmProcess):
     """Scores responses with vLLM; a context manager.
 
     `folder` holds a whole decoder-only model (config, tokenizer, safetensors). `k` entries of every distribution are
@@ -50,23 +49,9 @@ class VllmScorer:
         self.k, self.batch = k, batch
         load = {"k": k, "dtype": dtype, "max_model_len": max_model_len}
         seconds = Seconds(start_seconds, answer_seconds)
-        self._process = VllmProcess(
+        super().__init__(
             "tinyllm_bench.teach.vllm_scorer_child", folder, load, instead=_INSTEAD, log=log, seconds=seconds
         )
-
-    @property
-    def pid(self) -> int | None:
-        """The child's process id while it runs."""
-        return self._process.pid
-
-    def __enter__(self) -> Self:
-        self._process.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.__exit__(kind, error, trace)
 
     def score(self, pairs: Sequence[Pair]) -> Iterator[Rows]:
         """The distributions at every token of each response, given its prompt and what of the response stands before.
@@ -87,7 +72,7 @@ class VllmScorer:
     def _scored(self, pairs: Sequence[Pair]) -> Iterator[Rows]:
         for start in range(0, len(pairs), self.batch):
             asked = [[list(map(int, part)) for part in pair] for pair in pairs[start : start + self.batch]]
-            for answer in self._process.ask({"op": "score", "pairs": asked}):
+            for answer in self.ask({"op": "score", "pairs": asked}):
                 yield _rows(answer)
 
 

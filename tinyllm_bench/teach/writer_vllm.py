@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tinyllm_bench.teach.encoding import Chat
 from tinyllm_bench.teach.vllm_process import Seconds, VllmProcess
@@ -16,7 +14,7 @@ from tinyllm_bench.teach.writers import Failed, Wish, Writer, Written
 _INSTEAD = "Or use annotations.engine=hf."
 
 
-class VllmWriter(Writer):
+class VllmWriter(VllmProcess, Writer):
     """Writes with vLLM; the answers of a batch come back when all of it is done.
 
     `folder` holds a whole decoder-only model (config, tokenizer, safetensors). `dtype` is the type on a GPU; the CPU
@@ -42,23 +40,9 @@ class VllmWriter(Writer):
         self.batch = batch
         load = {"chat": chat, "dtype": dtype, "max_model_len": max_model_len}
         seconds = Seconds(start_seconds, answer_seconds)
-        self._process = VllmProcess(
+        super().__init__(
             "tinyllm_bench.teach.vllm_writer_child", folder, load, instead=_INSTEAD, log=log, seconds=seconds
         )
-
-    @property
-    def pid(self) -> int | None:
-        """The child's process id while it runs."""
-        return self._process.pid
-
-    def __enter__(self) -> Self:
-        self._process.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.__exit__(kind, error, trace)
 
     def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
         """`(index of the wish, answer)`, in order, `batch` of them at a time.
@@ -70,7 +54,7 @@ class VllmWriter(Writer):
             part = wishes[start : start + self.batch]
             began = time.perf_counter()
             asked = [{"prompt": wish.prompt, "seed": wish.seed, **asdict(wish.sampling)} for wish in part]
-            answers = self._process.ask({"op": "write", "wishes": asked})
+            answers = self.ask({"op": "write", "wishes": asked})
             share = (time.perf_counter() - began) / len(part)
             for index, answer in enumerate(answers, start):
                 if "failed" in answer:
@@ -80,4 +64,4 @@ class VllmWriter(Writer):
 
     def forget_prefixes(self) -> None:
         """Drop what was computed of earlier prompts (for measurements that are to start alike)."""
-        self._process.ask({"op": "forget"})
+        self.ask({"op": "forget"})
