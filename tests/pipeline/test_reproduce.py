@@ -57,7 +57,7 @@ def test_an_unknown_table_or_task_is_refused() -> None:
         (0.50, 0.48, 0.55, "reproduced"),
         (0.50, 0.30, 0.60, "underpowered"),
         (0.50, 0.51, 0.60, "not reproduced"),
-        (None, 0.4, 0.6, "not run"),
+        (None, 0.4, 0.6, "not judged"),
     ],
 )
 def test_verdicts_of_values(paper: float | None, low: float, high: float, verdict: str) -> None:
@@ -78,7 +78,8 @@ def test_verdicts_of_values(paper: float | None, low: float, high: float, verdic
 )
 def test_verdicts_of_gains(paper: float, low: float, high: float, verdict: str) -> None:
     assert tables.of_gain(paper, lift(low, high)) == verdict
-    assert tables.of_gain(None, lift(low, high)) == tables.of_gain(paper, None) == "not run"
+    assert tables.of_gain(None, lift(low, high)) == tables.of_gain(paper, Lift(why_not="other budget")) == "not judged"
+    assert tables.of_gain(paper, None) == "not run"
 
 
 @pytest.mark.parametrize("how", ["as_published", "as_corrected"])
@@ -105,7 +106,8 @@ def test_a_table_is_run_judged_and_written(how: Any, tiny_llama_dir: Path, tmp_p
     assert steps[:-1] == list(range(20, 20 * len(steps), 20))
     judged = tables.judge(found, records, REPORTED, ("obqa",), own_student=False)
     assert [(one.method, one.task) for one in judged] == [("finetune", "obqa"), ("tinyllm", "obqa")]
-    assert judged[0].paper == pytest.approx(0.416) and judged[0].verdict == "not run"
+    assert judged[0].paper == pytest.approx(0.416) and judged[0].verdict == "not judged"
+    assert judged[0].gain is not None and judged[0].gain.why_not == "floor"
     assert judged[1].paper_gain == pytest.approx(0.06) and judged[1].gain is not None
     text = tables.table_text(found, how, judged, REPORTED, preset="cpu", student="tiny", own=False)
     page = tables.write_page(request.runs, found.name, how, text)

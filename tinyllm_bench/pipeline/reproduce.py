@@ -6,7 +6,9 @@ means nothing beside the paper's, and the gain over the table's floor method is 
     reproduced      the interval holds the paper's number, and it is narrow, or its gain's sign is clear
     not reproduced  the interval does not hold it
     underpowered    the interval holds it, and also too much else
-    not run         there is no run, or no number of the paper, for this cell
+    not judged      run, but there is nothing to judge: the floor itself has no gain, the gain could not be measured (its
+                    place says why), or the paper has no number
+    not run         there is no run for this cell
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,7 @@ from tinyllm_bench.report.reported import Reported, reported_table, reported_val
 from tinyllm_bench.report.rows import Lift, Row, make_rows
 from tinyllm_bench.report.tables import Cells, percent, points, text_table
 
-Verdict = Literal["reproduced", "not reproduced", "underpowered", "not run"]
+Verdict = Literal["reproduced", "not reproduced", "underpowered", "not judged", "not run"]
 How = Literal["as_published", "as_corrected"]
 NARROW = 0.05  # half width of an interval that is narrow enough to speak of a value
 
@@ -145,7 +147,7 @@ def _judged(
     paper = _paper(found, reported, method, task)
     paper_gain = paper - floor if paper is not None and floor is not None and method != found.floor else None
     ours = None if row is None else verdicts.accuracy(row)
-    gain = lifts[row.key] if row is not None and lifts[row.key].value is not None else None
+    gain = None if row is None else lifts[row.key]
     verdict = of_value(paper, ours) if own_student else of_gain(paper_gain, gain)
     return Judged(method, task, paper, ours, paper_gain, gain, verdict)
 
@@ -158,7 +160,7 @@ def _paper(found: Reproduction, reported: Reported, method: str, task: str) -> f
 def of_value(paper: float | None, ours: Estimate | None) -> Verdict:
     """Whether our accuracy can be the paper's."""
     if paper is None or ours is None:
-        return "not run"
+        return "not run" if ours is None else "not judged"
     if not ours.low <= paper <= ours.high:
         return "not reproduced"
     return "reproduced" if (ours.high - ours.low) / 2 <= NARROW else "underpowered"
@@ -166,8 +168,10 @@ def of_value(paper: float | None, ours: Estimate | None) -> Verdict:
 
 def of_gain(paper: float | None, ours: Lift | None) -> Verdict:
     """Whether our gain over the floor can be the paper's, and has its sign."""
-    if paper is None or ours is None or ours.low is None or ours.high is None:
+    if ours is None:
         return "not run"
+    if paper is None or ours.low is None or ours.high is None:
+        return "not judged"
     if not ours.low <= paper <= ours.high:
         return "not reproduced"
     clear = ours.low > 0 if paper > 0 else ours.high < 0 if paper < 0 else False
@@ -210,9 +214,13 @@ def _cells(cell: Judged) -> Cells:
         "95 % interval": "-" if ours is None else f"{percent(ours.low)} to {percent(ours.high)}",
         "difference": "-" if both is None else points(both),
         "paper's gain": "-" if cell.paper_gain is None else points(cell.paper_gain),
-        "our gain": "-" if gain is None else f"{_p(gain.value)} ({_p(gain.low)} to {_p(gain.high)})",
+        "our gain": "-" if gain is None else _gain(gain),
         "verdict": cell.verdict,
     }
+
+
+def _gain(gain: Lift) -> str:
+    return gain.why_not or f"{_p(gain.value)} ({_p(gain.low)} to {_p(gain.high)})"
 
 
 def _p(share: float | None) -> str:
