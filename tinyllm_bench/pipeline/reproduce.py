@@ -6,8 +6,8 @@ means nothing beside the paper's, and the gain over the table's floor method is 
     reproduced      the interval holds the paper's number, and it is narrow, or its gain's sign is clear
     not reproduced  the interval does not hold it
     underpowered    the interval holds it, and also too much else
-    not judged      run, but there is nothing to judge: the floor itself has no gain, the gain could not be measured (its
-                    place says why), or the paper has no number
+    not judged      run, but there is nothing to judge: the floor itself has no gain, the gain could not be measured
+                    (its place says why), or the paper has no number
     not run         there is no run for this cell
 """
 
