@@ -45,7 +45,7 @@ def _line(cell: Any) -> str:
     name, amount = cell.config.budget.asked if cell.method else ("", 0)
     told = f"{amount:,.10g} {name.replace('_', ' ')}"
     cost = f", {len(cell.records('train'))} training records, {told}" if cell.method else ""
-    teachers = f", teachers {' + '.join(t.key for t in cell.teachers)}" if cell.teachers else ""
+    teachers = f", teachers {' + '.join(dict.fromkeys(t.key for t in cell.teachers))}" if cell.teachers else ""
     asked = f"{len(cell.records('test'))} test items, reading {cell.reading}, {cell.source.kind} data"
     return f"  {cell.label} on {cell.task.name}, seed {cell.seed}: {asked}{cost}{teachers} [{cell.run_id}]"
 
