@@ -2,10 +2,10 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from tests.html_pages import Page
 from tests.report.fakes import add, flags, make_anchor, make_record
 from tests.report.test_board import golden_records
 from tinyllm_bench.report.board import board_build, board_files, board_markdown
@@ -13,31 +13,6 @@ from tinyllm_bench.report.page_data import Measured, measured
 from tinyllm_bench.report.tables import escaped
 
 NASTY = '</script><script>alert(1)</script><b a="&\'">\u2028'
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, texts of scripts, and whether every tag that opens is closed."""
-
-    VOID = ("meta", "br", "link", "img", "input")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.texts: dict[str, list[str]] = {}
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open:
-            self.texts.setdefault(self.open[-1], []).append(data)
 
 
 def build(folder: Path) -> str:

@@ -1,7 +1,6 @@
 """The page of the teacher report: whole, static, escaped, labelled."""
 
-from html.parser import HTMLParser
-
+from tests.html_pages import Page
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.teach.quality import teacher_reports
 from tinyllm_bench.teach.quality_page import NOTE, quality_page
@@ -24,26 +23,6 @@ def own(teacher: str, answers: list[str | None], text: str = "Rust grows on iron
         Annotation(record_id=f"toy/train/{n}", teacher=teacher, kind="rationale", text=text, answer=answer)
         for n, answer in enumerate(answers)
     ]
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and whether every one that opens is closed."""
-
-    VOID = ("meta", "br", "link", "img")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def test_the_page_is_whole_static_and_escaped() -> None:

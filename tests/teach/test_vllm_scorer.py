@@ -110,7 +110,9 @@ def test_what_was_scored_before_changes_nothing(scorer: VllmScorer) -> None:
 def test_a_text_longer_than_one_pass_is_scored_whole(scorer: VllmScorer, folder: Path) -> None:
     long = [2 + (7 * place + place // 11) % 370 for place in range(CHUNK_TOKENS + 300)]
     pairs = [(long[:50], long[50:]), (long[: CHUNK_TOKENS - 1], long[CHUNK_TOKENS - 1 : CHUNK_TOKENS + 2])]
-    for rows, pair in zip(scorer.score(pairs), pairs, strict=True):
+    scored = list(scorer.score(pairs))
+    assert [len(rows.gold_N) for rows in scored] == [CHUNK_TOKENS + 250, 3]
+    for rows, pair in zip(scored, pairs, strict=True):
         agree(rows, folder, *pair)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.answers.sandbox import Sandbox
-from tinyllm_bench.answers.voting import POT
 from tinyllm_bench.base.files import digest, read_json
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.evaluate.drawing import Drawer, HfDrawer, VllmDrawer
@@ -127,8 +126,3 @@ def joint_training(cell: "Cell") -> dict[str, Any]:
         "measured": {},
         "looks": [],
     }
-
-
-def needs_sandbox(cell: "Cell") -> bool:
-    """Whether the cell runs programs."""
-    return POT in cell.students
