@@ -3,7 +3,7 @@
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
-from tinyllm_bench.report.stats import chance_corrected, newcombe, over_seeds, paired_difference, wilson
+from tinyllm_bench.report.stats import newcombe, over_seeds, paired_difference, wilson
 
 
 def test_wilson_by_hand() -> None:
@@ -52,8 +52,5 @@ def test_pairs_must_be_complete() -> None:
         paired_difference([1, 0], [1])
 
 
-def test_chance_corrected_and_seeds() -> None:
-    assert chance_corrected(0.25, 0.25) == 0.0
-    assert chance_corrected(1.0, 0.25) == 1.0
-    assert chance_corrected(0.4, 0.2) == pytest.approx(0.25)
+def test_seeds() -> None:
     assert over_seeds([0.5, 0.25, 0.75]) == (0.5, 0.25, 0.75, 3)

@@ -44,11 +44,6 @@ def wilson(correct: int, n: int) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
-def chance_corrected(accuracy: float, chance: float) -> float:
-    """0 at chance level, 1 when all is right, negative below chance: (accuracy - chance) / (1 - chance)."""
-    return (accuracy - chance) / (1 - chance)
-
-
 def over_seeds(values: Sequence[float]) -> OverSeeds:
     """Mean and range of one value per seed."""
     return OverSeeds(math.fsum(values) / len(values), min(values), max(values), len(values))
