@@ -5,12 +5,31 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.cli import judging, reproducing
+from tinyllm_bench.cli.options import (
+    AddedRuns,
+    Anchors,
+    AsJson,
+    Backend,
+    BoardDir,
+    BoardFolder,
+    ConfigFile,
+    DataDir,
+    DryRun,
+    Methods,
+    PresetName,
+    RunsDir,
+    Seeds,
+    Settings,
+    ShowConfig,
+    Tasks,
+    request_of,
+)
 
 app = typer.Typer(
     name="tinyllm-bench",
@@ -30,56 +49,6 @@ app.add_typer(teachers_app, name="teachers")
 app.add_typer(board_app, name="board")
 judging.register(app)
 reproducing.register(app)
-
-Methods = Annotated[str, typer.Option("--method", help="Methods, comma-separated, or all.")]
-Tasks = Annotated[str, typer.Option("--task", help="Tasks, comma-separated, or all.")]
-PresetName = Annotated[str | None, typer.Option("--preset", help="quickstart, cpu, paper or modern.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
-Seeds = Annotated[int, typer.Option("--seeds", help="3 means seeds 0, 1 and 2.")]
-DataDir = Annotated[str | None, typer.Option("--data-dir", help="The release folder; or set TINYLLM_BENCH_DATA.")]
-Backend = Annotated[str | None, typer.Option("--backend", help="Evaluation engine: hf, vllm or auto.")]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where runs are kept.")]
-BoardDir = Annotated[Path | None, typer.Option("--board-dir", help="Where the board is written; RUNS_DIR/board.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
-ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print every setting with its origin and stop.")]
-Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value, e.g. train.learning_rate=1e-4.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Anchors = Annotated[bool, typer.Option(help="Also run the anchors (random, majority, zero-shot, few-shot).")]
-AddedRuns = Annotated[list[Path], typer.Argument(help="Run folders or run.json files.")]
-BoardFolder = Annotated[Path, typer.Option("--board-dir", help="The board's folder.")]
-
-
-def _request(
-    *,
-    method: str = "",
-    task: str,
-    preset: str | None,
-    config: Path | None,
-    seeds: int = 1,
-    data_dir: str | None,
-    backend: str | None,
-    settings: list[str] | None,
-    runs_dir: Path,
-) -> Any:
-    from tinyllm_bench.pipeline.request import Request
-
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds}: at least 1 is needed; 3 means seeds 0, 1 and 2")
-
-    def split(text: str) -> tuple[str, ...]:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
-
-    return Request(
-        methods=split(method),
-        tasks=split(task),
-        preset=preset,
-        config_file=config,
-        assignments=tuple(settings or ()),
-        seeds=seeds,
-        data_dir=data_dir,
-        engine=backend,
-        runs=runs_dir,
-    )
 
 
 @app.command()
@@ -101,7 +70,7 @@ def run(
     """Annotate, train, predict and record, in one resumable command; writes a board."""
     from tinyllm_bench.cli.running import run_request
 
-    request = _request(
+    request = request_of(
         method=method,
         task=task,
         preset=preset,
@@ -134,7 +103,7 @@ def _stage(stage: str, text: str) -> None:
     ) -> int:
         from tinyllm_bench.cli.running import run_request
 
-        request = _request(
+        request = request_of(
             method=method,
             task=task,
             preset=preset,
@@ -171,7 +140,7 @@ def anchors(
     """Run random, majority, and the student's zero-shot and few-shot rows."""
     from tinyllm_bench.cli.running import run_request
 
-    request = _request(
+    request = request_of(
         task=task,
         preset=preset,
         config=config,
@@ -256,7 +225,7 @@ def teachers_report(
     from tinyllm_bench.cli.quality import report_teachers
     from tinyllm_bench.pipeline.teacher_report import reports_of
 
-    request = _request(
+    request = request_of(
         task=task,
         preset=preset,
         config=config,

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -25,10 +26,20 @@ class Console:
     def __exit__(self, *error: object) -> None:
         self._end_line()
 
-    def cell(self, title: str) -> None:
+    def cell(self, cell: Any, number: int, count: int) -> None:
         """A new cell starts."""
         self._first = None
-        self.say(title)
+        self.say(f"[{number}/{count}] {cell.label} on {cell.task.name}, seed {cell.seed}")
+
+    def done(self, cell: Any, outcome: Any) -> None:
+        """The cell is finished."""
+        if not outcome.fresh:
+            self.say("finished before; nothing to do")
+
+    def failed(self, cell: Any, error: Exception, log: Path | None) -> None:
+        """The cell failed; `log` holds the traceback of what is not the user's to mend."""
+        kind = "" if log is None else f"{type(error).__name__}: "
+        self.say(f"failed: {kind}{error}" + ("" if log is None else f" (traceback in {log})"))
 
     def say(self, text: str) -> None:
         """One line that stays."""

@@ -2,17 +2,18 @@
 
 import shlex
 import sys
-import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tinyllm_bench.base.config import flatten
-from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import write_text
 from tinyllm_bench.cli.console import Console
 from tinyllm_bench.pipeline.request import Request
+
+if TYPE_CHECKING:
+    from tinyllm_bench.pipeline.matrix import Matrix
 
 
 def run_request(
@@ -59,40 +60,21 @@ def _show_config(cell: Any) -> None:
 
 
 def _run(cells: list[Any], runs: Path, *, until: str, board: Path | None) -> int:
-    outcomes, failed = run_cells(cells, runs, until=until)
-    _summary([one.folder for one in outcomes if one.record is not None], failed, board, runs, until)
-    return 1 if failed else 0
+    done = run_cells(cells, runs, until=until)
+    _summary([one.folder for one in done.outcomes if one.record is not None], done.failed, board, runs, until)
+    return 1 if done.failed else 0
 
 
-def run_cells(cells: list[Any], runs: Path, *, until: str = "predict") -> tuple[list[Any], list[Any]]:
+def run_cells(cells: list[Any], runs: Path, *, until: str = "predict") -> "Matrix":
     """Run cells one after another, telling what goes on; returns their outcomes and the cells that failed."""
-    from tinyllm_bench.pipeline.predict import Engines
-    from tinyllm_bench.pipeline.run import run_cell
+    from tinyllm_bench.pipeline.matrix import run_matrix
 
     command = shlex.join(["tinyllm-bench", *sys.argv[1:]])
-    failed, outcomes = [], []
-    with Engines() as engines, Console() as console:
-        for number, cell in enumerate(cells, start=1):
-            console.cell(f"[{number}/{len(cells)}] {cell.label} on {cell.task.name}, seed {cell.seed}")
-            try:
-                outcome = run_cell(cell, runs, engines, until=until, command=command, report=console.event)
-            except UserError as error:
-                failed.append(cell)
-                console.say(f"failed: {error}")
-                continue
-            except Exception as error:
-                failed.append(cell)
-                log = runs / cell.run_id / "error.log"
-                write_text(log, traceback.format_exc())
-                console.say(f"failed: {type(error).__name__}: {error} (traceback in {log})")
-                continue
-            if not outcome.fresh:
-                console.say("finished before; nothing to do")
-            outcomes.append(outcome)
-    return outcomes, failed
+    with Console() as console:
+        return run_matrix(cells, runs, until=until, command=command, watch=console)
 
 
-def _summary(folders: list[Path], failed: list[Any], board: Path | None, runs: Path, until: str) -> None:
+def _summary(folders: list[Path], failed: Sequence[Any], board: Path | None, runs: Path, until: str) -> None:
     if until != "predict" and not failed:
         typer.echo(f"stage {until} is done; the next command with the same arguments: tinyllm-bench run")
     if folders and board is None:

@@ -1,0 +1,66 @@
+"""The options that several commands share, and the request that they describe."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tinyllm_bench.base.errors import UserError
+
+if TYPE_CHECKING:
+    from tinyllm_bench.pipeline.request import Request
+
+Methods = Annotated[str, typer.Option("--method", help="Methods, comma-separated, or all.")]
+Tasks = Annotated[str, typer.Option("--task", help="Tasks, comma-separated, or all.")]
+PresetName = Annotated[str | None, typer.Option("--preset", help="quickstart, cpu, paper or modern.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+Seeds = Annotated[int, typer.Option("--seeds", help="3 means seeds 0, 1 and 2.")]
+DataDir = Annotated[str | None, typer.Option("--data-dir", help="The release folder; or set TINYLLM_BENCH_DATA.")]
+Backend = Annotated[str | None, typer.Option("--backend", help="Evaluation engine: hf, vllm or auto.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where runs are kept.")]
+BoardDir = Annotated[Path | None, typer.Option("--board-dir", help="Where the board is written; RUNS_DIR/board.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
+ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print every setting with its origin and stop.")]
+Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value, e.g. train.learning_rate=1e-4.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Anchors = Annotated[bool, typer.Option(help="Also run the anchors (random, majority, zero-shot, few-shot).")]
+AddedRuns = Annotated[list[Path], typer.Argument(help="Run folders or run.json files.")]
+BoardFolder = Annotated[Path, typer.Option("--board-dir", help="The board's folder.")]
+
+
+def request_of(
+    *,
+    method: str = "",
+    task: str,
+    preset: str | None,
+    config: Path | None,
+    seeds: int = 1,
+    data_dir: str | None,
+    backend: str | None,
+    settings: list[str] | None,
+    runs_dir: Path,
+) -> "Request":
+    """The request that the options of a command describe.
+
+    Raises:
+        UserError: no seed at all.
+    """
+    from tinyllm_bench.pipeline.request import Request
+
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: at least 1 is needed; 3 means seeds 0, 1 and 2")
+
+    def split(text: str) -> tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+    return Request(
+        methods=split(method),
+        tasks=split(task),
+        preset=preset,
+        config_file=config,
+        assignments=tuple(settings or ()),
+        seeds=seeds,
+        data_dir=data_dir,
+        engine=backend,
+        runs=runs_dir,
+    )
