@@ -21,12 +21,10 @@ from tinyllm_bench.learn.divergences import (
     Kind,
     TopK,
     autograd_divergence_N,
-    channel_divergence,
-    channel_sums,
     divergence_N,
     divergence_of,
 )
-from tinyllm_bench.learn.losses import channel_cross_entropy, cross_entropy_N
+from tinyllm_bench.learn.losses import channel_cross_entropy, channel_sums, cross_entropy_N
 from tinyllm_bench.models.lm import LM
 
 KINDS = get_args(Kind)
@@ -277,7 +275,8 @@ def test_channel_sums_do_not_depend_on_chunks(kind: str, tiny_llama: tuple[Any, 
     for chunk in (10**6, 7):
         model.zero_grad()
         signal.asked.clear()
-        sums = channel_divergence(batch, LM(model, chunk_positions=chunk), signal, config(kind))
+        losses = [divergence_of(signal.on(batch), config(kind))]
+        (sums,) = channel_sums(batch, LM(model, chunk_positions=chunk), losses)
         sum(sums.values()).backward()
         found.append((sums, model.get_input_embeddings().weight.grad.clone()))
     assert max(rows.stop - rows.start for rows in signal.asked) == 7
@@ -301,5 +300,5 @@ def test_several_losses_come_from_one_pass(tiny_llama: tuple[Any, Any]) -> None:
         divergence_of(signal.on(batch), config("jsd")),
     ]
     both = channel_sums(batch, LM(model), losses)
-    alone = [channel_cross_entropy(batch, LM(model)), channel_divergence(batch, LM(model), signal, config("jsd"))]
+    alone = [channel_cross_entropy(batch, LM(model)), *channel_sums(batch, LM(model), losses[1:])]
     torch.testing.assert_close(both, alone)

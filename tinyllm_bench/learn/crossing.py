@@ -71,7 +71,7 @@ def uld_N(logits_NS: Tensor, teacher_MT: Tensor, spans: Spans, crossing: Crossin
     width = max(q_PS.shape[1], p_PT.shape[1])
     q_PV, p_PV = (functional.pad(x, (0, width - x.shape[1])) for x in (q_PS, p_PT))
     loss_N = q_PV.new_zeros(logits_NS.shape[0]).index_add(0, ours, (q_PV - p_PV).abs().sum(-1))
-    return Crossed(loss_N, p_PV.sum().detach(), len(ours))
+    return Crossed(loss_N, _mass(p_PV), len(ours))
 
 
 CrossLoss = Callable[[Tensor, Tensor, Spans, Crossing], Crossed]
@@ -83,6 +83,11 @@ def _sure(logits_NV: Tensor, known: Vocabulary) -> Tensor:
     logits_NV = logits_NV[:, : len(known.pieces)]
     logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     return torch.log_softmax(logits_NV.clamp_min(NEVER), dim=-1)
+
+
+def _mass(p_GC: Tensor) -> Tensor:
+    """Probability of all columns, added over rows; of a quarter million numbers the sum may round to more than 1."""
+    return p_GC.detach().sum(-1).clamp_max(1).sum()
 
 
 def _collect(logq_NS: Tensor, logp_MT: Tensor, spans: Spans, projections: Mapping[Lead | None, Projection]) -> Crossed:
@@ -98,7 +103,7 @@ def _collect(logq_NS: Tensor, logp_MT: Tensor, spans: Spans, projections: Mappin
             last_p = logp_MT[spans.teacher_G2[of, 1]]
             theirs = _buckets(teacher, last_p, before_p[of], _alone(spans.teacher_G2[of]), has_rest=has_rest)
         loss_N = loss_N.index_add(0, last, theirs.kl_to(ours))
-        covered = covered + theirs.log_GC.exp().sum()
+        covered = covered + _mass(theirs.log_GC.exp())
         groups += len(of)
     return Crossed(loss_N, covered, groups)
 

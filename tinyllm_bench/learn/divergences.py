@@ -14,7 +14,7 @@ Shape suffixes: N target positions, V vocabulary, K likeliest tokens, C channels
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -23,12 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.learn import divergence_forms as forms
-from tinyllm_bench.learn.losses import PerPosition, channel_sums
-
-if TYPE_CHECKING:
-    from tinyllm_bench.learn.batching import Batch
-    from tinyllm_bench.learn.method import TeacherSignal
-    from tinyllm_bench.models.lm import LM
+from tinyllm_bench.learn.losses import PerPosition
 
 Kind = Literal[
     "forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation", "adaptive_kl"
@@ -133,18 +128,6 @@ def autograd_divergence_N(
     """The same, differentiated by autograd; for comparison, and where a second derivative is wanted."""
     logits_NV, teacher = _fitting(logits_NV, teacher, config, vocabulary)
     return config.factor * forms.value(*_both(_wide(logits_NV), teacher, config), config)
-
-
-def channel_divergence(
-    batch: "Batch",
-    student: "LM",
-    teacher: "TeacherSignal",
-    config: DivergenceConfig,
-    *,
-    vocabulary: int | None = None,
-) -> dict[str, Tensor]:
-    """Sum of divergences per channel of a batch (scalars, differentiable in the student)."""
-    return channel_sums(batch, student, [divergence_of(teacher.on(batch), config, vocabulary=vocabulary)])[0]
 
 
 def divergence_of(teacher: Any, config: DivergenceConfig, *, vocabulary: int | None = None) -> PerPosition:
