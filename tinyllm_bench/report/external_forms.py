@@ -85,12 +85,12 @@ class SourceData(_Form):
 
 
 class MetricConfig(_Form):
-    """An accuracy: a share between 0 and 1, higher is better."""
+    """An accuracy or a macro-F1: a share between 0 and 1, higher is better."""
 
     evaluation_description: str
     metric_id: str
     metric_name: str
-    metric_kind: Literal["accuracy"] = "accuracy"
+    metric_kind: Literal["accuracy", "f1"] = "accuracy"
     metric_unit: Literal["proportion"] = "proportion"
     lower_is_better: Literal[False] = False
     score_type: Literal["continuous"] = "continuous"
@@ -272,16 +272,25 @@ def _result(record: RunRecord, metric: str, details: ScoreDetails) -> Evaluation
         evaluation_result_id=f"{record.run_id}/{metric}",
         evaluation_name=f"{record.task}, {record.reading} reading",
         source_data=_source(record),
-        metric_config=MetricConfig(
-            evaluation_description=f"Share of right answers; metric: {record.protocol['metric']}",
-            metric_id="accuracy" if metric == "accuracy" else f"{NAME}.{metric}",
-            metric_name=metric.replace("_", " "),
-        ),
+        metric_config=_metric(metric, record.protocol["metric"]),
         score_details=details,
         generation_config=GenerationConfig(
             generation_args=GenerationArgs(execution_command=" ".join(record.command.split()) or "unknown"),
             additional_details={"protocol_hash": record.protocol_hash, "reading": record.reading},
         ),
+    )
+
+
+@lru_cache(maxsize=256)
+def _metric(name: str, asked: str) -> MetricConfig:
+    """A figure of a record by its name; `asked` is what the protocol calls its metric."""
+    is_f1 = name == "macro_f1"
+    what = "Unweighted mean of F1 over the answers" if is_f1 else "Share of right answers"
+    return MetricConfig(
+        evaluation_description=f"{what}; metric: {asked}",
+        metric_id="accuracy" if name == "accuracy" else f"{NAME}.{name}",
+        metric_name=name.replace("_", " "),
+        metric_kind="f1" if is_f1 else "accuracy",
     )
 
 

@@ -5,7 +5,8 @@ Rows of a section share a protocol, and so the same questions; runs are aligned 
 
 from collections.abc import Sequence
 
-from tinyllm_bench.report import intervals
+from tinyllm_bench.report import aligned, intervals
+from tinyllm_bench.report.averages import ConstantAnswer, MacroF1, constant_answer
 from tinyllm_bench.report.gap import Gap, gap_recovered
 from tinyllm_bench.report.intervals import Estimate
 from tinyllm_bench.report.multiple import Standing, holm, standings
@@ -17,21 +18,24 @@ MOST_RANKED = 30
 
 
 class Judge:
-    """The statistics of one section's rows, each row summarised once."""
+    """The statistics of one section's rows, each row summarised once.
+
+    Raises:
+        UserError: records that tell different things about one question.
+    """
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
         self._known: dict[str, intervals.Row] = {}
+        records = [record for row in rows for record in row.records]
+        self._clusters, self._gold = aligned.clusters(records), aligned.gold(records)
+        self._f1 = None if self._gold is None else MacroF1(self._gold, clusters=self._clusters)
 
     def of(self, row: Row) -> intervals.Row:
         """The row's runs as the statistics need them: right or wrong, questions (by id) x seeds."""
         if row.key not in self._known:
-            right = [{name: flag for name, _, flag in record.items} for record in row.records]
-            ids = sorted(right[0])
-            clusters = dict(zip((name for name, _, _ in row.first.items), row.first.clusters, strict=False))
-            codes = [clusters[name] for name in ids] if clusters else None
-            table = [[run[name] for run in right] for name in ids]
-            self._known[row.key] = intervals.row_of(table, fixed=row.is_anchor, clusters=codes)
+            right = aligned.right(row.records)
+            self._known[row.key] = intervals.row_of(right, fixed=row.is_anchor, clusters=self._clusters)
         return self._known[row.key]
 
     def accuracy(self, row: Row) -> Estimate | None:
@@ -41,6 +45,17 @@ class Judge:
         if row.accuracy is None or row.first.score is None:
             return None
         return intervals.accuracy(self.of(row))
+
+    def macro_f1(self, row: Row) -> Estimate | None:
+        """The row's macro-F1 with its interval; None where the section's questions do not share their answers, or
+        where nothing was asked: one draw of a guess says little about guessing."""
+        if self._f1 is None or not row.first.items or row.first.expected_accuracy is not None:
+            return None
+        return self._f1.interval(aligned.answers(row.records), fixed=row.is_anchor)
+
+    def constant(self) -> ConstantAnswer | None:
+        """What always giving the most frequent right answer is worth; None where questions do not share theirs."""
+        return None if self._gold is None else constant_answer(self._gold)
 
     def lifts(self, floor: str) -> list[Lift]:
         """Every row against its floor row, one family of tests for the table."""
