@@ -6,7 +6,7 @@ record holds them in.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import starmap
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +20,13 @@ Numbers = NDArray[np.intp]
 
 def right(records: Sequence[RunRecord]) -> Numbers:
     """1 where a run was right (questions in the order of their ids, runs)."""
-    return np.stack([_ordered(record, [item[2] for item in record.items]) for record in records], axis=1)
+    return np.stack([_ordered(record, _columns(record)[2]) for record in records], axis=1)
 
 
 def answers(records: Sequence[RunRecord]) -> Numbers:
     """The number of each run's answer, `UNPARSED` where none could be read (questions by id, runs)."""
-    return np.stack([_ordered(record, list(starmap(_label, record.items))) for record in records], axis=1)
-
-
-def _label(_id: str, answer: int | str | None, _flag: int) -> int:
-    return answer if isinstance(answer, int) else UNPARSED
+    labels = [[one if isinstance(one, int) else UNPARSED for one in _columns(record)[1]] for record in records]
+    return np.stack([_ordered(record, found) for record, found in zip(records, labels, strict=True)], axis=1)
 
 
 def clusters(records: Sequence[RunRecord]) -> list[int] | None:
@@ -69,7 +66,12 @@ def _told(records: Sequence[RunRecord], field: str) -> list[int] | None:
 
 def _ordered(record: RunRecord, values: Sequence[int]) -> Numbers:
     """One value an item, brought into the order of the ids."""
-    return np.array(values, dtype=np.intp)[_order(tuple(item[0] for item in record.items))]
+    return np.array(values, dtype=np.intp)[_order(_columns(record)[0])]
+
+
+def _columns(record: RunRecord) -> tuple[tuple[Any, ...], ...]:
+    """Ids, answers and marks of the items."""
+    return tuple(zip(*record.items, strict=True))
 
 
 @lru_cache(maxsize=64)

@@ -17,13 +17,11 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.plugins import load_task
 from tinyllm_bench.data.records import HubSource
 from tinyllm_bench.report.record import RunRecord
-from tinyllm_bench.report.stats import Interval, wilson
+from tinyllm_bench.report.stats import wilson
 from tinyllm_bench.report.verdicts import SELF_REPORTED, Tier
 
 NAME = "tinyllm-bench"
 _NOTES = 500  # characters; our own limit
-# Pure, and a board of many runs asks for the same counts again and again.
-_wilson = lru_cache(maxsize=65536)(wilson)
 
 
 class _Form(BaseModel):
@@ -249,13 +247,11 @@ def _code(record: RunRecord) -> dict[str, str]:
 def _results(record: RunRecord) -> Iterable[EvaluationResult]:
     score = record.score
     assert score is not None, "asked only of scored runs"
-    low, high = _limits(score.correct, score.n)
-    interval = ConfidenceInterval(lower=low, upper=high, confidence_level=0.95, method="Wilson score, one run")
     counts = {key: str(getattr(score, key)) for key in ("n", "correct", "wrong", "unparsed")}
     main = ScoreDetails(
         score=score.correct / score.n,
         details=counts | {"test_looks": str(record.test_looks), "chance": repr(record.chance)},
-        uncertainty=Uncertainty(confidence_interval=interval, num_samples=score.n),
+        uncertainty=_uncertainty(score.correct, score.n),
     )
     yield _result(record, "accuracy", main)
     for key, value in sorted(record.secondary.items()):
@@ -263,15 +259,19 @@ def _results(record: RunRecord) -> Iterable[EvaluationResult]:
             yield _result(record, key, ScoreDetails(score=value, details={"n": str(score.n)}))
 
 
-def _limits(correct: int, n: int) -> Interval:
-    return _wilson(correct, n)
+# Parts that thousands of runs share are made once; they cannot be changed.
+@lru_cache(maxsize=65536)
+def _uncertainty(correct: int, n: int) -> Uncertainty:
+    low, high = wilson(correct, n)
+    interval = ConfidenceInterval(lower=low, upper=high, confidence_level=0.95, method="Wilson score, one run")
+    return Uncertainty(confidence_interval=interval, num_samples=n)
 
 
 def _result(record: RunRecord, metric: str, details: ScoreDetails) -> EvaluationResult:
     return EvaluationResult(
         evaluation_result_id=f"{record.run_id}/{metric}",
         evaluation_name=f"{record.task}, {record.reading} reading",
-        source_data=_source(record),
+        source_data=_source(record.task, record.sample, record.data.source, *_scored(record)),
         metric_config=_metric(metric, record.protocol["metric"]),
         score_details=details,
         generation_config=GenerationConfig(
@@ -294,17 +294,22 @@ def _metric(name: str, asked: str) -> MetricConfig:
     )
 
 
-def _source(record: RunRecord) -> SourceData:
-    hub = None if record.sample else _hub(record.task)
-    told = {"data_source": record.data.source, "scored_ids_digest": str(record.protocol["scored_ids_digest"])}
+def _scored(record: RunRecord) -> tuple[str, int]:
+    return str(record.protocol["scored_ids_digest"]), record.protocol["n"]
+
+
+@lru_cache(maxsize=256)
+def _source(task: str, sample: bool, origin: str, ids_digest: str, n: int) -> SourceData:
+    hub = None if sample else _hub(task)
+    told = {"data_source": origin, "scored_ids_digest": ids_digest}
     if hub is None:
-        name = f"{record.task} (sample questions)" if record.sample else record.task
+        name = f"{task} (sample questions)" if sample else task
         return SourceData(dataset_name=name, source_type="other", additional_details=told)
     return SourceData(
-        dataset_name=record.task,
+        dataset_name=task,
         source_type="hf_dataset",
         hf_repo=hub.path,
-        samples_number=record.protocol["n"],
+        samples_number=n,
         additional_details=told | {"hub_revision": hub.revision},
     )
 
@@ -328,7 +333,7 @@ def eval_results(record: RunRecord) -> list[ResultEntry]:
     score = record.score
     if record.kind != "method" or record.sample or hub is None or score is None:
         return []
-    low, high = _limits(score.correct, score.n)
+    low, high = wilson(score.correct, score.n)
     notes = (
         f"{NAME}: {record.label}, seed {record.seed}, {record.reading} reading, n = {score.n}, unparsed "
         f"{score.unparsed}, accuracy in per cent, 95 % Wilson interval {100 * low:.1f} to {100 * high:.1f}, "

@@ -58,7 +58,6 @@ def make_section(
     rows = make_rows(records, names.order)
     judge = Judge(rows)
     lifts = judge.lifts(names.floor)
-    macro_f1 = {row.key: found for row in rows if (found := judge.macro_f1(row)) is not None}
     first = rows[0].first
     sample = any(record.sample for record in records)
     title = f"{first.task}, {first.reading} reading, {first.protocol['n']} questions"
@@ -67,12 +66,12 @@ def make_section(
         facts=_facts(first, others),
         records=tuple(records),
         rows=tuple(rows),
-        table=tuple(_table(rows, lifts, names, judge, macro_f1, checks)),
+        table=tuple(_table(rows, lifts, names, judge, checks)),
         notes=tuple(section_notes(rows, lifts, names.floor_title, checks)),
         runs=tuple(_run_cells(row, record) for row in rows for record in row.records),
-        accuracies={row.key: found for row in rows if (found := judge.accuracy(row)) is not None},
-        macro_f1=macro_f1,
-        constant=judge.constant(),
+        accuracies=judge.accuracies,
+        macro_f1=judge.macro_f1,
+        constant=judge.constant,
         checks=checks,
     )
 
@@ -113,14 +112,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _table(
-    rows: Sequence[Row],
-    lifts: Sequence[Lift],
-    names: BoardNames,
-    judge: Judge,
-    macro_f1: Mapping[str, Estimate],
-    checks: Checks,
-) -> list[Cells]:
+def _table(rows: Sequence[Row], lifts: Sequence[Lift], names: BoardNames, judge: Judge, checks: Checks) -> list[Cells]:
     secondary = sorted({key for row in rows for record in row.records for key in record.secondary})
     unparsed = any(record.score and record.score.unparsed for row in rows for record in row.records)
     ranks, gaps = judge.ranks(), judge.gaps(names.floor)
@@ -131,14 +123,14 @@ def _table(
             "row": marked(row),
             "student": row.student or "-",
             "accuracy %": percent(row.accuracy.mean) if row.accuracy else NOT_MEASURABLE,
-            "95 % interval": _interval(judge.accuracy(row)),
+            "95 % interval": _interval(judge.accuracies.get(row.key)),
             "n": str(row.first.protocol["n"]) if row.accuracy else "-",
             "seeds": _seeds(row),
         }
         if unparsed:
             line["unparsed"] = _unparsed(row)
-        if judge.constant() is not None or "macro_f1" in secondary:
-            line[MACRO_F1] = _macro_f1(row, macro_f1.get(row.key))
+        if judge.constant is not None or "macro_f1" in secondary:
+            line[MACRO_F1] = _macro_f1(row, judge.macro_f1.get(row.key))
         line[f"lift over {names.floor} at equal budget (points)"] = _lift_text(lift)
         if tested:
             line["p (Holm)"] = "-" if lift.p_holm is None else probability(lift.p_holm)
@@ -151,7 +143,7 @@ def _table(
         line |= {f"{key.replace('_', ' ')} %": _secondary(row, key) for key in secondary if key != "macro_f1"}
         line[TRUST] = least_checked(checks, row.records)
         cells.append(line)
-    return _with_unasked(rows, cells, judge.constant())
+    return _with_unasked(rows, cells, judge.constant)
 
 
 def marked(row: Row) -> str:
@@ -294,14 +286,12 @@ def _macro_rows(reading: str, sections: Sequence[Section]) -> list[Cells]:
 
 def text_table(cells: Sequence[Cells], *, markdown: bool) -> str:
     """Rows of text as a GitHub table or as a terminal table."""
-    import pandas as pd
     from tabulate import tabulate
 
-    frame = pd.DataFrame(list(cells), dtype=object)
-    if markdown:
-        frame = frame.map(escaped)
+    written = escaped if markdown else str
+    columns = {name: [written(line[name]) for line in cells] for name in cells[0]}
     shape = "github" if markdown else "simple"
-    return tabulate(frame.to_dict("list"), headers="keys", tablefmt=shape, disable_numparse=True)
+    return tabulate(columns, headers="keys", tablefmt=shape, disable_numparse=True)
 
 
 def escaped(text: str) -> str:
