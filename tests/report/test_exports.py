@@ -18,7 +18,6 @@ from tinyllm_bench.report.record import RunRecord
 from tinyllm_bench.report.stats import wilson
 
 
-
 def build(folder: Path) -> dict[str, str]:
     board_build(folder)
     return {file.name: file.read_text() for file in folder.iterdir() if file.is_file() and file.suffix != ".lock"}

@@ -18,7 +18,14 @@ CELLS = [
 ]
 HARD = (
     *("a_b & 100 %", "x#1 ~home ^2", "back\\slash {brace} $5", "<b>|bar| \"q\" 'q' `q`", "[first] of a row", "*star"),
-    *("naïve Überschüler ąćł ðþ «x»", "e\u0301tude", "≥ 5 × λ → 学生 😀 ŉ", "lr=1e--5 --- dash", "!` ?` ''", "\u202ernd"),
+    *(
+        "naïve Überschüler ąćł ðþ «x»",
+        "e\u0301tude",
+        "≥ 5 × λ → 学生 😀 ŉ",
+        "lr=1e--5 --- dash",
+        "!` ?` ''",
+        "\u202ernd",
+    ),
 )
 
 

@@ -15,12 +15,14 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.report.averages import UNPARSED
 from tinyllm_bench.report.record import RunRecord
 
-Numbers = NDArray[np.intp]
+Numbers = NDArray[np.integer[Any]]
 
 
 def right(records: Sequence[RunRecord]) -> Numbers:
     """1 where a run was right (questions in the order of their ids, runs)."""
-    return np.stack([_ordered(record, _columns(record)[2]) for record in records], axis=1)
+    columns = map(_columns, records)
+    # Marks are 0 or 1: bytes become an array at once, a tuple number by number.
+    return np.stack([np.frombuffer(bytes(marks), dtype=np.uint8)[_order(ids)] for ids, _, marks in columns], axis=1)
 
 
 def answers(records: Sequence[RunRecord]) -> Numbers:

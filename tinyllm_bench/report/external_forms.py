@@ -198,16 +198,8 @@ def every_eval_ever(
         evaluation_id=f"{NAME}-{record.task}-{record.reading}/{model.id.replace('/', '_')}/{stamp}",
         evaluation_timestamp=record.created,
         retrieved_timestamp=stamp,
-        source_metadata=SourceMetadata(
-            source_name=NAME,
-            source_type="evaluation_run",
-            source_organization_name=organization,
-            evaluator_relationship="other",
-            additional_details={"sample_data": str(record.sample).lower(), "trust": trust},
-        ),
-        eval_library=EvalLibrary(
-            name=NAME, version=record.packages.get(NAME, "unknown"), additional_details=_code(record)
-        ),
+        source_metadata=_who(organization, record.sample, trust),
+        eval_library=_library(record.packages.get(NAME, "unknown"), record.git.commit, record.git.dirty),
         model_info=model,
         evaluation_results=tuple(_results(record)),
     )
@@ -239,9 +231,22 @@ def _engine_version(record: RunRecord) -> str:
     return versions.get(record.backend.name if record.backend else "") or "unknown"
 
 
-def _code(record: RunRecord) -> dict[str, str]:
-    told = {"commit": record.git.commit, "dirty": None if record.git.dirty is None else str(record.git.dirty).lower()}
-    return {key: value for key, value in told.items() if value}
+# Parts that thousands of runs share are made once; they cannot be changed.
+@lru_cache(maxsize=256)
+def _who(organization: str, sample: bool, trust: Tier) -> SourceMetadata:
+    return SourceMetadata(
+        source_name=NAME,
+        source_type="evaluation_run",
+        source_organization_name=organization,
+        evaluator_relationship="other",
+        additional_details={"sample_data": str(sample).lower(), "trust": trust},
+    )
+
+
+@lru_cache(maxsize=256)
+def _library(version: str, commit: str | None, dirty: bool | None) -> EvalLibrary:
+    told = {"commit": commit, "dirty": None if dirty is None else str(dirty).lower()}
+    return EvalLibrary(name=NAME, version=version, additional_details={key: text for key, text in told.items() if text})
 
 
 def _results(record: RunRecord) -> Iterable[EvaluationResult]:
@@ -259,7 +264,6 @@ def _results(record: RunRecord) -> Iterable[EvaluationResult]:
             yield _result(record, key, ScoreDetails(score=value, details={"n": str(score.n)}))
 
 
-# Parts that thousands of runs share are made once; they cannot be changed.
 @lru_cache(maxsize=65536)
 def _uncertainty(correct: int, n: int) -> Uncertainty:
     low, high = wilson(correct, n)

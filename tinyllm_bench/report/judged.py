@@ -30,7 +30,7 @@ class Judge:
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
         self._known: dict[str, intervals.Row] = {}
-        self._floors: dict[str, list[Row]] = {}
+        self._floors: dict[str, dict[str, Row | str]] = {}
         records = [record for row in rows for record in row.records]
         self._clusters, gold = aligned.clusters(records), aligned.gold(records)
         self.accuracies = {row.key: found for row in rows if (found := self._accuracy(row)) is not None}
@@ -90,10 +90,11 @@ class Judge:
         return found
 
     def _floor(self, row: Row, floor: str) -> Row | str:
-        """`floor_of` among the rows of the floor method, which are few in a large table."""
+        """`floor_of`, looked for once, among the rows of the floor method, which are few in a large table."""
         if floor not in self._floors:
-            self._floors[floor] = [one for one in self._rows if not one.is_anchor and one.first.name == floor]
-        return floor_of(row, self._floors[floor], floor)
+            few = [one for one in self._rows if not one.is_anchor and one.first.name == floor]
+            self._floors[floor] = {one.key: floor_of(one, few, floor) for one in self._rows}
+        return self._floors[floor][row.key]
 
     def ranks(self) -> dict[str, Standing]:
         """By key of each trained row, where it may stand among them; empty where there are too few or too many."""

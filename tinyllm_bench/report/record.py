@@ -47,13 +47,16 @@ PROTOCOL_FIELDS = (
 
 def ids_digest(ids: Iterable[str]) -> str:
     """Digest of a set of record ids: their order does not matter."""
-    return _sorted_digest(tuple(ids))
+    return _about(tuple(ids))[0]
 
 
 @lru_cache(maxsize=256)
-def _sorted_digest(ids: tuple[str, ...]) -> str:
-    """Thousands of records of one protocol hold the same ids, mostly in the same order."""
-    return digest(sorted(ids))
+def _about(ids: tuple[str, ...]) -> tuple[str, int]:
+    """Digest of some ids, and how many different ones they are.
+
+    Kept, since thousands of records of one protocol hold the same ids, mostly in the same order.
+    """
+    return digest(sorted(ids)), len(set(ids))
 
 
 def protocol_hash(protocol: Mapping[str, Any]) -> str:
@@ -73,8 +76,8 @@ class RunRecord(Part):
     asked for another. `sample` marks rows made from sample data. `expected_accuracy` is the exact value of an anchor
     that guesses; such an anchor needs no score. An anchor with neither is one that cannot be measured (recorded text).
     `clusters` number the items that share a passage or a question, empty where none do; `gold` are the numbers of the
-    items' right answers where all have the same named ones (yes, no, maybe), empty elsewhere; `paths` are accuracies by every
-    policy and what the paths are like (`evaluate.paths.path_report`).
+    items' right answers where all have the same named ones (yes, no, maybe), empty elsewhere; `paths` are accuracies
+    by every policy and what the paths are like (`evaluate.paths.path_report`).
     """
 
     schema_version: Literal[1] = 1
@@ -158,7 +161,7 @@ class RunRecord(Part):
         ids, answers, flags = zip(*self.items, strict=True) if self.items else ((), (), ())
         facts = {
             "n": (len(ids), self.score.n),
-            "distinct ids": (len(set(ids)), self.score.n),
+            "distinct ids": (_about(ids)[1], self.score.n),
             "protocol n": (self.protocol["n"], self.score.n),
             "correct": (sum(flags), self.score.correct),
             "unparsed": (answers.count(None), self.score.unparsed),
