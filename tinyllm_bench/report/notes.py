@@ -72,8 +72,8 @@ def _meaning(lifts: Sequence[Lift], rows: Sequence[Row]) -> Iterable[str]:
         )
     if any(record.gold for row in rows for record in row.records):
         yield (
-            "Macro-F1 is the mean of F1 over the answers; its 95 % interval is a bootstrap over questions and, for rows of "
-            "several, seeds. The constant answer is the most frequent right one, given to every question."
+            "Macro-F1 is the mean of F1 over the answers; its 95 % interval is a bootstrap over questions and, for "
+            "rows of several, seeds. The constant answer is the most frequent right one, given to every question."
         )
     found = smallest_difference(lifts)
     if found is not None:
