@@ -356,5 +356,6 @@ def test_yes_no_sets_have_macro_f1_and_clusters_where_questions_share_something(
     (outcome,) = run_all([one_cell(tiny_llama_dir, tasks=("bioasq",), runs=tmp_path)], tmp_path)
     record = load_record(outcome.folder)
     assert 0 <= record.secondary["macro_f1"] <= 1 and record.clusters == ()
+    assert len(record.gold) == len(record.items) and set(record.gold) == {0, 1}
     (other,) = run_all([one_cell(tiny_llama_dir, runs=tmp_path)], tmp_path)
-    assert "macro_f1" not in load_record(other.folder).secondary
+    assert "macro_f1" not in load_record(other.folder).secondary and load_record(other.folder).gold == ()

@@ -102,6 +102,13 @@ def test_named_answers_and_shared_passages_are_re_scored(tiny_llama_dir: Path, t
     forged.write()
     said = texts(verify(forged.folder))
     assert "secondary.macro_f1 is 0.99; expected" in said and "clusters is (0, 0" in said
+    forged = Forged(outcome.folder, tmp_path / "other")
+    # A wrong answer stays wrong by a gold number that no answer has: only the data knows better.
+    place = next(place for place, (_, _, flag) in enumerate(forged.record["items"]) if not flag)
+    forged.record["gold"][place] = 7
+    del forged.record["secondary"]["macro_f1"]
+    forged.write()
+    assert "gold is (" in texts(verify(forged.folder))
 
 
 @pytest.mark.parametrize("method", ["kd", "seqkd"])

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import t
 from sklearn.metrics import f1_score
 
-from tinyllm_bench.report.averages import UNPARSED, constant_answer, macro_average, macro_f1, macro_f1_interval
+from tinyllm_bench.report.averages import UNPARSED, MacroF1, constant_answer, macro_average, macro_f1
 from tinyllm_bench.report.intervals import Estimate, accuracy, exact_accuracy, row_of
 from tinyllm_bench.report.stats import ANY_RUN, THESE_STUDENTS
 
@@ -58,14 +58,14 @@ def test_macro_f1_equals_scikit_learn() -> None:
     gold, answers = rng.integers(0, 3, 400), rng.integers(0, 3, (400, 3))
     known = [f1_score(gold, answers[:, s], average="macro") for s in range(3)]
     assert macro_f1(gold, answers) == pytest.approx(np.mean(known))
-    found = macro_f1_interval(gold, answers, draws=500)
+    found = MacroF1(gold, draws=500).interval(answers)
     assert found.low < found.value < found.high and found.speaks_of == ANY_RUN
-    assert macro_f1_interval(gold, answers[:, :1], draws=50).speaks_of == THESE_STUDENTS
+    assert MacroF1(gold, draws=50).interval(answers[:, :1]).speaks_of == THESE_STUDENTS
 
 
 def test_a_label_that_is_rare_leaves_the_interval_finite() -> None:
     gold, answers = np.array([0] * 20 + [1]), np.zeros((21, 2), dtype=int)
-    found = macro_f1_interval(gold, answers, draws=200)
+    found = MacroF1(gold, draws=200).interval(answers)
     assert np.isfinite(found[:3]).all() and 0 <= found.low <= found.high <= 1
 
 

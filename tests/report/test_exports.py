@@ -12,27 +12,15 @@ import yaml
 from tests.report.fakes import add, flags, make_anchor, make_record
 from tinyllm_bench.base import plugins
 from tinyllm_bench.report.board import board_build
-from tinyllm_bench.report.exports import BoardData, latex_table
+from tinyllm_bench.report.exports import BoardData
 from tinyllm_bench.report.external_forms import EveryEvalEver, ResultEntry, eval_results, every_eval_ever
 from tinyllm_bench.report.record import RunRecord
 from tinyllm_bench.report.stats import wilson
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-CELLS = [
-    {"row": "a_b & 100 %", "student": "-", "accuracy %": "25.0", "lift (points)": "-"},
-    {"row": "x <y>", "student": "dir:s#1", "accuracy %": "50.0", "lift (points)": "-7.6 (-9.0 to +1.2)"},
-]
 
 
 def build(folder: Path) -> dict[str, str]:
     board_build(folder)
     return {file.name: file.read_text() for file in folder.iterdir() if file.is_file() and file.suffix != ".lock"}
-
-
-def test_latex_equals_the_golden_table() -> None:
-    made = latex_table(CELLS, "toy", ["Toy, 20 questions. Chance 25.0 %.", "x_1: -3.0 points, run a-1."])
-    assert made == (GOLDEN / "table.tex").read_text()
-    assert r"\textbf" not in made
 
 
 def test_rows_and_runs_as_csv(board: Path) -> None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tests.report.fakes import flags, make_anchor, make_fields, make_record, protocol
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.report.arithmetic import broken_claims
 from tinyllm_bench.report.record import RunRecord, load_record, protocol_difference, protocol_hash, save_record
 
 
@@ -159,3 +160,31 @@ def test_every_field_of_the_schema_survives(tmp_path: Path) -> None:
     )
     assert load_record(save_record(record, tmp_path)) == record
     assert set(RunRecord.model_fields) == set(json.loads((tmp_path / "run.json").read_text()))
+
+
+def closed(**changes: Any) -> dict[str, Any]:
+    """A record of six questions with yes, no and maybe as answers 0, 1 and 2; the last was not read."""
+    ids = [f"toy/test/{i}" for i in range(6)]
+    fields = make_fields("m", [1, 1, 0, 1, 0, 0], n=6, unparsed=1)
+    items = [
+        [name, answer, flag] for name, answer, flag in zip(ids, [0, 0, 0, 1, 0, None], [1, 1, 0, 1, 0, 0], strict=True)
+    ]
+    return fields | {"items": items, "gold": [0, 0, 1, 1, 2, 2]} | changes
+
+
+def test_gold_numbers_agree_with_answers_and_marks() -> None:
+    assert RunRecord.model_validate(closed()).gold == (0, 0, 1, 1, 2, 2)
+    for gold, told in (([0] * 5, "5 gold answers for 6 items"), ([0, 0, 0, 1, 2, 2], "mark does not say")):
+        with pytest.raises(ValueError, match=told):
+            RunRecord.model_validate(closed(gold=gold))
+    with pytest.raises(ValueError, match="mark does not say"):
+        RunRecord.model_validate(closed(gold=[1, 0, 1, 1, 2, 2]))
+
+
+def test_a_macro_f1_that_gold_contradicts_is_a_broken_claim() -> None:
+    # yes: TP 2, claimed 4, gold 2: 2/3; no: TP 1, claimed 1, gold 2: 2/3; maybe: 0
+    told = closed(secondary={"macro_f1": 4 / 9})
+    assert not [one for one in broken_claims(RunRecord.model_validate(told)) if "macro_f1" in one.field]
+    told["secondary"] = {"macro_f1": 0.5}
+    [claim] = [one for one in broken_claims(RunRecord.model_validate(told)) if "macro_f1" in one.field]
+    assert claim.found == 0.5 and claim.expected == pytest.approx(4 / 9)

@@ -4,7 +4,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tinyllm_bench.answers.programs import kind_of
 from tinyllm_bench.data.records import Prediction, TaskRecord
+
+
+def shared_gold(records: Sequence[TaskRecord]) -> tuple[int, ...]:
+    """The numbers of the right answers where all questions have the same closed answers (yes, no, maybe) in one order.
+
+    Empty elsewhere: a number means something else in every question there.
+    """
+    kinds = {record.choices for record in records}
+    return tuple(record.answer for record in records) if len(kinds) == 1 and kind_of(*kinds) == "yes_no" else ()
 
 
 def best(values: Sequence[float]) -> int:

@@ -11,7 +11,7 @@ from tinyllm_bench.data.checks import clusters, overlap
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.evaluate.anchors import chance, expected
 from tinyllm_bench.evaluate.paths import path_report
-from tinyllm_bench.evaluate.scoring import TaskScore, score
+from tinyllm_bench.evaluate.scoring import TaskScore, score, shared_gold
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.predict import predictions_digest
 from tinyllm_bench.pipeline.protocol import protocol_of
@@ -91,6 +91,7 @@ def make_record(
         notes=_notes(cell, training),
         items=tuple((p.record_id, p.answer, int(p.correct)) for p in predictions),
         clusters=clusters(list(whole.values())),
+        gold=shared_gold(records),
         predictions_digest=predictions_digest(predictions),
         backend=BackendInfo(**asked["backend"]) if "backend" in asked else None,
         git=GitInfo(commit=commit, dirty=dirty),

@@ -146,7 +146,7 @@ def _judged(
     method, task, floor = place
     paper = _paper(found, reported, method, task)
     paper_gain = paper - floor if paper is not None and floor is not None and method != found.floor else None
-    ours = None if row is None else verdicts.accuracy(row)
+    ours = None if row is None else verdicts.accuracies.get(row.key)
     gain = None if row is None else lifts[row.key]
     verdict = of_value(paper, ours) if own_student else of_gain(paper_gain, gain)
     return Judged(method, task, paper, ours, paper_gain, gain, verdict)

@@ -10,7 +10,7 @@ from tinyllm_bench.data.checks import clusters, overlap
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.evaluate.anchors import chance, expected
 from tinyllm_bench.evaluate.paths import path_report
-from tinyllm_bench.evaluate.scoring import TaskScore, score
+from tinyllm_bench.evaluate.scoring import TaskScore, score, shared_gold
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.protocol import protocol_of
 from tinyllm_bench.pipeline.verify_files import Problem, shown
@@ -71,6 +71,8 @@ def _numbers(
         yield f"secondary.{key}", record.secondary.get(key), second.get(key)
     if "clusters" in record.model_fields_set:  # older records have none
         yield "clusters", record.clusters, clusters(cell.records("test"))
+    if "gold" in record.model_fields_set:
+        yield "gold", record.gold, shared_gold(records)
     yield "chance", record.chance, chance(records)
     if record.expected_accuracy is not None:
         yield "expected_accuracy", record.expected_accuracy, expected(records, cell.records("train"))

@@ -1,8 +1,10 @@
 """What must add up inside one run record, beyond what every load checks: needs nothing but the record."""
 
 from collections.abc import Iterator
+from math import isclose
 from typing import Any, NamedTuple
 
+from tinyllm_bench.report.averages import UNPARSED, macro_f1
 from tinyllm_bench.report.record import RunRecord
 
 
@@ -115,6 +117,12 @@ def _score(record: RunRecord) -> Iterator[Claim]:
         count = share * record.score.n
         whole = abs(count - round(count)) < 1e-6 and 0 <= share <= 1
         yield Claim(f"secondary.{key}", share, share if whole else round(count) / record.score.n, "a share of n")
+    told = record.secondary.get("macro_f1")
+    if record.gold and told is not None:
+        given = [[answer if isinstance(answer, int) else UNPARSED] for _, answer, _ in record.items]
+        own = macro_f1(record.gold, given)
+        expected = told if isclose(told, own, rel_tol=1e-9) else own
+        yield Claim("secondary.macro_f1", told, expected, "items and gold")
     if record.reading != "gen":
         yield Claim("score.unparsed", record.score.unparsed, 0, "rankings always answer")
         yield Claim("score.hit_token_limit", record.score.hit_token_limit, 0, "rankings write nothing")

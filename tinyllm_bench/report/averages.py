@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tinyllm_bench.report.intervals import Estimate, Spread, estimate
-from tinyllm_bench.report.resampling import DRAWS, question_shares, seed_shares
+from tinyllm_bench.report.resampling import DRAWS, question_counts, seed_shares
 from tinyllm_bench.report.stats import ANY_RUN, THESE_STUDENTS
 
 UNPARSED = -1
@@ -64,38 +64,38 @@ def macro_f1(gold: ArrayLike, answers: ArrayLike) -> float:
     label numbers, `UNPARSED` where nothing could be read, which is a miss of the gold label and a claim of none.
     """
     wanted, given = np.asarray(gold), np.asarray(answers)
-    even = np.full((1, len(wanted)), 1 / len(wanted))
-    return float(_f1(wanted, given, even).mean())
+    return float(_f1(wanted, given, np.ones((1, len(wanted)), dtype=np.float32)).mean())
 
 
-def macro_f1_interval(
-    gold: ArrayLike,
-    answers: ArrayLike,
-    *,
-    clusters: Sequence[Any] | None = None,
-    fixed: bool = False,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Estimate:
-    """`macro_f1` with the percentile interval of the question x seed bootstrap.
+class MacroF1:
+    """`macro_f1` of the rows of one table, each with the percentile interval of the question x seed bootstrap.
 
-    A label that a draw neither holds nor is given counts in no mean of that draw.
+    The questions are drawn once and serve every row. A label that a draw neither holds nor is given counts in no mean
+    of that draw.
     """
-    wanted, given = np.asarray(gold), np.asarray(answers)
-    rng = np.random.default_rng(seed)
-    shares = question_shares(len(wanted), clusters, draws, rng)
-    found = (_f1(wanted, given, shares) * seed_shares(given.shape[1], fixed, draws, rng)).sum(axis=1)
-    low, high = np.percentile(found, [2.5, 97.5])
-    return Estimate(
-        value=macro_f1(wanted, given),
-        low=float(low),
-        high=float(high),
-        p=None,
-        se=float(found.std(ddof=1)),
-        df=draws - 1.0,
-        method=f"question x seed bootstrap, {draws} draws",
-        speaks_of=THESE_STUDENTS if given.shape[1] == 1 and not fixed else ANY_RUN,
-    )
+
+    def __init__(
+        self, gold: ArrayLike, *, clusters: Sequence[Any] | None = None, draws: int = DRAWS, seed: int = 0
+    ) -> None:
+        self._gold, self._draws, self._seed = np.asarray(gold), draws, seed
+        self._counts = question_counts(len(self._gold), clusters, draws, np.random.default_rng(seed))
+
+    def interval(self, answers: ArrayLike, *, fixed: bool = False) -> Estimate:
+        """`answers` (n, S) as in `macro_f1`; `fixed`: nothing was drawn to make the row."""
+        given = np.asarray(answers)
+        runs = seed_shares(given.shape[1], fixed, self._draws, np.random.default_rng([self._seed, 1]))
+        found = (_f1(self._gold, given, self._counts) * runs).sum(axis=1)
+        low, high = np.percentile(found, [2.5, 97.5])
+        return Estimate(
+            value=macro_f1(self._gold, given),
+            low=float(low),
+            high=float(high),
+            p=None,
+            se=float(found.std(ddof=1)),
+            df=self._draws - 1.0,
+            method=f"question x seed bootstrap, {self._draws} draws",
+            speaks_of=THESE_STUDENTS if given.shape[1] == 1 and not fixed else ANY_RUN,
+        )
 
 
 def constant_answer(gold: ArrayLike) -> ConstantAnswer:
@@ -107,14 +107,18 @@ def constant_answer(gold: ArrayLike) -> ConstantAnswer:
     return ConstantAnswer(label, float(counts.max() / len(wanted)), macro_f1(wanted, always))
 
 
-def _f1(gold: NDArray[Any], answers: NDArray[Any], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Macro-F1 per draw and seed (draws, S); `shares` (draws, n) weigh the questions."""
-    total = np.zeros((len(shares), answers.shape[1]))
+def _f1(gold: NDArray[Any], answers: NDArray[Any], counts: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Macro-F1 per draw and seed (draws, S); `counts` (draws, n) say how often a draw holds each question.
+
+    Sums of whole numbers below 2^24 are exact in single precision, in whatever order a processor adds them.
+    """
+    total = np.zeros((len(counts), answers.shape[1]))
     seen = np.zeros_like(total)
     for label in np.unique(gold):
-        claims = answers == label
-        hits = shares @ (claims & (gold == label)[:, None]).astype(np.float64)
-        size = shares @ claims.astype(np.float64) + (shares @ (gold == label).astype(np.float64))[:, None]
+        claims, wanted = answers == label, (gold == label)[:, None]
+        columns = np.concatenate([claims & wanted, claims, wanted], axis=1).astype(np.float32)
+        hits, claimed, held = np.split(counts @ columns, [claims.shape[1], 2 * claims.shape[1]], axis=1)
+        size = (claimed + held).astype(np.float64)
         total += np.divide(2 * hits, size, out=np.zeros_like(size), where=size > 0)
         seen += size > 0
-    return np.asarray(np.minimum(1.0, total / seen), dtype=np.float64)
+    return np.asarray(total / seen, dtype=np.float64)

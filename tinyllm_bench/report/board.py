@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import locked, write_text
 from tinyllm_bench.report import exports, external_forms
+from tinyllm_bench.report.latex import GENERATED, latex_tables
 from tinyllm_bench.report.page import board_page
 from tinyllm_bench.report.protocols import foreign
 from tinyllm_bench.report.record import RunRecord, load_record, record_path, save_record
@@ -238,7 +239,7 @@ def board_files(folder: Path) -> dict[str, str]:
             "board.csv": exports.rows_csv(data),
             "runs.csv": exports.runs_csv(data),
             "data.json": exports.json_text(data),
-            **dict(exports.latex_tables(sections, macro, _MACRO_NOTE)),
+            **dict(latex_tables(sections, macro, _MACRO_NOTE)),
             "every_eval_ever.jsonl": external_forms.every_eval_ever_lines(runs, title),
             "eval_results.yaml": external_forms.eval_results_yaml(runs),
         }
@@ -247,7 +248,7 @@ def board_files(folder: Path) -> dict[str, str]:
 
 def _generated(folder: Path) -> list[Path]:
     """The files of earlier builds that a later one may not write again."""
-    tables = [file for file in sorted(folder.glob("*.tex")) if file.read_text().startswith(exports.GENERATED)]
+    tables = [file for file in sorted(folder.glob("*.tex")) if file.read_text().startswith(GENERATED)]
     return [*tables, *(file for name in _OPTIONAL if (file := folder / name).is_file())]
 
 

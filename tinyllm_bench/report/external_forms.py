@@ -17,13 +17,11 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.plugins import load_task
 from tinyllm_bench.data.records import HubSource
 from tinyllm_bench.report.record import RunRecord
-from tinyllm_bench.report.stats import Interval, wilson
+from tinyllm_bench.report.stats import wilson
 from tinyllm_bench.report.verdicts import SELF_REPORTED, Tier
 
 NAME = "tinyllm-bench"
 _NOTES = 500  # characters; our own limit
-# Pure, and a board of many runs asks for the same counts again and again.
-_wilson = lru_cache(maxsize=65536)(wilson)
 
 
 class _Form(BaseModel):
@@ -85,12 +83,12 @@ class SourceData(_Form):
 
 
 class MetricConfig(_Form):
-    """An accuracy: a share between 0 and 1, higher is better."""
+    """An accuracy or a macro-F1: a share between 0 and 1, higher is better."""
 
     evaluation_description: str
     metric_id: str
     metric_name: str
-    metric_kind: Literal["accuracy"] = "accuracy"
+    metric_kind: Literal["accuracy", "f1"] = "accuracy"
     metric_unit: Literal["proportion"] = "proportion"
     lower_is_better: Literal[False] = False
     score_type: Literal["continuous"] = "continuous"
@@ -200,16 +198,8 @@ def every_eval_ever(
         evaluation_id=f"{NAME}-{record.task}-{record.reading}/{model.id.replace('/', '_')}/{stamp}",
         evaluation_timestamp=record.created,
         retrieved_timestamp=stamp,
-        source_metadata=SourceMetadata(
-            source_name=NAME,
-            source_type="evaluation_run",
-            source_organization_name=organization,
-            evaluator_relationship="other",
-            additional_details={"sample_data": str(record.sample).lower(), "trust": trust},
-        ),
-        eval_library=EvalLibrary(
-            name=NAME, version=record.packages.get(NAME, "unknown"), additional_details=_code(record)
-        ),
+        source_metadata=_who(organization, record.sample, trust),
+        eval_library=_library(record.packages.get(NAME, "unknown"), record.git.commit, record.git.dirty),
         model_info=model,
         evaluation_results=tuple(_results(record)),
     )
@@ -241,21 +231,32 @@ def _engine_version(record: RunRecord) -> str:
     return versions.get(record.backend.name if record.backend else "") or "unknown"
 
 
-def _code(record: RunRecord) -> dict[str, str]:
-    told = {"commit": record.git.commit, "dirty": None if record.git.dirty is None else str(record.git.dirty).lower()}
-    return {key: value for key, value in told.items() if value}
+# Parts that thousands of runs share are made once; they cannot be changed.
+@lru_cache(maxsize=256)
+def _who(organization: str, sample: bool, trust: Tier) -> SourceMetadata:
+    return SourceMetadata(
+        source_name=NAME,
+        source_type="evaluation_run",
+        source_organization_name=organization,
+        evaluator_relationship="other",
+        additional_details={"sample_data": str(sample).lower(), "trust": trust},
+    )
+
+
+@lru_cache(maxsize=256)
+def _library(version: str, commit: str | None, dirty: bool | None) -> EvalLibrary:
+    told = {"commit": commit, "dirty": None if dirty is None else str(dirty).lower()}
+    return EvalLibrary(name=NAME, version=version, additional_details={key: text for key, text in told.items() if text})
 
 
 def _results(record: RunRecord) -> Iterable[EvaluationResult]:
     score = record.score
     assert score is not None, "asked only of scored runs"
-    low, high = _limits(score.correct, score.n)
-    interval = ConfidenceInterval(lower=low, upper=high, confidence_level=0.95, method="Wilson score, one run")
     counts = {key: str(getattr(score, key)) for key in ("n", "correct", "wrong", "unparsed")}
     main = ScoreDetails(
         score=score.correct / score.n,
         details=counts | {"test_looks": str(record.test_looks), "chance": repr(record.chance)},
-        uncertainty=Uncertainty(confidence_interval=interval, num_samples=score.n),
+        uncertainty=_uncertainty(score.correct, score.n),
     )
     yield _result(record, "accuracy", main)
     for key, value in sorted(record.secondary.items()):
@@ -263,20 +264,19 @@ def _results(record: RunRecord) -> Iterable[EvaluationResult]:
             yield _result(record, key, ScoreDetails(score=value, details={"n": str(score.n)}))
 
 
-def _limits(correct: int, n: int) -> Interval:
-    return _wilson(correct, n)
+@lru_cache(maxsize=65536)
+def _uncertainty(correct: int, n: int) -> Uncertainty:
+    low, high = wilson(correct, n)
+    interval = ConfidenceInterval(lower=low, upper=high, confidence_level=0.95, method="Wilson score, one run")
+    return Uncertainty(confidence_interval=interval, num_samples=n)
 
 
 def _result(record: RunRecord, metric: str, details: ScoreDetails) -> EvaluationResult:
     return EvaluationResult(
         evaluation_result_id=f"{record.run_id}/{metric}",
         evaluation_name=f"{record.task}, {record.reading} reading",
-        source_data=_source(record),
-        metric_config=MetricConfig(
-            evaluation_description=f"Share of right answers; metric: {record.protocol['metric']}",
-            metric_id="accuracy" if metric == "accuracy" else f"{NAME}.{metric}",
-            metric_name=metric.replace("_", " "),
-        ),
+        source_data=_source(record.task, record.sample, record.data.source, *_scored(record)),
+        metric_config=_metric(metric, record.protocol["metric"]),
         score_details=details,
         generation_config=GenerationConfig(
             generation_args=GenerationArgs(execution_command=" ".join(record.command.split()) or "unknown"),
@@ -285,17 +285,35 @@ def _result(record: RunRecord, metric: str, details: ScoreDetails) -> Evaluation
     )
 
 
-def _source(record: RunRecord) -> SourceData:
-    hub = None if record.sample else _hub(record.task)
-    told = {"data_source": record.data.source, "scored_ids_digest": str(record.protocol["scored_ids_digest"])}
+@lru_cache(maxsize=256)
+def _metric(name: str, asked: str) -> MetricConfig:
+    """A figure of a record by its name; `asked` is what the protocol calls its metric."""
+    is_f1 = name == "macro_f1"
+    what = "Unweighted mean of F1 over the answers" if is_f1 else "Share of right answers"
+    return MetricConfig(
+        evaluation_description=f"{what}; metric: {asked}",
+        metric_id="accuracy" if name == "accuracy" else f"{NAME}.{name}",
+        metric_name=name.replace("_", " "),
+        metric_kind="f1" if is_f1 else "accuracy",
+    )
+
+
+def _scored(record: RunRecord) -> tuple[str, int]:
+    return str(record.protocol["scored_ids_digest"]), record.protocol["n"]
+
+
+@lru_cache(maxsize=256)
+def _source(task: str, sample: bool, origin: str, ids_digest: str, n: int) -> SourceData:
+    hub = None if sample else _hub(task)
+    told = {"data_source": origin, "scored_ids_digest": ids_digest}
     if hub is None:
-        name = f"{record.task} (sample questions)" if record.sample else record.task
+        name = f"{task} (sample questions)" if sample else task
         return SourceData(dataset_name=name, source_type="other", additional_details=told)
     return SourceData(
-        dataset_name=record.task,
+        dataset_name=task,
         source_type="hf_dataset",
         hf_repo=hub.path,
-        samples_number=record.protocol["n"],
+        samples_number=n,
         additional_details=told | {"hub_revision": hub.revision},
     )
 
@@ -319,7 +337,7 @@ def eval_results(record: RunRecord) -> list[ResultEntry]:
     score = record.score
     if record.kind != "method" or record.sample or hub is None or score is None:
         return []
-    low, high = _limits(score.correct, score.n)
+    low, high = wilson(score.correct, score.n)
     notes = (
         f"{NAME}: {record.label}, seed {record.seed}, {record.reading} reading, n = {score.n}, unparsed "
         f"{score.unparsed}, accuracy in per cent, 95 % Wilson interval {100 * low:.1f} to {100 * high:.1f}, "

@@ -5,7 +5,8 @@ Rows of a section share a protocol, and so the same questions; runs are aligned 
 
 from collections.abc import Sequence
 
-from tinyllm_bench.report import intervals
+from tinyllm_bench.report import aligned, intervals
+from tinyllm_bench.report.averages import ConstantAnswer, MacroF1, constant_answer
 from tinyllm_bench.report.gap import Gap, gap_recovered
 from tinyllm_bench.report.intervals import Estimate
 from tinyllm_bench.report.multiple import Standing, holm, standings
@@ -17,25 +18,38 @@ MOST_RANKED = 30
 
 
 class Judge:
-    """The statistics of one section's rows, each row summarised once."""
+    """The statistics of one section's rows, each row summarised once.
+
+    `accuracies` and `macro_f1` are by row key; rows without such a figure are left out. `constant` is what always
+    giving the most frequent right answer is worth, None where the questions do not share their answers.
+
+    Raises:
+        UserError: records that tell different things about one question.
+    """
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
         self._known: dict[str, intervals.Row] = {}
+        self._floors: dict[str, dict[str, Row | str]] = {}
+        records = [record for row in rows for record in row.records]
+        self._clusters, gold = aligned.clusters(records), aligned.gold(records)
+        self.accuracies = {row.key: found for row in rows if (found := self._accuracy(row)) is not None}
+        self.macro_f1: dict[str, Estimate] = {}
+        self.constant: ConstantAnswer | None = None
+        if gold is not None:
+            f1, self.constant = MacroF1(gold, clusters=self._clusters), constant_answer(gold)
+            # One draw of a guess says little about guessing.
+            asked = [row for row in rows if row.first.items and row.first.expected_accuracy is None]
+            self.macro_f1 = {row.key: f1.interval(aligned.answers(row.records), fixed=row.is_anchor) for row in asked}
 
     def of(self, row: Row) -> intervals.Row:
         """The row's runs as the statistics need them: right or wrong, questions (by id) x seeds."""
         if row.key not in self._known:
-            right = [{name: flag for name, _, flag in record.items} for record in row.records]
-            ids = sorted(right[0])
-            clusters = dict(zip((name for name, _, _ in row.first.items), row.first.clusters, strict=False))
-            codes = [clusters[name] for name in ids] if clusters else None
-            table = [[run[name] for run in right] for name in ids]
-            self._known[row.key] = intervals.row_of(table, fixed=row.is_anchor, clusters=codes)
+            right = aligned.right(row.records)
+            self._known[row.key] = intervals.row_of(right, fixed=row.is_anchor, clusters=self._clusters)
         return self._known[row.key]
 
-    def accuracy(self, row: Row) -> Estimate | None:
-        """The row's accuracy with its interval; None where it could not be measured."""
+    def _accuracy(self, row: Row) -> Estimate | None:
         if row.first.expected_accuracy is not None:
             return intervals.exact_accuracy(row.first.expected_accuracy)
         if row.accuracy is None or row.first.score is None:
@@ -52,7 +66,7 @@ class Judge:
         return found
 
     def _lift(self, row: Row, floor: str) -> Lift:
-        other = floor_of(row, self._rows, floor)
+        other = self._floor(row, floor)
         if isinstance(other, str):
             return Lift(why_not=other)
         found = intervals.difference(self.of(row), self.of(other))
@@ -67,13 +81,20 @@ class Judge:
         asked = [row for row in self._rows if row.is_anchor and row.student and row.first.items]
         found = {}
         for row in self._rows:
-            base = floor_of(row, self._rows, floor)
+            base = self._floor(row, floor)
             own = {teacher.spec for teacher in row.first.teachers}
             teachers = [self.of(one) for one in asked if one.student in own]
             if teachers and not isinstance(base, str):
                 best = max(teachers, key=lambda one: float(one.mean))
                 found[row.key] = gap_recovered(self.of(row), self.of(base), best)
         return found
+
+    def _floor(self, row: Row, floor: str) -> Row | str:
+        """`floor_of`, looked for once, among the rows of the floor method, which are few in a large table."""
+        if floor not in self._floors:
+            few = [one for one in self._rows if not one.is_anchor and one.first.name == floor]
+            self._floors[floor] = {one.key: floor_of(one, few, floor) for one in self._rows}
+        return self._floors[floor][row.key]
 
     def ranks(self) -> dict[str, Standing]:
         """By key of each trained row, where it may stand among them; empty where there are too few or too many."""

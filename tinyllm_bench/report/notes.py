@@ -70,6 +70,11 @@ def _meaning(lifts: Sequence[Lift], rows: Sequence[Row]) -> Iterable[str]:
             "Rows of several seeds have two-way intervals, over questions and seeds: they speak of new runs and new"
             " questions of this kind."
         )
+    if any(record.gold for row in rows for record in row.records):
+        yield (
+            "Macro-F1 is the mean of F1 over the answers; its 95 % interval is a bootstrap over questions and, for "
+            "rows of several, seeds. The constant answer is the most frequent right one, given to every question."
+        )
     found = smallest_difference(lifts)
     if found is not None:
         yield f"This table sees lifts of {100 * found:.1f} points or more (80 % power, after correction)."
@@ -78,9 +83,10 @@ def _meaning(lifts: Sequence[Lift], rows: Sequence[Row]) -> Iterable[str]:
             f"{OTHER_SETTINGS[0].upper()}{OTHER_SETTINGS[1:]}: no floor row of this budget and these training rows "
             "was trained with the same `train` and `student` settings."
         )
-    if rows[0].first.clusters:
-        groups = len(set(rows[0].first.clusters))
-        yield f"{len(rows[0].first.clusters)} questions in {groups} clusters that share a passage or a question."
+    clusters = next((record.clusters for row in rows for record in row.records if record.clusters), ())
+    if clusters:
+        groups = len(set(clusters))
+        yield f"{len(clusters)} questions in {groups} clusters that share a passage or a question."
 
 
 def _no_gain(rows: Sequence[Row], lifts: Sequence[Lift], floor_title: str) -> Iterable[str]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from tinyllm_bench.report.record import RunRecord, TeacherInfo
 from tinyllm_bench.report.record import record_path as record_path
 from tinyllm_bench.report.rows import Row
-from tinyllm_bench.report.tables import NOT_MEASURABLE, TRUST, Cells, Section, marked
+from tinyllm_bench.report.tables import CONSTANT, MACRO_F1, NOT_MEASURABLE, TRUST, Cells, Section, marked
 
 Kind = Literal["anchor", "method", "teacher"]
 _NUMBER = r"[+-]?\d+(?:\.\d+)?"
@@ -30,16 +30,23 @@ class Measured(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line of a table with the row behind it; None for a teacher that is only named."""
+    """A line of a table with the row behind it; None for a constant answer and a teacher that is only named.
+
+    `share` and `macro_f1` are the exact accuracy and macro-F1; None where the line has none.
+    """
 
     cells: Cells
     row: Row | None
     runs: Sequence[Cells]
+    share: float | None
+    macro_f1: float | None
 
     @property
     def kind(self) -> Kind:
         """`anchor`, `method` or `teacher`."""
-        return "teacher" if self.row is None else self.row.first.kind
+        if self.row is None:
+            return "anchor" if self.cells["row"].startswith(CONSTANT) else "teacher"
+        return self.row.first.kind
 
     @property
     def trust(self) -> str | None:
@@ -50,6 +57,12 @@ class Line(NamedTuple):
     def accuracy(self) -> Measured | None:
         """Per cent, with the interval that the table prints."""
         return measured(self.cells[_head(self.cells, "accuracy")], _cell(self.cells, "95 %"))
+
+    @property
+    def macro_f1_limits(self) -> Measured | None:
+        """Per cent, with the interval that the table prints."""
+        text = self.cells.get(MACRO_F1, "-")
+        return measured(text, text)
 
     @property
     def lift(self) -> Measured | None:
@@ -64,9 +77,13 @@ def lines(section: Section) -> Iterator[Line]:
     for cells in section.table:
         row = rows[0] if rows else None
         if row is None or (marked(row), row.student or "-") != (cells["row"], cells["student"]):
-            yield Line(cells, None, ())
+            told = section.constant if cells["row"].startswith(CONSTANT) else None
+            yield Line(cells, None, (), *((told.accuracy, told.macro_f1) if told else (None, None)))
         else:
-            yield Line(cells, rows.popleft(), tuple(islice(runs, len(row.records))))
+            share = row.accuracy.mean if row.accuracy else None
+            found = section.macro_f1.get(row.key)
+            own = tuple(islice(runs, len(row.records)))
+            yield Line(cells, rows.popleft(), own, share, found.value if found else None)
     assert not rows, "a row of the section has no line in its table"
 
 

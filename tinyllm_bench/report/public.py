@@ -70,7 +70,8 @@ def public(value: Any) -> Any:
 def machine_paths(value: Any) -> Iterator[str]:
     """The texts in a nested value that hold a machine path."""
     if isinstance(value, str):
-        if any(_path(found) for found in _PLACE.finditer(value)):
+        # Every path holds one of the two; most texts of a record hold neither.
+        if ("/" in value or "\\" in value) and any(_path(found) for found in _PLACE.finditer(value)):
             yield value
     elif isinstance(value, Mapping):
         for inner in value.values():

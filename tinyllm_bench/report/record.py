@@ -3,6 +3,8 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from operator import eq
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -45,7 +47,16 @@ PROTOCOL_FIELDS = (
 
 def ids_digest(ids: Iterable[str]) -> str:
     """Digest of a set of record ids: their order does not matter."""
-    return digest(sorted(ids))
+    return _about(tuple(ids))[0]
+
+
+@lru_cache(maxsize=256)
+def _about(ids: tuple[str, ...]) -> tuple[str, int]:
+    """Digest of some ids, and how many different ones they are.
+
+    Kept, since thousands of records of one protocol hold the same ids, mostly in the same order.
+    """
+    return digest(sorted(ids)), len(set(ids))
 
 
 def protocol_hash(protocol: Mapping[str, Any]) -> str:
@@ -64,8 +75,9 @@ class RunRecord(Part):
     `own_settings`: settings outside of `method` that the method itself brings along, such as a learning rate; nobody
     asked for another. `sample` marks rows made from sample data. `expected_accuracy` is the exact value of an anchor
     that guesses; such an anchor needs no score. An anchor with neither is one that cannot be measured (recorded text).
-    `clusters` number the items that share a passage or a question, empty where none do; `paths` are accuracies by every
-    policy and what the paths are like (`evaluate.paths.path_report`).
+    `clusters` number the items that share a passage or a question, empty where none do; `gold` are the numbers of the
+    items' right answers where all have the same named ones (yes, no, maybe), empty elsewhere; `paths` are accuracies
+    by every policy and what the paths are like (`evaluate.paths.path_report`).
     """
 
     schema_version: Literal[1] = 1
@@ -100,6 +112,7 @@ class RunRecord(Part):
     notes: tuple[str, ...] = ()
     items: tuple[Item, ...] = ()
     clusters: tuple[Count, ...] = ()
+    gold: tuple[Count, ...] = ()
     predictions_digest: str | None = None
     backend: BackendInfo | None = None
     git: GitInfo = GitInfo()
@@ -141,21 +154,25 @@ class RunRecord(Part):
             if self.items:
                 raise ValueError("a record without a score has no items")
             return self
-        if self.clusters and len(self.clusters) != len(self.items):
-            raise ValueError(f"{len(self.clusters)} clusters for {len(self.items)} items")
-        ids = [record_id for record_id, _, _ in self.items]
+        for name, told in (("clusters", self.clusters), ("gold answers", self.gold)):
+            if told and len(told) != len(self.items):
+                raise ValueError(f"{len(told)} {name} for {len(self.items)} items")
+        # Columns, not a generator an item: a board loads millions of items.
+        ids, answers, flags = zip(*self.items, strict=True) if self.items else ((), (), ())
         facts = {
             "n": (len(ids), self.score.n),
-            "distinct ids": (len(set(ids)), self.score.n),
+            "distinct ids": (_about(ids)[1], self.score.n),
             "protocol n": (self.protocol["n"], self.score.n),
-            "correct": (sum(flag for _, _, flag in self.items), self.score.correct),
-            "unparsed": (sum(answer is None for _, answer, _ in self.items), self.score.unparsed),
+            "correct": (sum(flags), self.score.correct),
+            "unparsed": (answers.count(None), self.score.unparsed),
         }
         wrong = [f"{key} {found} in items, {told} in score" for key, (found, told) in facts.items() if found != told]
         if wrong:
             raise ValueError("; ".join(wrong))
-        if any(answer is None and flag for _, answer, flag in self.items):
+        if self.score.unparsed and (None, 1) in zip(answers, flags, strict=True):
             raise ValueError("an item without an answer is marked correct")
+        if self.gold and flags != tuple(map(eq, answers, self.gold)):
+            raise ValueError("an item's mark does not say whether its answer is the gold one")
         if ids_digest(ids) != self.protocol["scored_ids_digest"]:
             raise ValueError("the items are not the protocol's scored ids")
         return self

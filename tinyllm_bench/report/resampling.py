@@ -78,13 +78,20 @@ def _stratum_draws(one: Stratum, draws: int, rng: np.random.Generator) -> NDArra
     return total
 
 
+def question_counts(
+    n: int, clusters: Sequence[Any] | None, draws: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """How often each draw holds each question (draws, n); the questions of a cluster come together."""
+    codes = np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    units = int(codes.max()) + 1
+    return rng.multinomial(units, np.full(units, 1 / units), size=draws)[:, codes].astype(np.float32)
+
+
 def question_shares(
     n: int, clusters: Sequence[Any] | None, draws: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """How much each question counts in each draw (draws, n); a draw's shares add up to 1."""
-    codes = np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
-    units = int(codes.max()) + 1
-    counts = rng.multinomial(units, np.full(units, 1 / units), size=draws)[:, codes].astype(np.float64)
+    counts = question_counts(n, clusters, draws, rng).astype(np.float64)
     return np.asarray(counts / counts.sum(axis=1, keepdims=True), dtype=np.float64)
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tinyllm_bench.report.averages import macro_average
+from tinyllm_bench.report.averages import ConstantAnswer, macro_average
 from tinyllm_bench.report.gap import Gap
 from tinyllm_bench.report.intervals import Estimate
 from tinyllm_bench.report.judged import Judge
@@ -17,6 +17,8 @@ from tinyllm_bench.report.stats import over_seeds
 from tinyllm_bench.report.verdicts import Checks, least_checked
 
 TRUST = "trust"
+MACRO_F1 = "macro-F1 %"
+CONSTANT = "constant answer, the most frequent one"
 NOT_MEASURABLE = "not measurable (recorded text)"
 Cells = dict[str, str]
 
@@ -32,8 +34,9 @@ class BoardNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """One table: rows of one task, reading and protocol. `runs` are the cells of the details table, `accuracies` the
-    rows' accuracies with their intervals, by the row's key, `checks` what others found about the runs."""
+    """One table: rows of one task, reading and protocol. `runs` are the cells of the details table, `accuracies` and
+    `macro_f1` the rows' with their intervals, by the row's key, `constant` the value of one answer to all questions,
+    `checks` what others found about the runs."""
 
     title: str
     facts: str
@@ -43,6 +46,8 @@ class Section:
     notes: tuple[str, ...]
     runs: tuple[Cells, ...]
     accuracies: Mapping[str, Estimate]
+    macro_f1: Mapping[str, Estimate]
+    constant: ConstantAnswer | None
     checks: Checks
 
 
@@ -64,7 +69,9 @@ def make_section(
         table=tuple(_table(rows, lifts, names, judge, checks)),
         notes=tuple(section_notes(rows, lifts, names.floor_title, checks)),
         runs=tuple(_run_cells(row, record) for row in rows for record in row.records),
-        accuracies={row.key: found for row in rows if (found := judge.accuracy(row)) is not None},
+        accuracies=judge.accuracies,
+        macro_f1=judge.macro_f1,
+        constant=judge.constant,
         checks=checks,
     )
 
@@ -116,12 +123,14 @@ def _table(rows: Sequence[Row], lifts: Sequence[Lift], names: BoardNames, judge:
             "row": marked(row),
             "student": row.student or "-",
             "accuracy %": percent(row.accuracy.mean) if row.accuracy else NOT_MEASURABLE,
-            "95 % interval": _interval(judge.accuracy(row)),
+            "95 % interval": _interval(judge.accuracies.get(row.key)),
             "n": str(row.first.protocol["n"]) if row.accuracy else "-",
             "seeds": _seeds(row),
         }
         if unparsed:
             line["unparsed"] = _unparsed(row)
+        if judge.constant is not None or "macro_f1" in secondary:
+            line[MACRO_F1] = _macro_f1(row, judge.macro_f1.get(row.key))
         line[f"lift over {names.floor} at equal budget (points)"] = _lift_text(lift)
         if tested:
             line["p (Holm)"] = "-" if lift.p_holm is None else probability(lift.p_holm)
@@ -131,10 +140,10 @@ def _table(rows: Sequence[Row], lifts: Sequence[Lift], names: BoardNames, judge:
             line["rank"] = _rank(ranks[row.key]) if row.key in ranks else "-"
         line["student tokens"] = "-" if row.is_anchor else f"{round(row.tokens):,}"
         line["wall time"] = duration(row.seconds) if row.seconds else "-"
-        line |= {f"{key.replace('_', ' ')} %": _secondary(row, key) for key in secondary}
+        line |= {f"{key.replace('_', ' ')} %": _secondary(row, key) for key in secondary if key != "macro_f1"}
         line[TRUST] = least_checked(checks, row.records)
         cells.append(line)
-    return _with_recorded_teachers(rows, cells)
+    return _with_unasked(rows, cells, judge.constant)
 
 
 def marked(row: Row) -> str:
@@ -175,6 +184,13 @@ def _secondary(row: Row, key: str) -> str:
     return percent(over_seeds(found).mean) if len(found) == len(row.records) else "-"
 
 
+def _macro_f1(row: Row, found: Estimate | None) -> str:
+    """With its interval; older records hold the value alone. A guess is not asked for the value of one draw."""
+    if row.first.expected_accuracy is not None:
+        return "-"
+    return _secondary(row, "macro_f1") if found is None else f"{percent(found.value)} ({_interval(found)})"
+
+
 def _lift_text(lift: Lift) -> str:
     if lift.value is None:
         return lift.why_not or "-"
@@ -188,8 +204,12 @@ def _gap(found: Gap) -> str:
     return f"{100 * found.value:.0f} ({100 * found.low:.0f} to {100 * found.high:.0f})"
 
 
-def _with_recorded_teachers(rows: Sequence[Row], cells: list[Cells]) -> list[Cells]:
-    """A replayed teacher wrote its texts before, without answers to score: it is named, never scored."""
+def _with_unasked(rows: Sequence[Row], cells: list[Cells], constant: ConstantAnswer | None) -> list[Cells]:
+    """Lines that no run stands behind, between anchors and methods.
+
+    A constant answer is known from the right ones. A replayed teacher wrote its texts before, without answers to
+    score: it is named, never scored.
+    """
     used = {teacher.spec for row in rows for record in row.records for teacher in record.teachers}
     recorded = sorted(spec for spec in used if spec.startswith("replay:"))
     own = {row.student for row in rows if row.is_anchor}
@@ -199,6 +219,10 @@ def _with_recorded_teachers(rows: Sequence[Row], cells: list[Cells]) -> list[Cel
         for spec in recorded
         if spec not in own
     ]
+    if constant is not None:
+        told = {"row": f"{CONSTANT}{mark}", "accuracy %": percent(constant.accuracy)}
+        told |= {"n": str(rows[0].first.protocol["n"]), MACRO_F1: percent(constant.macro_f1)}
+        extra.insert(0, dict.fromkeys(cells[0], "-") | told)
     anchors = sum(row.is_anchor for row in rows)
     return [*cells[:anchors], *extra, *cells[anchors:]]
 
@@ -262,14 +286,12 @@ def _macro_rows(reading: str, sections: Sequence[Section]) -> list[Cells]:
 
 def text_table(cells: Sequence[Cells], *, markdown: bool) -> str:
     """Rows of text as a GitHub table or as a terminal table."""
-    import pandas as pd
     from tabulate import tabulate
 
-    frame = pd.DataFrame(list(cells), dtype=object)
-    if markdown:
-        frame = frame.map(escaped)
+    written = escaped if markdown else str
+    columns = {name: [written(line[name]) for line in cells] for name in cells[0]}
     shape = "github" if markdown else "simple"
-    return tabulate(frame.to_dict("list"), headers="keys", tablefmt=shape, disable_numparse=True)
+    return tabulate(columns, headers="keys", tablefmt=shape, disable_numparse=True)
 
 
 def escaped(text: str) -> str:

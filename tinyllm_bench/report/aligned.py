@@ -1,0 +1,82 @@
+"""The questions of a section in one order, and what its runs answered to them, as arrays.
+
+Runs of a section share a protocol, and so the same questions; they are aligned by their ids, whatever order each
+record holds them in.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.report.averages import UNPARSED
+from tinyllm_bench.report.record import RunRecord
+
+Numbers = NDArray[np.integer[Any]]
+
+
+def right(records: Sequence[RunRecord]) -> Numbers:
+    """1 where a run was right (questions in the order of their ids, runs)."""
+    columns = map(_columns, records)
+    # Marks are 0 or 1: bytes become an array at once, a tuple number by number.
+    return np.stack([np.frombuffer(bytes(marks), dtype=np.uint8)[_order(ids)] for ids, _, marks in columns], axis=1)
+
+
+def answers(records: Sequence[RunRecord]) -> Numbers:
+    """The number of each run's answer, `UNPARSED` where none could be read (questions by id, runs)."""
+    labels = [[one if isinstance(one, int) else UNPARSED for one in _columns(record)[1]] for record in records]
+    return np.stack([_ordered(record, found) for record, found in zip(records, labels, strict=True)], axis=1)
+
+
+def clusters(records: Sequence[RunRecord]) -> list[int] | None:
+    """A number for each question, by id, the same for questions that share something; None where no record tells.
+
+    A record that was made before these were kept stands beside others: the questions are the same.
+    """
+    return _told(records, "clusters")
+
+
+def gold(records: Sequence[RunRecord]) -> Numbers | None:
+    """The number of each question's right answer, by id; None where no record tells.
+
+    Raises:
+        UserError: two records tell different ones.
+    """
+    found = _told(records, "gold")
+    return None if found is None else np.array(found, dtype=np.intp)
+
+
+def _told(records: Sequence[RunRecord], field: str) -> list[int] | None:
+    """What the records that have a field say about each question, by id."""
+    first, known = None, None
+    for record in records:
+        if not getattr(record, field):
+            continue
+        found = _ordered(record, getattr(record, field)).tolist()
+        if first is None or known is None:
+            first, known = record, found
+        elif found != known:
+            raise UserError(
+                f"{first.run_id} and {record.run_id} hold the same questions with different `{field}`; "
+                "`tinyllm-bench verify` tells which one is wrong"
+            )
+    return known
+
+
+def _ordered(record: RunRecord, values: Sequence[int]) -> Numbers:
+    """One value an item, brought into the order of the ids."""
+    return np.array(values, dtype=np.intp)[_order(_columns(record)[0])]
+
+
+def _columns(record: RunRecord) -> tuple[tuple[Any, ...], ...]:
+    """Ids, answers and marks of the items."""
+    return tuple(zip(*record.items, strict=True))
+
+
+@lru_cache(maxsize=64)
+def _order(ids: tuple[str, ...]) -> Numbers:
+    """Runs of one protocol mostly hold their items in one order."""
+    return np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.intp)
