@@ -149,7 +149,7 @@ def balance(planned: Planned) -> list[Finding]:
                 fix="read rows against the anchor `majority`, and macro-F1 where the record has it",
                 note=None,
                 warning=ABOVE_CHANCE,
-                unit="above chance",
+                unit="over chance",
             )
         )
         found += [_spread(cell.task.name, other, split["train"], split[other]) for other in ("valid", "test")]

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.doctor_machine import Machine
 from tinyllm_bench.pipeline.validation import encoder_of
 from tinyllm_bench.teach.live import LiveTeacher
+from tinyllm_bench.teach.quality import teacher_reports
+from tinyllm_bench.teach.quality_report import TeacherReport
 from tinyllm_bench.teach.teachers import Teacher
 
 _NO_LIMIT = sys.maxsize
@@ -32,19 +35,21 @@ class Planned:
     _opened: dict[str, Loaded | UserError] = field(default_factory=dict)
     _said: dict[Any, list[Annotation]] = field(default_factory=dict)
     _encoded: dict[Any, Encoded] = field(default_factory=dict)
+    _reports: dict[Any, TeacherReport] = field(default_factory=dict)
+    _groups: dict[int, list[Group]] = field(default_factory=dict)
 
     @property
     def runs(self) -> Path:
         """The folder of all runs."""
         return self.cells[0].runs
 
-    @property
+    @cached_property
     def tasks(self) -> list[Cell]:
         """One cell for each task and selection of its records."""
         found = {_data_of(cell): cell for cell in reversed(self.cells)}
         return list(found.values())[::-1]
 
-    @property
+    @cached_property
     def trained(self) -> list[Cell]:
         """The cells that train, each once whatever its seed, after those that make their students and teachers."""
         found: dict[str, Cell] = {}
@@ -83,6 +88,17 @@ class Planned:
             self._said[key] = found
         return self._said[key]
 
+    def report(self, cell: Cell, teacher: Teacher) -> TeacherReport | None:
+        """How good a teacher's rationales are, as `teachers report` counts it; None where there are none."""
+        said = self.said(cell, teacher)
+        if not said or teacher.kind != "rationale":
+            return None
+        if id(said) not in self._reports:  # `_said` keeps the list
+            records = {record.id: record for record in cell.records("train")}
+            (found,) = teacher_reports(said, records, cell.config.annotations.filters, samples=0)
+            self._reports[id(said)] = found
+        return self._reports[id(said)]
+
     def encoder(self, cell: Cell) -> Encoder | None:
         """The cell's encoder; None where its student cannot be had."""
         loaded = self.student(cell)
@@ -93,6 +109,11 @@ class Planned:
 
         Of programs all are there, also those that will not give the right answer: running them is not free.
         """
+        if id(cell) not in self._groups:  # the cells outlive this object
+            self._groups[id(cell)] = self._made(cell)
+        return self._groups[id(cell)]
+
+    def _made(self, cell: Cell) -> list[Group]:
         method = cell.method
         assert method is not None
         said: dict[str, list[Annotation]] = {}

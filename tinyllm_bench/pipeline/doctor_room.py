@@ -9,7 +9,7 @@ from tinyllm_bench.models.load import parameter_count
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.doctor_findings import Finding, Severity
-from tinyllm_bench.pipeline.doctor_planned import Planned, place
+from tinyllm_bench.pipeline.doctor_planned import Planned, own_signal, own_student, place
 from tinyllm_bench.pipeline.memory import peak_bytes
 from tinyllm_bench.teach.api_client import FALLBACK_KEY_VARIABLE
 from tinyllm_bench.teach.writer_api import KEY_VARIABLE
@@ -21,14 +21,18 @@ _HERE = ("localhost", "127.0.0.1", "::1")
 
 
 def memory(planned: Planned) -> list[Finding]:
-    """The estimated peak of each training (`pipeline/memory.py`) against what is free now."""
-    found = []
+    """The estimated peak of each training (`pipeline/memory.py`) against what is free now.
+
+    Tasks differ little, since `train.micro_batch_tokens` bounds a batch: one is named for all that are set alike.
+    """
+    fix = "lower train.micro_batch_tokens, set train.gradient_checkpointing=true, or take a smaller student"
+    alike: dict[str, Cell] = {}
     for cell in planned.trained:
-        if planned.student(cell) is None:
-            continue
-        fix = "lower train.micro_batch_tokens, set train.gradient_checkpointing=true, or take a smaller student"
-        found.append(_room("memory", place(cell), peak_bytes(cell), planned.machine.free_memory, fix))
-    return found
+        config = cell.config
+        models = [spec and spec.text for spec in (own_student(cell), own_signal(cell))]
+        alike.setdefault(f"{cell.name} {models} {config.student} {config.teacher} {config.train} {config.eval}", cell)
+    known = [cell for cell in alike.values() if planned.student(cell) is not None]
+    return [_room("memory", place(cell), peak_bytes(cell), planned.machine.free_memory, fix) for cell in known]
 
 
 def _room(check: str, where: str, needed: int, free: int, fix: str) -> Finding:

@@ -1,4 +1,4 @@
-"""Checks of `doctor` on what teachers said: missing texts, texts not worth imitating, texts that give the answer away."""
+"""Checks of `doctor` on what teachers said: missing texts, junk, and texts that give the answer away."""
 
 import random
 import re
@@ -11,11 +11,10 @@ from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.doctor_findings import Finding, graded, share
 from tinyllm_bench.pipeline.doctor_planned import Planned
 from tinyllm_bench.teach.filters import body
-from tinyllm_bench.teach.quality import teacher_reports
 from tinyllm_bench.teach.quality_report import TeacherReport
 from tinyllm_bench.teach.teachers import Teacher
 
-MISSING = 0.01  # of questions without a text
+MISSING = 0.05  # of questions without a text
 REJECTED = 0.10  # of texts that the filters reject
 UNFILTERED = 0.25  # of texts that one filter that is not used would reject
 GOLD_ONLY = 0.05  # of texts that are the answer and nothing else
@@ -89,14 +88,23 @@ def junk(planned: Planned) -> list[Finding]:
     return found
 
 
-def _unused(where: str, report: TeacherReport) -> Iterator[Finding]:
+def _unused(where: str, report: TeacherReport) -> list[Finding]:
     """Filters that are not used and would reject many."""
-    for name, one in report.alone.items():
-        if name not in report.filters and one.share is not None and one.share > UNFILTERED:
-            measured = f"the filter {name} is not used and would reject {share(one.count, one.of)}"
-            fix = f"read some with `tinyllm-bench teachers report`; add {name} to annotations.filters if they are bad"
-            told = f"note above {100 * UNFILTERED:g} %"
-            yield Finding(severity="note", check="junk", where=where, measured=measured, threshold=told, fix=fix)
+    others = {name: one for name, one in report.alone.items() if name not in report.filters}
+    many = {name: one for name, one in others.items() if (one.share or 0.0) > UNFILTERED}
+    if not many:
+        return []
+    named = ", ".join(f"{name} {share(one.count, one.of)}" for name, one in many.items())
+    return [
+        Finding(
+            severity="note",
+            check="junk",
+            where=where,
+            measured=f"filters that are not used would reject: {named}",
+            threshold=f"note above {100 * UNFILTERED:g} %",
+            fix="read some with `tinyllm-bench teachers report`; name those in annotations.filters that you mean",
+        )
+    ]
 
 
 def leakage(planned: Planned) -> list[Finding]:
@@ -170,8 +178,12 @@ def _start(text: str) -> str:
 
 def _holds(text: str, choice: str) -> bool:
     """Whether a text holds a choice as whole words."""
-    wanted = normalised(choice)
-    return bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", normalised(text)) is not None
+    wanted = _words(choice)
+    return bool(wanted) and f" {wanted} " in f" {_words(text)} "
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", normalised(text)))
 
 
 def _taught(planned: Planned) -> Iterator[tuple[Cell, Teacher]]:
@@ -189,8 +201,6 @@ def _taught(planned: Planned) -> Iterator[tuple[Cell, Teacher]]:
 
 def _reports(planned: Planned) -> Iterator[tuple[Cell, Teacher, TeacherReport]]:
     for cell, teacher in _taught(planned):
-        said = planned.said(cell, teacher)
-        if said and teacher.kind == "rationale":
-            records = {record.id: record for record in cell.records("train")}
-            (report,) = teacher_reports(said, records, cell.config.annotations.filters, samples=0)
+        report = planned.report(cell, teacher)
+        if report is not None:
             yield cell, teacher, report
