@@ -110,9 +110,9 @@ def _table(found: "Sequence[Finding]") -> str:
     """Checks with findings, by how many of each severity."""
     from tabulate import tabulate
 
-    counted = Counter((one.check, one.severity) for one in found)
+    counted: Counter[tuple[str, str]] = Counter((one.check, one.severity) for one in found)
     kinds = ("error", "warning", "note")
-    checks = [name for name in dict.fromkeys(one.check for one in found) if any(counted[name, k] for k in kinds)]
-    rows = [[name, *(counted[name, kind] or "" for kind in kinds)] for name in checks]
-    rows.append(["all", *(sum(counted[name, kind] for name in checks) for kind in kinds)])
+    checks = [one.check for one in found if one.severity != "ok"]
+    rows = [[name, *(counted[name, kind] or "" for kind in kinds)] for name in dict.fromkeys(checks)]
+    rows.append(["all", *(sum(one.severity == kind for one in found) for kind in kinds)])
     return tabulate(rows, headers=["check", "errors", "warnings", "notes"])

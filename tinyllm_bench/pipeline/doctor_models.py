@@ -153,7 +153,7 @@ def spelling(planned: Planned) -> list[Finding]:
         gold = {record.id: normalised(cell.ask.label_target(record)) for record in cell.records("train")}
         labels = [item for item in items if item.channel == LABEL and item.record_id in gold]
         ends = student.tokenizer.all_special_ids
-        texts = [student.tokenizer.decode([t for t in item.target if t not in ends]) for item in labels]
+        texts = [str(student.tokenizer.decode([t for t in item.target if t not in ends])) for item in labels]
         changed = sum(normalised(t) != gold[item.record_id] for t, item in zip(texts, labels, strict=True))
         found.append(_lost(changed, len(labels), where, "answers do not come back from its tokenizer as they were"))
     return found
