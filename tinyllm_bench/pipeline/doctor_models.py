@@ -52,14 +52,15 @@ def special_tokens(planned: Planned) -> list[Finding]:
     for spec in _specs(planned):
         loaded = planned.model(spec)
         if loaded is not None:
-            traps = list(_traps(spec.text, loaded))
+            traps = list(_traps(spec, loaded))
             measured = f"ends with {loaded.tokenizer.eos_token!r}, pads with {loaded.tokenizer.pad_token!r}"
             found += traps or [Finding(severity="ok", check="special_tokens", where=spec.text, measured=measured)]
     return found + list(_chat(planned))
 
 
-def _traps(where: str, loaded: Loaded) -> Iterator[Finding]:
+def _traps(spec: ModelSpec, loaded: Loaded) -> Iterator[Finding]:
     tokenizer: Any = loaded.tokenizer
+    where = spec.text
     ids = list(tokenizer("a").input_ids)
     if pad_is_eos(tokenizer):
         measured = f"its end token {tokenizer.eos_token!r} is its pad token too: harmless here"
@@ -69,8 +70,7 @@ def _traps(where: str, loaded: Loaded) -> Iterator[Finding]:
         measured = f"its tokenizer ends every text with {tokenizer.eos_token!r}, prompts too: answers follow an end"
         fix = "set add_eos_token=false in tokenizer_config.json"
         yield Finding(severity="error", check="special_tokens", where=where, measured=measured, fix=fix)
-    wanted = tokenizer.init_kwargs.get("add_bos_token") is True and tokenizer.bos_token_id is not None
-    if wanted and ids[:1] != [tokenizer.bos_token_id] and not needs_bos(*loaded):
+    if _promises_bos(spec, tokenizer) and ids[:1] != [tokenizer.bos_token_id] and not needs_bos(*loaded):
         measured = f"add_bos_token is true, but its tokenizer adds no {tokenizer.bos_token!r}: prompts begin without it"
         fix = "give the folder a tokenizer.json whose post-processor adds the token, or set add_bos_token=false"
         yield Finding(severity="warning", check="special_tokens", where=where, measured=measured, fix=fix)
@@ -81,6 +81,16 @@ def _traps(where: str, loaded: Loaded) -> Iterator[Finding]:
         measured = f"its configuration ends texts with id {others}, its tokenizer with {tokenizer.eos_token_id}"
         fix = "students learn the tokenizer's end; make eos_token_id of generation_config.json name it too"
         yield Finding(severity="warning", check="special_tokens", where=where, measured=measured, fix=fix)
+
+
+def _promises_bos(spec: ModelSpec, tokenizer: Any) -> bool:
+    """Whether `tokenizer_config.json` says `add_bos_token`; transformers 5 drops it beside a `tokenizer.json`."""
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    if spec.kind == "gguf" or tokenizer.bos_token_id is None:
+        return False
+    said = get_tokenizer_config(tokenizer.name_or_path, revision=spec.revision, local_files_only=True)
+    return bool(said.get("add_bos_token", False))
 
 
 def _chat(planned: Planned) -> Iterator[Finding]:
