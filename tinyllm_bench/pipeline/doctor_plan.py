@@ -35,7 +35,10 @@ def budget(planned: Planned) -> list[Finding]:
     found = []
     for cell in planned.trained:
         bought = _bought(planned, cell)
-        if bought is not None:
+        if bought is None:
+            measured = "not judged: a budget in seconds, or nothing to learn from is there yet"
+            found.append(Finding(severity="ok", check="budget", where=place(cell), measured=measured))
+        else:
             found.append(_judged(cell, bought))
     return found
 
@@ -104,6 +107,9 @@ def power(planned: Planned) -> list[Finding]:
         measured = f"{n:,} test questions and {seeds} seed{'s' * (seeds > 1)} show differences from"
         measured += f" {100 * points:.3g} points on"
         small = points > DETECTABLE
+        more = (
+            "this is the whole split" if cell.config.eval.limit is None else "ask more of the split (eval.limit=null)"
+        )
         found.append(
             Finding(
                 severity="warning" if small else "ok",

@@ -160,8 +160,8 @@ def own_signal(cell: Cell) -> ModelSpec | None:
 
 
 def place(cell: Cell) -> str:
-    """A cell by its label and task."""
-    return f"{cell.label} on {cell.task.name}"
+    """A cell by its label and task; of one that makes a model for others, that too."""
+    return f"{cell.label} on {cell.task.name}" + (" (trained first)" if cell.trains_only else "")
 
 
 def _trains(cell: Cell) -> Iterator[Cell]:

@@ -26,7 +26,7 @@ ENOUGH = 20  # texts, below which a share says little
 def texts(planned: Planned) -> list[Finding]:
     """Teachers that say nothing on a task or on some questions, and texts that are yet to be written and paid for."""
     found = [
-        Finding(severity="note", check="texts", where=cell.task.name, measured=note, fix="name one that has texts")
+        Finding(severity="note", check="texts", where=cell.task.name, measured=note, fix="see what it names")
         for cell in planned.cells
         for note in cell.notes
     ]
