@@ -14,7 +14,8 @@ def test_findings_the_table_and_the_status(call: Call, small: list[Any], tmp_pat
     said = call(*asked)
     assert said.status == 0, said.err
     lines = said.out.splitlines()
-    assert lines[0].startswith("warning: power: obqa: 16 test questions and 3 seeds show differences from")
+    assert lines[0].startswith("warning: budget: finetune on obqa: budget.student_tokens=3,000 buys about 6")
+    assert any(line.startswith("warning: power: obqa: 16 test questions and 3 seeds show") for line in lines)
     assert any(line.startswith("note: digests: obqa: sample questions") for line in lines)
     assert "check" in said.out and "warnings" in said.out and "ok: " not in said.out
     assert call(*asked, "--strict").status == 1

@@ -117,9 +117,7 @@ def power(planned: Planned) -> list[Finding]:
                 where=cell.task.name,
                 measured=measured,
                 threshold=f"warning above {100 * DETECTABLE:g} points" if small else "",
-                fix="ask more questions (eval.limit=null), or speak of this task only inside an average"
-                if small
-                else "",
+                fix=f"{more}; speak of this task only inside an average" if small else "",
             )
         )
     return found
