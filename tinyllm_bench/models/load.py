@@ -194,11 +194,11 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     check_spec(spec, runs=runs)
-    name, where = _location(spec, runs)
-    with _quiet(), _readable(spec):
+    name, where = location_of(spec, runs)
+    with quiet(), readable(spec):
         model = _load_weights(spec, name, where, getattr(torch, dtype))
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
-    _set_pad(spec, model, tokenizer)
+    set_pad(spec, model, tokenizer)
     _plain_generation(model, tokenizer)
     if spec.layers is not None:
         from tinyllm_bench.models.layers import keep_layers
@@ -210,7 +210,7 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
     return Loaded(module.to(device).eval(), tokenizer)
 
 
-def _location(spec: ModelSpec, runs: Path) -> tuple[str, dict[str, Any]]:
+def location_of(spec: ModelSpec, runs: Path) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes: a name or folder, and the keyword arguments that say where in it."""
     if spec.kind == "hf":
         return spec.location, {"revision": spec.revision or "main"}
@@ -245,7 +245,7 @@ def _load_weights(spec: ModelSpec, name: str, where: dict[str, Any], dtype: Any)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the progress bars of transformers: ours says what goes on."""
     from transformers.utils import logging
 
@@ -259,7 +259,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _readable(spec: ModelSpec) -> Iterator[None]:
+def readable(spec: ModelSpec) -> Iterator[None]:
     """Turn what transformers raises about a model's files into one line for the user."""
     try:
         yield
@@ -270,7 +270,8 @@ def _readable(spec: ModelSpec) -> Iterator[None]:
         raise UserError(f"{spec.text} cannot be loaded: {line}") from error
 
 
-def _set_pad(spec: ModelSpec, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+def set_pad(spec: ModelSpec, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Give model and tokenizer a pad token; refuse a tokenizer with no end token or more entries than the model."""
     if tokenizer.eos_token_id is None:
         raise UserError(f"{spec.text}: its tokenizer has no end-of-text token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
@@ -357,7 +358,7 @@ def save_model(loaded: Loaded, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    with _quiet():
+    with quiet():
         loaded.model.save_pretrained(partial)
     loaded.tokenizer.save_pretrained(partial)
     for file in partial.iterdir():

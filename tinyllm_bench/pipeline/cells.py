@@ -112,8 +112,13 @@ class Cell:
 def records_of(config: BenchConfig, source: Source, task: str, split: Split) -> tuple[TaskRecord, ...]:
     """The records of a split that the settings mean: a fixed stratified subset, or all of them."""
     limits = {"train": config.data.train_limit, "valid": config.eval.valid_limit, "test": config.eval.limit}
-    records, limit = load_split(source, task, split), limits[split]
-    return records if limit is None else stratified_subset(records, limit, salt=split)
+    limit = limits[split]
+    return load_split(source, task, split) if limit is None else _subset(source, task, split, limit)
+
+
+@lru_cache(maxsize=64)
+def _subset(source: Source, task: str, split: Split, limit: int) -> tuple[TaskRecord, ...]:
+    return stratified_subset(load_split(source, task, split), limit, salt=split)
 
 
 def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = True) -> tuple[str, list[Cell]]:

@@ -70,7 +70,7 @@ class LiveTeacher:
         Raises:
             UserError: the teacher cannot be had, or failed on a record where `on_teacher_error` is `stop`.
         """
-        wishes = [(record, n, self._wish(record, n)) for record in records for n in range(self.settings.draw.samples)]
+        wishes = self._wishes(records)
         rows = TextCache(self.folder, self.identity).fill(
             [wish for _, _, wish in wishes],
             self.open_writer,
@@ -78,6 +78,24 @@ class LiveTeacher:
             report=report,
             meter=EnergyMeter().since_last if self.local else None,
         )
+        return self._judged(records, wishes, rows)
+
+    def kept(self, records: Sequence[TaskRecord]) -> list[Annotation]:
+        """Its texts on the records that the cache holds; nothing is asked for.
+
+        Raises:
+            UserError: the cache is damaged.
+        """
+        wishes = self._wishes(records)
+        rows = TextCache(self.folder, self.identity).known([wish for _, _, wish in wishes])
+        return self._judged(records, wishes, rows)
+
+    def _wishes(self, records: Sequence[TaskRecord]) -> list[tuple[TaskRecord, int, Wish]]:
+        return [(record, n, self._wish(record, n)) for record in records for n in range(self.settings.draw.samples)]
+
+    def _judged(
+        self, records: Sequence[TaskRecord], wishes: Sequence[tuple[TaskRecord, int, Wish]], rows: Mapping[str, Row]
+    ) -> list[Annotation]:
         found = [(record, n, rows.get(text_key(self.identity, wish))) for record, n, wish in wishes]
         annotations = [self._annotation(record, n, row) for record, n, row in found if row is not None]
         prompts = {record.id: wish.prompt for record, _, wish in wishes}

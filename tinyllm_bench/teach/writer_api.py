@@ -18,6 +18,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.teach.api_client import Again, ApiClient, Refused
 from tinyllm_bench.teach.writers import Failed, Wish, Writer, Written
 
+KEY_VARIABLE = "TINYLLM_BENCH_API_KEY"
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between tries, doubled each time
 _LONGEST_ASKED_WAIT = 300.0  # seconds for which a server's Retry-After is obeyed
 
@@ -46,7 +47,7 @@ class ApiWriter(Writer):
         timeout: float = 60.0,
         attempts: int = 6,
         batch: int = 32,
-        key_variable: str = "TINYLLM_BENCH_API_KEY",
+        key_variable: str = KEY_VARIABLE,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
         self.batch = batch
