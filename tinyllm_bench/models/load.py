@@ -198,16 +198,42 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
     with _quiet(), _readable(spec):
         model = _load_weights(spec, name, where, getattr(torch, dtype))
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
+    _settle(spec, model, tokenizer)
+    if spec.adapter is not None:
+        model = apply_adapter(model, spec)
+    module: Any = model
+    return Loaded(module.to(device).eval(), tokenizer)
+
+
+def load_shape(spec: ModelSpec, *, dtype: str = "float32", runs: Path = RUNS) -> Loaded:
+    """The same without weights: parameters have a size and no value (torch's meta device), and nothing large is read.
+
+    Raises:
+        UserError: as `load_model`, as far as it can be told without the weights.
+    """
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    check_spec(spec, runs=runs)
+    name, where = _location(spec, runs)
+    with _quiet(), _readable(spec):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
+        with torch.device("meta"):
+            model = _family(config).from_config(config, dtype=getattr(torch, dtype))
+            if not getattr(config, "scale_decoder_outputs", True):  # a T5 whose head is a table of its own
+                model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+    _settle(spec, model, tokenizer)
+    return Loaded(model.eval(), tokenizer)
+
+
+def _settle(spec: ModelSpec, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     _set_pad(spec, model, tokenizer)
     _plain_generation(model, tokenizer)
     if spec.layers is not None:
         from tinyllm_bench.models.layers import keep_layers
 
         keep_layers(model, spec.layers)
-    if spec.adapter is not None:
-        model = apply_adapter(model, spec)
-    module: Any = model
-    return Loaded(module.to(device).eval(), tokenizer)
 
 
 def _location(spec: ModelSpec, runs: Path) -> tuple[str, dict[str, Any]]:
@@ -222,11 +248,16 @@ def _location(spec: ModelSpec, runs: Path) -> tuple[str, dict[str, Any]]:
     return str(folder), {"local_files_only": True}
 
 
-def _load_weights(spec: ModelSpec, name: str, where: dict[str, Any], dtype: Any) -> "PreTrainedModel":
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GgufConfig
+def _family(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
-    family: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _load_weights(spec: ModelSpec, name: str, where: dict[str, Any], dtype: Any) -> "PreTrainedModel":
+    from transformers import AutoConfig, GgufConfig
+
+    family = _family(AutoConfig.from_pretrained(name, trust_remote_code=False, **where))
     how: dict[str, Any] = (
         {"quantization_config": GgufConfig(dequantize=True)} if spec.kind == "gguf" else {"use_safetensors": True}
     )

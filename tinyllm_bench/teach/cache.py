@@ -105,6 +105,11 @@ class TextCache:
             work.run(writer_factory, on_error)
         return work.found
 
+    def kept(self, wishes: Sequence[Wish]) -> dict[str, Row]:
+        """Key to row of the wishes that have a text; nobody is asked and nothing is written."""
+        self.introduce(write=False)
+        return _Filling(self, wishes, lambda event: None, None).found
+
     def merge(self, rows: Iterable[Row]) -> int:
         """Add texts that were written elsewhere, all of one file; returns how many of them were new.
 
