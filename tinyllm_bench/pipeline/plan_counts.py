@@ -3,6 +3,7 @@
 Only what a student draws during training is unknown: how long its texts are. Everything else is exact.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,8 @@ from tinyllm_bench.pipeline.plan_texts import Texts, texts_of
 from tinyllm_bench.pipeline.program_targets import fit_programs
 from tinyllm_bench.pipeline.teach_student import adapted, encode_groups, plan_of
 
-_REHEARSED = 64  # questions that are rolled out by a small model, to see which texts a method draws
+_REHEARSED = 256  # questions that are rolled out by a small model, to see which texts a method draws
+_REHEARSED_OF = 64  # different ones
 _WORKED = 200  # steps whose micro-batches are looked at; the others are as these on average
 
 
@@ -71,13 +73,14 @@ class Drawing(NamedTuple):
 
 
 class Amounts(NamedTuple):
-    """What some questions take: student tokens, tokens that are computed, tokens that are drawn, and tokens that are
-    read while drawing."""
+    """What some questions take: student tokens and tokens that are computed; texts that are drawn for them, their
+    tokens, and tokens with their prompts."""
 
     tokens: float
     computed: float
-    drawn: float
-    read: float
+    texts: float = 0.0
+    drawn: float = 0.0
+    read: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +93,7 @@ class Counts:
     records: int
     tokens: float
     computed: float
+    texts: float
     drawn: float
     flops: float
     work: float
@@ -144,8 +148,7 @@ class Training:
 
     def amounts(self, mini: Sequence[int]) -> Amounts:
         """What a mini-batch takes."""
-        found = [self._amounts_of(index) for index in mini]
-        return Amounts(*(sum(column) for column in zip(*found, strict=True)))
+        return _sum([self._amounts_of(index) for index in mini])
 
     def _amounts_of(self, index: int) -> Amounts:
         if index not in self._amounts:
@@ -154,22 +157,16 @@ class Training:
 
     def _counted(self, group: Group) -> Amounts:
         given = sum(row.width for row in self.collator.rows(group.items))
+        total = Amounts(group.tokens, given)
         if self.drawing is None:
-            return Amounts(group.tokens, given, 0, 0)
-        total = Amounts(group.tokens, given, 0, 0)
+            return total
         for item in group.items:
             share = self.drawing.shares.get(item.channel, 0.0)
             length = self.drawing.tokens.get(item.channel, float(len(item.target)))
             more = share * (length - len(item.target))
             read = share * (len(item.prompt) + length)
-            total = Amounts(total.tokens + more, total.computed + more, total.drawn + share * length, total.read + read)
+            total = _sum([total, Amounts(more, more, share, share * length, read)])
         return total
-
-    def texts_drawn(self, questions: float) -> float:
-        """Texts that the student draws for so many questions that are trained on."""
-        if self.drawing is None:
-            return 0.0
-        return questions * sum(self.drawing.shares.values()) / self.method.inner_epochs
 
     def as_trained(self, group: Group) -> Group:
         """The group with texts of the length that is drawn, where most of a channel's texts are."""
@@ -200,20 +197,19 @@ class Training:
         unit = plan.limit.unit if plan.limit else None
         if unit == "seconds" and seconds is None:
             return None
-        minis, rounds = list(self._walked(plan, unit, seconds)), plan.inner_epochs
-        total = [self.amounts(mini) for mini in minis]
-        tokens, computed = (sum(getattr(one, key) for one in total) for key in ("tokens", "computed"))
-        drawn, read = (sum(getattr(one, key) for one in total) / rounds for key in ("drawn", "read"))
-        drawing = read * self.rates.drawn(self.drawing.with_teacher if self.drawing else False)
+        rolled: list[Amounts] = []
+        minis = list(self._walked(plan, unit, seconds, rolled))
+        trained, drawn = _sum([self.amounts(mini) for mini in minis]), _sum(rolled)
         work, micros = self._worked(minis)
         exact = self.drawing is None and self.texts.exact and unit != "seconds"
         return Counts(
             steps=len(minis),
             records=sum(map(len, minis)),
-            tokens=tokens,
-            computed=computed,
-            drawn=drawn,
-            flops=computed * self.rates.trained + drawing,
+            tokens=trained.tokens,
+            computed=trained.computed,
+            texts=drawn.texts,
+            drawn=drawn.drawn,
+            flops=trained.computed * self.rates.trained + self._drawing_flops(drawn),
             work=work,
             micros=micros,
             exact=exact,
@@ -228,16 +224,22 @@ class Training:
         return scale * work, scale * sum(map(len, known))
 
     def _walked(
-        self, plan: Plan, unit: str | None, seconds: Callable[[Sequence[int]], float] | None
+        self,
+        plan: Plan,
+        unit: str | None,
+        seconds: Callable[[Sequence[int]], float] | None,
+        rolled: list[Amounts],
     ) -> Iterator[Sequence[int]]:
-        """The mini-batches that the trainer takes: it ends by the same rule, on the same numbers."""
+        """The mini-batches that the trainer takes: it ends by the same rule, on the same numbers. What is drawn for
+        each round, whose questions are drawn for once, is added to `rolled`."""
         tokens = spent = drawing = 0.0
         for number in range(len(plan.rounds)):
             minis = list(plan.steps_of(number))
             first = self.amounts(minis[0])
             if drawing and plan.ends_before(drawing + first.tokens * spent / tokens, spent):
                 return
-            drawing = self._drawing_cost(minis, plan.inner_epochs, unit)
+            rolled.append(self.amounts(list(dict.fromkeys(index for mini in minis for index in mini))))
+            drawing = self._drawing_flops(rolled[-1]) if unit == "flops" else 0.0
             spent += drawing
             for mini in minis:
                 own = self.amounts(mini)
@@ -254,11 +256,12 @@ class Training:
             return own.computed * self.rates.trained
         return seconds(mini) if unit == "seconds" and seconds is not None else own.tokens
 
-    def _drawing_cost(self, minis: Sequence[Sequence[int]], inner_epochs: int, unit: str | None) -> float:
-        if self.drawing is None or unit != "flops":
-            return 0.0
-        read = sum(self.amounts(mini).read for mini in minis) / inner_epochs
-        return read * self.rates.drawn(self.drawing.with_teacher)
+    def _drawing_flops(self, rolled: Amounts) -> float:
+        return rolled.read * self.rates.drawn(self.drawing.with_teacher) if self.drawing else 0.0
+
+
+def _sum(parts: Sequence[Amounts]) -> Amounts:
+    return Amounts(*(sum(column) for column in zip(*parts, strict=True))) if parts else Amounts(0, 0)
 
 
 def _drawn(item: Encoded, drawing: Drawing) -> Encoded:
@@ -279,11 +282,11 @@ def _rehearsed(method: Method, groups: Sequence[Group], lm: LM) -> Drawing:
 
     small = small_copy(lm.plain)
     rows = small.get_input_embeddings().weight.shape[0]
-    sample = [_within(group, rows) for group in groups[:_REHEARSED]]
-    step = Step(index=0, total=1, tokens={}, all_reduce=lambda tensor: tensor, seed_of=_seed)
-    teacher = InMemoryTeacher(LM(small), vocabulary=rows)
-    rolled = shortened(method, 1).rollout(sample, LM(small), teacher, step)
-    items = [item for group in rolled for item in group.items]
+    sample = [_within(group, rows) for group in groups[:_REHEARSED_OF]]
+    short, student, teacher = shortened(method, 1), LM(small), InMemoryTeacher(LM(small), vocabulary=rows)
+    times = -(-_REHEARSED // len(sample))
+    rolled = [short.rollout(sample, student, teacher, trial_step(index)) for index in range(times)]
+    items = [item for groups in rolled for group in groups for item in group.items]
     channels = {item.channel for item in items}
     of = {channel: [item for item in items if item.channel == channel] for channel in channels}
     shares = {channel: sum(bool(item.drawn) for item in found) / len(found) for channel, found in of.items()}
@@ -311,10 +314,13 @@ def _mean_target(groups: Sequence[Group], channel: str, most: int) -> float:
     return sum(lengths) / len(lengths)
 
 
-def _seed(record_id: str) -> int:
-    import hashlib
+def trial_step(index: int = 0, tokens: Mapping[str, int] | None = None) -> Step:
+    """A step of no training, for trials; each index has seeds of its own."""
 
-    return int.from_bytes(hashlib.sha256(record_id.encode()).digest()[:8]) >> 1
+    def seed_of(record_id: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{index}/{record_id}".encode()).digest()[:8]) >> 1
+
+    return Step(index=index, total=1, tokens=tokens or {}, all_reduce=lambda tensor: tensor, seed_of=seed_of)
 
 
 def with_eval(cell: Cell, **changes: object) -> Cell:

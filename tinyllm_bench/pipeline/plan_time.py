@@ -56,7 +56,7 @@ def question_chars(cell: Cell, records: Sequence[TaskRecord]) -> int:
 def step_seconds(training: "Training", pace: "Pace", mini: Sequence[int]) -> float:
     """Seconds of one optimiser step, its part of the drawing included."""
     taken = sum(pace.micro(training.work_of(rows)) for rows in training.micros(mini))
-    return taken + pace.update + training.texts_drawn(len(mini)) * pace.draw
+    return taken + pace.update + training.amounts(mini).texts * pace.draw / training.method.inner_epochs
 
 
 def look_seconds(training: "Training", pace: "Pace") -> float:
@@ -116,7 +116,7 @@ def training_seconds(
     """
     size = trained_bytes(training)
     steps = counts.steps * pace.update + pace.micro.fixed * counts.micros + pace.micro.each * counts.work
-    drawing = training.texts_drawn(counts.records) * pace.draw
+    drawing = counts.texts * pace.draw
     started = 1 if training.drawing else 0  # the look before the first step, which keeps no weights
     kept = (1 + max(looks - 1, 0) * _BETTER) * size * pace.write
     work = steps + drawing

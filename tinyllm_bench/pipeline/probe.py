@@ -16,13 +16,13 @@ from typing import Any
 from tinyllm_bench.base import provenance
 from tinyllm_bench.learn.budget import Plan
 from tinyllm_bench.learn.layout import Row
-from tinyllm_bench.learn.method import Step, TeacherSignal
+from tinyllm_bench.learn.method import TeacherSignal
 from tinyllm_bench.learn.trainer import Trainer
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded, load_model, weights_digest
 from tinyllm_bench.models.tokens import count_by_channel
 from tinyllm_bench.pipeline.cells import Cell
-from tinyllm_bench.pipeline.plan_counts import Training, shortened, with_eval
+from tinyllm_bench.pipeline.plan_counts import Training, shortened, trial_step, with_eval
 from tinyllm_bench.pipeline.plan_time import Line, line_through, question_chars
 from tinyllm_bench.pipeline.program_targets import fit_programs
 from tinyllm_bench.pipeline.teach_student import adapted, collator_for, device_of, trainer_of
@@ -232,7 +232,7 @@ class _Trial:
     def _micro(self, rows: list[Row]) -> float:
         """Seconds of a micro-batch, forward and backward."""
         items = [branch.item for row in rows for branch in row.branches]
-        step = Step(index=0, total=1, tokens=count_by_channel(items), all_reduce=lambda tensor: tensor, seed_of=_seed)
+        step = trial_step(tokens=count_by_channel(items))
         self.trainer.lm.train()
         took, _ = _timed(lambda: self.trainer.micro(rows, step, {}))
         self.trainer.optimizer.zero_grad(set_to_none=True)
@@ -249,7 +249,7 @@ class _Trial:
         most = training.method.most_drawn
         short = min(_MOST_DRAWN if is_made else _longest(training), most)
         method = shortened(training.method, short)
-        step = Step(index=0, total=1, tokens={}, all_reduce=lambda tensor: tensor, seed_of=_seed)
+        step = trial_step()
         student = self.trainer.module.eval()
         groups = [training.groups[n] for n in self.order[:: max(len(self.order) // 16, 1)]][:16]
         with torch.no_grad():
@@ -281,10 +281,6 @@ def _lengths(items: Sequence[Any], tried: int, most: int) -> tuple[float, dict[s
         if ended < len(found):
             longer = most / tried
     return longer, lengths
-
-
-def _seed(record_id: str) -> int:
-    return sum(record_id.encode()) * 2654435761 % 2**62
 
 
 def _round(plan: Plan, number: int) -> list[tuple[int, ...]]:
