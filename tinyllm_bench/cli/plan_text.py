@@ -95,7 +95,7 @@ def _wished(one: Mapping[str, Any]) -> Sequence[str]:
         return [f"{wish} need {seeds} seeds of each row (or {questions:,} questions at {max(one['seeds_planned'], 2)})"]
     if questions is not None:
         at = max(one["seeds_planned"], 2)
-        return [f"{wish}: no number of seeds will do on so few questions; {questions:,} questions at {at} seeds do"]
+        return [f"{wish}: these questions are too few for any seeds; {questions:,} at {at} seeds will do"]
     return [f"{wish}: neither 100 seeds nor a million questions at {max(one['seeds_planned'], 2)} seeds will do"]
 
 
