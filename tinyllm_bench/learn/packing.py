@@ -4,8 +4,26 @@ Losses are sums that only the trainer divides, so the split changes memory and t
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tinyllm_bench.learn.layout import Row, side_by_side
+
+if TYPE_CHECKING:
+    from tinyllm_bench.learn.batching import Collator
+    from tinyllm_bench.learn.method import Method
+    from tinyllm_bench.learn.train_config import TrainConfig
+
+
+def step_micros(
+    rows: Sequence[Sequence[Row]], method: "Method", collator: "Collator", config: "TrainConfig"
+) -> list[list[Row]]:
+    """The micro-batches of one optimiser step, from the rows of its questions."""
+    return micro_batches(
+        rows,
+        max_tokens=config.micro_batch_tokens,
+        keep_groups=method.grouping == "record",
+        pack=collator.packs,
+    )
 
 
 def micro_batches(

@@ -45,7 +45,7 @@ from tinyllm_bench.learn.outcome import (
     merit,
     rate,
 )
-from tinyllm_bench.learn.packing import micro_batches
+from tinyllm_bench.learn.packing import step_micros
 from tinyllm_bench.learn.train_config import TrainConfig as TrainConfig
 from tinyllm_bench.models.lm import LM
 
@@ -116,12 +116,12 @@ class Trainer:
         members = list(dict.fromkeys(i for mini in minis for i in mini))
         if self._ends_before_drawing([self.groups[i] for i in minis[0]]):
             return False
-        groups_of = dict(zip(members, self._roll([self.groups[i] for i in members], index), strict=True))
+        groups_of = dict(zip(members, self.roll([self.groups[i] for i in members], index), strict=True))
         for offset, mini in enumerate(minis):
             groups = [groups_of[i] for i in mini]
             if self.state.losses and self.plan.ends_before(self._cost(groups), self._spent()):
                 return False
-            self._optimise(groups, index + offset)
+            self.optimise(groups, index + offset)
             self._tick()
             self._look(index + offset + 1)
         if self._save_due:
@@ -142,7 +142,7 @@ class Trainer:
         drawing = self.state.roll_cost
         return drawing > 0 and self.plan.ends_before(drawing + self._cost(first), self._spent())
 
-    def _roll(self, members: list[Group], index: int) -> list[Group]:
+    def roll(self, members: list[Group], index: int) -> list[Group]:
         """The round's groups with their drawn texts, in order; every process draws its share of them."""
         if not self.method.rolls:
             return members
@@ -174,24 +174,21 @@ class Trainer:
         """What a mini-batch will take of the limit's unit, by what its tokens took so far."""
         return sum(group.tokens for group in groups) * self._spent() / self.state.tokens
 
-    def _optimise(self, groups: Sequence[Group], index: int) -> None:
+    def optimise(self, groups: Sequence[Group], index: int) -> None:
+        """One optimiser step, the `index`th, on the questions of one mini-batch."""
         self.lm.train()
         counts = count_targets(groups)
         step = self._step(index, counts)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         rows = [self.collator.rows(group.items) for group in groups]
         share = rows[rank::world]
-        micros = micro_batches(
-            share or rows[:1],  # without a question it takes part with weight 0, or the others would wait for it
-            max_tokens=self.config.micro_batch_tokens,
-            keep_groups=self.method.grouping == "record",
-            pack=self.collator.packs,
-        )
+        # without a question it takes part with weight 0, or the others would wait for it
+        micros = step_micros(share or rows[:1], self.method, self.collator, self.config)
         losses = dict.fromkeys(counts, 0.0)
         for number, micro in enumerate(micros):
             is_last = number == len(micros) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.lm):
-                self._micro(micro, step, losses, weight=1.0 if share else 0.0)
+                self.micro(micro, step, losses, weight=1.0 if share else 0.0)
         self.accelerator.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
         progress = self.plan.progress(index, self._spent())
         for group in self.optimizer.param_groups:
@@ -203,7 +200,8 @@ class Trainer:
         self.state.flops += computed * self._flops.trained
         self._count(groups, counts, losses, index)
 
-    def _micro(self, rows: Sequence[Row], step: Step, losses: dict[str, float], *, weight: float) -> None:
+    def micro(self, rows: Sequence[Row], step: Step, losses: dict[str, float], *, weight: float = 1.0) -> None:
+        """Forward and backward of one micro-batch; what it loses is added to `losses` by channel."""
         batch = self.collator.collate(rows).to(self.accelerator.device)
         terms = self.method.loss(batch, self.lm, self.teacher, step)
         terms = [term for term in terms if step.tokens.get(term.channel, 0) > 0]

@@ -198,16 +198,21 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
     with quiet(), readable(spec):
         model = _load_weights(spec, name, where, getattr(torch, dtype))
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
-    set_pad(spec, model, tokenizer)
+    settle(spec, model, tokenizer)
+    if spec.adapter is not None:
+        model = apply_adapter(model, spec)
+    module: Any = model
+    return Loaded(module.to(device).eval(), tokenizer)
+
+
+def settle(spec: ModelSpec, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """What is done to every model that is opened: its pad token, greedy generation, the layers that its spec names."""
+    _set_pad(spec, model, tokenizer)
     _plain_generation(model, tokenizer)
     if spec.layers is not None:
         from tinyllm_bench.models.layers import keep_layers
 
         keep_layers(model, spec.layers)
-    if spec.adapter is not None:
-        model = apply_adapter(model, spec)
-    module: Any = model
-    return Loaded(module.to(device).eval(), tokenizer)
 
 
 def location_of(spec: ModelSpec, runs: Path) -> tuple[str, dict[str, Any]]:
@@ -222,11 +227,17 @@ def location_of(spec: ModelSpec, runs: Path) -> tuple[str, dict[str, Any]]:
     return str(folder), {"local_files_only": True}
 
 
-def _load_weights(spec: ModelSpec, name: str, where: dict[str, Any], dtype: Any) -> "PreTrainedModel":
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GgufConfig
+def family_of(config: Any) -> Any:
+    """The class of transformers that makes a model of this configuration: decoder-only, or T5-like."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
-    family: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _load_weights(spec: ModelSpec, name: str, where: dict[str, Any], dtype: Any) -> "PreTrainedModel":
+    from transformers import AutoConfig, GgufConfig
+
+    family = family_of(AutoConfig.from_pretrained(name, trust_remote_code=False, **where))
     how: dict[str, Any] = (
         {"quantization_config": GgufConfig(dequantize=True)} if spec.kind == "gguf" else {"use_safetensors": True}
     )
@@ -270,8 +281,7 @@ def readable(spec: ModelSpec) -> Iterator[None]:
         raise UserError(f"{spec.text} cannot be loaded: {line}") from error
 
 
-def set_pad(spec: ModelSpec, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Give model and tokenizer a pad token; refuse a tokenizer with no end token or more entries than the model."""
+def _set_pad(spec: ModelSpec, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     if tokenizer.eos_token_id is None:
         raise UserError(f"{spec.text}: its tokenizer has no end-of-text token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:

@@ -12,7 +12,7 @@ from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Annotation, Example, Split
 from tinyllm_bench.learn.batching import Group
 from tinyllm_bench.models.load import Loaded
-from tinyllm_bench.models.skeleton import load_skeleton
+from tinyllm_bench.models.shape import load_shape
 from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded, Encoder
 from tinyllm_bench.pipeline.cells import Cell
@@ -63,7 +63,7 @@ class Planned:
         """A model without its weights, or None where it cannot be had (`why_not` says why)."""
         if spec.text not in self._opened:
             try:
-                self._opened[spec.text] = load_skeleton(spec, runs=self.runs)
+                self._opened[spec.text] = load_shape(spec, runs=self.runs)
             except UserError as error:
                 self._opened[spec.text] = error
         found = self._opened[spec.text]
@@ -84,7 +84,8 @@ class Planned:
         records = cell.records("train")
         key = (teacher.spec, teacher.kind, teacher.text_digest(cell.task.name), _data_of(cell))
         if key not in self._said:
-            found = teacher.kept(records) if isinstance(teacher, LiveTeacher) else teacher.annotate(records, report=_no)
+            live = isinstance(teacher, LiveTeacher)
+            found = teacher.kept(records)[0] if live else teacher.annotate(records, report=_no)
             self._said[key] = found
         return self._said[key]
 

@@ -56,14 +56,14 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
     }
     seed_everything(cell.seed)
     annotations, dropped = fit_programs(cell, loaded, annotations)
-    lm = LM(_adapted(cell, loaded))
+    lm = LM(adapted(cell, loaded))
     lm.check()
     groups = encode_groups(cell, loaded, annotations)
-    plan = plan_of(cell, groups)
+    plan = plan_of(cell, groups, init_cost(cell.student_from, cell.runs, cell.config.budget.asked[0]))
     signal = _signal(cell, groups, loaded, device, report)
-    collator, reason = _collator(cell, lm, loaded, signal)
+    collator, reason = collator_for(cell, lm, loaded, signal)
     write_json(folder / "plan.json", plan_facts(cell, plan, groups))
-    trained = _trainer(cell, folder, lm, loaded, groups, plan, collator, signal, report).run()
+    trained = trainer_of(cell, folder / "train", lm, loaded, groups, plan, collator, signal, report).run()
     student = Loaded(_merged(lm), loaded.tokenizer)
     made = {"student_digest": weights_digest(student.model), "peak_memory_bytes": provenance.peak_memory()}
     facts |= {"layout": collator.layout, "layout_reason": reason, "targets_dropped": dropped}
@@ -122,7 +122,7 @@ def _signal(cell: Cell, groups: Sequence[Group], loaded: Loaded, device: str, re
     return CachedTeacher(fill(cell, groups, loaded, device, report=report))
 
 
-def _collator(cell: Cell, lm: LM, loaded: Loaded, signal: TeacherSignal | None) -> tuple[Collator, str | None]:
+def collator_for(cell: Cell, lm: LM, loaded: Loaded, signal: TeacherSignal | None) -> tuple[Collator, str | None]:
     """The collator in the layout that student and teacher take, and why that is not the shared one.
 
     Raises:
@@ -141,15 +141,15 @@ def _collator(cell: Cell, lm: LM, loaded: Loaded, signal: TeacherSignal | None) 
     return replace(collator, layout=layout), reason
 
 
-def plan_of(cell: Cell, groups: Sequence[Group]) -> Plan:
-    """The cell's training plan.
+def plan_of(cell: Cell, groups: Sequence[Group], charged: float) -> Plan:
+    """The cell's training plan; `charged` is what making the initial student took, in the budget's unit.
 
     Raises:
         UserError: nothing is left of the budget, or FLOPs of a student for which they cannot be estimated.
     """
     method = cell.method
     assert method is not None
-    name, amount = _left(cell)
+    name, amount = _left(cell, charged)
     limit, fixed = None, {}
     if name == "student_tokens" and not method.rolls:
         fixed = {"student_tokens": round(amount)}
@@ -167,12 +167,12 @@ def plan_of(cell: Cell, groups: Sequence[Group]) -> Plan:
     )
 
 
-def _left(cell: Cell) -> tuple[str, float]:
+def _left(cell: Cell, charged: float) -> tuple[str, float]:
     """The budget that is set and what is left of it: what making the initial student took is charged."""
     name, amount = cell.config.budget.asked
     if name == "flops" and is_encoder_decoder(cell.student, runs=cell.runs):
         raise UserError("budget.flops: the estimate does not hold for an encoder-decoder; set budget.student_tokens")
-    left = amount if name == "epochs" else amount - cell.share * init_cost(cell.student_from, cell.runs, name)
+    left = amount if name == "epochs" else amount - cell.share * charged
     if left <= 0:
         raise UserError(
             f"budget.{name}={amount:g}: making the initial student (student.init) took {amount - left:g} already;"
@@ -182,7 +182,7 @@ def _left(cell: Cell) -> tuple[str, float]:
 
 
 def init_cost(first: Cell | None, runs: Path, name: str = "student_tokens") -> float:
-    """What a cell spent that makes a model for another, in student tokens, FLOPs or seconds; 0 without one."""
+    """What a cell spent that makes a model for another, in student tokens, epochs, FLOPs or seconds; 0 without one."""
     return 0 if first is None else read_json(runs / first.run_id / "train" / "result.json")[name]
 
 
@@ -199,7 +199,7 @@ def plan_facts(cell: Cell, plan: Plan, groups: Sequence[Group]) -> dict[str, Any
     }
 
 
-def _trainer(
+def trainer_of(
     cell: Cell,
     folder: Path,
     lm: LM,
@@ -210,6 +210,7 @@ def _trainer(
     signal: TeacherSignal | None,
     report: Report,
 ) -> Trainer:
+    """The trainer of a cell; it keeps its files in `folder`."""
     gold = gold_groups(cell, loaded)
     assert cell.method is not None
     return Trainer(
@@ -219,7 +220,7 @@ def _trainer(
         plan,
         collator,
         cell.config.train,
-        folder=folder / "train",
+        folder=folder,
         seed=cell.seed,
         validate=validator(cell, loaded, gold),
         teacher=signal,
@@ -229,7 +230,8 @@ def _trainer(
     )
 
 
-def _adapted(cell: Cell, loaded: Loaded) -> Any:
+def adapted(cell: Cell, loaded: Loaded) -> Any:
+    """The model that is trained: the student itself, or with adapters in its layers."""
     lora = cell.config.student.lora
     if lora is None:
         return loaded.model

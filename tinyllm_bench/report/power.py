@@ -1,8 +1,10 @@
 """The smallest difference that a comparison can see: for results at hand and for runs not yet made."""
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from tinyllm_bench.report.intervals import ALPHA, SEED_DF_FACTOR, Estimate, t_quantile
+from tinyllm_bench.report.intervals import ALPHA, SEED_DF_FACTOR, Estimate, row_of, t_quantile
 
 POWER = 0.8
 
@@ -47,3 +49,69 @@ def _detectable(se: float, df: float, comparisons: int) -> float:
         return 1.0
     finds = float(t_quantile(df, ALPHA / comparisons)) + float(t_quantile(df, 2 * (1 - POWER)))
     return min(1.0, finds * se)
+
+
+class Assumed(NamedTuple):
+    """What a plan takes for granted of runs that are not made yet, as shares: `discordance`, `within` and `run_sd` as
+    in `planned_detectable`; `runs` finished ones tell so, 0 where nobody does and these are common values."""
+
+    discordance: float = 0.25
+    within: float = 0.15
+    run_sd: float = 0.02
+    runs: int = 0
+
+
+def assumed_from(rows: Sequence[Sequence[Sequence[int]]]) -> Assumed:
+    """The same from finished rows on the same questions: per row its runs, each 0/1 per question in one order.
+
+    What the rows do not show (two runs of one row, two rows) keeps its common value.
+    """
+    usual, runs = Assumed(), sum(map(len, rows))
+    pairs = [(a, b) for n, row in enumerate(rows) for other in rows[n + 1 :] for a in row for b in other]
+    same = [(a, b) for row in rows for n, a in enumerate(row) for b in row[n + 1 :]]
+    several = [row_of(list(zip(*row, strict=True))) for row in rows if len(row) > 1]
+    variances = [max(float(row.seeds - row.residual), 0.0) * (row.seed_df + 1) for row in several]
+    within = _differ(same) if same else usual.within
+    discordance = _differ(pairs) if pairs else max(usual.discordance, within)
+    run_sd = math.sqrt(math.fsum(variances) / len(variances)) if variances else usual.run_sd
+    return Assumed(discordance, min(within, discordance), run_sd, runs)
+
+
+def _differ(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> float:
+    """Share of questions on which two runs differ in being right."""
+    return math.fsum(sum(x != y for x, y in zip(a, b, strict=True)) / len(a) for a, b in pairs) / len(pairs)
+
+
+def seeds_needed(n: int, difference: float, assumed: Assumed, *, comparisons: int = 1, most: int = 100) -> int | None:
+    """The fewest seeds of each row with which a difference (a share) is found; at least 2, because one seed speaks of
+    these two students only. None where more than `most` would not do: then questions are lacking.
+    """
+    for seeds in range(2, most + 1):
+        if _with_seeds(n, seeds, assumed, comparisons) <= difference:
+            return seeds
+    return None
+
+
+def questions_needed(seeds: int, difference: float, assumed: Assumed, *, comparisons: int = 1) -> int | None:
+    """The fewest questions with which so many seeds find a difference; None where more than a million would not do."""
+    low, high = 2, 2**20
+    if _with_seeds(high, seeds, assumed, comparisons) > difference:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if _with_seeds(middle, seeds, assumed, comparisons) <= difference:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _with_seeds(n: int, seeds: int, assumed: Assumed, comparisons: int) -> float:
+    return planned_detectable(
+        n,
+        discordance=assumed.discordance,
+        within=assumed.within,
+        run_sd=assumed.run_sd,
+        seeds=seeds,
+        comparisons=comparisons,
+    )

@@ -105,12 +105,8 @@ class TextCache:
             work.run(writer_factory, on_error)
         return work.found
 
-    def known(self, wishes: Sequence[Wish]) -> dict[str, Row]:
-        """Key to row of every wish that has a text already; nothing is asked for or written.
-
-        Raises:
-            UserError: the folder holds the texts of another teacher, or a file is damaged.
-        """
+    def kept(self, wishes: Sequence[Wish]) -> dict[str, Row]:
+        """Key to row of the wishes that have a text; nobody is asked and nothing is written."""
         self.introduce(write=False)
         return _Filling(self, wishes, lambda event: None, None).found
 

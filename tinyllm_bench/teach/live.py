@@ -12,6 +12,7 @@ from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.teach.cache import Row, TextCache, text_key, texts_folder
 from tinyllm_bench.teach.filters import FILTERS_VERSION, rejections
 from tinyllm_bench.teach.settings import AnnotationConfig
+from tinyllm_bench.teach.teachers import Unwritten
 from tinyllm_bench.teach.words import Words
 from tinyllm_bench.teach.writers import Sampling, Wish, Writer
 
@@ -78,28 +79,24 @@ class LiveTeacher:
             report=report,
             meter=EnergyMeter().since_last if self.local else None,
         )
-        return self._judged(records, wishes, rows)
+        return self._annotations(wishes, rows)
 
-    def kept(self, records: Sequence[TaskRecord]) -> list[Annotation]:
-        """Its texts on the records that the cache holds; nothing is asked for.
-
-        Raises:
-            UserError: the cache is damaged.
-        """
+    def kept(self, records: Sequence[TaskRecord]) -> tuple[list[Annotation], list[Unwritten]]:
+        """Its texts on the records that the cache holds, and what it would be asked for."""
         wishes = self._wishes(records)
-        rows = TextCache(self.folder, self.identity).known([wish for _, _, wish in wishes])
-        return self._judged(records, wishes, rows)
+        rows = TextCache(self.folder, self.identity).kept([wish for _, _, wish in wishes])
+        keyed = [(text_key(self.identity, wish), record, n, wish) for record, n, wish in wishes]
+        lacking = [Unwritten(key, record.id, n, wish) for key, record, n, wish in keyed if key not in rows]
+        return self._annotations(wishes, rows), lacking
 
     def _wishes(self, records: Sequence[TaskRecord]) -> list[tuple[TaskRecord, int, Wish]]:
         return [(record, n, self._wish(record, n)) for record in records for n in range(self.settings.draw.samples)]
 
-    def _judged(
-        self, records: Sequence[TaskRecord], wishes: Sequence[tuple[TaskRecord, int, Wish]], rows: Mapping[str, Row]
-    ) -> list[Annotation]:
+    def _annotations(self, wishes: Sequence[tuple[TaskRecord, int, Wish]], rows: Mapping[str, Row]) -> list[Annotation]:
         found = [(record, n, rows.get(text_key(self.identity, wish))) for record, n, wish in wishes]
         annotations = [self._annotation(record, n, row) for record, n, row in found if row is not None]
         prompts = {record.id: wish.prompt for record, _, wish in wishes}
-        by_id = {record.id: record for record in records}
+        by_id = {record.id: record for record, _, _ in wishes}
         return rejections(annotations, by_id, self.settings.filters, prompts=prompts)
 
     def _wish(self, record: TaskRecord, sample: int) -> Wish:

@@ -6,7 +6,7 @@ A teacher is recorded text (`replay:release#flan-t5-xl`, `replay:sample#terse`) 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from tinyllm_bench.answers.parser import read, reader_version
 from tinyllm_bench.base.errors import UserError
@@ -14,8 +14,18 @@ from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import Annotation, Recorded, Split, TaskRecord
 from tinyllm_bench.data.sources import Source, gold_visible, load_rationales, load_split
 from tinyllm_bench.teach.filters import FILTERS_VERSION, rejections
+from tinyllm_bench.teach.writers import Wish
 
 Report = Callable[[Mapping[str, Any]], None]
+
+
+class Unwritten(NamedTuple):
+    """A text that a teacher would have to be asked for: its key in the cache, the record, the sample, and the wish."""
+
+    key: str
+    record_id: str
+    sample: int
+    wish: Wish
 
 
 class Teacher(Protocol):
@@ -49,6 +59,9 @@ class Teacher(Protocol):
 
     def annotate(self, records: Sequence[TaskRecord], *, report: Report) -> list[Annotation]:
         """One annotation per record and sample, in order; a text that a filter rejects keeps the reason."""
+
+    def kept(self, records: Sequence[TaskRecord]) -> tuple[list[Annotation], list[Unwritten]]:
+        """The same of what is written already, without asking anybody, and what is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +111,10 @@ class ReplayTeacher:
         """
         said = [self._annotation(record) for record in records]
         return rejections(said, {record.id: record for record in records}, self.filters)
+
+    def kept(self, records: Sequence[TaskRecord]) -> tuple[list[Annotation], list[Unwritten]]:
+        """Everything: it is recorded."""
+        return self.annotate(records, report=lambda _: None), []
 
     def _annotation(self, record: TaskRecord) -> Annotation:
         texts = self._texts(record.task, record.split)

@@ -1,0 +1,81 @@
+"""`plan`: what a request will cost and what it can tell apart, before anything is spent."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tinyllm_bench.cli.options import (
+    Anchors,
+    AsJson,
+    Backend,
+    ConfigFile,
+    DataDir,
+    Methods,
+    PresetName,
+    RunsDir,
+    Seeds,
+    Settings,
+    Tasks,
+    request_of,
+)
+
+Detect = Annotated[
+    float | None, typer.Option("--detect", help="A difference in points: how many seeds and questions it needs.")
+]
+Price = Annotated[float | None, typer.Option("--price", help="US dollars for an hour of this device.")]
+Probe = Annotated[bool, typer.Option(help="Try the models for some seconds, to tell how long everything takes.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("plan")(plan)
+
+
+def plan(
+    method: Methods,
+    task: Tasks,
+    settings: Settings = None,
+    preset: PresetName = None,
+    config: ConfigFile = None,
+    seeds: Seeds = 1,
+    data_dir: DataDir = None,
+    backend: Backend = None,
+    runs_dir: RunsDir = Path("runs"),
+    anchors: Anchors = True,
+    detect: Detect = None,
+    price: Price = None,
+    probe: Probe = True,
+    as_json: AsJson = False,
+) -> None:
+    """Say what `run` with the same arguments will cost: tokens, time, memory, disk, money; nothing is spent."""
+    from tinyllm_bench.base.errors import UserError
+    from tinyllm_bench.cli.plan_text import plan_text
+    from tinyllm_bench.pipeline.plan_power import share_of
+    from tinyllm_bench.pipeline.plan_request import plan_request
+
+    if price is not None and price < 0:
+        raise UserError(f"--price {price:g}: US dollars an hour, 0 or more")
+    began = time.perf_counter()
+    request = request_of(
+        method=method,
+        task=task,
+        preset=preset,
+        config=config,
+        seeds=seeds,
+        data_dir=data_dir,
+        backend=backend,
+        settings=settings,
+        runs_dir=runs_dir,
+    )
+    wished = None if detect is None else share_of(detect)
+    found = plan_request(request, anchors=anchors, probe=probe, wished=wished, price=price, report=_tell)
+    found["took"] = time.perf_counter() - began
+    typer.echo(json.dumps(found, indent=1) if as_json else plan_text(found))
+
+
+def _tell(event: dict[str, object]) -> None:
+    if "probed" in event:
+        typer.echo(f"  probe {event['probed']} took {event['seconds']:.0f} s", err=True)
