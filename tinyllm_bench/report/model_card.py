@@ -5,6 +5,7 @@ benchmark results and stay out of it.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 CARD = "README.md"
 Form = Literal["full", "merged", "adapter"]
 _TEMPLATES = Path(__file__).with_name("templates")
-_SHOWN = ("student", "teachers", "teacher", "annotations", "data", "method", "train", "budget")
+_SHOWN = ("student", "data", "method", "train", "budget")
+_SHOWN_OF_TAUGHT = ("teachers", "teacher", "annotations")
+_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,13 +146,21 @@ def _method(record: RunRecord) -> dict[str, Any]:
     import yaml
 
     paper, about = parts.method_of(record)
-    settings = {key: record.config[key] for key in _SHOWN if record.config.get(key)}
+    shown = (*_SHOWN, *(_SHOWN_OF_TAUGHT if record.teachers else ()))
+    settings = {key: _set(record.config[key]) for key in shown if record.config.get(key)}
     return {
-        "paper": f"[{paper}](https://arxiv.org/abs/{paper[6:]})" if paper.startswith("arXiv:") else paper,
+        "paper": _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", parts.quoted(paper)),
         "about": about,
         "settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110).strip(),
         "task": parts.task_of(record),
     }
+
+
+def _set(values: Any) -> Any:
+    """Nested settings without those that are null or empty."""
+    if not isinstance(values, dict):
+        return values
+    return {key: _set(value) for key, value in values.items() if value not in (None, {}, [])}
 
 
 def _usage(record: RunRecord, exported: Exported) -> dict[str, Any]:
