@@ -99,7 +99,13 @@ def test_the_card_tells_the_whole_story(runs: dict[str, Path]) -> None:
     card = make_bundle(runs["tinyllm"], repo="me/student").card
     assert 'from_pretrained("me/student")' not in card and 'name = "me/student"' in card
     assert "arXiv:2402.04616" in card and record.command in card and record.student and record.student.digest
-    for word in (record.student.digest, "replay:sample#terse", "is no benchmark result", "of 16)", "random [sample]"):
+    for word in (
+        record.student.digest,
+        "replay:sample#terse",
+        "is no benchmark result",
+        "of 16)",
+        r"random \[sample\]",
+    ):
         assert word in card
     assert re.search(r"points over label-only fine-tuning at equal budget \(95 % interval", card)
     assert "model-index" not in card  # sample data
@@ -144,8 +150,8 @@ def pickled(student: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (other_weights, "the weights have digest .* this is not the student that was scored"),
-        (other_tokenizer, "the tokenizer have digest .* this is not the student that was scored"),
+        (other_weights, "the weights' digest is .* this is not the student that was scored"),
+        (other_tokenizer, "the tokenizer's digest is .* this is not the student that was scored"),
         (pickled, "optimizer.pt: not a file of a trained student"),
         (shutil.rmtree, "no student is at hand"),
     ],

@@ -174,14 +174,14 @@ def _check_scored(record: RunRecord, folders: Sequence[Path], loaded: Sequence[L
     told = record.student
     assert told is not None
     found = {
-        "weights": (joint_digest([weights_digest(one.model) for one in loaded]), told.digest),
-        "tokenizer": (tokenizer_digest(loaded[0].tokenizer), told.tokenizer_digest),
+        "weights'": (joint_digest([weights_digest(one.model) for one in loaded]), told.digest),
+        "tokenizer's": (tokenizer_digest(loaded[0].tokenizer), told.tokenizer_digest),
     }
     for what, (own, recorded) in found.items():
         if own != recorded:
             places = ", ".join(str(one / "student") for one in folders)
             raise UserError(
-                f"{places}: the {what} have digest {shown(own)}, the record says {shown(recorded)}: this is not the "
+                f"{places}: the {what} digest is {shown(own)}, the record says {shown(recorded)}: this is not the "
                 "student that was scored; run the cell again"
             )
 

@@ -202,7 +202,8 @@ def shown_question(record: RunRecord) -> TaskRecord:
         found = load_split(find_source("sample", None), record.task, "test")[0]
     except UserError:
         choices = ("a cork", "a stone")
-        return TaskRecord("", record.task, "test", "Which of these floats on water?", choices, 0)
+        question = "Which of these floats on water?"
+        return TaskRecord(id="", task=record.task, split="test", question=question, choices=choices, answer=0)
     return cut_context(found, record.protocol["max_context_words"])
 
 
