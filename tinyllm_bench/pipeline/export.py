@@ -4,13 +4,15 @@ What is exported is what was scored: the weights' digest is checked against the 
 """
 
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyllm_bench.base.errors import UserError, unknown_name
-from tinyllm_bench.base.files import read_json, write_bytes
+from tinyllm_bench.base.files import read_json
 from tinyllm_bench.models.adapters import CONFIG as ADAPTER_CONFIG
 from tinyllm_bench.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from tinyllm_bench.models.load import Loaded, load_model, needs_bos, tokenizer_digest, weights_digest
@@ -280,12 +282,22 @@ def _beside(folder: Path, record: RunRecord) -> tuple[list[RunRecord], dict[str,
 
 
 def write_bundle(bundle: Bundle, to: Path) -> None:
-    """Write a bundle into a folder that is new or empty.
+    """Write a bundle into a folder that is new or empty; it appears whole or not at all.
 
     Raises:
         UserError: there is something already.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to {to}: there is something already; name a new or an empty folder")
+    partial = to.absolute().parent / f".{to.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
     for name, file in bundle.files.items():
-        write_bytes(to / name, file if isinstance(file, bytes) else file.read_bytes())
+        place = partial / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(file, bytes):
+            place.write_bytes(file)
+        else:
+            shutil.copyfile(file, place)
+    if to.exists():
+        to.rmdir()
+    os.replace(partial, to)
