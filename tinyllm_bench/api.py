@@ -182,7 +182,7 @@ class _Told:
             self.watch.done(cell, outcome)
 
     def failed(self, cell: Cell, error: Exception, log: Path | None) -> None:
-        told = {"run_id": cell.run_id, "label": cell.label, "task": cell.task.name, "seed": cell.seed}
-        self.errors.append(Failed(**told, error=error, log=log))
+        told = Failed(run_id=cell.run_id, label=cell.label, task=cell.task.name, seed=cell.seed, error=error, log=log)
+        self.errors.append(told)
         if self.watch is not None:
             self.watch.failed(cell, error, log)

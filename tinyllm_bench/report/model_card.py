@@ -101,7 +101,9 @@ def _metadata(record: RunRecord, exported: Exported) -> "ModelCardData":
     terms = terms_of(parts.base_of(record).text)
     if terms is not None and not parts.restricted(record):
         licence = {"license": terms.hub}
-    relation = {"base_model_relation": "adapter" if exported.form == "adapter" else "finetune"} if base else {}
+    relation: dict[str, Any] = (
+        {"base_model_relation": "adapter" if exported.form == "adapter" else "finetune"} if base else {}
+    )
     return ModelCardData(
         base_model=base,
         datasets=[info.hub.path] if info and info.hub and not record.sample else None,
