@@ -48,7 +48,7 @@ def check_token() -> None:
 
 
 def push(folder: Path, repo: str, *, private: bool, message: str) -> str:
-    """Create the repository if it is not there, and upload the folder as one commit; returns its address.
+    """Create the repository if it is not there, and upload the folder; returns its address. What else is there stays.
 
     Raises:
         UserError: no token, no connection, the hub refuses, or the repository is public where a private one was asked
