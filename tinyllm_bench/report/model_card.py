@@ -101,11 +101,8 @@ def _metadata(record: RunRecord, exported: Exported) -> "ModelCardData":
     terms = terms_of(parts.base_of(record).text)
     if terms is not None and not parts.restricted(record):
         licence = {"license": terms.hub}
-    relation: dict[str, Any] = (
-        {"base_model_relation": "adapter" if exported.form == "adapter" else "finetune"} if base else {}
-    )
     return ModelCardData(
-        base_model=base,
+        base_model=base,  # the hub works out by itself what the student is to it
         datasets=[info.hub.path] if info and info.hub and not record.sample else None,
         eval_results=_results(record) or None,
         language="en",
@@ -113,7 +110,6 @@ def _metadata(record: RunRecord, exported: Exported) -> "ModelCardData":
         model_name=title(record, exported),
         pipeline_tag="text2text-generation" if exported.encoder_decoder else "text-generation",
         tags=[NAME, "distillation", record.name, record.task, *(["sample-data"] if record.sample else [])],
-        **relation,
         **licence,
     )
 
