@@ -73,7 +73,8 @@ def climbing(file: Path) -> list[str]:
     """Imports of a core file that lead to a higher room, or to no room."""
     home = file.relative_to(ROOT).parent.parts
     floor = ROOMS.index(home[1]) if len(home) > 1 else len(ROOMS)
-    allowed = {*ROOMS[: floor + 1], "__version__"}
+    beside = {one.stem for one in (ROOT / PACKAGE).glob("*.py")} if len(home) == 1 else set()
+    allowed = {*ROOMS[: floor + 1], *beside, "__version__"}
     return [name for name in ours(file, ".".join(home)) if (name.split(".") + [""])[1] not in allowed]
 
 

@@ -1,11 +1,12 @@
 """Layers: order, origin, refusals."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from tinyllm_bench.base.config import Layer, flatten, parse_assignments, parse_yaml, read_yaml, resolve
+from tinyllm_bench.base.config import Layer, as_assignments, flatten, parse_assignments, parse_yaml, read_yaml, resolve
 from tinyllm_bench.base.errors import UserError
 
 
@@ -81,3 +82,34 @@ def test_yaml_files(tmp_path: Path) -> None:
 
 def test_flatten_gives_dotted_keys() -> None:
     assert flatten(Outer()) == {"inner.rate": 0.1, "inner.steps": 5, "maybe": None, "names": ()}
+
+
+# --- settings as Python values ----------------------------------------------------------------------------------------
+
+
+SAME = [  # nested already
+    {"teachers": ["replay:release#a", "hf:me/b"]},
+    {"method": {"alpha": {"llama-2.7b": 0.3}}},
+    {"data": {"markers": {"cot": "\nThink: a = b\n", "x": ""}}},
+    {"a": {"b": True, "c": "no", "d": "1:2:3", "e": {}, "f": None, "g": 1e15}},
+]
+OTHER = [
+    ({"train.learning_rate": 1e-5, "eval": {"limit": 3}}, {"train": {"learning_rate": 1e-5}, "eval": {"limit": 3}}),
+    ({"train": {"looks": (0.5, 1.0)}, "data.style": "x"}, {"train": {"looks": [0.5, 1.0]}, "data": {"style": "x"}}),
+    ({"data.dir": Path("some/where")}, {"data": {"dir": "some/where"}}),
+]
+
+
+@pytest.mark.parametrize(("settings", "nested"), [*zip(SAME, SAME, strict=True), *OTHER])
+def test_python_values_become_the_same_settings(settings: dict[str, Any], nested: dict[str, Any]) -> None:
+    assert parse_assignments(as_assignments(settings)) == nested
+
+
+def test_a_group_does_not_undo_what_lies_in_it() -> None:
+    assert parse_assignments(as_assignments({"a.b": 1, "a": {"c": 2}})) == {"a": {"b": 1, "c": 2}}
+
+
+@pytest.mark.parametrize("settings", [{"": 1}, {"a=b": 1}, {3: 1}, {"a": object()}])
+def test_what_is_no_setting_is_refused(settings: Any) -> None:
+    with pytest.raises(UserError):
+        as_assignments(settings)

@@ -19,6 +19,7 @@ WHOLE = b"".join(PIECES)
 TOY = Bundle(
     name="toy",
     title="A toy",
+    hub="toys/a-toy",
     licence="CC0-1.0",
     licence_url="https://example.org/licence",
     requirements=("toy==1", "toy-part2==1"),

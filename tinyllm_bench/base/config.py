@@ -3,7 +3,7 @@
 Order, later wins: model default < method YAML < preset < preset's task part < `--config` file < `key=value`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,44 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"{text!r}: the value is not valid YAML") from None
         _put(nested, key.split("."), _number(parsed))
     return nested
+
+
+def as_assignments(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Nested or dotted settings as the texts that `parse_assignments` reads, groups before what lies in them.
+
+    A mapping is taken apart into its keys; one with keys that a dotted name cannot hold stays one value.
+    """
+    texts = [text for key, value in settings.items() for text in _assigned(key, value)]
+    return tuple(sorted(texts, key=lambda text: text.partition("=")[0].count(".")))
+
+
+def _assigned(key: str, value: Any) -> Iterator[str]:
+    if not isinstance(key, str) or not key or "=" in key:
+        raise UserError(f"{key!r} is not the name of a setting; write it as train.learning_rate")
+    if isinstance(value, Mapping) and value and all(_is_part(name) for name in value):
+        for name, inner in value.items():
+            yield from _assigned(f"{key}.{name}", inner)
+        return
+    try:
+        text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False)
+    except yaml.YAMLError:
+        raise UserError(
+            f"{key}={value!r}: a setting is a number, a text, a list, a mapping, true, false or None"
+        ) from None
+    yield f"{key}=" + text.removesuffix("\n").removesuffix("\n...")
+
+
+def _is_part(name: Any) -> bool:
+    return isinstance(name, str) and bool(name) and not set(name) & {".", "="}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists and paths as texts: YAML knows neither."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _number(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.cli import checking, judging, planning, reproducing
+from tinyllm_bench.cli import checking, exporting, judging, planning, reproducing
 from tinyllm_bench.cli.options import (
     AddedRuns,
     Anchors,
@@ -47,7 +47,7 @@ teachers_app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(teachers_app, name="teachers")
 app.add_typer(board_app, name="board")
-for commands in (checking, judging, planning, reproducing):
+for commands in (checking, exporting, judging, planning, reproducing):
     commands.register(app)
 
 

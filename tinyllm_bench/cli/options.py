@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinyllm_bench.base.errors import UserError
-
 if TYPE_CHECKING:
     from tinyllm_bench.pipeline.request import Request
 
@@ -45,17 +43,11 @@ def request_of(
     Raises:
         UserError: no seed at all.
     """
-    from tinyllm_bench.pipeline.request import Request
-
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds}: at least 1 is needed; 3 means seeds 0, 1 and 2")
-
-    def split(text: str) -> tuple[str, ...]:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+    from tinyllm_bench.pipeline.request import Request, split_names
 
     return Request(
-        methods=split(method),
-        tasks=split(task),
+        methods=split_names(method),
+        tasks=split_names(task),
         preset=preset,
         config_file=config,
         assignments=tuple(settings or ()),

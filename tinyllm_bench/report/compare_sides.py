@@ -47,12 +47,20 @@ def find_pairs(first: str, second: str, *, place: Path | None = None, student: s
             f"{first} is a {kinds[first]} and {second} is a {kinds[second]}; compare two runs, two boards, or two rows"
         )
     if kinds[first] == "run":
-        records = [load_record(Path(name)) for name in (first, second)]
-        check_same_protocol(*records)
-        return Found((Pair(*(_measured(Row(record.label, (record,)), record.run_id) for record in records)),))
+        return pair_of(load_record(Path(first)), load_record(Path(second)))
     if kinds[first] == "board":
         return _boards(Path(first), Path(second))
     return _rows(first, second, records_in(place or _usual_place()), student)
+
+
+def pair_of(first: RunRecord, second: RunRecord) -> Found:
+    """Two runs.
+
+    Raises:
+        UserError: other protocols, or a run without answers.
+    """
+    check_same_protocol(first, second)
+    return Found((Pair(*(_measured(Row(record.label, (record,)), record.run_id) for record in (first, second))),))
 
 
 def _kind(name: str) -> Literal["run", "board", "row"]:

@@ -370,5 +370,11 @@ def eval_results_yaml(runs: Iterable[tuple[str, RunRecord, Tier]]) -> str:
     return "\n".join(made) + "\n" if made else ""
 
 
+def eval_results_file(record: RunRecord) -> dict[str, str]:
+    """The second form as a file of the student's own repository, by its name; empty where there is nothing to say."""
+    entries = "".join(f"- {_json(entry.model_dump(exclude_none=True))}\n" for entry in eval_results(record))
+    return {f".eval_results/{record.task}_{record.reading}.yaml": entries} if entries else {}
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
