@@ -9,7 +9,6 @@ from tinyllm_bench.learn.logit_cache import Precision
 from tinyllm_bench.learn.train_config import TrainConfig
 from tinyllm_bench.teach.settings import AnnotationConfig
 
-
 TrackerName = Literal["trackio", "wandb", "mlflow", "tensorboard"]
 WATCHING = {"report_to"}  # who is told of a run: no part of what the run is, so neither kept nor recorded with it
 
