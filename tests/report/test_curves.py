@@ -58,10 +58,10 @@ def test_what_is_read(tmp_path: Path) -> None:
 def test_the_places_of_the_loss_and_the_selected_look(tmp_path: Path) -> None:
     root = ElementTree.parse(draw_run(write_run(tmp_path / "run-a"))).getroot()
     lines = [one.get("d") for one in root.iter(f"{SVG}path") if "line" in (one.get("class") or "")]
-    assert lines[0] == lines[1] == "M234,108.6L400,158.2L566,207.9L732,257.5", "few steps: the mean is the loss itself"
-    assert lines[2] == "M400,354.3L732,435", "validation"
+    assert lines[0] == lines[1] == "M234,107.5L400,161.8L566,216L732,270.2", "few steps: the mean is the loss itself"
+    assert lines[2] == "M400,356.4L732,476.8", "validation"
     (ring,) = [one for one in root.iter(f"{SVG}circle") if (one.get("class") or "").startswith("chosen")]
-    assert (ring.get("cx"), ring.get("cy")) == ("400.0", "354.3")
+    assert (ring.get("cx"), ring.get("cy")) == ("400.0", "356.4")
     assert "selected: 50.0 %" in [one.text for one in root.iter(f"{SVG}text")]
 
 
