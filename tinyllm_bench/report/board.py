@@ -278,7 +278,8 @@ def board_show(folder: Path, width: int | None = None) -> str:
     macro = macro_table(sections)
     parts = [_title(config, sections), *([] if sections else [_EMPTY])]
     if width is not None:
-        return "\n\n".join([*parts, *(text for one in sections for text in _narrow(one, width)), *_means(macro, width)])
+        narrow = [text for section in sections for text in _narrow(section, width)]
+        return "\n\n".join([*parts, *narrow, *_means(macro, width)]) + "\n"
     for section in sections:
         parts += [f"{section.title}\n{section.facts}", text_table(section.table, markdown=False)]
         parts += ["\n".join(f"- {note}" for note in section.notes)] if section.notes else []

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tinyllm_bench.report.tables import TRUST, Cells
 
-ROW, HEAD, CELL = 27, 13, 15  # widest: a row's name, a head, any other cell
-GAP = 2  # between columns
+ROW, HEAD, CELL = 27, 12, 15  # widest: a row's name, a head, any other cell
+GAP, AIR = 2, 2  # between columns; what tabulate adds to a head
 _ALWAYS = ("row", "accuracy %", "95 % interval")
 _NEVER_SAME = ("lift over", "p (Holm)", "gap to teacher", "rank", "wall time", "mean")
 # What goes first when there is no room; what is not named here goes before it.
@@ -69,5 +69,5 @@ def _broken(text: str, width: int) -> str:
 
 
 def _width(table: Sequence[Cells], head: str) -> int:
-    texts = [_broken(head, HEAD), *(_broken(row[head], _most(head)) for row in table)]
-    return max(len(line) for text in texts for line in text.split("\n"))
+    lines = [line for row in table for line in _broken(row[head], _most(head)).split("\n")]
+    return max(*map(len, lines), *(len(line) + AIR for line in _broken(head, HEAD).split("\n")))
