@@ -37,8 +37,8 @@ def test_cells_board_files_and_next_commands(tmp_path: Path, capsys: pytest.Capt
     rows = [re.split(r"  +", line.strip()) for line in said.out.splitlines()[1:7]]
     assert rows[0] == ["cell", "seed", "accuracy", "student tokens", "time"]
     assert rows[2][:3] == ["untrained on toy", "0", "25.0 % (5/20)"] and rows[2][3] == "-"
-    assert rows[3][:4] == ["floor on toy", "0", "50.0 % (10/20)", "1,000"] and rows[3][-1] == "ran before"
-    assert rows[5][:3] == ["broken on toy", "0", "failed"]
+    assert rows[3][:4] == ["floor on toy", "0", "50.0 % (10/20)", "1,000"] and rows[3][-1].endswith("(before)")
+    assert rows[5] == ["broken on toy", "0", "failed", "-", "0 s"]
     assert "broken on toy, seed 0 failed: the loss is inf at step 3" in said.out
     assert "toy, cloze reading, 20 questions" in said.out
     assert said.out.splitlines()[-2:] == [

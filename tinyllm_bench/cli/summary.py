@@ -48,16 +48,22 @@ def summarise(done: "Matrix", rows: Sequence[Row], *, runs: Path, until: str, bo
 
 
 def _cells(row: Row, record: "RunRecord | None") -> Cells:
-    first = "  first: " if row.first else ""
-    cells = {"cell": f"{first}{row.label} on {row.task}", "seed": str(row.seed)}
+    name = f"{'  first: ' if row.first else ''}{row.label} on {row.task}"
     if record is None:
-        took = duration(row.took) if row.took is not None else "-"
-        state = row.state if row.state == "failed" else f"{', '.join(row.seconds)} done" if row.seconds else row.state
-        return {**cells, "accuracy": state, "student tokens": f"{row.tokens:,}" if row.tokens else "-", "time": took}
-    tokens = record.budget.student_tokens if record.budget else 0
-    took = duration(record.budget.seconds) if record.budget else "-"
-    known = {"accuracy": _accuracy(record), "student tokens": f"{tokens:,}" if tokens else "-", "time": took}
-    return {**cells, **known, "": "ran before" if row.state == "kept" else ""}
+        accuracy, tokens, seconds = _state(row), row.tokens, row.took
+    else:
+        accuracy, budget = _accuracy(record), record.budget
+        tokens, seconds = (budget.student_tokens, budget.seconds) if budget else (0, None)
+    told = "-" if seconds is None else duration(seconds) + (" (before)" if row.state == "kept" else "")
+    shown = f"{tokens:,}" if tokens else "-"
+    return {"cell": name, "seed": str(row.seed), "accuracy": accuracy, "student tokens": shown, "time": told}
+
+
+def _state(row: Row) -> str:
+    """What became of a cell without a record: it failed, or was to do some of its stages only."""
+    if row.state == "failed" or not row.seconds:
+        return row.state
+    return f"{', '.join(row.seconds)} done"
 
 
 def _accuracy(record: "RunRecord") -> str:
