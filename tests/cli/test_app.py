@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,9 @@ def test_run_records_prints_and_writes_a_board(call: Call, small: list[Any], tmp
     for label in ("random", "majority", "zero_shot", "few_shot (3 shots)", "finetune", "tinyllm"):
         assert f"{label} on obqa, seed 0" in said.err and label in page.replace("\\_", "_")
     assert "finetune" in said.out.split("\n\n", 1)[1], "the table is printed"
+    next_one = said.out.splitlines()[-2].removeprefix("next: ")
+    compared = call(*shlex.split(next_one)[1:])
+    assert next_one.startswith("tinyllm-bench compare tinyllm finetune --in ") and compared.status == 0, compared.err
     records = records_in(tmp_path / "runs")
     assert len(records) == 6 and all(r.command.startswith("tinyllm-bench run --method") for r in records.values())
     assert records["finetune"].asked["preset"] == "quickstart" and records["finetune"].asked["tasks"] == ["obqa"]
@@ -242,7 +246,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     trap.signal_to_send = number
     asked = ("run", "--method", "trap", "--task", "obqa", "--no-anchors", *small, "train.checkpoint_seconds=0")
     said = call(*asked)
-    assert said.status == 3 and said.err.splitlines()[-1] == "interrupted; the same command continues"
+    *_, told, command = said.err.splitlines()
+    assert said.status == 3 and told == "interrupted; the same command continues:"
+    assert shlex.split(command) == ["tinyllm-bench", *map(str, asked)]
     assert "Traceback" not in said.err and not records_in(tmp_path / "runs")
     trap.signal_to_send = None
     again = call(*asked)

@@ -1,10 +1,12 @@
 """What a person sees while cells run."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tinyllm_bench.cli.console import Console, describe
+from tests.cli.watched import Clock, Done, cell
+from tinyllm_bench.cli.console import Console, describe, on_terminal
 from tinyllm_bench.learn.outcome import Look
 
 STEP = {"step": 3, "steps": 8, "loss": 1.23456, "by_channel": {}, "tokens": 12345}
@@ -31,6 +33,7 @@ STEP = {"step": 3, "steps": 8, "loss": 1.23456, "by_channel": {}, "tokens": 1234
         ({"predicted": 5, "of": 9}, "asked 5/9 test questions"),
         ({"resumed": 5, "steps": 9}, "goes on after step 5 of 9"),
         ({"stage": "record", "accuracy": 0.5}, "recorded: accuracy 50.0 %"),
+        ({"tracker": "t", "error": "no network"}, "t is told no more: no network"),
         ({"cell": "some-run", "label": "x", "task": "y"}, None),
     ],
 )
@@ -46,21 +49,65 @@ def test_a_log_keeps_the_last_step_and_few_others(capsys: pytest.CaptureFixture[
     assert 1 <= len(lines) <= 2 and lines[-1].startswith("  step 8/8")
 
 
-def test_a_live_line_is_rewritten_and_ended(capsys: pytest.CaptureFixture[str]) -> None:
-    with Console() as console:
-        console.live = True
-        console.event(STEP)
-        console.event({**STEP, "step": 4})
-        console.say("something else")
-        console.event({**STEP, "step": 5})
-    text = capsys.readouterr().err
-    assert text.count("\r") == 3 and text.count("\n") == 3
-    assert text.endswith("\n"), "the shell's prompt gets a line of its own"
+def test_a_log_thins_steps_by_time_and_tells_the_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    with Console(cells := [cell("a")], clock=clock) as console:
+        console.cell(cells[0], 1, 1)
+        for step in range(1, 9):
+            console.event({**STEP, "step": step, "tokens": 1000 * step})
+            clock.now += 4
+    assert capsys.readouterr().err.splitlines() == [
+        "[1/1] learner on quiz, seed 0",
+        "  step 1/8  loss 1.235  1,000 tokens",
+        "  step 4/8  loss 1.235  4,000 tokens, 250 tokens/s, 0.3 min left",
+        "  step 7/8  loss 1.235  7,000 tokens, 250 tokens/s, 0.1 min left",
+        "  step 8/8  loss 1.235  8,000 tokens, 250 tokens/s, 0.0 min left",
+    ]
 
 
-def test_the_rate_counts_from_the_first_step_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([100.0, 110.0])
-    monkeypatch.setattr("tinyllm_bench.cli.console.time.monotonic", lambda: next(now))
-    console = Console()
-    assert console._rate({**STEP, "tokens": 5000}) == "", "a resumed run has not trained these tokens just now"
-    assert console._rate({**STEP, "step": 4, "steps": 8, "tokens": 6000}) == ", 100 tokens/s, 1.0 min left"
+def test_a_log_says_when_all_will_be_done_as_soon_as_it_can(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    cells = [cell("a"), cell("b"), cell("c")]
+    with Console(cells, clock=clock) as console:
+        for number, one in enumerate(cells, start=1):
+            console.cell(one, number, 3)
+            clock.now += 100
+            for stage in ("annotate", "train"):
+                console.event({"stage": stage})
+            console.event({"stage": "record", "accuracy": 0.5})
+            console.done(one, Done(None, True))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert lines == [
+        "[1/3] learner on quiz, seed 0",
+        "[2/3] learner on quiz, seed 0 (about 3 min left for all)",
+        "[3/3] learner on quiz, seed 0 (about 2 min left for all)",
+    ]
+
+
+def test_a_failed_cell_is_told_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    one = cell("a")
+    with Console([one]) as console:
+        console.cell(one, 1, 1)
+        console.failed(one, RuntimeError("boom"), Path("runs/a/error.log"))
+    assert capsys.readouterr().err.splitlines()[-1] == "failed: RuntimeError: boom (traceback in runs/a/error.log)"
+    assert console.progress.rows[0].state == "failed"
+
+
+@pytest.mark.parametrize("name", ["RANK", "OMPI_COMM_WORLD_RANK"])
+def test_of_several_processes_only_the_main_one_speaks(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell("a")
+    for rank, lines in (("0", 2), ("1", 0)):
+        monkeypatch.setenv(name, rank)
+        with Console([one]) as console:
+            console.cell(one, 1, 1)
+            console.event(STEP)
+        assert len(capsys.readouterr().err.splitlines()) == lines
+
+
+def test_a_terminal_gets_a_live_view_and_a_dumb_one_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    for term, live in (("xterm-256color", True), ("dumb", False), ("", False)):
+        monkeypatch.setenv("TERM", term)
+        assert on_terminal() == live

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.cli import checking, exporting, judging, planning, reproducing
+from tinyllm_bench.cli import checking, curves, exporting, judging, planning, reproducing
 from tinyllm_bench.cli.options import (
     AddedRuns,
     Anchors,
@@ -28,6 +28,7 @@ from tinyllm_bench.cli.options import (
     Settings,
     ShowConfig,
     Tasks,
+    own_command,
     request_of,
 )
 
@@ -47,7 +48,7 @@ teachers_app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(teachers_app, name="teachers")
 app.add_typer(board_app, name="board")
-for commands in (checking, exporting, judging, planning, reproducing):
+for commands in (checking, curves, exporting, judging, planning, reproducing):
     commands.register(app)
 
 
@@ -290,9 +291,10 @@ def board_build(board_dir: BoardFolder = Path("leaderboards")) -> None:
 @board_app.command("show")
 def board_show(board_dir: BoardFolder = Path("runs/board")) -> None:
     """Print the board."""
+    from tinyllm_bench.cli.console import terminal_width
     from tinyllm_bench.report import board
 
-    typer.echo(board.board_show(board_dir))
+    typer.echo(board.board_show(board_dir, width=terminal_width()))
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
@@ -315,7 +317,7 @@ def run_app() -> int:
     except typer.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted; the same command continues", err=True)
+        typer.echo(f"interrupted; the same command continues:\n{own_command()}", err=True)
         return 3
     except BrokenPipeError:  # the reader went away (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

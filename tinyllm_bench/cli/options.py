@@ -1,5 +1,7 @@
 """The options that several commands share, and the request that they describe."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +26,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Anchors = Annotated[bool, typer.Option(help="Also run the anchors (random, majority, zero-shot, few-shot).")]
 AddedRuns = Annotated[list[Path], typer.Argument(help="Run folders or run.json files.")]
 BoardFolder = Annotated[Path, typer.Option("--board-dir", help="The board's folder.")]
+
+
+def own_command() -> str:
+    """The command line as a person types it."""
+    return shlex.join(["tinyllm-bench", *sys.argv[1:]])
 
 
 def request_of(

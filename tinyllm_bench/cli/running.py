@@ -1,15 +1,14 @@
-"""Runs a request cell by cell and tells about it."""
+"""Runs a request cell by cell, tells about it, and says at the end what came out and what to do next."""
 
-import shlex
-import sys
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tinyllm_bench.base.config import flatten
-from tinyllm_bench.cli.console import Console
+from tinyllm_bench.cli.console import Console, is_main_process, on_terminal
+from tinyllm_bench.cli.options import own_command
 from tinyllm_bench.pipeline.request import Request
 
 if TYPE_CHECKING:
@@ -30,16 +29,27 @@ def run_request(
     from tinyllm_bench.pipeline.cells import plan_cells
 
     preset, cells = plan_cells(request, anchors=anchors, check_hub=not (dry_run or show_config))
-    typer.echo(f"preset {preset}" + ("" if request.preset else " (chosen by this machine; --preset takes another)"))
+    if is_main_process():
+        chosen = "" if request.preset else " (chosen by this machine; --preset takes another)"
+        typer.echo(f"preset {preset}{chosen}")
+        _announce(cells, show_config=show_config, briefly=on_terminal() and not dry_run)
+    if show_config or dry_run:
+        return 0
+    return _run(cells, runs, until=until, board=board)
+
+
+def _announce(cells: list[Any], *, show_config: bool, briefly: bool) -> None:
+    """What will run; briefly where a live view shows the cells anyway."""
     if show_config:
         for cell in cells:
             _show_config(cell)
-        return 0
-    for cell in cells:
-        typer.echo(_line(cell))
-    if dry_run:
-        return 0
-    return _run(cells, runs, until=until, board=board)
+    elif briefly:
+        counts = Counter(cell.label for cell in cells)
+        told = ", ".join(f"{count} x {label}" if count > 1 else label for label, count in counts.items())
+        typer.echo(f"{told} (--dry-run tells of every cell)")
+    else:
+        for cell in cells:
+            typer.echo(_line(cell))
 
 
 def _line(cell: Any) -> str:
@@ -60,34 +70,18 @@ def _show_config(cell: Any) -> None:
 
 
 def _run(cells: list[Any], runs: Path, *, until: str, board: Path | None) -> int:
-    done = run_cells(cells, runs, until=until)
-    _summary([one.folder for one in done.outcomes if one.record is not None], done.failed, board, runs, until)
+    console = Console(cells, until=until)
+    done = run_cells(cells, runs, until=until, console=console)
+    if is_main_process():
+        from tinyllm_bench.cli.summary import summarise
+
+        summarise(done, console.progress.rows, runs=runs, until=until, board=board)
     return 1 if done.failed else 0
 
 
-def run_cells(cells: list[Any], runs: Path, *, until: str = "predict") -> "Matrix":
+def run_cells(cells: list[Any], runs: Path, *, until: str = "predict", console: Console | None = None) -> "Matrix":
     """Run cells one after another, telling what goes on; returns their outcomes and the cells that failed."""
     from tinyllm_bench.pipeline.matrix import run_matrix
 
-    command = shlex.join(["tinyllm-bench", *sys.argv[1:]])
-    with Console() as console:
-        return run_matrix(cells, runs, until=until, command=command, watch=console)
-
-
-def _summary(folders: list[Path], failed: Sequence[Any], board: Path | None, runs: Path, until: str) -> None:
-    if until != "predict" and not failed:
-        typer.echo(f"stage {until} is done; the next command with the same arguments: tinyllm-bench run")
-    if folders and board is None:
-        typer.echo(f"records: {', '.join(str(folder / 'run.json') for folder in folders)}")
-        typer.echo(f"next: tinyllm-bench board add {' '.join(str(folder) for folder in folders)}")
-    elif folders and board is not None:
-        from tinyllm_bench.report.board import board_add, board_build, board_show
-
-        board_add(folders, board, replace=True)
-        page = board_build(board)
-        typer.echo("")
-        typer.echo(board_show(board))
-        typer.echo(f"\nrecords: {runs}/*/run.json   board: {page}")
-    if failed:
-        names = ", ".join(f"{cell.label} on {cell.task.name}" for cell in failed)
-        typer.echo(f"{len(failed)} failed: {names}; the same command tries them again", err=True)
+    with console or Console(cells, until=until) as watch:
+        return run_matrix(cells, runs, until=until, command=own_command(), watch=watch)

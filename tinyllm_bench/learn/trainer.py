@@ -229,7 +229,8 @@ class Trainer:
             self.state.tokens_by_channel[channel] = self.state.tokens_by_channel.get(channel, 0) + count
         steps = self.plan.expected_steps(index + 1, self._spent())
         event = {"step": index + 1, "steps": steps, "loss": total, "by_channel": by_channel}
-        self._log({**event, **self._measured(), "tokens": self.state.tokens})
+        now = {"lr": self.optimizer.param_groups[0]["lr"], "tokens": self.state.tokens}
+        self._log({**event, **self._measured(), **now})
 
     def _measured(self) -> dict[str, Any]:
         """Means of what the method measured since the last step, over all processes; also added up over the run."""

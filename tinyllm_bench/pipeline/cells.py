@@ -28,6 +28,7 @@ from tinyllm_bench.pipeline.request import (
     Preset,
     Request,
     check_method_keys,
+    check_trackers,
     default_preset,
     expand,
     load_preset,
@@ -146,6 +147,7 @@ def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = Tru
     cells = [replace(cell, shared_by=_sharing(cell, cells)) for cell in cells]
     if not cells:
         raise UserError(f"nothing to run: give --method (of {', '.join(names('method'))}) and --task")
+    check_trackers(dict.fromkeys(name for cell in cells for name in cell.config.report_to))
     if check_hub:
         for spec in dict.fromkeys(spec for cell in cells for spec in _models(cell) if spec.kind == "hf"):
             check_spec(spec)

@@ -15,6 +15,7 @@ from tinyllm_bench.evaluate.scoring import TaskScore, score, shared_gold
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.predict import predictions_digest
 from tinyllm_bench.pipeline.protocol import protocol_of
+from tinyllm_bench.pipeline.schema import WATCHING
 from tinyllm_bench.pipeline.teach_student import init_cost
 from tinyllm_bench.report.averages import UNPARSED, macro_f1
 from tinyllm_bench.report.record import (
@@ -71,7 +72,7 @@ def make_record(
         reading=cell.reading,
         seed=cell.seed,
         asked=public(dict(cell.asked)),
-        config=_config(cell),
+        config=public_config(cell),
         own_settings=_own_settings(cell),
         protocol=protocol,
         protocol_hash=protocol_hash(protocol),
@@ -100,8 +101,9 @@ def make_record(
     )
 
 
-def _config(cell: Cell) -> dict[str, Any]:
-    config = cell.config.model_dump(mode="json")
+def public_config(cell: Cell) -> dict[str, Any]:
+    """The cell's settings as they may be published: no place on a machine, no key."""
+    config = cell.config.model_dump(mode="json", exclude=WATCHING)
     config["data"].pop("dir")  # a place on somebody's machine; the data's digests stand in `data`
     return public(config)
 

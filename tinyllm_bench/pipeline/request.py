@@ -171,3 +171,20 @@ def check_method_keys(request: Request, methods: Iterable[str]) -> None:
                     raise UserError(f"method.{key} is set, but {key} is not among --method {','.join(selected)}")
             elif not any(key in own for own in fields.values()):
                 raise unknown_name("method setting", key, set().union(*fields.values()))
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Refuse a tracker that is not installed, before anything starts.
+
+    Raises:
+        UserError: with the line that installs it.
+    """
+    asked = list(names)
+    if not asked:
+        return
+    from accelerate.tracking import get_available_trackers
+
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    for name in asked:
+        if name not in installed:
+            raise UserError(f"report_to={name}: {name} is not installed; pip install {name}, or leave it out")

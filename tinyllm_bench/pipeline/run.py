@@ -29,7 +29,10 @@ from tinyllm_bench.pipeline.predict import (
     predictions_file,
 )
 from tinyllm_bench.pipeline.record_cell import make_record
+from tinyllm_bench.pipeline.schema import WATCHING
 from tinyllm_bench.pipeline.teach_student import device_of, train
+from tinyllm_bench.pipeline.trackers import Trackers
+from tinyllm_bench.report.curves import draw_run
 from tinyllm_bench.report.record import RECORD_FILE, RunRecord, load_record, save_record
 
 STAGES = ("annotate", "train", "predict")
@@ -72,13 +75,24 @@ def run_cell(
             if not (runs / first.run_id / "train" / "result.json").exists():
                 report({"first": f"{first.label} on {first.student.text}"})
                 run_cell(first, runs, engines, until="train", command=command, report=report)
-        return _Run(cell, folder, engines, command, report, main=process.is_main_process).go(until)
+        with Trackers(cell, folder, report) as trackers:
+            return _Run(cell, folder, engines, command, report, trackers, main=process.is_main_process).go(until)
 
 
 class _Run:
-    def __init__(self, cell: Cell, folder: Path, engines: Engines, command: str, report: Report, *, main: bool) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        folder: Path,
+        engines: Engines,
+        command: str,
+        report: Report,
+        trackers: Trackers,
+        *,
+        main: bool,
+    ) -> None:
         self.cell, self.folder, self.engines, self.command, self._report = cell, folder, engines, command, report
-        self.main = main
+        self.trackers, self.main = trackers, main
 
     def go(self, until: str) -> Outcome:
         from accelerate import PartialState
@@ -122,7 +136,7 @@ class _Run:
 
     def _begin(self) -> None:
         if not (self.folder / "config.yaml").exists() and self.main:
-            config = self.cell.config.model_dump(mode="json")
+            config = self.cell.config.model_dump(mode="json", exclude=WATCHING)
             write_text(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         self.event({"cell": self.cell.run_id, "label": self.cell.label, "task": self.cell.task.name})
 
@@ -133,6 +147,9 @@ class _Run:
         if "stage" in event or "cell" in event:
             now = round(time.time(), 3)
             append_checked(self.folder / "events.jsonl", [{"time": now, **event}])
+        if "look" in event or event.get("stage") == "train":
+            draw_run(self.folder)
+        self.trackers.event(event)
         self._report(event)
 
     def _predict(self, annotations: Sequence[Annotation], training: dict[str, Any] | None) -> RunRecord:
@@ -162,6 +179,7 @@ class _Run:
             command=self.command,
         )
         save_record(record, self.folder)
+        self.trackers.result(record)
         self.event({"stage": "record", "accuracy": record.accuracy})
         return record
 

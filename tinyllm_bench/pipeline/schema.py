@@ -2,12 +2,15 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tinyllm_bench.learn.layout import LayoutChoice
 from tinyllm_bench.learn.logit_cache import Precision
 from tinyllm_bench.learn.train_config import TrainConfig
 from tinyllm_bench.teach.settings import AnnotationConfig
+
+TrackerName = Literal["trackio", "wandb", "mlflow", "tensorboard"]
+WATCHING = {"report_to"}  # who is told of a run: no part of what the run is, so neither kept nor recorded with it
 
 
 class _Settings(BaseModel):
@@ -146,7 +149,10 @@ class BackendConfig(_Settings):
 
 
 class BenchConfig(_Settings):
-    """All settings of one cell. `method` holds the settings of the cell's method, checked by the method's own model."""
+    """All settings of one cell. `method` holds the settings of the cell's method, checked by the method's own model.
+
+    `report_to` names the experiment trackers that are told of training and of the result; one name may stand alone.
+    """
 
     student: StudentConfig = StudentConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -158,3 +164,9 @@ class BenchConfig(_Settings):
     eval: EvalConfig = EvalConfig()
     budget: BudgetConfig = BudgetConfig()
     backend: BackendConfig = BackendConfig()
+    report_to: tuple[TrackerName, ...] = ()
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value

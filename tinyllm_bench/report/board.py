@@ -31,6 +31,7 @@ from tinyllm_bench.report.tables import (
     make_section,
     text_table,
 )
+from tinyllm_bench.report.terminal import filled, fitted
 from tinyllm_bench.report.verdicts import checks_on, copy_verdicts, verdict_of
 
 _CONFIG = Path("boards") / "main.yaml"
@@ -271,16 +272,35 @@ def _markdown(title: str, sections: Sequence[Section], macro: Sequence[Cells]) -
     return "\n\n".join([*parts, "## How to read", _HOW_TO_READ]) + "\n"
 
 
-def board_show(folder: Path) -> str:
-    """The same tables and notes for a terminal."""
+def board_show(folder: Path, width: int | None = None) -> str:
+    """The same tables and notes for a terminal: in full, or made to fit so many columns."""
     config = board_config(folder)
     sections = _sections(folder, config)
+    macro = macro_table(sections)
     parts = [_title(config, sections), *([] if sections else [_EMPTY])]
+    if width is not None:
+        narrow = [text for section in sections for text in _narrow(section, width)]
+        return "\n\n".join([*parts, *narrow, *_means(macro, width)]) + "\n"
     for section in sections:
         parts += [f"{section.title}\n{section.facts}", text_table(section.table, markdown=False)]
         parts += ["\n".join(f"- {note}" for note in section.notes)] if section.notes else []
         parts.append("Runs: " + ", ".join(f"{run['row']} seed {run['seed']} = {run['run']}" for run in section.runs))
-    return "\n\n".join([*parts, *_macro(macro_table(sections), markdown=False)]) + "\n"
+    return "\n\n".join([*parts, *_macro(macro, markdown=False)]) + "\n"
+
+
+def _narrow(section: Section, width: int) -> list[str]:
+    """A section at a terminal's width; its runs' names are in the board's files."""
+    table, notes = fitted(section.table, width)
+    lines = [filled(f"- {note}", width, "  ") for note in (*notes, *section.notes)]
+    return [f"{section.title}\n{filled(section.facts, width)}", text_table(table, markdown=False), "\n".join(lines)]
+
+
+def _means(macro: Sequence[Cells], width: int) -> list[str]:
+    if not macro:
+        return []
+    table, notes = fitted(macro, width)
+    lines = [filled(f"- {note}", width, "  ") for note in (*notes, _MACRO_NOTE)]
+    return ["Mean over tasks", text_table(table, markdown=False), "\n".join(lines)]
 
 
 def _title(config: BoardConfig, sections: Sequence[Section]) -> str:

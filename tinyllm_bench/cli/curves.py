@@ -1,0 +1,49 @@
+"""`curves`: training curves of runs, as lines of text and as a picture."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tinyllm_bench.base.errors import UserError
+
+Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")]
+To = Annotated[Path | None, typer.Option("--to", help="Draw all of them into this one SVG.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("curves")(curves)
+
+
+def curves(runs: Runs, to: To = None) -> None:
+    """Print training curves and draw them: train/curves.svg of each run, or all in one file."""
+    from tinyllm_bench.base.files import write_text
+    from tinyllm_bench.report.curves import ASCII_BARS, BARS, curves_text, draw_run, drawing, read_curves
+
+    if to is not None and to.suffix != ".svg":
+        raise UserError(f"--to {to}: the picture is an SVG; name a file that ends in .svg")
+    bars = BARS if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII_BARS
+    folders = _trained(runs)
+    found = []
+    for folder in folders:
+        found.append(read_curves(folder))
+        typer.echo(curves_text(found[-1], bars=bars))
+        if to is None:
+            typer.echo(f"  {draw_run(folder)}")
+    if to is not None:
+        write_text(to, drawing(found))
+        typer.echo(f"{len(found)} run{'' if len(found) == 1 else 's'}: {to}")
+
+
+def _trained(paths: list[Path]) -> list[Path]:
+    """The runs among these folders and inside them that have trained something, each once."""
+    from tinyllm_bench.report.curves import METRICS
+
+    inside = {path: sorted(one for one in path.glob("*") if (one / METRICS).is_file()) for path in paths}
+    found = [one for path in paths for one in ([path] if (path / METRICS).is_file() else inside[path])]
+    if not found:
+        told = ", ".join(str(path) for path in paths)
+        raise UserError(f"no training metrics in {told}; name runs that trained a student, e.g. runs/*")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,235 @@
+"""The live view of a terminal: the cells and their stages as a table, below it the cell that runs. Drawn by rich.
+
+Every state is a word or a sign, never a colour alone; a terminal that knows no UTF-8 gets signs of ASCII.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Console as Screen
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tinyllm_bench.cli.progress import Progress, Row, about_text, clock_text
+from tinyllm_bench.report.curves import ASCII_BARS, BARS, sparkline
+
+WIDE = 120  # columns from which bars, losses and rates have room in the table
+_WORDS = {"annotate": "annotating", "train": "training", "predict": "asking"}
+_AMOUNTS = {"annotate": "texts/s", "train": "tokens/s", "predict": "questions/s"}
+_STYLES = {"running": "bold", "failed": "red", "done": "", "kept": "dim", "waiting": "dim"}
+
+
+class Signs(NamedTuple):
+    """The signs of the states, of a bar, of nothing, and of what is left out."""
+
+    running: str
+    done: str
+    kept: str
+    failed: str
+    waiting: str
+    full: str
+    empty: str
+    under: str
+    more: str
+    bars: str
+
+
+UNICODE = Signs("▶", "✓", "=", "✗", "·", "━", "─", "└", "…", BARS)
+ASCII = Signs(">", "+", "=", "!", ".", "#", "-", "`", "...", ASCII_BARS)
+
+
+class View:
+    """The picture of a `Progress`, made anew whenever the screen asks."""
+
+    def __init__(self, progress: Progress, screen: Screen) -> None:
+        self.progress, self.screen = progress, screen
+        self.signs = UNICODE if (screen.encoding or "").lower().startswith("utf") else ASCII
+
+    def __rich__(self) -> RenderableType:
+        with self.progress.lock:
+            foot = [*self._now(), *self._failures()]
+            parts: list[RenderableType] = []
+            if self.progress.rows:
+                room = self.screen.height - len(foot) - 4
+                parts = [self._head(), self._table(max(room, 3)), Text()]
+            return Group(*parts, *foot)
+
+    @property
+    def wide(self) -> bool:
+        """Whether there is room for more columns."""
+        return self.screen.width >= WIDE
+
+    def _head(self) -> Text:
+        """Counts of the whole matrix and its time."""
+        progress = self.progress
+        count = progress.count
+        states = {"done": count("done", "kept"), "failed": count("failed"), "waiting": count("waiting")}
+        told = [f"{n} {word}" for word, n in states.items() if n or word == "done"]
+        left = progress.left()
+        told.append(f"{clock_text(progress.clock() - progress.began)} gone")
+        told.append("time left not known yet" if left is None else f"about {about_text(left)} left")
+        total = sum(not row.first for row in progress.rows)
+        return self._line(f"{total} cell{'' if total == 1 else 's'}: {', '.join(told)}", "bold")
+
+    def _table(self, room: int) -> Table:
+        progress = self.progress
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", expand=True)
+        table.add_column("", width=1)
+        table.add_column("cell", no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column("seed", justify="right", width=4)
+        for stage in ("annotate", "train", "predict"):
+            table.add_column(stage, width=16 if self.wide else 8, no_wrap=True)
+        if self.wide:
+            for name, width in (("tokens", 9), ("loss", 8), ("validation", 10)):
+                table.add_column(name, justify="right", width=width, no_wrap=True)
+        table.add_column("accuracy", justify="right", width=8, no_wrap=True)
+        table.add_column("time", justify="right", width=8, no_wrap=True)
+        first, last = self._window(room)
+        if first:
+            table.add_row("", self._elided(progress.rows[:first], "above"), style="dim")
+        for row in progress.rows[first:last]:
+            table.add_row(*map(Text, self._cells(row)), style=_STYLES[row.state])  # a label is no markup
+        if last < len(progress.rows):
+            table.add_row("", self._elided(progress.rows[last:], "below"), style="dim")
+        return table
+
+    def _window(self, room: int) -> tuple[int, int]:
+        """Which rows are shown, so that all fits: those around the one that runs."""
+        rows = self.progress.rows
+        if len(rows) <= room:
+            return 0, len(rows)
+        shown = max(room - 2, 1)
+        current = self.progress.current or self.progress.top
+        middle = rows.index(current) if current in rows else 0
+        first = min(max(middle - shown // 2, 0), len(rows) - shown)
+        return first, first + shown
+
+    def _elided(self, rows: Sequence[Row], where: str) -> str:
+        states = [row.state for row in rows if not row.first]
+        counts = {"done": sum(state in ("done", "kept") for state in states)}
+        counts |= {state: states.count(state) for state in ("failed", "waiting")}
+        told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        return f"{self.signs.more} {len(states)} {where}: {told}"
+
+    def _cells(self, row: Row) -> list[str]:
+        name = f"{row.label} on {row.task}"
+        shown = f"{self.signs.under} first: {name}" if row.first else name
+        cells = [getattr(self.signs, row.state), shown, str(row.seed)]
+        cells += [self._stage(row, stage) for stage in ("annotate", "train", "predict")]
+        if self.wide:
+            cells.append(f"{row.tokens:,}" if row.tokens else "")
+            cells.append(f"{row.losses[-1]:.4g}" if row.losses else "")
+            cells.append(f"{100 * row.looks[-1]['accuracy']:.1f} %" if row.looks else "")
+        return [*cells, self._result(row), self._time(row)]
+
+    def _stage(self, row: Row, stage: str) -> str:
+        """How far a stage is: a share, and a bar where there is room for one."""
+        if stage not in row.stages or row.state in ("waiting", "kept"):
+            return ""
+        if stage in row.seconds:
+            return "done"
+        if stage != row.stage:
+            return "stopped" if row.state == "failed" and stage in row.part else ""
+        done, of = row.part.get(stage, (0, 0))
+        if not of:
+            return "starts"
+        share = min(done / of, 1.0)
+        full = int(10 * share)
+        bar = f"{self.signs.full * full}{self.signs.empty * (10 - full)} " if self.wide else ""
+        return f"{bar}{100 * share:.0f} %"
+
+    def _result(self, row: Row) -> str:
+        if row.state == "failed":
+            return "failed"
+        return "" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
+
+    def _time(self, row: Row) -> str:
+        if row.state == "kept":
+            return "before"
+        if row.state == "running":
+            return clock_text(self.progress.clock() - row.began)
+        return "" if row.took is None else clock_text(row.took)
+
+    def _now(self) -> list[Text]:
+        """The cell that runs: what it does, how fast and how long, its loss, its validation."""
+        row = self.progress.current
+        if row is None or row.state != "running":
+            return []
+        lines = [self._pace(row)]
+        if row.losses:
+            lines.append(self._line(f"loss        {self._spark(row.losses)}  {row.losses[-1]:.4g}"))
+        if row.looks:
+            shares = [look["accuracy"] for look in row.looks]
+            told = f"{100 * shares[-1]:.1f} % of {row.looks[-1]['n']}, best {100 * max(shares):.1f} %"
+            lines.append(self._line(f"validation  {self._spark(shares)}  {told}"))
+        return lines
+
+    def _pace(self, row: Row) -> Text:
+        who = f"{row.name}: " if self.wide and row.run_id else ""
+        if row.stage is None:
+            return self._line(f"now         {who}starting")
+        done, of = row.part.get(row.stage, (0, 0))
+        told = [f"{who}{_WORDS[row.stage]}" + (f" {done:,}/{of:,}" if of else "")]
+        if row.meter.rate is not None:
+            told.append(f"{_short(row.meter.rate)} {_AMOUNTS[row.stage]}")
+        left = self.progress.cell_left(row)
+        told += [] if left is None else [f"{about_text(left)} left for this cell"]
+        return self._line(f"now         {', '.join(told)}")
+
+    def _failures(self) -> list[Text]:
+        """Reasons of the last failures, one line each."""
+        failed = [row for row in self.progress.rows if row.state == "failed" and not row.first]
+        return [self._line(f"failed      {row.name}: {row.error}", "red") for row in failed[-2:]]
+
+    def _spark(self, values: Sequence[float]) -> str:
+        return sparkline(values, min(40, self.screen.width // 3), bars=self.signs.bars)
+
+    def _line(self, text: str, style: str = "") -> Text:
+        return Text(" ".join(text.split("\n")), style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _short(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+class LiveView:
+    """A view on a terminal, redrawn twice a second. A context manager: it ends in order, whatever happened."""
+
+    def __init__(self, progress: Progress, screen: Screen | None = None) -> None:
+        self.screen = screen or Screen(stderr=True)
+        self.view = View(progress, self.screen)
+        self._live = Live(
+            console=self.screen,
+            get_renderable=lambda: self.view,
+            refresh_per_second=2,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),
+        )
+
+    def __enter__(self) -> "LiveView":
+        before = {sys.stderr, sys.stdout}
+        self._live.start(refresh=True)
+        self._logs = [handler for handler in _log_handlers() if handler.stream in before]
+        self._kept = [handler.setStream(sys.stderr) for handler in self._logs]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for handler, stream in zip(self._logs, self._kept, strict=True):
+            handler.setStream(stream)
+        self._live.transient = error[0] is None  # where it was interrupted stays to be read
+        self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the view."""
+        self.screen.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _log_handlers() -> list[Any]:
+    """Handlers that hold a stream of their own: they would write into the view, as whatever is printed now does not."""
+    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
+    handlers = {id(one): one for logger in loggers for one in logger.handlers}
+    return [one for one in handlers.values() if isinstance(one, logging.StreamHandler)]

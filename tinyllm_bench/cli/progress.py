@@ -1,0 +1,265 @@
+"""How far the cells of a request are, from the pipeline's events: stages, rates, time left; no word of screens."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import RLock
+from typing import Any, Literal
+
+STAGES = ("annotate", "train", "predict")
+State = Literal["waiting", "running", "done", "kept", "failed"]
+_COUNTS = {"annotated": "annotate", "step": "train", "predicted": "predict"}
+
+
+@dataclass
+class Meter:
+    """A count that grows, from where it stood when it was first told: a cell that goes on has not just done it all."""
+
+    first: tuple[float, float, float] | None = None  # seconds, count, amount
+    now: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    of: float = 0.0
+
+    def tell(self, seconds: float, count: float, of: float, amount: float) -> None:
+        """`count` of `of` are done, and so much of what the rate is told in (tokens, questions, texts)."""
+        again = count < self.now[1]  # another teacher's texts, another round
+        self.now, self.of = (seconds, count, amount), of
+        self.first = self.now if again or self.first is None else self.first
+
+    def _gone(self) -> tuple[float, float, float]:
+        first = self.first or self.now
+        seconds, count, amount = (now - then for now, then in zip(self.now, first, strict=True))
+        return seconds, count, amount
+
+    @property
+    def rate(self) -> float | None:
+        """Amount per second; None in the first second."""
+        seconds, _, amount = self._gone()
+        return amount / seconds if seconds >= 1 and amount > 0 else None
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left at this pace."""
+        seconds, count, _ = self._gone()
+        return (self.of - self.now[1]) * seconds / count if seconds >= 1 and count > 0 else None
+
+
+@dataclass
+class Row:
+    """One cell, or one that trains first for it (`first`), as far as it is."""
+
+    run_id: str
+    label: str
+    task: str
+    seed: int
+    stages: tuple[str, ...]
+    kind: str = "method"
+    first: bool = False
+    state: State = "waiting"
+    stage: str | None = None
+    part: dict[str, tuple[int, int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    began: float = 0.0
+    stage_began: float = 0.0
+    took: float | None = None
+    meter: Meter = field(default_factory=Meter)
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    looks: list[Mapping[str, Any]] = field(default_factory=list)
+    accuracy: float | None = None
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in a sentence."""
+        return f"{self.label} on {self.task}, seed {self.seed}"
+
+    @property
+    def remaining(self) -> tuple[str, ...]:
+        """Stages that are not over, the one that runs included."""
+        if self.state in ("done", "kept", "failed"):
+            return ()
+        return self.stages[self.stages.index(self.stage) :] if self.stage else self.stages
+
+
+class Progress:
+    """All cells of a request. The calls are those of `pipeline.matrix.Watch`; `clock` tells seconds.
+
+    Args:
+        cells: The cells, in the order in which they run.
+        until: The last stage.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(
+        self, cells: Sequence[Any] = (), *, until: str = "predict", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.clock, self.lock = clock, RLock()
+        self.began = clock()
+        self._stages = STAGES[: STAGES.index(until) + 1]
+        self.rows = [self._row(cell) for cell in cells]
+        self.top: Row | None = None
+        # Without cells there is one nameless piece of work: texts of teachers.
+        self.current: Row | None = None if cells else Row("", "", "", 0, STAGES[:1], state="running", stage="annotate")
+
+    def _row(self, cell: Any) -> Row:
+        stages = self._stages if cell.kind == "method" else tuple(s for s in self._stages if s == "predict")
+        return Row(cell.run_id, cell.label, cell.task.name, cell.seed, stages, cell.kind)
+
+    def count(self, *states: State) -> int:
+        """Cells in these states; those that only train for another one do not count."""
+        return sum(row.state in states for row in self.rows if not row.first)
+
+    def cell(self, cell: Any) -> None:
+        """A cell starts."""
+        with self.lock:
+            self.top = next((row for row in self.rows if row.run_id == cell.run_id and not row.first), None)
+            if self.top is None:
+                self.top = self._row(cell)
+                self.rows.append(self.top)
+            self._start(self.top)
+
+    def _start(self, row: Row) -> None:
+        row.state, row.began = "running", self.clock()
+        self.current = row
+        self._enter(row, row.stages[0] if row.stages else None)
+
+    def _enter(self, row: Row, stage: str | None) -> None:
+        row.stage, row.stage_began, row.meter = stage, self.clock(), Meter()
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Something happened in the cell that runs."""
+        with self.lock:
+            if "cell" in event:
+                self._switch(event)
+            row = self.current
+            if row is None:
+                return
+            kind = next((name for name in _COUNTS if name in event), None)
+            if kind is not None:
+                self._count(row, kind, event)
+            elif "look" in event:
+                row.looks.append(event["look"])
+            elif event.get("stage") == "record":
+                row.accuracy = event["accuracy"]
+                self._leave(row, "predict")
+            elif "stage" in event:
+                self._leave(row, event["stage"])
+
+    def _switch(self, event: Mapping[str, Any]) -> None:
+        """Another cell works now: one that trains first, or the one it trained for."""
+        top = self.top
+        if top is None or event["cell"] == top.run_id:
+            self.current = top
+            if top is not None:  # what trained first is not this cell's own time in its stage
+                top.stage_began = self.clock()
+            return
+        row = Row(event["cell"], event["label"], event["task"], top.seed, STAGES[:2], first=True)
+        self.rows.insert(self.rows.index(top) + 1 + sum(one.first for one in self._below(top)), row)
+        self._start(row)
+
+    def _below(self, top: Row) -> Iterator[Row]:
+        """The rows of cells that train first for `top`."""
+        for row in self.rows[self.rows.index(top) + 1 :]:
+            if not row.first:
+                return
+            yield row
+
+    def _count(self, row: Row, kind: str, event: Mapping[str, Any]) -> None:
+        done, of = event[kind], event["steps" if kind == "step" else "of"]
+        stage = _COUNTS[kind]
+        if stage != row.stage and stage in row.stages:
+            self._enter(row, stage)
+        row.part[stage] = (done, of)
+        if kind == "step":
+            row.losses.append(event["loss"])
+            row.tokens = event["tokens"]
+        row.meter.tell(self.clock(), done, of, event["tokens"] if kind == "step" else done)
+
+    def _leave(self, row: Row, stage: str) -> None:
+        row.seconds[stage] = self.clock() - row.stage_began
+        rest = row.stages[row.stages.index(stage) + 1 :] if stage in row.stages else ()
+        if rest:
+            self._enter(row, rest[0])
+        elif row.first:
+            self._end(row, "done")
+
+    def _end(self, row: Row, state: State) -> None:
+        row.state, row.stage, row.took = state, None, self.clock() - row.began
+
+    def done(self, outcome: Any) -> None:
+        """The cell is finished."""
+        with self.lock:
+            assert self.top is not None
+            if outcome.record is not None:
+                self.top.accuracy = outcome.record.accuracy
+            self._end(self.top, "done" if outcome.fresh else "kept")
+
+    def failed(self, error: str) -> None:
+        """The cell failed, and with it the one that trained first for it if that was running."""
+        with self.lock:
+            assert self.top is not None
+            for row in (self.top, *self._below(self.top)):
+                if row.state == "running":
+                    row.error = error
+                    self._end(row, "failed")
+
+    def cell_left(self, row: Row) -> float | None:
+        """Seconds until a cell is done, from its pace and from cells like it; None as long as it cannot be told."""
+        total = 0.0
+        for stage in row.remaining:
+            found = row.meter.left if stage == row.stage else None
+            if found is None:
+                found = self._like(row, stage)
+                if found is None:
+                    return None
+                if stage == row.stage:
+                    found = max(0.0, found - (self.clock() - row.stage_began))
+            total += found
+        return total
+
+    def left(self) -> float | None:
+        """Seconds until all cells are done; None as long as some cell is unlike all that ran or run."""
+        with self.lock:
+            found = [self.cell_left(row) for row in self.rows if row.remaining]
+        return None if None in found else sum(one for one in found if one is not None)
+
+    def _like(self, row: Row, stage: str) -> float | None:
+        """Mean seconds of a stage in the cells most like this one."""
+        known: dict[tuple[str, ...], list[float]] = defaultdict(list)
+        for other in self.rows:
+            seconds = other.seconds.get(stage, self._projected(other, stage))
+            if seconds is not None and other is not row and other.first == row.first:
+                for key in _likeness(other, stage):
+                    known[key].append(seconds)
+        return next((sum(known[key]) / len(known[key]) for key in _likeness(row, stage) if key in known), None)
+
+    def _projected(self, row: Row, stage: str) -> float | None:
+        """What a stage that runs will have taken."""
+        left = row.meter.left if row.stage == stage else None
+        return None if left is None else self.clock() - row.stage_began + left
+
+
+def _likeness(row: Row, stage: str) -> Iterator[tuple[str, ...]]:
+    """Keys that cells share, closest first; asking costs much the same whoever was taught how."""
+    yield "label", row.label, row.task
+    yield "label", row.label
+    yield "kind", row.kind, row.task
+    yield "kind", row.kind
+    if stage == "predict":
+        yield ("any",)
+
+
+def clock_text(seconds: float) -> str:
+    """`0:42`, `12:03`, `1:02:03`."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def about_text(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 10 min`: as exact as an estimate may sound."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
