@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.cli import judging, reproducing
+from tinyllm_bench.cli import judging, plugging, reproducing
 from tinyllm_bench.cli.options import (
     AddedRuns,
     Anchors,
@@ -305,9 +305,9 @@ def run_app() -> int:
     The command is invoked directly: typer's own entry would turn an interruption into a status of its own.
     """
     signal.signal(signal.SIGTERM, _terminated)
-    command = typer.main.get_command(app)
+    command = plugging.accept_plugins(typer.main.get_command(app))
     try:
-        with command.make_context("tinyllm-bench", sys.argv[1:]) as context:
+        with plugging.warnings_in_one_line(), command.make_context("tinyllm-bench", sys.argv[1:]) as context:
             return int(command.invoke(context) or 0)
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
