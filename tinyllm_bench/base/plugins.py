@@ -12,7 +12,7 @@ What the objects are:
 
 - method: a class made from `learn.method.Method`. `<name>.yaml` beside its module holds its defaults, if it has any.
 - task: a `data.records.TaskInfo` of that name. `samples/<name>.jsonl` beside its module holds its sample.
-- teacher: a function `(rest, settings) -> teach.writers.Writer`. Its name is a kind of model spec: `teachers=[name:rest]`.
+- teacher: a function `(rest, settings) -> teach.writers.Writer`. Its name is a kind of spec: `teachers=[name:rest]`.
 - reporter: a function `(report.exports.BoardData) -> {file name: text}`, called whenever a board is built.
 
 One name has one owner: a built-in's is refused, and so is one that two plugins claim. A plugin that does not load, is
@@ -187,7 +187,9 @@ def add_file(file: Path) -> None:
         UserError: there is no such file.
     """
     if not file.is_file():
-        raise UserError(f"--plugin {file}: no such file; name a Python file that holds METHOD, TASK, TEACHER or REPORTER")
+        raise UserError(
+            f"--plugin {file}: no such file; name a Python file that holds METHOD, TASK, TEACHER or REPORTER"
+        )
     os.environ[VARIABLE] = os.pathsep.join(map(str, dict.fromkeys([*plugin_files(), file.resolve()])))
 
 
@@ -323,5 +325,8 @@ def _fault(kind: str, name: str, found: Any) -> str | None:
         return None if found.name == name else f"its {attribute} is called {found.name!r}, not {name!r}"
     if not (isinstance(found, type) and issubclass(found, wanted)):
         return f"a method is a subclass of {module}.{attribute}, not {found!r}"
-    missing = [*sorted(found.__abstractmethods__), *([] if isinstance(getattr(found, "paper", None), str) else ["paper"])]
+    missing = [
+        *sorted(found.__abstractmethods__),
+        *([] if isinstance(getattr(found, "paper", None), str) else ["paper"]),
+    ]
     return f"it lacks {', '.join(missing)}" if missing else None

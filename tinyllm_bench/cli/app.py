@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.cli import judging, plugging, reproducing
+from tinyllm_bench.cli import judging, plugging, reproducing, scaffolding
 from tinyllm_bench.cli.options import (
     AddedRuns,
     Anchors,
@@ -49,6 +49,7 @@ app.add_typer(teachers_app, name="teachers")
 app.add_typer(board_app, name="board")
 judging.register(app)
 reproducing.register(app)
+scaffolding.register(app)
 
 
 @app.command()
