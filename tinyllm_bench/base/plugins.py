@@ -43,6 +43,7 @@ VARIABLE = "TINYLLM_BENCH_PLUGINS"
 _HOMES = {"method": "tinyllm_bench.baselines", "task": "tinyllm_bench.tasks"}
 _TYPES = {"method": ("tinyllm_bench.learn.method", "Method"), "task": ("tinyllm_bench.data.records", "TaskInfo")}
 _BROKEN = (Exception, SystemExit)  # what importing somebody's code may raise
+_importing: set[Path] = set()
 
 
 class PluginWarning(UserWarning):
@@ -200,6 +201,8 @@ def broken_files() -> dict[Path, str]:
 
 
 def _module(file: Path) -> ModuleType | str:
+    if file in _importing:  # it asks for somebody else's method while it is read: so far it offers nothing
+        return ModuleType(file.stem)
     return _imported(file, file.stat().st_mtime_ns) if file.is_file() else "no such file"
 
 
@@ -211,11 +214,14 @@ def _imported(file: Path, changed: int) -> ModuleType | str:
         return "not a Python file (.py)"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses, pydantic and `inspect.getsource` look there
+    _importing.add(file)
     try:
         spec.loader.exec_module(module)
     except _BROKEN as error:
         del sys.modules[name]
         return f"does not load: {error!r}"
+    finally:
+        _importing.discard(file)
     offered = [word for kind in KINDS for word in (kind.upper(), f"{kind.upper()}S") if hasattr(module, word)]
     wrong = [word for word in offered if word.endswith("S") and not isinstance(getattr(module, word), Mapping)]
     if wrong or not offered:
