@@ -21,7 +21,13 @@ def installing(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Site"]:
     yield made
     for module in made.modules:
         sys.modules.pop(module, None)
-    plugins._entry_points.cache_clear()
+    forget()
+
+
+def forget() -> None:
+    """What the next process would not know: plugins as they were read and digested."""
+    for kept in (plugins._entry_points, plugins._imported, plugins._file_code, plugins._package_code):
+        kept.cache_clear()
 
 
 class Site:
@@ -45,7 +51,7 @@ class Site:
         (info / "entry_points.txt").write_text("\n".join(groups))
         self.modules.append(module)
         importlib.invalidate_caches()
-        plugins._entry_points.cache_clear()
+        forget()
         return file
 
 

@@ -1,7 +1,6 @@
 """`--plugin` in either place, broken plugins on every command, and a whole run with a method and a teacher of files."""
 
 import json
-import os
 import re
 import textwrap
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Call
-from tests.packages import METHOD, REPORTER, TEACHER, Site, installing
+from tests.packages import METHOD, REPORTER, TEACHER, Site, forget, installing
 from tinyllm_bench.report.record import load_record
 
 DRY = ("run", "--task", "obqa", "--no-anchors", "--dry-run")
@@ -55,7 +54,7 @@ def test_an_edited_method_is_another_cell(call: Call, site: Site, small: list[An
     asked = (*DRY, "--method", "changing", *small, "--plugin", file)
     (first,), (again,) = run_ids(call(*asked).out), run_ids(call(*asked).out)
     file.write_text(file.read_text() + "\n# another line\n")
-    os.utime(file, ns=(1, 1))
+    forget()
     (edited,) = run_ids(call(*asked).out)
     assert first == again != edited
 

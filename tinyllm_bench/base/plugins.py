@@ -55,7 +55,7 @@ class Plugin:
     """One thing that a package or a file offers. `package` is its distribution's name, or the file's.
 
     `place` says where in it; `load` gives the object or raises whatever its import raises; `home` gives the folder of
-    its module and `sources` the files of its code, both after it was loaded.
+    its module and `code` the digest of the package's or the file's code, both after it was loaded.
     """
 
     kind: str
@@ -65,13 +65,15 @@ class Plugin:
     place: str
     load: Callable[[], Any]
     home: Callable[[], Path]
-    sources: Callable[[], dict[str, Path]]
+    code: Callable[[], str]
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What tells two states of it apart: package, version, and the digest of its code."""
-        made = digest({name: digest_file(path) for name, path in self.sources().items()})
-        return {"package": self.package, "version": self.version, "digest": made}
+        """What tells two states of it apart: package, version, and the digest of the code that this process runs.
+
+        Somebody who goes on writing while a run goes on changes nothing of it.
+        """
+        return {"package": self.package, "version": self.version, "digest": self.code()}
 
 
 def folder(kind: str) -> Traversable:
@@ -203,11 +205,12 @@ def broken_files() -> dict[Path, str]:
 def _module(file: Path) -> ModuleType | str:
     if file in _importing:  # it asks for somebody else's method while it is read: so far it offers nothing
         return ModuleType(file.stem)
-    return _imported(file, file.stat().st_mtime_ns) if file.is_file() else "no such file"
+    return _imported(file) if file.is_file() else "no such file"
 
 
-@functools.lru_cache(maxsize=64)
-def _imported(file: Path, changed: int) -> ModuleType | str:
+@functools.cache
+def _imported(file: Path) -> ModuleType | str:
+    _file_code(file)
     name = f"tinyllm_bench_plugin_{file.stem}_{digest(str(file))[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -238,10 +241,16 @@ def _of_file(kind: str, file: Path) -> list[Plugin]:
 
     def plugin(name: str, thing: Any) -> Plugin:
         return Plugin(
-            kind, name, file.name, "", str(file), lambda: thing, lambda: file.parent, lambda: {file.name: file}
+            kind, name, file.name, "", str(file), lambda: thing, lambda: file.parent, lambda: _file_code(file)
         )
 
     return [plugin(str(name), thing) for name, thing in offered.items()]
+
+
+@functools.cache
+def _file_code(file: Path) -> str:
+    """Digest of a file as it was when it was first looked at."""
+    return digest_file(file)
 
 
 # --- packages ---------------------------------------------------------------------------------------------------------
@@ -265,23 +274,21 @@ def _of_package(kind: str, point: EntryPoint) -> Plugin:
         point.dist.version if point.dist else "",
         point.value,
         thing,
-        lambda: Path(_code_of(point.module)).parent,
-        lambda: _sources(point.module),
+        lambda: Path(str(importlib.import_module(point.module).__file__)).parent,
+        lambda: _package_code(point.module.partition(".")[0]),
     )
 
 
-def _code_of(module: str) -> str:
-    return str(importlib.import_module(module).__file__)
-
-
-def _sources(module: str) -> dict[str, Path]:
-    """The Python files of the package that a module belongs to, or the module's own."""
-    top = importlib.import_module(module.partition(".")[0])
+@functools.cache
+def _package_code(name: str) -> str:
+    """Digest of all Python files of a package, or of the one that a module is, when they were first looked at."""
+    top = importlib.import_module(name)
     if not hasattr(top, "__path__"):
-        file = Path(_code_of(module))
-        return {file.name: file}
-    found = [(file.relative_to(root), file) for root in map(Path, top.__path__) for file in root.rglob("*.py")]
-    return {name.as_posix(): file for name, file in sorted(found)}
+        return digest_file(Path(str(top.__file__)))
+    found = [
+        (file.relative_to(root).as_posix(), file) for root in map(Path, top.__path__) for file in root.rglob("*.py")
+    ]
+    return digest([[name, digest_file(file)] for name, file in sorted(found)])
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

@@ -83,9 +83,8 @@ def _training(cell: "Cell") -> dict[str, Any]:
     channels += decoding.channels if decoding.policy is not None else ()
     plugin = plugins.origin("method", cell.name)
     return {
-        **({} if plugin is None else {"plugin": plugin.fingerprint}),
         "method": cell.config.method,
-        "method_source": digest(inspect.getsource(inspect.getmodule(type(cell.method)) or type(cell.method))),
+        "method_source": _source(type(cell.method)) if plugin is None else plugin.fingerprint,
         "train": train,
         "budget": cell.config.budget.model_dump(mode="json"),
         "records": [_ids(cell, "train"), _ids(cell, "valid")],
@@ -98,6 +97,10 @@ def _training(cell: "Cell") -> dict[str, Any]:
         **({"share": cell.share} if cell.share != 1 and cell.student_from is not None else {}),
         **({"looks_at_test": True} if cell.looks_at_test else {}),
     }
+
+
+def _source(kind: type) -> str:
+    return digest(inspect.getsource(inspect.getmodule(kind) or kind))
 
 
 def plugins_of(cell: "Cell") -> dict[str, str]:

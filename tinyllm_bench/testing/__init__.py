@@ -12,16 +12,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tinyllm_bench.testing.method_contract import MethodContract, method_contract
-    from tinyllm_bench.testing.task_contract import TaskContract, task_contract
+    from tinyllm_bench.testing.methods import MethodContract, method_contract
+    from tinyllm_bench.testing.tasks import TaskContract, task_contract
 
 __all__ = ["MethodContract", "TaskContract", "method_contract", "task_contract"]
 
 _FILES = {
-    "MethodContract": "tinyllm_bench.testing.method_contract",
-    "method_contract": "tinyllm_bench.testing.method_contract",
-    "TaskContract": "tinyllm_bench.testing.task_contract",
-    "task_contract": "tinyllm_bench.testing.task_contract",
+    "MethodContract": "tinyllm_bench.testing.methods",
+    "method_contract": "tinyllm_bench.testing.methods",
+    "TaskContract": "tinyllm_bench.testing.tasks",
+    "task_contract": "tinyllm_bench.testing.tasks",
 }
 
 
