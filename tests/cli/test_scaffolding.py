@@ -19,7 +19,7 @@ def test_a_method_package_is_whole(call: Call, tmp_path: Path) -> None:
     said = call("new", "method", "my_kd", "--to", tmp_path)
     folder = tmp_path / "my_kd"
     assert said.status == 0 and said.out.splitlines()[0] == f"wrote {folder}"
-    assert f"  pip install --editable {folder}" in said.out and "run --method my_kd" in said.out
+    assert f"  pip install --editable '{folder}[test]'" in said.out and "run --method my_kd" in said.out
     inside = ("src/my_kd/__init__.py", "src/my_kd/my_kd.yaml", "tests/test_my_kd.py", "pyproject.toml", "README.md")
     assert files_in(folder) == set(inside)
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]

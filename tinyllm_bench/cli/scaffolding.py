@@ -56,10 +56,10 @@ def new_task(name: Name, to: Folder = Path(".")) -> None:
 
 def _tell(kind: Kind, name: str, folder: Path) -> None:
     what = f"--method {name} --task obqa" if kind == "method" else f"--method finetune --task {name}"
-    place = shlex.quote(str(folder) if folder.is_absolute() else f"./{folder}")  # bare, pip would look for it elsewhere
+    place = str(folder) if folder.is_absolute() else f"./{folder}"  # bare, pip would look for it elsewhere
     typer.echo(f"wrote {place}")
-    typer.echo(f"  pip install --editable {place}")
-    typer.echo(f"  pytest {place}")
+    typer.echo(f"  pip install --editable {shlex.quote(f'{place}[test]')}")
+    typer.echo(f"  pytest {shlex.quote(place)}")
     typer.echo(f"  tinyllm-bench run {what} --preset quickstart")
 
 
