@@ -19,6 +19,12 @@ from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.models.specs import parse_spec
 
 BROKEN = {
+    "has a strange config": (
+        "from tinyllm_bench.learn.method import Method\nclass METHOD(Method):\n    paper = 'none'\n    Config = dict\n"
+        "    def examples(self, record, annotations, ask): return []\n"
+        "    def loss(self, batch, student, teacher, step): return []",
+        "its Config is no subclass of MethodConfig",
+    ),
     "does not import": ("import no_such_module_anywhere", "No module named 'no_such_module_anywhere'"),
     "exits": ("raise SystemExit(7)", "SystemExit"),
     "is no class": ("METHOD = 5", "a method is a subclass of .*Method, not 5"),
@@ -119,6 +125,9 @@ def test_a_task_is_called_what_its_entry_point_says(site: Site) -> None:
     site.add("quizzes", TASK.format(name="quiz"), tasks="other = TASK")
     with pytest.raises(UserError, match="its TaskInfo is called 'quiz', not 'other'"):
         plugins.load_task("other")
+    site.add("halves", TASK.format(name="half").replace('"valid": 1, ', ""), tasks="half = TASK")
+    with pytest.raises(UserError, match="its sizes are .*, not rows of train, valid, test"):
+        plugins.load_task("half")
 
 
 def test_a_built_ins_name_is_refused(site: Site) -> None:

@@ -331,15 +331,22 @@ def _fault(kind: str, name: str, found: Any) -> str | None:
     if kind not in _TYPES:
         return None if callable(found) else f"a {kind} is a function, not {found!r}"
     module, attribute = _TYPES[kind]
-    wanted = getattr(importlib.import_module(module), attribute)
-    if kind == "task":
-        if not isinstance(found, wanted):
-            return f"a task is a {attribute}, not {found!r}"
-        return None if found.name == name else f"its {attribute} is called {found.name!r}, not {name!r}"
+    home = importlib.import_module(module)
+    wanted = getattr(home, attribute)
+    if kind == "method":
+        return _method_fault(found, wanted)
+    if not isinstance(found, wanted):
+        return f"a task is a {attribute}, not {found!r}"
+    if not isinstance(found.sizes, Mapping) or set(found.sizes) != set(home.SPLITS):
+        return f"its sizes are {found.sizes!r}, not rows of {', '.join(home.SPLITS)}"
+    return None if found.name == name else f"its {attribute} is called {found.name!r}, not {name!r}"
+
+
+def _method_fault(found: Any, wanted: Any) -> str | None:
     if not (isinstance(found, type) and issubclass(found, wanted)):
-        return f"a method is a subclass of {module}.{attribute}, not {found!r}"
-    missing = [
-        *sorted(found.__abstractmethods__),
-        *([] if isinstance(getattr(found, "paper", None), str) else ["paper"]),
-    ]
+        return f"a method is a subclass of {wanted.__module__}.{wanted.__name__}, not {found!r}"
+    if not (isinstance(found.Config, type) and issubclass(found.Config, wanted.Config)):
+        return f"its Config is no subclass of {wanted.Config.__name__}"
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    missing += [] if isinstance(getattr(found, "paper", None), str) else ["paper"]
     return f"it lacks {', '.join(missing)}" if missing else None

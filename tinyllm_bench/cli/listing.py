@@ -14,7 +14,9 @@ def _methods() -> list[dict[str, Any]]:
     from tinyllm_bench.base.plugins import load_method, working
 
     found = [(name, load_method(name)) for name in working("method")]
-    return [{"name": name, "paper": kind.paper, "about": (kind.__doc__ or "").splitlines()[0]} for name, kind in found]
+    return [
+        {"name": name, "paper": kind.paper, "about": (kind.__doc__ or "").partition("\n")[0]} for name, kind in found
+    ]
 
 
 def _tasks() -> list[dict[str, Any]]:
