@@ -22,6 +22,7 @@ ROOMS = (
     "report",
     "pipeline",
     "cli",
+    "testing",
 )  # low to high
 GENERATED = {"runs", "dist", "build", "__pycache__"}
 WIDTH = 34  # where the comments begin
@@ -33,7 +34,7 @@ ABOUT = {  # what carries no docstring of its own
     "CONTRIBUTING.md": "house rules, notation, how to add a method or a task",
     "CHANGELOG.md": "one line per outcome a user can see",
     "LICENSE": "Apache-2.0",
-    "tinyllm_bench/": "the machine: ten rooms from low to high; a room imports only rooms below it",
+    "tinyllm_bench/": "the machine: eleven rooms from low to high; a room imports only rooms below it",
     "baselines/README.md": "the methods: papers, equations, deviations",
     "baselines/<method>.py  .yaml": "one method: paper, examples, loss; its defaults with their source",
     "tasks/README.md": "the tasks: papers, licences, splits, chance levels",

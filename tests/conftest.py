@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests import tiny_models
+from tinyllm_bench.testing import tiny_models
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 BUNDLED_STUDENT = "smollm2-135m"

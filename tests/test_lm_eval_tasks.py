@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.evaluate import fakes
+from tinyllm_bench.base import plugins
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import READINGS, Reading, cut_context
 from tinyllm_bench.data.sources import Source, load_split
@@ -16,9 +17,11 @@ from tinyllm_bench.evaluate import task_yaml
 from tinyllm_bench.evaluate.asking import Asked
 from tinyllm_bench.evaluate.runner import answer
 
-TASKS = ("arc", "bioasq", "obqa", "piqa", "pubmedqa", "riddle")
-NATIVE = ("gsm8k", "svamp")  # a group of their own, and one reading
 SAMPLE = Source(kind="sample")
+INFOS = {name: plugins.load_task(name) for name in plugins.names("task")}
+TASKS = [name for name, info in INFOS.items() if info.suite == "main"]
+NATIVE = [name for name, info in INFOS.items() if info.suite == "native"]  # a group of their own
+NUMBERS = [name for name in NATIVE if not load_split(SAMPLE, name, "test")[0].choices]
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -30,18 +33,18 @@ def manager(**metadata: Any) -> Any:
 
 def test_exactly_the_expected_names_are_found() -> None:
     found = manager()
-    main = [f"tinyllm_{task}_{reading}" for task in TASKS for reading in READINGS]
-    assert found.all_subtasks == sorted([*main, *(f"tinyllm_{task}_gen" for task in NATIVE)])
-    assert found.all_groups == sorted(
-        [*(f"tinyllm_bench_{reading}" for reading in READINGS), "tinyllm_bench_native_gen"]
+    assert found.all_subtasks == sorted(
+        f"tinyllm_{n}_{reading}" for n, info in INFOS.items() for reading in info.readings
     )
+    native = {f"tinyllm_bench_native_{reading}" for name in NATIVE for reading in INFOS[name].readings}
+    assert found.all_groups == sorted([*(f"tinyllm_bench_{reading}" for reading in READINGS), *native])
 
 
 def test_every_task_and_group_loads() -> None:
     loaded = manager(source="sample").load([f"tinyllm_bench_{reading}" for reading in READINGS])
-    assert len(loaded["tasks"]) == 18
+    assert len(loaded["tasks"]) == sum(len(INFOS[name].readings) for name in TASKS)
     for name, task in loaded["tasks"].items():
-        _, short, reading = name.split("_")
+        short, reading = name.removeprefix("tinyllm_").rsplit("_", 1)
         assert [doc["id"] for doc in task.test_docs()] == [r.id for r in load_split(SAMPLE, short, "test")]
         assert len(task.validation_docs()) == len(load_split(SAMPLE, short, "valid"))
         kind = "generate_until" if reading == "gen" else "multiple_choice"
@@ -49,19 +52,19 @@ def test_every_task_and_group_loads() -> None:
         assert output_type == kind
 
 
-def test_the_native_group_holds_the_word_problems_alone() -> None:
+def test_the_native_group_holds_the_native_tasks_alone() -> None:
     loaded = manager(source="sample").load(["tinyllm_bench_native_gen"])
     assert sorted(loaded["tasks"]) == [f"tinyllm_{task}_gen" for task in NATIVE]
     for name, task in loaded["tasks"].items():
         docs = list(task.test_docs())
-        records = load_split(SAMPLE, name.split("_")[1], "test")
-        assert [(doc["id"], doc["gold"], doc["target"]) for doc in docs] == [
-            (record.id, record.number, record.gold_text) for record in records
-        ]
+        records = load_split(SAMPLE, name.removeprefix("tinyllm_").removesuffix("_gen"), "test")
+        assert [(doc["id"], doc["gold"]) for doc in docs] == [(record.id, record.gold_key) for record in records]
+        wanted = [record.gold_text if record.number else record.answer for record in records]
+        assert [doc["target"] for doc in docs] == wanted
         assert task.OUTPUT_TYPE == "generate_until"
 
 
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_is_asked_for_as_in_training_with_shots_that_end_in_it(name: str) -> None:
     record, ask, lm = load_split(SAMPLE, name, "test")[0], Ask(reading="gen"), fakes.Recorder()
     answer(lm, Asked(task=name, reading="gen", split="test", ids=(record.id,), source=SAMPLE, shots=2))
@@ -69,7 +72,7 @@ def test_a_number_is_asked_for_as_in_training_with_shots_that_end_in_it(name: st
     assert [args[0] for args in lm.asked] == [shown + ask.prompt(record)]
 
 
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", NUMBERS)
 def test_plain_lm_eval_reads_numbers_as_our_runner_does(name: str) -> None:
     import lm_eval
 

@@ -14,8 +14,8 @@ from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
 from tests.learning import METHODS, gradients, make_groups, make_method, make_trainer
-from tests.tiny_models import tiny_llama
 from tinyllm_bench.learn.budget import Limit, make_plan
+from tinyllm_bench.testing.tiny_models import tiny_llama
 
 
 def main() -> None:
@@ -66,11 +66,11 @@ def run_a_cell(folder: Path) -> None:
     """Annotate, train, predict and record with all processes; its folder is the cell's run."""
     from accelerate import PartialState
 
-    from tests.tiny_models import saved
     from tinyllm_bench.pipeline.cells import plan_cells
     from tinyllm_bench.pipeline.predict import Engines
     from tinyllm_bench.pipeline.request import Request
     from tinyllm_bench.pipeline.run import run_cell
+    from tinyllm_bench.testing.tiny_models import saved
 
     state = PartialState()
     if state.is_main_process:

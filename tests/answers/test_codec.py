@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_models import bpe_tokenizer, unigram_tokenizer
 from tinyllm_bench.answers.codec import (
     Layout,
     decode_program,
@@ -17,6 +16,7 @@ from tinyllm_bench.answers.codec import (
     round_trip_failures,
 )
 from tinyllm_bench.answers.sandbox import Prepared, Sandbox
+from tinyllm_bench.testing.tiny_models import bpe_tokenizer, unigram_tokenizer
 
 STRAIGHT = "price = 76\noff = 25\nleft = price - off\nanswer = left"
 LOOP = "total = 0\nfor i in range(4):\n    if i > 1:\n        total += i\nanswer = total"

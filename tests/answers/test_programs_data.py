@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_models import bpe_tokenizer, unigram_tokenizer
 from tinyllm_bench.answers.codec import Layout, decode_program, encode_program, missing_characters, round_trip_failures
 from tinyllm_bench.answers.programs import normalise, number
 from tinyllm_bench.answers.sandbox import ExecResult, Prepared, Sandbox
+from tinyllm_bench.testing.tiny_models import bpe_tokenizer, unigram_tokenizer
 
 pytestmark = [pytest.mark.release, pytest.mark.slow]
 TEACHERS = ("gpt-3.5-turbo", "gpt4")

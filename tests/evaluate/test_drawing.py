@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from tests import tiny_models
 from tests.evaluate.test_vllm import HEADS, needs_vllm
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.evaluate.drawing import HfDrawer, VllmDrawer, Wanted, seeds_of
 from tinyllm_bench.evaluate.vllm import VllmEngine
 from tinyllm_bench.models.load import Loaded
+from tinyllm_bench.testing import tiny_models
 
 PROMPTS = ("Question: which animal lays eggs?\nLet's think step by step.", "Water boils.\nLet's write a program.")
 

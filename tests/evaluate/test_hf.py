@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from tests import tiny_models
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import READINGS, Reading
@@ -12,6 +11,7 @@ from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluate.asking import Asked
 from tinyllm_bench.evaluate.hf import hf_lm, lm_eval_ids
 from tinyllm_bench.evaluate.runner import answer
+from tinyllm_bench.testing import tiny_models
 
 SAMPLE = Source(kind="sample")
 RECORDS = load_split(SAMPLE, "obqa", "test")

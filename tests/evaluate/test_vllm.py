@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tests import tiny_models
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Prediction, Reading
 from tinyllm_bench.data.sources import Source, load_split
@@ -17,6 +16,7 @@ from tinyllm_bench.evaluate.hf import hf_lm
 from tinyllm_bench.evaluate.runner import answer
 from tinyllm_bench.evaluate.vllm import VllmEngine, backend_for
 from tinyllm_bench.models.child import vllm_installed
+from tinyllm_bench.testing import tiny_models
 
 SAMPLE = Source(kind="sample")
 IDS = tuple(record.id for record in load_split(SAMPLE, "obqa", "test"))

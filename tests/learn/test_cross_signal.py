@@ -8,7 +8,6 @@ import torch
 from pydantic import ValidationError
 
 from tests.learning import make_groups, make_method, make_signal
-from tests.tiny_models import tiny_llama
 from tests.tokenizer_pair import numerals, splitting
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.learn.batching import Batch, collator_of
@@ -20,6 +19,7 @@ from tinyllm_bench.learn.method import Step
 from tinyllm_bench.learn.signals import CachedTeacher, InMemoryTeacher, score_responses
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoded
+from tinyllm_bench.testing.tiny_models import tiny_llama
 
 Notes = dict[str, list[tuple[float, float]]]
 

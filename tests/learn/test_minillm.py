@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tests.learning import make_groups, make_method, make_signal
-from tests.tiny_models import tiny_llama
 from tinyllm_bench.base.plugins import load_method
 from tinyllm_bench.learn.batching import Batch, Group, collator_of
 from tinyllm_bench.learn.budget import make_plan
@@ -15,6 +14,7 @@ from tinyllm_bench.learn.policy import returns_NT
 from tinyllm_bench.learn.signals import InMemoryTeacher
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoded
+from tinyllm_bench.testing.tiny_models import tiny_llama
 
 
 class Drawn:

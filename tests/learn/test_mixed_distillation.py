@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.learning import assert_close, gradients, make_method, make_trainer, run, sample_records
-from tests.tiny_models import tiny_llama
 from tinyllm_bench.base.plugins import load_method
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Annotation
@@ -18,6 +17,7 @@ from tinyllm_bench.learn.losses import channel_cross_entropy
 from tinyllm_bench.learn.method import Method, Step
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoded, Encoder
+from tinyllm_bench.testing.tiny_models import tiny_llama
 
 NAME = "mixed_distillation"
 ASK = Ask(reading="gen")

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.learning import make_groups, make_method, make_trainer, run
-from tests.tiny_models import tiny_llama
 from tinyllm_bench.learn.budget import Limit, make_plan
 from tinyllm_bench.learn.outcome import Look, State, flops_per_token, merit, rate
 from tinyllm_bench.learn.trainer import Trainer
 from tinyllm_bench.models.lm import LM
+from tinyllm_bench.testing.tiny_models import tiny_llama
 
 LIMIT = 1800
 

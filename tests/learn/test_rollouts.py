@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from tests.learning import make_groups, make_method, make_signal, make_trainer
-from tests.tiny_models import tiny_llama, tiny_t5
 from tinyllm_bench.learn.batching import Group, collator_of
 from tinyllm_bench.learn.method import Step
 from tinyllm_bench.learn.rollouts import Drawn, distinct, draw, end_ids, happens, probe, with_drawn
 from tinyllm_bench.learn.signals import InMemoryTeacher
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoded
+from tinyllm_bench.testing.tiny_models import tiny_llama, tiny_t5
 
 FAMILIES = {"llama": tiny_llama, "t5": tiny_t5}
 families = pytest.mark.parametrize("family", FAMILIES)

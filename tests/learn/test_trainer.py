@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from tests.learning import gradients, make_groups, make_method, make_trainer, run
-from tests.tiny_models import tiny_llama as make_llama
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_checked
 from tinyllm_bench.learn.budget import Plan, make_plan
 from tinyllm_bench.learn.checkpoint import kept_random_state
 from tinyllm_bench.learn.trainer import Trainer
 from tinyllm_bench.models.lm import LM
+from tinyllm_bench.testing.tiny_models import tiny_llama as make_llama
 
 
 class Scripted:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import tiny_models
 from tests.pipeline.runs import one_cell, run_all
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import canonical_json
@@ -22,6 +21,7 @@ from tinyllm_bench.pipeline.predict import Engines, StudentAsker
 from tinyllm_bench.report.public import machine_paths, public_text
 from tinyllm_bench.report.record import load_record
 from tinyllm_bench.teach.opening import _why_not_vllm, live_key
+from tinyllm_bench.testing import tiny_models
 
 IDS = torch.arange(2, 40).reshape(2, 19)
 

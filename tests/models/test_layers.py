@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from tests.models.test_load import greedy, logits, spec
-from tests.tiny_models import saved
-from tests.tiny_models import tiny_llama as make_llama
-from tests.tiny_models import tiny_t5 as make_t5
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.models.load import load_model, save_model
 from tinyllm_bench.models.specs import parse_spec
+from tinyllm_bench.testing.tiny_models import saved
+from tinyllm_bench.testing.tiny_models import tiny_llama as make_llama
+from tinyllm_bench.testing.tiny_models import tiny_t5 as make_t5
 
 CHOSEN = (1, 4, 2)  # layers 1 and 3 of 5
 

@@ -5,9 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.tiny_models import bpe_tokenizer, saved
-from tests.tiny_models import tiny_llama as make_llama
-from tests.tiny_models import tiny_t5 as make_t5
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.models.load import (
     Loaded,
@@ -22,6 +19,9 @@ from tinyllm_bench.models.load import (
     weights_digest,
 )
 from tinyllm_bench.models.specs import parse_spec
+from tinyllm_bench.testing.tiny_models import bpe_tokenizer, saved
+from tinyllm_bench.testing.tiny_models import tiny_llama as make_llama
+from tinyllm_bench.testing.tiny_models import tiny_t5 as make_t5
 
 QUESTION = "Which animal lays eggs?"
 

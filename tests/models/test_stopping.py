@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny_models import bpe_tokenizer
 from tinyllm_bench.models.stopping import cut_at_stop, stop_criteria, trim
+from tinyllm_bench.testing.tiny_models import bpe_tokenizer
 
 
 def ids(text: str) -> list[int]:

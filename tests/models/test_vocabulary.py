@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from tests import tiny_models
 from tests.tokenizer_pair import bundled, numerals, splitting
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.models.vocabulary import canonical, overlap, same_tokenizer, spell, vocabulary, written
+from tinyllm_bench.testing import tiny_models
 
 TEXTS = ("the cat sat", "  two spaces\nand a line", "日本 🙂🙂", "é ü ß", "1234 A\x07", "naïve — “quoted”")
 

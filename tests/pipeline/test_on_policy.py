@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from tests.pipeline.runs import one_cell, run_all
-from tests.tiny_models import saved, tiny_llama
 from tests.tokenizer_pair import splitting
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_json
@@ -14,6 +13,7 @@ from tinyllm_bench.models.vocabulary import vocabulary
 from tinyllm_bench.report.judged import Judge
 from tinyllm_bench.report.record import RunRecord, load_record
 from tinyllm_bench.report.rows import make_rows
+from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
 SHORT = ("data.train_limit=8", "eval.limit=8", "eval.valid_limit=4")
 DRAWN = {name: f"method.{name}.max_new_tokens=8" for name in ("gkd", "minillm")}

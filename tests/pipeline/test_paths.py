@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tests.pipeline.runs import cells_of, one_cell, quick, run_all
-from tests.tiny_models import saved, tiny_llama
 from tinyllm_bench.answers import sandbox
 from tinyllm_bench.answers.voting import COT, POLICIES, POT
 from tinyllm_bench.base.errors import UserError
@@ -20,6 +19,7 @@ from tinyllm_bench.pipeline.annotate import annotate, taught
 from tinyllm_bench.pipeline.predict import load_predictions, predictions_file
 from tinyllm_bench.pipeline.verify_paths import rationale_target, verified
 from tinyllm_bench.report.record import load_record
+from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
 NAME = "mixed_distillation"
 TEACHER = "teachers=[replay:sample#stepwise]"

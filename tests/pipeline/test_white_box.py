@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.pipeline.runs import cells_of, one_cell, quick, run_all
-from tests.tiny_models import saved, tiny_llama
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_json
 from tinyllm_bench.report.record import load_record
+from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
 NO_INIT = "teacher.init=null"
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.tiny_models import bpe_tokenizer
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.teach.encoding import before_stop, prompt_ids, too_long, uses_chat
+from tinyllm_bench.testing.tiny_models import bpe_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests import tiny_models
 from tests.teach.test_writer_vllm import HEADS, needs_vllm
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.learn.cached_rows import Rows, Scored, check_rows, top_k
 from tinyllm_bench.learn.logit_cache import Header, LogitCache
 from tinyllm_bench.teach.vllm_scorer import VllmScorer
 from tinyllm_bench.teach.vllm_scorer_child import CHUNK_TOKENS, read_position, rows_of, scorer_options
+from tinyllm_bench.testing import tiny_models
 
 K = 8
 ENTRIES = tiny_models.BPE_ENTRIES

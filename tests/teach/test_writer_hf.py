@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests import tiny_models
 from tests.teach.test_encoding import TEMPLATE
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.teach.writer_hf import HfWriter
 from tinyllm_bench.teach.writers import Failed, Sampling, Wish, Written
+from tinyllm_bench.testing import tiny_models
 
 PROMPTS = (
     "Why is copper used for wires?",

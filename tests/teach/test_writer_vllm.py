@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tests import tiny_models
 from tests.teach.test_encoding import TEMPLATE
 from tests.teach.test_writer_hf import PROMPTS, wishes, written
 from tinyllm_bench.base.errors import UserError
@@ -16,6 +15,7 @@ from tinyllm_bench.models.child import vllm_installed
 from tinyllm_bench.teach.vllm_writer_child import devices_for
 from tinyllm_bench.teach.writer_vllm import VllmWriter
 from tinyllm_bench.teach.writers import Failed, Sampling, Wish
+from tinyllm_bench.testing import tiny_models
 
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}  # vLLM's CPU attention wants heads of 32 or more
 needs_vllm = pytest.mark.skipif(not vllm_installed(), reason="needs vLLM")

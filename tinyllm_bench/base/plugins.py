@@ -1,21 +1,79 @@
-"""Methods and tasks by name: the only place that imports by a computed name.
+"""Methods, tasks, teachers and reporters by name: the only place that imports by a computed name.
 
-A built-in's file name is its name; other people's come by entry point (`tinyllm_bench.methods`, `tinyllm_bench.tasks`)
-and may not take a built-in's name.
+A built-in method or task is a file, and the file's name is its name. Other people's come in two ways:
+
+- A package with entry points in the groups `tinyllm_bench.methods`, `.tasks`, `.teachers` and `.reporters`. An entry
+  point names the object, or a module that holds it as METHOD, TASK, TEACHER or REPORTER.
+- A file, given with `--plugin FILE` or named in TINYLLM_BENCH_PLUGINS (several with the system's path separator between
+  them). It holds METHOD, TASK, TEACHER or REPORTER, which is named as the file is, or METHODS, TASKS, TEACHERS or
+  REPORTERS, each a mapping of names to objects. The variable reaches child processes and `accelerate launch` too.
+
+What the objects are:
+
+- method: a class made from `learn.method.Method`. `<name>.yaml` beside its module holds its defaults, if it has any.
+- task: a `data.records.TaskInfo` of that name. `samples/<name>.jsonl` beside its module holds its sample.
+- teacher: a function `(rest, settings) -> teach.writers.Writer`. Its name is a kind of spec: `teachers=[name:rest]`.
+- reporter: a function `(report.exports.BoardData) -> {file name: text}`, called whenever a board is built.
+
+One name has one owner: a built-in's is refused, and so is one that two plugins claim. A plugin that does not load, is
+of the wrong type or lacks something is told about in one warning and left out; asked for by name it is an error that
+says why. A package is imported when its name is asked for, or everything of its kind is; a file, to know its names.
 """
 
+import functools
 import importlib
+import importlib.util
+import os
 import sys
-from functools import lru_cache
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tinyllm_bench.base.errors import UserError, unknown_name
+from tinyllm_bench.base.files import digest, digest_file
 
+KINDS = ("method", "task", "teacher", "reporter")
+VARIABLE = "TINYLLM_BENCH_PLUGINS"
 _HOMES = {"method": "tinyllm_bench.baselines", "task": "tinyllm_bench.tasks"}
+_TYPES = {"method": ("tinyllm_bench.learn.method", "Method"), "task": ("tinyllm_bench.data.records", "TaskInfo")}
+_BROKEN = (Exception, SystemExit)  # what importing somebody's code may raise
+_importing: set[Path] = set()
+
+
+class PluginWarning(UserWarning):
+    """Something of another package or of a plugin file was left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """One thing that a package or a file offers. `package` is its distribution's name, or the file's.
+
+    `place` says where in it; `load` gives the object or raises whatever its import raises; `home` gives the folder of
+    its module and `code` the digest of the package's or the file's code, both after it was loaded.
+    """
+
+    kind: str
+    name: str
+    package: str
+    version: str
+    place: str
+    load: Callable[[], Any]
+    home: Callable[[], Path]
+    code: Callable[[], str]
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What tells two states of it apart: package, version, and the digest of the code that this process runs.
+
+        Somebody who goes on writing while a run goes on changes nothing of it.
+        """
+        return {"package": self.package, "version": self.version, "digest": self.code()}
 
 
 def folder(kind: str) -> Traversable:
@@ -23,63 +81,272 @@ def folder(kind: str) -> Traversable:
     return files(_HOMES[kind])
 
 
-def _built_in(kind: str) -> set[str]:
-    names = (entry.name for entry in folder(kind).iterdir())
-    return {name[:-3] for name in names if name.endswith(".py") and not name.startswith("_")}
-
-
-def _outside(kind: str) -> dict[str, EntryPoint]:
-    return _entry_points(f"tinyllm_bench.{kind}s", tuple(sys.path))
-
-
-@lru_cache(maxsize=16)
-def _entry_points(group: str, path: tuple[str, ...]) -> dict[str, EntryPoint]:
-    """Looking through every installed package takes 20 ms: once for an import path, not with every name."""
-    return {point.name: point for point in entry_points(group=group)}
-
-
 def names(kind: str) -> list[str]:
-    """Every name of a kind (`method` or `task`), built in or installed by others."""
-    return sorted(_built_in(kind) | set(_outside(kind)))
+    """Every name of a kind, built in or offered by others, whether or not it loads."""
+    return sorted(_built_in(kind) | {plugin.name for plugin in outside(kind)})
 
 
-def outside(kind: str) -> list[EntryPoint]:
-    """Entry points of other people's packages, sorted by name."""
-    return sorted(_outside(kind).values(), key=lambda point: point.name)
+def working(kind: str) -> list[str]:
+    """The names that load; the other ones are told about, each in one warning."""
+    broken = {plugin.name: why for plugin in outside(kind) if (why := state(plugin)) != "ok"}
+    for name, why in broken.items():
+        warn(f"{kind} {name!r} is left out: {why}")
+    return [name for name in names(kind) if name in _built_in(kind) or name not in broken]
 
 
-def _load(kind: str, name: str) -> Any:
-    built_in, outside = _built_in(kind), _outside(kind)
-    if name in built_in:
-        if name in outside:
-            point = outside[name]
-            raise UserError(f"{kind} {name!r} of package {point.value!r} has a built-in's name; rename its entry point")
-        return importlib.import_module(f"{_HOMES[kind]}.{name}")
-    if name in outside:
-        try:
-            return outside[name].load()
-        except Exception as error:
-            raise UserError(f"{kind} {name!r} ({outside[name].value}) does not load: {error!r}") from error
-    raise unknown_name(kind, name, built_in | set(outside))
+def outside(kind: str) -> list[Plugin]:
+    """What packages and plugin files offer of a kind, sorted by name; a file that does not load is told about."""
+    for file, why in broken_files().items():
+        warn(f"plugin file {file} is left out: {why}")
+    found = [_of_package(kind, point) for point in _entry_points(f"tinyllm_bench.{kind}s", tuple(sys.path))]
+    found += [plugin for file in plugin_files() for plugin in _of_file(kind, file)]
+    return sorted(found, key=lambda plugin: (plugin.name, plugin.package))
+
+
+def state(plugin: Plugin) -> str:
+    """`ok`, or why it cannot be used."""
+    try:
+        _checked(plugin)
+    except UserError as error:
+        return str(error)
+    return "ok"
+
+
+def load(kind: str, name: str) -> Any:
+    """The object of a name.
+
+    Raises:
+        UserError: unknown name (with the nearest one), or a plugin that cannot be used, with the reason.
+    """
+    claims = [plugin for plugin in outside(kind) if plugin.name == name]
+    if claims:
+        return _checked(claims[0])
+    if name not in _built_in(kind):
+        raise unknown(kind, name)
+    return getattr(importlib.import_module(f"{_HOMES[kind]}.{name}"), kind.upper())
 
 
 def load_method(name: str) -> Any:
-    """The `Method` class of a name: attribute `METHOD` of `baselines/<name>.py`, or what an entry point names.
-
-    Raises:
-        UserError: unknown name (with the nearest one), a plugin that does not load or that takes a built-in's name.
-    """
-    found = _load("method", name)
-    return found.METHOD if isinstance(found, ModuleType) else found
+    """The `Method` class of a name: attribute `METHOD` of `baselines/<name>.py`, or what a plugin offers."""
+    return load("method", name)
 
 
 def load_task(name: str) -> Any:
-    """The `TaskInfo` of a name: attribute `TASK` of `tasks/<name>.py`, or what an entry point names."""
-    found = _load("task", name)
-    return found.TASK if isinstance(found, ModuleType) else found
+    """The `TaskInfo` of a name: attribute `TASK` of `tasks/<name>.py`, or what a plugin offers."""
+    return load("task", name)
+
+
+def origin(kind: str, name: str) -> Plugin | None:
+    """Who offers a name; None for a built-in one, and for one that nobody offers."""
+    if name in _built_in(kind):
+        return None
+    return next((plugin for plugin in outside(kind) if plugin.name == name), None)
+
+
+def unknown(kind: str, name: str, *others: str, what: str = "") -> UserError:
+    """The error for a name that nobody offers, which tells of files that were not read.
+
+    `others` could have been said as well; `what` says what the name is of, where that is not the kind.
+    """
+    error = unknown_name(what or kind, name, [*names(kind), *others])
+    unread = [f" Plugin file {file} is left out: {why}." for file, why in broken_files().items()]
+    return UserError(str(error) + "".join(unread))
+
+
+def home(kind: str, name: str) -> Traversable:
+    """The folder of what goes with a method or a task: its defaults, its sample."""
+    plugin = origin(kind, name)
+    if plugin is None:
+        return folder(kind)
+    _checked(plugin)
+    return plugin.home()
 
 
 def method_defaults(name: str) -> str:
-    """The text of `<method>.yaml` beside a built-in method; empty for a method that has none."""
-    file = folder("method") / f"{name}.yaml"
+    """The text of `<method>.yaml` beside a method; empty for one that has none."""
+    file = home("method", name) / f"{name}.yaml"
     return file.read_text() if file.is_file() else ""
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Tell once that something of somebody else's was left out."""
+    warnings.warn(text, PluginWarning, stacklevel=3)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def plugin_files() -> list[Path]:
+    """The plugin files that were named, each once."""
+    named = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
+    return list(dict.fromkeys(Path(text).expanduser().resolve() for text in named))
+
+
+def add_file(file: Path) -> None:
+    """Name a plugin file for this process and its children.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not file.is_file():
+        raise UserError(
+            f"--plugin {file}: no such file; name a Python file that holds METHOD, TASK, TEACHER or REPORTER"
+        )
+    os.environ[VARIABLE] = os.pathsep.join(map(str, dict.fromkeys([*plugin_files(), file.resolve()])))
+
+
+def broken_files() -> dict[Path, str]:
+    """Plugin files that do not load or offer nothing, and why."""
+    found = {file: _module(file) for file in plugin_files()}
+    return {file: module for file, module in found.items() if isinstance(module, str)}
+
+
+def _module(file: Path) -> ModuleType | str:
+    if file in _importing:  # it asks for somebody else's method while it is read: so far it offers nothing
+        return ModuleType(file.stem)
+    return _imported(file) if file.is_file() else "no such file"
+
+
+@functools.cache
+def _imported(file: Path) -> ModuleType | str:
+    _file_code(file)
+    name = f"tinyllm_bench_plugin_{file.stem}_{digest(str(file))[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        return "not a Python file (.py)"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses, pydantic and `inspect.getsource` look there
+    _importing.add(file)
+    try:
+        spec.loader.exec_module(module)
+    except _BROKEN as error:
+        del sys.modules[name]
+        return f"does not load: {error!r}"
+    finally:
+        _importing.discard(file)
+    offered = [word for kind in KINDS for word in (kind.upper(), f"{kind.upper()}S") if hasattr(module, word)]
+    wrong = [word for word in offered if word.endswith("S") and not isinstance(getattr(module, word), Mapping)]
+    if wrong or not offered:
+        return f"{wrong[0]} is no mapping of names" if wrong else "holds no METHOD, TASK, TEACHER or REPORTER"
+    return module
+
+
+def _of_file(kind: str, file: Path) -> list[Plugin]:
+    module = _module(file)
+    if isinstance(module, str):
+        return []
+    one = {file.stem: getattr(module, kind.upper())} if hasattr(module, kind.upper()) else {}
+    offered = {**one, **getattr(module, f"{kind.upper()}S", {})}
+
+    def plugin(name: str, thing: Any) -> Plugin:
+        return Plugin(
+            kind, name, file.name, "", str(file), lambda: thing, lambda: file.parent, lambda: _file_code(file)
+        )
+
+    return [plugin(str(name), thing) for name, thing in offered.items()]
+
+
+@functools.cache
+def _file_code(file: Path) -> str:
+    """Digest of a file as it was when it was first looked at."""
+    return digest_file(file)
+
+
+# --- packages ---------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=16)
+def _entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Looking through every installed package takes 20 ms: once for an import path, not with every name."""
+    return tuple(entry_points(group=group))
+
+
+def _of_package(kind: str, point: EntryPoint) -> Plugin:
+    def thing() -> Any:
+        found = point.load()
+        return getattr(found, kind.upper()) if isinstance(found, ModuleType) else found
+
+    return Plugin(
+        kind,
+        point.name,
+        point.dist.name if point.dist else point.module,
+        point.dist.version if point.dist else "",
+        point.value,
+        thing,
+        lambda: Path(str(importlib.import_module(point.module).__file__)).parent,
+        lambda: _package_code(point.module.partition(".")[0]),
+    )
+
+
+@functools.cache
+def _package_code(name: str) -> str:
+    """Digest of all Python files of a package, or of the one that a module is, when they were first looked at."""
+    top = importlib.import_module(name)
+    if not hasattr(top, "__path__"):
+        return digest_file(Path(str(top.__file__)))
+    found = [
+        (file.relative_to(root).as_posix(), file) for root in map(Path, top.__path__) for file in root.rglob("*.py")
+    ]
+    return digest([[name, digest_file(file)] for name, file in sorted(found)])
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _built_in(kind: str) -> set[str]:
+    if kind == "teacher":
+        return set(importlib.import_module("tinyllm_bench.models.specs").KINDS)
+    if kind == "reporter":
+        return set()
+    entries = (entry.name for entry in folder(kind).iterdir())
+    return {name[:-3] for name in entries if name.endswith(".py") and not name.startswith("_")}
+
+
+def _checked(plugin: Plugin) -> Any:
+    """The object of a plugin, which may be used.
+
+    Raises:
+        UserError: it does not load, is not what its kind asks for, or has a name that is taken.
+    """
+    kind, name = plugin.kind, plugin.name
+    said = f"{kind} {name!r} of package {plugin.place!r}"
+    if name in _built_in(kind):
+        raise UserError(f"{said} has a built-in's name; rename it, or remove the package")
+    rivals = [one.place for one in outside(kind) if one.name == name and one.place != plugin.place]
+    if rivals:
+        raise UserError(f"{said} has a name that {rivals[0]!r} has too; remove or rename one of them")
+    try:
+        found = plugin.load()
+    except _BROKEN as error:
+        raise UserError(f"{said} does not load: {error!r}") from error
+    fault = _fault(kind, name, found)
+    if fault:
+        raise UserError(f"{said} cannot be used: {fault}")
+    return found
+
+
+def _fault(kind: str, name: str, found: Any) -> str | None:
+    """What is wrong with an object of a kind, in words; None if nothing is."""
+    if kind not in _TYPES:
+        return None if callable(found) else f"a {kind} is a function, not {found!r}"
+    module, attribute = _TYPES[kind]
+    home = importlib.import_module(module)
+    wanted = getattr(home, attribute)
+    if kind == "method":
+        return _method_fault(found, wanted)
+    if not isinstance(found, wanted):
+        return f"a task is a {attribute}, not {found!r}"
+    if not isinstance(found.sizes, Mapping) or set(found.sizes) != set(home.SPLITS):
+        return f"its sizes are {found.sizes!r}, not rows of {', '.join(home.SPLITS)}"
+    return None if found.name == name else f"its {attribute} is called {found.name!r}, not {name!r}"
+
+
+def _method_fault(found: Any, wanted: Any) -> str | None:
+    if not (isinstance(found, type) and issubclass(found, wanted)):
+        return f"a method is a subclass of {wanted.__module__}.{wanted.__name__}, not {found!r}"
+    if not (isinstance(found.Config, type) and issubclass(found.Config, wanted.Config)):
+        return f"its Config is no subclass of {wanted.Config.__name__}"
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    missing += [] if isinstance(getattr(found, "paper", None), str) else ["paper"]
+    return f"it lacks {', '.join(missing)}" if missing else None

@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.cli import checking, curves, exporting, judging, planning, reproducing
+from tinyllm_bench.cli import (
+    checking,
+    curves,
+    exporting,
+    judging,
+    planning,
+    plugging,
+    reproducing,
+    scaffolding,
+)
 from tinyllm_bench.cli.options import (
     AddedRuns,
     Anchors,
@@ -48,7 +57,7 @@ teachers_app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(teachers_app, name="teachers")
 app.add_typer(board_app, name="board")
-for commands in (checking, curves, exporting, judging, planning, reproducing):
+for commands in (checking, curves, exporting, judging, planning, reproducing, scaffolding):
     commands.register(app)
 
 
@@ -307,9 +316,9 @@ def run_app() -> int:
     The command is invoked directly: typer's own entry would turn an interruption into a status of its own.
     """
     signal.signal(signal.SIGTERM, _terminated)
-    command = typer.main.get_command(app)
+    command = plugging.accept_plugins(typer.main.get_command(app))
     try:
-        with command.make_context("tinyllm-bench", sys.argv[1:]) as context:
+        with plugging.warnings_in_one_line(), command.make_context("tinyllm-bench", sys.argv[1:]) as context:
             return int(command.invoke(context) or 0)
     except UserError as error:
         typer.echo(f"error: {error}", err=True)

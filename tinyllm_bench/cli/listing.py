@@ -11,16 +11,18 @@ from tinyllm_bench.base.errors import unknown_name
 
 
 def _methods() -> list[dict[str, Any]]:
-    from tinyllm_bench.base.plugins import load_method, names
+    from tinyllm_bench.base.plugins import load_method, working
 
-    found = [(name, load_method(name)) for name in names("method")]
-    return [{"name": name, "paper": kind.paper, "about": (kind.__doc__ or "").splitlines()[0]} for name, kind in found]
+    found = [(name, load_method(name)) for name in working("method")]
+    return [
+        {"name": name, "paper": kind.paper, "about": (kind.__doc__ or "").partition("\n")[0]} for name, kind in found
+    ]
 
 
 def _tasks() -> list[dict[str, Any]]:
-    from tinyllm_bench.base.plugins import load_task, names
+    from tinyllm_bench.base.plugins import load_task, working
 
-    infos = [load_task(name) for name in names("task")]
+    infos = [load_task(name) for name in working("task")]
     return [
         {
             "name": info.name,
@@ -47,10 +49,17 @@ def _presets() -> list[dict[str, Any]]:
 
 
 def _plugins() -> list[dict[str, Any]]:
-    from tinyllm_bench.base.plugins import outside
+    from tinyllm_bench.base.plugins import KINDS, broken_files, outside, state
 
-    points = [(kind, point) for kind in ("method", "task") for point in outside(kind)]
-    return [{"kind": kind, "name": point.name, "from": point.value} for kind, point in points]
+    found = [plugin for kind in KINDS for plugin in outside(kind)]
+    rows = [
+        {"kind": one.kind, "name": one.name, "package": one.package, "version": one.version, "state": state(one)}
+        for one in found
+    ]
+    unread = broken_files().items()
+    return rows + [
+        {"kind": "file", "name": file.stem, "package": file.name, "version": "", "state": why} for file, why in unread
+    ]
 
 
 _LISTS = {"methods": _methods, "tasks": _tasks, "models": _models, "presets": _presets, "plugins": _plugins}

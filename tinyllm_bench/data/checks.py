@@ -10,6 +10,7 @@ from statistics import fmean
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data import release
+from tinyllm_bench.data.facts import shipped_facts
 from tinyllm_bench.data.records import SPLITS, Recorded, Split, TaskInfo, TaskRecord
 from tinyllm_bench.data.sources import Source, load_rationales, load_split
 
@@ -18,7 +19,7 @@ from tinyllm_bench.data.sources import Source, load_rationales, load_split
 class CheckLine:
     """What was found of one task. `rationales` and `programs` count texts that are not empty, per teacher and split.
 
-    `absent` is the task's own file where it is not there: such a task cannot be asked, and nothing is wrong.
+    `absent` is the task's own file or folder where it is not there: such a task cannot be asked, and nothing is wrong.
     """
 
     task: str
@@ -54,7 +55,8 @@ def _teachers(texts: Mapping[str, Mapping[Split, int]]) -> str:
 def check_release(folder: str | Path, *, tasks: Iterable[str] | None = None) -> list[CheckLine]:
     """One line a task (all of them by default): rows and digests of every split, texts of every teacher.
 
-    By default a task whose own file is not there is said to be absent; asked for by name, it has a problem.
+    By default a task whose own file is not there, and one that was never part of the release, is said to be absent;
+    asked for by name, it has a problem.
 
     A problem does not stop the check: every split and teacher is looked at, and each problem is reported once.
     """
@@ -62,14 +64,14 @@ def check_release(folder: str | Path, *, tasks: Iterable[str] | None = None) -> 
     load_split.cache_clear()  # the folder may have been repaired since the last look
     if tasks is not None:
         return [_check_task(source, name) for name in tasks]
-    return [_absent(source, name) or _check_task(source, name) for name in plugins.names("task")]
+    return [_absent(source, name) or _check_task(source, name) for name in plugins.working("task")]
 
 
 def _absent(source: Source, name: str) -> CheckLine | None:
     info: TaskInfo = plugins.load_task(name)
-    if info.file is None or release.own_file(Path(source.folder or ""), info) is not None:
+    if release.is_there(Path(source.folder or ""), info) or (info.file is None and name in shipped_facts()):
         return None
-    return CheckLine(task=name, ok=True, absent=info.file.path)
+    return CheckLine(task=name, ok=True, absent=name if info.file is None else info.file.path)
 
 
 def _check_task(source: Source, name: str) -> CheckLine:

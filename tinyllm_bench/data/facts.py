@@ -36,7 +36,7 @@ def facts_of(records: Sequence[TaskRecord]) -> SplitFacts:
 
 @functools.cache
 def shipped_facts() -> dict[str, dict[Split, SplitFacts]]:
-    """Counts and digests of every built-in task; a task from another package has none."""
+    """Counts and digests of every task with public data; a task from another package has none."""
     found: dict[str, dict[Split, SplitFacts]] = _read("digests.json")
     return found
 
@@ -82,12 +82,20 @@ def _ids_text(ids: Mapping[Split, Sequence[str]]) -> str:
 
 
 def write_facts(release: Path, tasks: Path) -> None:
-    """Write `digests.json` and `ids/*.json` of every task into `tasks` from a release folder."""
+    """Write `digests.json` and `ids/*.json` of every built-in task into `tasks` from a release folder.
+
+    A task that has no facts yet and nothing in the folder has no public data: it goes without.
+    """
+    from tinyllm_bench.data.release import is_there
     from tinyllm_bench.data.sources import read_release_split
 
     digests = {}
     for name in plugins.names("task"):
+        if plugins.origin("task", name) is not None:
+            continue
         info = plugins.load_task(name)
+        if name not in shipped_facts() and not is_there(release, info):
+            continue
         records = {split: read_release_split(release, info, split) for split in SPLITS}
         digests[name] = {split: facts_of(found) for split, found in records.items()}
         if info.hub:

@@ -55,6 +55,11 @@ def own_file(folder: Path, info: TaskInfo) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def is_there(folder: Path, info: TaskInfo) -> bool:
+    """Whether a folder holds anything of a task."""
+    return own_file(folder, info) is not None if info.file is not None else (folder / info.name).is_dir()
+
+
 def origin(folder: Path, info: TaskInfo, split: Split) -> Path:
     """The file, or the pattern of the files, that a split's rows come from."""
     if info.file is not None:

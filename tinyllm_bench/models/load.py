@@ -189,7 +189,7 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
     import torch
     from transformers import AutoTokenizer
 
-    if spec.kind in ("api", "replay"):
+    if not spec.has_weights:
         raise UserError(f"{spec.text} has no weights to load; name a model with hf:, dir:, gguf:, bundled: or run:")
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)

@@ -1,11 +1,12 @@
 """Model specs: the one line of text that names a student or a teacher.
 
 hf:NAME[@REVISION]  dir:FOLDER  gguf:FILE  bundled:NAME  run:CELL_ID    any role, may end in options
-api:URL#MODEL  replay:SOURCE[#KEY]                                      teachers only
+api:URL#MODEL  replay:SOURCE[#KEY]  PLUGIN:REST                         teachers only
 
 Options stand behind `?` with `&` between them, in any order: `layers=START:STOP:STEP` keeps some layers of the model,
 `adapter=FOLDER` merges a LoRA adapter into what is kept. `bundled:smollm2-135m?layers=0:30:3&adapter=adapters/a` has
-both. The folder's name may hold no `?` and no `&`.
+both. The folder's name may hold no `?` and no `&`. A teacher plugin's name is a kind as well, and what stands behind it
+is the plugin's to read.
 """
 
 import re
@@ -14,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from tinyllm_bench.base.errors import UserError, unknown_name
+from tinyllm_bench.base import plugins
+from tinyllm_bench.base.errors import UserError
 
 Kind = Literal["hf", "dir", "gguf", "bundled", "api", "replay", "run"]
 Role = Literal["student", "teacher"]
@@ -44,13 +46,18 @@ class ModelSpec:
     as it was written; it is applied after `layers`.
     """
 
-    kind: Kind
+    kind: str
     location: str
     revision: str | None
     layers: Layers | None
     fragment: str | None
     text: str
     adapter: str | None = None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it names a model that is loaded here, rather than texts or somebody who writes them."""
+        return self.kind in KINDS and self.kind not in TEACHER_ONLY
 
 
 def parse_spec(text: str, *, role: Role) -> ModelSpec:
@@ -61,11 +68,14 @@ def parse_spec(text: str, *, role: Role) -> ModelSpec:
             model exists is `models.load.check_spec`'s question.
     """
     kind, rest = _split_kind(text.strip())
-    if role == "student" and kind in TEACHER_ONLY:
+    if role == "student" and (kind in TEACHER_ONLY or kind not in KINDS):
         raise UserError(
             f"model spec {text!r}: {kind}: can only be a teacher; a student needs weights: "
             "hf:NAME, dir:FOLDER, gguf:FILE, bundled:NAME or run:CELL_ID"
         )
+    if kind not in KINDS:
+        _check_location(text, kind, rest, None)
+        return _with_text(ModelSpec(kind, rest, None, None, None, ""))
     fragment: str | None = None
     options: Mapping[str, str] = {}
     revision: str | None = None
@@ -100,16 +110,15 @@ def _with_text(spec: ModelSpec) -> ModelSpec:
     return replace(spec, text=text if spec.fragment is None else f"{text}#{spec.fragment}")
 
 
-def _split_kind(text: str) -> tuple[Kind, str]:
+def _split_kind(text: str) -> tuple[str, str]:
     found = _KIND.fullmatch(text)
     if found is None:
         raise _without_kind(text)
     kind, rest = found.groups()
-    for known in KINDS:
-        if kind == known:
-            return known, rest
-    error = unknown_name("model kind", kind, KINDS)
-    raise UserError(f"model spec {text!r}: {error} Allowed: {ALLOWED}.")
+    if kind not in KINDS and kind not in plugins.names("teacher"):
+        error = plugins.unknown("teacher", kind, what="model kind")
+        raise UserError(f"model spec {text!r}: {error} Allowed: {ALLOWED}.")
+    return kind, rest
 
 
 def _without_kind(text: str) -> UserError:
@@ -174,7 +183,7 @@ def _layers(text: str, value: str) -> Layers:
     return start, stop, step
 
 
-def _check_location(text: str, kind: Kind, location: str, fragment: str | None) -> None:
+def _check_location(text: str, kind: str, location: str, fragment: str | None) -> None:
     if not location:
         raise UserError(f"model spec {text!r}: nothing after '{kind}:'. Allowed: {ALLOWED}.")
     if kind == "hf" and not _HUB_NAME.fullmatch(location):

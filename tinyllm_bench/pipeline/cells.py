@@ -256,11 +256,11 @@ def _with_model_teacher(cell: Cell, request: Request, preset: Preset) -> Cell:
     if needs.signal == "none" and "response" not in needs.annotations:
         return cell
     spec = model_teacher(cell.method, config.model, cell.config.teachers)
-    if spec.kind not in ("hf", "api"):
+    if spec.has_weights and spec.kind != "hf":
         check_spec(spec, runs=cell.runs)
     if needs.signal != "none":
         check_signal(cell.method, config, cell.config.student.model, spec, runs=cell.runs)
-    if config.init is not None and spec.kind != "api":
+    if config.init is not None and spec.has_weights:
         first = _first(cell, request, preset, spec.text, config.init, seed=0)  # as with texts, a seed changes nothing
         cell = replace(cell, teacher_from=first)
         spec = parse_spec(f"run:{first.run_id}", role="teacher")
@@ -307,7 +307,7 @@ def _anchors(request: Request, preset: Preset, task: str) -> list[Cell]:
     """The guesses, then the student and every teacher that can answer, asked without and with examples."""
     found, _ = settings_of(request, preset, method=None, task=task, variant={})
     teachers = [parse_spec(text, role="teacher") for text in found.config.teachers]
-    asked = [spec for spec in teachers if spec.kind not in ("replay", "api")]
+    asked = [spec for spec in teachers if spec.has_weights]
     cells = [_anchor(request, found, task, name, None) for name in ANCHORS]
     return cells + [_anchor(request, found, task, name, spec) for spec in asked for name in ASKED]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench import __version__
+from tinyllm_bench.base import plugins
 from tinyllm_bench.base.files import digest, digest_file
 from tinyllm_bench.data.prompts import rationale_channel
 from tinyllm_bench.models.identity import model_identity
@@ -80,9 +81,10 @@ def _training(cell: "Cell") -> dict[str, Any]:
     decoding = cell.method.decoding()
     channels = [rationale_channel(teacher.key) for teacher in cell.teachers]
     channels += decoding.channels if decoding.policy is not None else ()
+    plugin = plugins.origin("method", cell.name)
     return {
         "method": cell.config.method,
-        "method_source": digest(inspect.getsource(inspect.getmodule(type(cell.method)) or type(cell.method))),
+        "method_source": _source(type(cell.method)) if plugin is None else plugin.fingerprint,
         "train": train,
         "budget": cell.config.budget.model_dump(mode="json"),
         "records": [_ids(cell, "train"), _ids(cell, "valid")],
@@ -95,6 +97,18 @@ def _training(cell: "Cell") -> dict[str, Any]:
         **({"share": cell.share} if cell.share != 1 and cell.student_from is not None else {}),
         **({"looks_at_test": True} if cell.looks_at_test else {}),
     }
+
+
+def _source(kind: type) -> str:
+    return digest(inspect.getsource(inspect.getmodule(kind) or kind))
+
+
+def plugins_of(cell: "Cell") -> dict[str, str]:
+    """Packages and plugin files that a cell uses, by name: their version and the digest of their code."""
+    used = [("task", cell.task.name), *([("method", cell.name)] if cell.kind == "method" else [])]
+    used += [("teacher", teacher.spec.partition(":")[0]) for teacher in cell.teachers]
+    found = [plugin.fingerprint for kind, name in used if (plugin := plugins.origin(kind, name)) is not None]
+    return {one["package"]: f"{one['version']} sha256:{one['digest'][:16]}".strip() for one in found}
 
 
 def _plain_text(cell: "Cell") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tinyllm_bench.evaluate.anchors import chance, expected
 from tinyllm_bench.evaluate.paths import path_report
 from tinyllm_bench.evaluate.scoring import TaskScore, score, shared_gold
 from tinyllm_bench.pipeline.cells import Cell
+from tinyllm_bench.pipeline.identity import plugins_of
 from tinyllm_bench.pipeline.predict import predictions_digest
 from tinyllm_bench.pipeline.protocol import protocol_of
 from tinyllm_bench.pipeline.schema import WATCHING
@@ -96,7 +97,7 @@ def make_record(
         predictions_digest=predictions_digest(predictions),
         backend=BackendInfo(**asked["backend"]) if "backend" in asked else None,
         git=GitInfo(commit=commit, dirty=dirty),
-        packages=provenance.packages(),
+        packages={**provenance.packages(), **plugins_of(cell)},
         command=public_text(command),
     )
 

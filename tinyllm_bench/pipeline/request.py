@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tinyllm_bench.base import plugins
 from tinyllm_bench.base.config import Layer, Resolved, parse_assignments, parse_yaml, read_yaml, resolve
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.plugins import load_method, load_task, method_defaults, names
@@ -90,15 +91,16 @@ def default_preset() -> str:
 def expand(kind: str, asked: Sequence[str]) -> tuple[str, ...]:
     """Names of methods or tasks. Unknown names are errors before anything starts.
 
-    `all` means every method, or every task of the main suite: the tasks of other suites are asked for by name.
+    `all` means every method that loads, or every such task of the main suite: the tasks of other suites are asked for
+    by name.
     """
     known = names(kind)
     for name in asked:
         if name not in (*known, "all"):
-            raise unknown_name(kind, name, [*known, "all"])
+            raise plugins.unknown(kind, name, "all")
     if "all" not in asked:
         return tuple(dict.fromkeys(asked))
-    everyone = [name for name in known if kind != "task" or load_task(name).suite == "main"]
+    everyone = [name for name in plugins.working(kind) if kind != "task" or load_task(name).suite == "main"]
     return tuple(dict.fromkeys([*everyone, *(name for name in asked if name != "all")]))
 
 

@@ -119,7 +119,7 @@ def _taught_by_model(cell: Cell, record: RunRecord) -> Cell:
     if needs.signal == "none" and "response" not in needs.annotations:
         return cell
     spec = model_teacher(cell.method, config.teacher.model, config.teachers)
-    if config.teacher.init is not None and spec.kind != "api":
+    if config.teacher.init is not None and spec.has_weights:
         made = next((one.spec for one in record.teachers if one.spec.startswith("run:")), None)
         if made is None:
             raise UserError("the record names no run that made its teacher")
@@ -135,7 +135,7 @@ def _taught_by_model(cell: Cell, record: RunRecord) -> Cell:
 
 def _check_local(cell: Cell, spec: ModelSpec) -> None:
     """A model whose files are part of the identity must lie here; others are named by their spec."""
-    if spec.kind not in ("hf", "run", "api") and cell.name not in GUESSES:
+    if spec.has_weights and spec.kind not in ("hf", "run") and cell.name not in GUESSES:
         check_spec(spec, runs=cell.runs)
 
 

@@ -29,7 +29,7 @@ def model_teacher(method: Method, named: str | None, teachers: Sequence[str]) ->
         specs = {_key(spec): spec for spec in (parse_spec(text, role="teacher") for text in teachers)}
         (key, *_) = method.uses(tuple(specs))
         spec = specs[key]
-    if spec.kind == "replay" or (spec.kind == "api" and method.needs().signal != "none"):
+    if spec.kind == "replay" or (not spec.has_weights and method.needs().signal != "none"):
         what = "distributions" if method.needs().signal != "none" else "what the teacher answers to its own prompts"
         raise UserError(
             f"teacher {spec.text} gives text only and this method learns from {what};"

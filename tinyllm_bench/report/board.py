@@ -22,6 +22,7 @@ from tinyllm_bench.report.page import board_page
 from tinyllm_bench.report.protocols import foreign
 from tinyllm_bench.report.record import RunRecord, load_record, record_path, save_record
 from tinyllm_bench.report.record_parts import Track
+from tinyllm_bench.report.reporters import FOLDER, reporter_files
 from tinyllm_bench.report.tables import (
     BoardNames,
     Cells,
@@ -216,7 +217,7 @@ def board_build(folder: Path) -> Path:
         for name, text in files.items():
             write_text(folder / name, text)
         for file in _generated(folder):
-            if file.name not in files:
+            if file.relative_to(folder).as_posix() not in files:
                 file.unlink()
     return folder / "README.md"
 
@@ -226,7 +227,7 @@ def board_files(folder: Path) -> dict[str, str]:
     about them, and configuration.
 
     `README.md`, `index.html`, `board.csv` (a line a row), `runs.csv` (a line a run), `data.json` and, where there is
-    something to write, one `.tex` a table, `every_eval_ever.jsonl` and `eval_results.yaml`.
+    something to write, one `.tex` a table, `every_eval_ever.jsonl`, `eval_results.yaml` and what reporter plugins make.
     """
     with _no_collection():
         config = board_config(folder)
@@ -243,6 +244,7 @@ def board_files(folder: Path) -> dict[str, str]:
             **dict(latex_tables(sections, macro, _MACRO_NOTE)),
             "every_eval_ever.jsonl": external_forms.every_eval_ever_lines(runs, title),
             "eval_results.yaml": external_forms.eval_results_yaml(runs),
+            **reporter_files(data),
         }
     return {name: text for name, text in files.items() if text}
 
@@ -250,7 +252,8 @@ def board_files(folder: Path) -> dict[str, str]:
 def _generated(folder: Path) -> list[Path]:
     """The files of earlier builds that a later one may not write again."""
     tables = [file for file in sorted(folder.glob("*.tex")) if file.read_text().startswith(GENERATED)]
-    return [*tables, *(file for name in _OPTIONAL if (file := folder / name).is_file())]
+    reports = [file for file in sorted((folder / FOLDER).glob("*/*")) if file.is_file()]
+    return [*tables, *reports, *(file for name in _OPTIONAL if (file := folder / name).is_file())]
 
 
 def board_markdown(folder: Path) -> str:

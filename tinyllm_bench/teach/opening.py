@@ -1,10 +1,11 @@
-"""From a model spec to a teacher: recorded texts, a local model, or an API."""
+"""From a model spec to a teacher: recorded texts, a local model, an API, or somebody's plugin."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Recorded, TaskRecord, cut_context
@@ -19,7 +20,7 @@ from tinyllm_bench.data.sources import (
 )
 from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.models.load import check_spec, is_encoder_decoder, spec_folder
-from tinyllm_bench.models.specs import ModelSpec, parse_spec
+from tinyllm_bench.models.specs import KINDS, ModelSpec, parse_spec
 from tinyllm_bench.teach.live import LiveTeacher
 from tinyllm_bench.teach.settings import AnnotationConfig
 from tinyllm_bench.teach.shots import Shots
@@ -89,7 +90,9 @@ def replay_source(spec: ModelSpec, data_dir: str | None) -> Source:
 
 
 def _live(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> LiveTeacher:
-    if spec.kind not in ("api", "hf"):  # what the hub has is asked once the whole request is planned
+    if spec.kind not in KINDS:
+        plugins.load("teacher", spec.kind)  # a plugin that cannot be used is refused before anything starts
+    elif spec.kind not in ("api", "hf"):  # what the hub has is asked once the whole request is planned
         check_spec(spec, runs=place.runs)
     words = Elicited(asked=settings.kind, shots=_shots(settings, place), max_context_words=place.max_context_words)
     return _asked_for(spec, settings, place, words)
@@ -112,7 +115,7 @@ def _asked_for(spec: ModelSpec, settings: AnnotationConfig, place: Place, words:
         settings=settings,
         words=words,
         open_writer=_writer(spec, settings, place),
-        local=spec.kind != "api",
+        local=spec.has_weights,
     )
 
 
@@ -127,6 +130,9 @@ def live_key(spec: ModelSpec) -> str:
 
 def _identity(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> dict[str, Any]:
     """Which model it is. An API's address is no part of it: the same model may be served elsewhere tomorrow."""
+    plugin = plugins.origin("teacher", spec.kind)
+    if plugin is not None:
+        return {"model": {"plugin": plugin.fingerprint, "rest": spec.location}, "chat": settings.chat}
     model: Any = {"served": spec.fragment} if spec.kind == "api" else model_identity(spec, place.runs)
     return {"model": model, "chat": settings.chat}
 
@@ -154,7 +160,17 @@ def _pool(source: Source, settings: AnnotationConfig, place: Place) -> tuple[Tas
 def _writer(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> Callable[[], Writer]:
     if spec.kind == "api":
         return lambda: _api_writer(spec, settings)
+    if spec.kind not in KINDS:
+        return lambda: _plugin_writer(spec, settings)
     return lambda: _local_writer(spec, settings, place)
+
+
+def _plugin_writer(spec: ModelSpec, settings: AnnotationConfig) -> Writer:
+    writer: Writer = plugins.load("teacher", spec.kind)(spec.location, settings)
+    lacking = [word for word in ("engine", "batch", "write", "__enter__", "__exit__") if not hasattr(writer, word)]
+    if lacking:
+        raise UserError(f"teacher {spec.text}: what the plugin opens is no Writer, it lacks {', '.join(lacking)}")
+    return writer
 
 
 def _api_writer(spec: ModelSpec, settings: AnnotationConfig) -> Writer:

@@ -1,0 +1,80 @@
+"""Packages as people write them, installed for real: what `new` writes, and the published method of examples/."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "todi"
+
+
+def python(site: Path, cwd: Path, *words: object) -> str:
+    """Run Python with the installed packages, then this checkout, on its path; returns what it printed."""
+    environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    environment.pop("TINYLLM_BENCH_DATA", None)
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=550,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both scaffolds in it, and all three packages installed into its `site`."""
+    folder = tmp_path_factory.mktemp("home")
+    site = folder / "site"
+    python(site, folder, "-m", "tinyllm_bench", "new", "method", "my_kd")
+    python(site, folder, "-m", "tinyllm_bench", "new", "task", "my_task")
+    offline = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", site)
+    python(site, folder, "-m", "pip", "install", *offline, "./my_kd", "./my_task", EXAMPLE)
+    return folder
+
+
+@pytest.mark.slow
+def test_they_are_listed(home: Path) -> None:
+    rows = json.loads(python(home / "site", home, "-m", "tinyllm_bench", "list", "plugins", "--json"))
+    assert {(row["kind"], row["name"], row["package"], row["state"]) for row in rows} == {
+        ("method", "my_kd", "my-kd", "ok"),
+        ("method", "todi", "tinyllm-bench-todi", "ok"),
+        ("task", "my_task", "my-task", "ok"),
+    }
+
+
+@pytest.mark.slow
+def test_their_own_tests_pass(home: Path) -> None:
+    own = (home / "my_kd" / "tests", home / "my_task" / "tests", EXAMPLE / "tests")
+    options = ("-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-c", os.devnull)
+    said = python(home / "site", home, "-m", "pytest", *options, *own)
+    assert " passed" in said and "skipped" not in said
+
+
+@pytest.mark.slow
+def test_they_run_on_the_sample_and_on_a_file_of_their_own(home: Path, tiny_llama_dir: Path) -> None:
+    model = f"dir:{tiny_llama_dir}"
+    small = [f"student.model={model}", f"teacher.model={model}", "budget.student_tokens=2000", "eval.valid_limit=4"]
+    small += ["method.todi.temperature=1.0", "teacher.init=null"]
+    asked = ("-m", "tinyllm_bench", "run", "--method", "my_kd,todi", "--task", "my_task", "--preset", "quickstart")
+    python(home / "site", home, *asked, "--no-anchors", *small)
+    (home / "data").mkdir()
+    sample = home / "my_task" / "src" / "my_task" / "samples" / "my_task.jsonl"
+    (home / "data" / "my_task.jsonl").write_text(sample.read_text())
+    own = ("--data-dir", "data", "--runs-dir", "own", "teachers=[replay:release#terse]")
+    python(home / "site", home, *asked, *own, "--no-anchors", *small)
+    for runs, source in (("runs", "sample"), ("own", "release")):
+        records = {r["name"]: r for f in (home / runs).glob("*/run.json") if (r := json.loads(f.read_text()))}
+        assert set(records) == {"my_kd", "todi"} and {r["data"]["source"] for r in records.values()} == {source}
+        assert all(record["score"]["n"] == 16 for record in records.values())
+        assert records["todi"]["packages"]["tinyllm-bench-todi"].startswith("0.1.0 sha256:")
+        assert {"my-kd", "my-task"} <= set(records["my_kd"]["packages"])
+        assert records["my_kd"]["config"]["method"] == {"alpha": 0.5}

@@ -1,0 +1,35 @@
+"""The test kit for methods and tasks, ours and other people's: what each must keep, on tiny models and sample data.
+
+    from tinyllm_bench.testing import MethodContract
+
+    class TestMine(MethodContract):
+        method = "mine"        # or the class itself
+
+`TaskContract` does the same for a task. Both need pytest, which nothing else in the package imports.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinyllm_bench.testing.methods import MethodContract, method_contract
+    from tinyllm_bench.testing.tasks import TaskContract, task_contract
+
+__all__ = ["MethodContract", "TaskContract", "method_contract", "task_contract"]
+
+_FILES = {
+    "MethodContract": "tinyllm_bench.testing.methods",
+    "method_contract": "tinyllm_bench.testing.methods",
+    "TaskContract": "tinyllm_bench.testing.tasks",
+    "task_contract": "tinyllm_bench.testing.tasks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The contracts, imported when they are asked for: the tiny models alone need neither pytest nor torch."""
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pytest
+
+    pytest.register_assert_rewrite(*set(_FILES.values()))
+    return getattr(importlib.import_module(_FILES[name]), name)

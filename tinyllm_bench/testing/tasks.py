@@ -1,0 +1,142 @@
+"""What every task must keep, shown on its sample; subclass `TaskContract` to test yours.
+
+The task is found by its name, so a task of another package is tested where that package is installed.
+"""
+
+from dataclasses import replace
+from itertools import combinations
+from typing import ClassVar
+
+import pytest
+
+from tinyllm_bench.answers.parser import read
+from tinyllm_bench.answers.programs import number
+from tinyllm_bench.base import plugins
+from tinyllm_bench.data.checks import question_key
+from tinyllm_bench.data.facts import shipped_facts
+from tinyllm_bench.data.prompts import LETTERS, Ask
+from tinyllm_bench.data.records import READINGS, SPLITS, Reading, TaskInfo, TaskRecord
+from tinyllm_bench.data.sources import Source, load_rationales, load_split, manifest, rationale_keys
+
+SAMPLE = Source("sample")
+
+
+class TaskContract:
+    """The tests; a subclass names the task."""
+
+    task: ClassVar[str]
+
+    @property
+    def info(self) -> TaskInfo:
+        """The task's facts."""
+        found: TaskInfo = plugins.load_task(self.task)
+        return found
+
+    @property
+    def records(self) -> list[TaskRecord]:
+        """Every record of the sample."""
+        return [record for split in SPLITS for record in load_split(SAMPLE, self.task, split)]
+
+    @property
+    def asks_for_choices(self) -> bool:
+        """Whether its questions offer choices; the others ask for a number."""
+        return bool(self.records[0].choices)
+
+    def test_the_facts_are_filled_in(self) -> None:
+        """Name, version, title, source, licence, sizes and readings; the digests that ship speak of the same sizes."""
+        info = self.info
+        assert info.name == self.task and info.version >= 1
+        assert info.title and info.source and info.licence
+        assert set(info.sizes) == set(SPLITS) and all(size > 0 for size in info.sizes.values())
+        assert info.readings and set(info.readings) <= set(READINGS)
+        if self.task in shipped_facts():
+            assert {split: facts["rows"] for split, facts in shipped_facts()[self.task].items()} == dict(info.sizes)
+
+    def test_ids_are_unique_and_name_task_and_split(self) -> None:
+        """`task/split/source_id`, each once."""
+        ids = [record.id for record in self.records]
+        assert len(set(ids)) == len(ids)
+        for split in SPLITS:
+            for record in load_split(SAMPLE, self.task, split):
+                assert record.id.startswith(f"{self.task}/{split}/")
+                assert (record.task, record.split) == (self.task, split)
+
+    def test_no_two_splits_share_a_question(self) -> None:
+        """What is asked at the end was not taught."""
+        found = {split: {question_key(record) for record in load_split(SAMPLE, self.task, split)} for split in SPLITS}
+        for one, other in combinations(SPLITS, 2):
+            assert not found[one] & found[other]
+
+    def test_texts_are_clean(self) -> None:
+        """No text is empty or has white space around it; a passage has single spaces."""
+        for record in self.records:
+            for text in (record.question, record.gold_text, *record.choices):
+                assert text and text == text.strip()
+            assert record.context == " ".join(record.context.split())
+
+    def test_an_answer_is_a_choice_or_a_number(self) -> None:
+        """The same for all questions of a task; the main suite asks for choices, and a number is written."""
+        if not self.asks_for_choices:
+            assert self.info.suite != "main" and self.info.readings == ("gen",)
+        for record in self.records:
+            if self.asks_for_choices:
+                assert 0 <= record.answer < len(record.choices) >= 2 and record.number is None
+                assert (record.gold_key, record.gold_text) == (record.answer, record.choices[record.answer])
+            else:
+                assert record.choices == () and record.answer == -1
+                assert record.gold_key == record.number == number(record.gold_text).key
+                assert read(record.gold_text, ()).key == record.gold_key
+
+    def test_answers_are_not_always_the_same(self) -> None:
+        """Of the test questions, or a constant answer would be right everywhere."""
+        assert len({record.gold_key for record in load_split(SAMPLE, self.task, "test")}) > 1
+
+    def test_recorded_teachers_speak_to_every_training_question_and_to_no_test_question(self) -> None:
+        """Those of the sample; there may be none."""
+        for key in rationale_keys(SAMPLE, self.task):
+            texts = load_rationales(SAMPLE, self.task, "train", key)
+            assert list(texts) == [record.id for record in load_split(SAMPLE, self.task, "train")]
+            assert all(texts.values())
+            assert not any(load_rationales(SAMPLE, self.task, "test", key).values())
+
+    def test_the_manifest_of_the_sample_is_stable(self) -> None:
+        """Read twice, the sample has the same digests."""
+        before = manifest(SAMPLE, self.task)
+        load_split.cache_clear()
+        assert manifest(SAMPLE, self.task) == before
+
+    @pytest.mark.parametrize("reading", READINGS)
+    def test_the_label_s_target_per_reading(self, reading: Reading) -> None:
+        """The answer's text, its letter in `mc`, or the number."""
+        ask = Ask(reading=reading)
+        for record in self.records:
+            if self.asks_for_choices:
+                wanted = LETTERS[record.answer] if reading == "mc" else record.choices[record.answer]
+                assert ask.label_target(record) == wanted == ask.options(record)[record.answer]
+            else:
+                assert ask.label_target(record) == record.gold_text and ask.options(record) == ()
+
+    @pytest.mark.parametrize("reading", READINGS)
+    @pytest.mark.parametrize("style", ["marker", "paper"])
+    def test_the_prompt_does_not_know_the_answer(self, reading: Reading, style: str) -> None:
+        """Another right answer leaves every prompt as it is."""
+        ask = Ask(reading=reading, style=style)  # type: ignore[arg-type]
+        for record in self.records:
+            others = [replace(record, answer=i) for i in range(len(record.choices))] or [replace(record, number="7")]
+            for channel in ("label", "rationale:any"):
+                assert {ask.prompt(other, channel) for other in others} == {ask.prompt(record, channel)}
+
+    def test_the_passage_and_the_question_hold_no_options(self) -> None:
+        """Options stand in the prompt once, put there by `Ask`, and not at all in `cloze` or where there are none."""
+        for record in self.records:
+            assert "Answer Choices" not in record.context + record.question
+            assert "(a) " not in record.context + record.question
+            shown = Ask(reading="gen").context(record).count("Answer Choices:")
+            assert shown == (1 if self.asks_for_choices else 0)
+            assert "Answer Choices" not in Ask(reading="cloze").context(record)
+            assert record.question in Ask(reading="cloze").context(record)
+
+
+def task_contract(task: str) -> type[TaskContract]:
+    """The contract of one task as a class: `TestMine = task_contract("mine")`."""
+    return type(f"Test_{task}", (TaskContract,), {"task": task})

@@ -1,0 +1,148 @@
+"""What tests of training share: a method on sample questions with a tiny student, through the real trainer."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyllm_bench.base.config import parse_yaml
+from tinyllm_bench.base.plugins import load_method
+from tinyllm_bench.data.prompts import Ask
+from tinyllm_bench.data.records import Annotation, TaskRecord
+from tinyllm_bench.data.sources import Source, load_rationales, load_split
+from tinyllm_bench.learn.batching import Group, collator_of
+from tinyllm_bench.learn.budget import Plan, make_plan
+from tinyllm_bench.learn.layout import Layout
+from tinyllm_bench.learn.method import Method
+from tinyllm_bench.learn.signals import InMemoryTeacher
+from tinyllm_bench.learn.trainer import TrainConfig, Trained, Trainer
+from tinyllm_bench.models.lm import LM
+from tinyllm_bench.models.tokens import Encoder
+from tinyllm_bench.testing.tiny_models import tiny_llama, tiny_t5
+
+SAMPLE = Source("sample")
+TEACHERS = ("terse", "stepwise")
+# What keeps a test short, where a method has such a setting: short drawn texts, small rounds, and one of the teachers.
+QUICK: Mapping[str, Any] = {"teacher": TEACHERS[0], "max_new_tokens": 12, "group_size": 1, "inner_epochs": 1}
+
+
+def make_method(kind: str | type[Method], **settings: Any) -> Method:
+    """A method, by its name or its class, with the settings that keep tests short, and others."""
+    made: type[Method] = load_method(kind) if isinstance(kind, str) else kind
+    quick = {key: value for key, value in QUICK.items() if key in made.Config.model_fields}
+    return made(made.Config(**{**quick, **settings}))
+
+
+@functools.cache
+def sample_task() -> str:
+    """The task whose sample is trained on."""
+    text = (files("tinyllm_bench.testing") / "sample.yaml").read_text()
+    return str(parse_yaml(text, "sample.yaml")["task"])
+
+
+def sample_records(count: int = 8, task: str | None = None) -> tuple[TaskRecord, ...]:
+    """Training records of the sample."""
+    return load_split(SAMPLE, task or sample_task(), "train")[:count]
+
+
+def make_signal(method: Method, like: Any) -> InMemoryTeacher | None:
+    """A random teacher of a student's family, in its precision, where the method learns from distributions."""
+    if method.needs().signal == "none":
+        return None
+    model, _ = (tiny_t5 if like.config.is_encoder_decoder else tiny_llama)(seed=1)
+    return InMemoryTeacher(LM(model.to(like.dtype)))
+
+
+def sample_annotations(method: Method, task: str | None = None) -> dict[str, list[Annotation]]:
+    """Texts of the kind that a method needs by the teachers that it uses, by record id: recorded rationales."""
+    found: dict[str, list[Annotation]] = {}
+    for kind in method.needs().annotations:
+        for key in method.uses(TEACHERS):
+            for record_id, text in load_rationales(SAMPLE, task or sample_task(), "train", key).items():
+                said = Annotation(record_id=record_id, teacher=key, kind=kind, text=text)
+                found.setdefault(record_id, []).append(said)
+    return found
+
+
+def make_groups(
+    method: Method, tokenizer: Any, *, encoder_decoder: bool = False, count: int = 8, ask: Ask | None = None
+) -> list[Group]:
+    """Encoded examples of sample records."""
+    ask = ask or Ask(reading="cloze")
+    encoder = Encoder(
+        tokenizer,
+        ask,
+        encoder_decoder=encoder_decoder,
+        add_bos=False,
+        max_prompt_tokens=1500,
+        max_target_tokens=256,
+    )
+    said = sample_annotations(method)
+    return [
+        Group(r.id, tuple(encoder.encode(e) for e in method.examples(r, said.get(r.id, []), ask)))
+        for r in sample_records(count)
+    ]
+
+
+def make_trainer(
+    model: Any,
+    tokenizer: Any,
+    method: Method,
+    groups: Sequence[Group],
+    folder: Path,
+    *,
+    plan: Plan | None = None,
+    validate: Any = None,
+    seed: int = 0,
+    layout: Layout = "separate",
+    **config: Any,
+) -> Trainer:
+    """The real trainer; by default one step over all groups."""
+    lm = LM(model)
+    settings = {"batch_records": len(groups), "max_grad_norm": 1e9, "looks": (), **config}
+    plan = plan or make_plan(groups, batch_records=settings["batch_records"], seed=0, epochs=1)
+    collator = replace(collator_of(lm.plain, tokenizer), layout=layout)
+    return Trainer(
+        lm,
+        method,
+        groups,
+        plan,
+        collator,
+        TrainConfig(**settings),
+        folder=folder,
+        seed=seed,
+        validate=validate or (lambda lm: (0.0, 0.0, 1)),
+        teacher=make_signal(method, lm.plain),
+    )
+
+
+def gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """Gradients that the optimiser of a one-step trainer is given; the step itself is not taken."""
+    found: dict[str, Tensor] = {}
+
+    def keep(*_: Any, **__: Any) -> None:
+        named = trainer.module.named_parameters()
+        found.update({name: p.grad.detach().clone() for name, p in named if p.grad is not None})
+
+    trainer.optimizer.step = keep  # type: ignore[method-assign]
+    trainer.run()
+    return found
+
+
+def run(trainer: Trainer) -> tuple[Trained, dict[str, Tensor]]:
+    """Train and return the result with the final parameters."""
+    trained = trainer.run()
+    return trained, {name: p.detach().clone() for name, p in trainer.module.named_parameters()}
+
+
+def assert_close(first: Mapping[str, Tensor], second: Mapping[str, Tensor], rtol: float) -> None:
+    """Tensors of both agree, relative to the largest entry of each."""
+    assert first.keys() == second.keys() and first
+    for name in first:
+        scale = float(first[name].abs().max()) or 1.0
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=rtol * scale, msg=name)
