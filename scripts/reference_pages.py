@@ -73,10 +73,10 @@ def cli_page() -> str:
 
     lines = [
         *("# Commands", MARK, ""),
-        "Every command takes `--help`. Settings are written behind the options as `key=value`: see [Settings](settings.md).",
+        "Every command takes `--help`. [Settings](settings.md) are written behind the options as `key=value`.",
         "",
-        "Exit status: 0 done, 1 a cell failed or a check does not hold, 2 the request was wrong and nothing was started,",
-        "3 interrupted; the same command continues.",
+        "Exit status: 0 done, 1 a cell failed or a check does not hold, 2 the request was wrong and nothing was",
+        "started, 3 interrupted; the same command continues.",
     ]
     for path, command in _commands(typer.main.get_command(app), "tinyllm-bench"):
         shown = [one for one in command.params if one.name != "help" and not getattr(one, "hidden", False)]
@@ -110,7 +110,7 @@ def allowed(kind: Any, metadata: list[Any]) -> str:
     if origin is dict:
         return f"mapping from {allowed(inner[0], [])} to {allowed(inner[1], [])}"
     if inspect.isclass(kind) and issubclass(kind, BaseModel):
-        return f"group ({kind.__name__.removesuffix('Config').lower()})"
+        return "group"
     return f"{KINDS[kind]} {_bounds(metadata)}".strip()
 
 
@@ -156,7 +156,9 @@ def _groups(model: type[BaseModel], prefix: str, presets: Mapping[str, Mapping[s
         if found is not None:
             deeper.append((key, found))
         if found is None or default is None:
-            set_by = "; ".join(f"{preset}: {_value(values[key])}" for preset, values in presets.items() if key in values)
+            set_by = "<br>".join(
+                f"{preset}: {_value(values[key])}" for preset, values in presets.items() if key in values
+            )
             rows.append((f"`{key}`", allowed(field.annotation, field.metadata), _value(default), set_by))
     if prefix:
         yield from ("", f"## {prefix.removesuffix('.')}", *_about(model))
@@ -179,7 +181,12 @@ def _method(name: str) -> Iterator[str]:
     own = values.get("method", {})
     yield from ("", f"### method.{name}", *_about(model)[: 2 if model.model_fields else 0])
     rows = [
-        (f"`{key}`", allowed(field.annotation, field.metadata), _value(own.get(key, field.default)), comments.get(key, ""))
+        (
+            f"`{key}`",
+            allowed(field.annotation, field.metadata),
+            _value(own.get(key, field.default)),
+            comments.get(key, ""),
+        )
         for key, field in model.model_fields.items()
     ]
     yield from table(("setting", "allowed", "default", "source"), rows)
@@ -200,9 +207,10 @@ def settings_page() -> str:
     built_in = sorted(one.name[:-3] for one in folder("method").iterdir() if re.fullmatch(r"[a-z]\w*\.py", one.name))
     lines = [
         *("# Settings", MARK, ""),
-        "Every setting can be given behind a command as `key=value`; the value is read as YAML. Later layers win: the default",
-        "below, the method's YAML file, the preset, the preset's part for the task, `--config FILE`, and `key=value`.",
-        "`--show-config` prints every value with the layer that set it. An unknown key is an error that names the nearest one.",
+        "Every setting can be given behind a command as `key=value`; the value is read as YAML. Later layers win: the",
+        "default below, the method's YAML file, the preset, the preset's part for the task, `--config FILE`, and",
+        "`key=value`. `--show-config` prints every value with the layer that set it. An unknown key is an error that",
+        "names the nearest one.",
         "",
         "The column *presets* holds what a preset sets for every cell; some set more for single tasks or methods.",
         *_groups(BenchConfig, "", _presets()),

@@ -101,8 +101,9 @@ def script(found: Sequence[Block], *, release: bool) -> str:
     """
     run = [(i, one) for i, one in enumerate(found) if one.language in RUN and not one.left_out(release=release)]
     parts = ["set -euo pipefail"]
-    for language, group in groupby(run, key=lambda numbered: numbered[1].language == PYTHON):
-        parts += [_python(list(group))] if language else [_shell(number, block) for number, block in group]
+    for is_python, group in groupby(run, key=lambda numbered: numbered[1].language == PYTHON):
+        neighbours = list(group)
+        parts += [_python(neighbours)] if is_python else [_shell(*one) for one in neighbours]
     return "\n".join([*parts, f'echo "{BEGINS} -1 $EPOCHREALTIME"', ""])
 
 

@@ -1,10 +1,11 @@
-"""What people read is true: blocks run, the site builds, links lead somewhere, quoted errors exist, no page has drifted.
+"""What people read is true: blocks run, the site builds, links resolve, quoted errors exist, no page has drifted.
 
 What a block's marks mean stands in `tests/documentation.py`.
 """
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -47,9 +48,7 @@ def test_a_block_says_what_it_is(block: Block) -> None:
 
 def test_what_is_not_run_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     marks = [mark for mark in MARKS if mark not in ("status", "said by")]
-    told = [
-        f"  {block.place} {mark}: {block.marks[mark]}" for block in BLOCKS for mark in marks if mark in block.marks
-    ]
+    told = [f"  {block.place} {mark}: {block.marks[mark]}" for block in BLOCKS for mark in marks if mark in block.marks]
     with capsys.disabled():
         print("\nblocks of the documentation that are not run as they stand:", *told, sep="\n")
 
@@ -121,7 +120,11 @@ def run_page(page: Path, home: Home) -> tuple[subprocess.CompletedProcess[str], 
     return done, found
 
 
-WITH_BLOCKS = [page for page in PAGES if any(b.language in RUN and not b.left_out(release=True) for b in documentation.blocks(page))]
+WITH_BLOCKS = [
+    page
+    for page in PAGES
+    if any(b.language in RUN and not b.left_out(release=True) for b in documentation.blocks(page))
+]
 
 
 @pytest.mark.slow
@@ -161,15 +164,19 @@ def test_a_quoted_error_is_in_the_source(block: Block, error: str) -> None:
 SAID_BY = [block for block in BLOCKS if "said by" in block.marks]
 
 
+@pytest.mark.slow
+@pytest.mark.bundled
 @pytest.mark.parametrize("block", SAID_BY, ids=lambda block: block.place)
 def test_a_quoted_error_is_what_its_command_says(
-    block: Block, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    block: Block, call: Call, bundled_smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`<!-- said by: run --method ... -->` above it: without data, in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "models").symlink_to(bundled_smollm.parent)
     monkeypatch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TINYLLM_BENCH_DATA", raising=False)
-    said = call(*re.findall(r"[^\s']+|'[^']*'", block.marks["said by"].replace("'", "")))
+    said = call(*shlex.split(block.marks["said by"]))
     assert said.status == 2 and said.err == block.text, said.err
 
 
@@ -278,4 +285,8 @@ def test_the_site_loads_nothing_from_elsewhere(site: Mapping[Path, Html]) -> Non
     assert [(file.name, one) for file, page in site.items() for one in page.loads if "//" in one] == []
     folder = next(iter(site)).parent
     styles = [file.read_text() for file in folder.rglob("*.css")]
-    assert styles and [found for text in styles for found in re.findall(r"url\(\W*(?:https?:)?//[^)]*\)|@import[^;]*", text)] == []
+    assert (
+        styles
+        and [found for text in styles for found in re.findall(r"url\(\W*(?:https?:)?//[^)]*\)|@import[^;]*", text)]
+        == []
+    )

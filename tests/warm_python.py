@@ -18,7 +18,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-SLOW = ("torch", "transformers", "accelerate", "datasets", "lm_eval.evaluator", "pandas", "scipy.stats", "peft", "httpx")
+SLOW = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "lm_eval.evaluator",
+    "pandas",
+    "scipy.stats",
+    "peft",
+    "httpx",
+)
 READY = b"ready\n"
 BACKLOG = 8
 MESSAGE = 1 << 17  # bytes: arguments and environment of one call
