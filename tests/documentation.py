@@ -22,7 +22,8 @@ SHOWN = ("text", "yaml", "toml", "json", "html", "makefile", "markdown", "latex"
 MARKS = ("not run", "dry run", "smaller", "status", "needs the release", "said by")
 SMALL = (
     "student.model=bundled:smollm2-135m?layers=0:30:10",
-    "budget.student_tokens=2000",
+    "budget.student_tokens=800",
+    "train.looks=[1.0]",
     "eval.limit=8",
     "eval.valid_limit=4",
 )

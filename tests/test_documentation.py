@@ -145,6 +145,23 @@ def test_the_blocks_of_a_page_run(page: Path, home: Home, capsys: pytest.Capture
                 assert error in printed[number - 1], f"{block.place}: {error!r} is not what the command says"
 
 
+@pytest.mark.slow
+@pytest.mark.bundled
+@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "slurm").iterdir()), ids=label)
+def test_a_batch_file_asks_for_cells_that_exist(file: Path, home: Home, tmp_path: Path) -> None:
+    """Run by bash, with a scheduler and a launcher that plan the command in this process's stead."""
+    if home.release is None:
+        pytest.skip("needs the release folder: set TINYLLM_BENCH_DATA")
+    launch = 'until [ "$1" = tinyllm_bench ]; do shift; done; shift; exec tinyllm-bench "$@"'
+    for name, text in (("srun", 'exec "$@" --dry-run'), ("accelerate", launch)):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**home.environment, "TINYLLM_BENCH_DATA": str(home.release), "SLURM_ARRAY_TASK_ID": "0"}
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    done = subprocess.run(["bash", file], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "on obqa, seed 0" in done.stdout, done.stderr
+
+
 # --- quoted errors ----------------------------------------------------------------------------------------------------
 
 
