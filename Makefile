@@ -18,7 +18,7 @@ pick_vllm = if nvidia-smi >/dev/null 2>&1; then echo vllm; \
 no_vllm = vLLM could not be installed here; everything else is. On a CPU its wheel needs the +cpu build of torch: see README, Install.
 
 .DEFAULT_GOAL := help
-.PHONY: help install fetch quickstart test test-fast check tasks bench board clean
+.PHONY: help install fetch quickstart test test-fast check tasks docs bench board clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -59,12 +59,17 @@ check: install  ## format, lint, types, architecture, generated files
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py
+	$(BIN)/python -m pytest --quiet -m 'not slow' tests/test_documentation.py
 	@set -e; before=$$(mktemp -d); trap 'rm -rf "$$before"' EXIT; cp -R tasks "$$before"; \
 	$(BIN)/python -m tinyllm_bench.evaluate.task_yaml; diff --recursive --brief --exclude=__pycache__ "$$before/tasks" tasks \
 	|| { echo 'tasks/*.yaml had drifted from tasks/*.py and are rewritten now: commit them'; exit 1; }
 
 tasks: install  ## write the lm-eval YAML files of tasks/ from its Python files
 	$(BIN)/python -m tinyllm_bench.evaluate.task_yaml
+
+docs: install  ## the guide as a site in site/, its reference pages written anew
+	$(BIN)/python scripts/reference_pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: install  ## the side-by-side speed and memory scripts of benchmarks/
 	@set -e; for script in benchmarks/*.py; do [ -f "$$script" ] || continue; echo "== $$script"; $(BIN)/python "$$script"; done
@@ -73,5 +78,5 @@ board: install  ## rebuild leaderboards/ from its records
 	$(BIN)/tinyllm-bench board build
 
 clean:  ## caches and build output; keeps .venv and runs
-	rm -rf dist build .pytest_cache .ruff_cache .mypy_cache .coverage
+	rm -rf dist build site .pytest_cache .ruff_cache .mypy_cache .coverage
 	find tinyllm_bench baselines tasks tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -24,12 +24,13 @@ ROOMS = (
     "cli",
     "testing",
 )  # low to high
-GENERATED = {"runs", "dist", "build", "__pycache__"}
+GENERATED = {"runs", "dist", "build", "site", "__pycache__"}
 WIDTH = 34  # where the comments begin
 LONGEST = 100  # a comment's length
 
 ABOUT = {  # what carries no docstring of its own
-    "pyproject.toml": "packaging, extras, ruff, types, pytest: the only configuration file",
+    "pyproject.toml": "packaging, extras, ruff, types, pytest",
+    "mkdocs.yml": "the site in docs/",
     "Makefile": "the words: install, quickstart, test, check, bench, board, ...",
     "CONTRIBUTING.md": "house rules, notation, how to add a method or a task",
     "CHANGELOG.md": "one line per outcome a user can see",
@@ -48,8 +49,11 @@ ABOUT = {  # what carries no docstring of its own
     "tasks/ids/<set>.json": "the ids of each split, so that the hub's items equal the release's",
     "tasks/samples/<task>.jsonl": "questions and rationales that this project's authors wrote",
     "benchmarks/": "side-by-side speed and memory scripts",
-    "docs/": "guides",
+    "docs/": "the guide: what this is, how to run it, a card for each method; built by `make docs`",
+    "docs/methods/": "a card for each method: loss, cost, failure modes, differences, ablations",
+    "docs/reference/": "commands and settings, written by `scripts/reference_pages.py`",
     "examples/": "files to copy and change",
+    "examples/slurm/": "batch files for a cluster",
     "leaderboards/": "what came out: measured records and the tables built from them",
     "scripts/": "upkeep of this repository",
     "tests/": "one folder per room, one file per source file; whole-house tests beside them",
@@ -104,10 +108,11 @@ def block(root: Path = ROOT) -> str:
     lines += ["", *_core(named.pop("tinyllm_bench"))]
     for name in ("baselines", "tasks"):
         lines += ["", *_patterns(named.pop(name))]
-    lines += [
-        "",
-        *(_line(0, f"{name}/", _folder_note(path, f"{name}/")) for name, path in sorted(named.items())),
-    ]
+    lines.append("")
+    for name, path in sorted(named.items()):
+        lines.append(_line(0, f"{name}/", _folder_note(path, f"{name}/")))
+        inner = (one.name for one in sorted(path.iterdir()) if one.is_dir())
+        lines += [_line(1, f"{one}/", ABOUT[f"{name}/{one}/"]) for one in inner if f"{name}/{one}/" in ABOUT]
     return "\n".join(["```text", *lines, "```"])
 
 

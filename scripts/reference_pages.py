@@ -1,0 +1,243 @@
+"""Writes docs/reference/: the command line from its own definition, the settings from their models, presets and YAML.
+
+`python scripts/reference_pages.py` rewrites both pages; `tests/test_documentation.py` fails when they have drifted.
+"""
+
+import inspect
+import json
+import re
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined, to_jsonable_python
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "docs" / "reference"
+MARK = "<!-- written by scripts/reference_pages.py; edits are lost -->"
+KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
+SIGNS = {"Ge": ("ge", "at least"), "Gt": ("gt", "above"), "Le": ("le", "at most"), "Lt": ("lt", "below")}
+
+
+def cell(text: str) -> str:
+    """Text that may stand in a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """A Markdown table; nothing without rows."""
+    if rows:
+        yield from ("", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}")
+        yield from (f"| {' | '.join(map(cell, row))} |" for row in rows)
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every command that does something, with its full name, in the order in which the help names them."""
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield path, command
+    for name, one in sorted((inner or {}).items()):
+        yield from _commands(one, f"{path} {name}")
+
+
+def _shown_default(parameter: Any) -> str:
+    if parameter.required:
+        return "needed"
+    value = parameter.default
+    if value is None or callable(value) or type(value).__name__ == "Sentinel":
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _parameter(parameter: Any) -> tuple[str, str, str]:
+    names = [*parameter.opts, *parameter.secondary_opts]
+    if parameter.param_type_name == "argument":
+        name = f"`{parameter.name.upper()}`" + (" ..." if parameter.nargs == -1 else "")
+    else:
+        name = ", ".join(f"`{one}`" for one in names)
+    return name, _shown_default(parameter), parameter.help or ""
+
+
+def cli_page() -> str:
+    """The page of all commands."""
+    import typer
+
+    from tinyllm_bench.cli.app import app
+
+    lines = [
+        *("# Commands", MARK, ""),
+        "Every command takes `--help`. [Settings](settings.md) are written behind the options as `key=value`.",
+        "",
+        "Exit status: 0 done, 1 a cell failed or a check does not hold, 2 the request was wrong and nothing was",
+        "started, 3 interrupted; the same command continues.",
+    ]
+    for path, command in _commands(typer.main.get_command(app), "tinyllm-bench"):
+        shown = [one for one in command.params if one.name != "help" and not getattr(one, "hidden", False)]
+        lines += ["", f"## {path.removeprefix('tinyllm-bench ')}", "", inspect.cleandoc(command.help or "")]
+        lines += table(("argument or option", "default", "what it is"), [_parameter(one) for one in shown])
+    return "\n".join([*lines, ""])
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def _bounds(metadata: list[Any]) -> str:
+    signs = [(SIGNS[type(one).__name__], one) for one in metadata if type(one).__name__ in SIGNS]
+    return " and ".join(f"{word} {getattr(one, name):g}" for (name, word), one in signs)
+
+
+def allowed(kind: Any, metadata: list[Any]) -> str:
+    """In words, which values a field takes."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        extra = [part for one in inner[1:] for part in getattr(one, "metadata", [one])]
+        return allowed(inner[0], [*metadata, *extra])
+    if origin is Literal:
+        return ", ".join(f"`{one}`" for one in inner)
+    if origin in (Union, types.UnionType):
+        return " or ".join(allowed(one, metadata if one in (int, float) else []) for one in inner)
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return f"list of {len(inner)}: {', '.join(allowed(one, []) for one in inner)}"
+    if origin in (list, tuple):
+        return f"list of {allowed(inner[0], [])}"
+    if origin is dict:
+        return f"mapping from {allowed(inner[0], [])} to {allowed(inner[1], [])}"
+    if inspect.isclass(kind) and issubclass(kind, BaseModel):
+        return "group"
+    return f"{KINDS[kind]} {_bounds(metadata)}".strip()
+
+
+def inner_model(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of a group of settings, also behind `| None`."""
+    candidates = [field.annotation, *get_args(field.annotation)]
+    return next((one for one in candidates if inspect.isclass(one) and issubclass(one, BaseModel)), None)
+
+
+def _value(value: Any) -> str:
+    if value is PydanticUndefined:
+        return "needed"
+    if isinstance(value, str) and "\n" in value:
+        return f"`{json.dumps(value)}`"
+    text = yaml.safe_dump(to_jsonable_python(value), default_flow_style=True, width=float("inf"), sort_keys=False)
+    return f"`{text.removesuffix('...' + chr(10)).strip()}`"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _presets() -> dict[str, dict[str, Any]]:
+    """What each preset sets for every cell, by dotted key."""
+    from tinyllm_bench.pipeline.request import load_preset, preset_names
+
+    return {name: _flat(load_preset(name).config) for name in preset_names()}
+
+
+def _about(model: type[BaseModel]) -> list[str]:
+    return ["", inspect.cleandoc(model.__doc__ or "")]
+
+
+def _groups(model: type[BaseModel], prefix: str, presets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A heading, the model's own words and a table; then the groups inside it."""
+    rows, deeper = [], []
+    for name, field in model.model_fields.items():
+        key, found = f"{prefix}{name}", inner_model(field)
+        default = field.get_default(call_default_factory=True)
+        if found is not None:
+            deeper.append((key, found))
+        if found is None or default is None:
+            set_by = "<br>".join(
+                f"{preset}: {_value(values[key])}" for preset, values in presets.items() if key in values
+            )
+            rows.append((f"`{key}`", allowed(field.annotation, field.metadata), _value(default), set_by))
+    if prefix:
+        yield from ("", f"## {prefix.removesuffix('.')}", *_about(model))
+    yield from table(("setting", "allowed", "default", "presets"), rows)
+    for key, found in deeper:
+        yield from _groups(found, f"{key}.", presets)
+
+
+def _comments(text: str) -> dict[str, str]:
+    """The comment beside each key of a method's YAML file."""
+    found = re.findall(r"^ *(\w+):[^#\n]*#\s*(.+)$", text, flags=re.MULTILINE)
+    return dict(found)
+
+
+def _method(name: str) -> Iterator[str]:
+    from tinyllm_bench.base.plugins import load_method, method_defaults
+
+    model, text = load_method(name).Config, method_defaults(name)
+    values, comments = yaml.safe_load(text) or {}, _comments(text)
+    own = values.get("method", {})
+    yield from ("", f"### method.{name}", *_about(model)[: 2 if model.model_fields else 0])
+    rows = [
+        (
+            f"`{key}`",
+            allowed(field.annotation, field.metadata),
+            _value(own.get(key, field.default)),
+            comments.get(key, ""),
+        )
+        for key, field in model.model_fields.items()
+    ]
+    yield from table(("setting", "allowed", "default", "source"), rows)
+    if not rows:
+        yield from ("", "No settings of its own.")
+    rest = _flat({key: value for key, value in values.items() if key != "method"})
+    if rest:
+        told = ", ".join(f"`{key}={_value(value).strip('`')}`" for key, value in rest.items())
+        yield from ("", f"Settings outside its group that come with the method: {told}.")
+
+
+def settings_page() -> str:
+    """The page of all settings."""
+    from tinyllm_bench.base.plugins import folder
+    from tinyllm_bench.learn.divergences import DivergenceConfig
+    from tinyllm_bench.pipeline.schema import BenchConfig
+
+    built_in = sorted(one.name[:-3] for one in folder("method").iterdir() if re.fullmatch(r"[a-z]\w*\.py", one.name))
+    lines = [
+        *("# Settings", MARK, ""),
+        "Every setting can be given behind a command as `key=value`; the value is read as YAML. Later layers win: the",
+        "default below, the method's YAML file, the preset, the preset's part for the task, `--config FILE`, and",
+        "`key=value`. `--show-config` prints every value with the layer that set it. An unknown key is an error that",
+        "names the nearest one.",
+        "",
+        "The column *presets* holds what a preset sets for every cell; some set more for single tasks or methods.",
+        *_groups(BenchConfig, "", _presets()),
+        *("", "## Settings of methods", ""),
+        "`method.KEY=VALUE` reaches every chosen method that has the setting, `method.NAME.KEY=VALUE` one of them.",
+    ]
+    for name in built_in:
+        lines += _method(name)
+    lines += ["", "### divergence", *_about(DivergenceConfig)]
+    rows = [
+        (f"`divergence.{key}`", allowed(field.annotation, field.metadata), _value(field.default))
+        for key, field in DivergenceConfig.model_fields.items()
+    ]
+    return "\n".join([*lines, *table(("setting", "allowed", "default"), rows), ""])
+
+
+def pages() -> dict[Path, str]:
+    """Each file of the reference with its text."""
+    return {FOLDER / "cli.md": cli_page(), FOLDER / "settings.md": settings_page()}
+
+
+def main() -> None:
+    """Rewrite the reference in place."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for file, text in pages().items():
+        file.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
