@@ -10,11 +10,11 @@ import pytest
 
 from tests.pipeline import doctor_plants as plants
 from tests.pipeline.doctor_plants import Rows
-from tests.tiny_models import bpe_tokenizer, saved, tiny_llama, unigram_tokenizer
 from tests.tokenizer_pair import numerals
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.pipeline.doctor import CHECKS, examine
 from tinyllm_bench.pipeline.doctor_findings import Finding
+from tinyllm_bench.testing.tiny_models import bpe_tokenizer, saved, tiny_llama, unigram_tokenizer
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "doctor.md"
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from tests.pipeline.runs import cells_of, one_cell, quick, run_all
-from tests.tiny_models import saved, tiny_llama
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_json, write_json
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.export import Bundle, find_run, make_bundle, write_bundle
 from tinyllm_bench.pipeline.predict import load_predictions, predictions_file
 from tinyllm_bench.report.record import load_record
+from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
 LORA = "student.lora={r: 2}"
 FEW = ("eval.limit=6", "eval.valid_limit=4", "train.looks=[1.0]")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.runs import cells_of, one_cell, quick
-from tests.tiny_models import saved, tiny_llama
 from tinyllm_bench.pipeline.memory import LIBRARIES, memory_of, peak_bytes
 from tinyllm_bench.pipeline.plan_counts import Training
+from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
 SHORT = ("data.train_limit=12", "budget.student_tokens=2000", "backend.device=cpu")
 
@@ -51,7 +51,7 @@ REAL = """
 import json, sys
 from pathlib import Path
 from tests.pipeline.runs import one_cell, run_all
-from tests.tiny_models import saved, tiny_llama
+from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 from tinyllm_bench.pipeline.memory import peak_bytes
 folder = Path(sys.argv[1])
 wide = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}

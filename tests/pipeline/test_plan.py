@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from tests.pipeline.runs import cells_of, one_cell, quick, run_all
-from tests.tiny_models import saved, tiny_llama
 from tinyllm_bench.base.files import read_json
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.estimate import CellPlan, Planner, totals
 from tinyllm_bench.pipeline.plan_request import plan_request
+from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
 SHORT = ("data.train_limit=12", "eval.limit=8", "eval.valid_limit=4", "budget.student_tokens=2000")
 NO_INIT = ("student.init=null", "teacher.init=null")
