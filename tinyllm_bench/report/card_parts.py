@@ -90,7 +90,7 @@ def own_score(record: RunRecord) -> dict[str, str]:
     score, accuracy = record.score, record.accuracy
     assert score is not None and accuracy is not None, "asked only of scored runs"
     (row,) = make_rows([record], ())
-    found = Judge([row]).accuracy(row)
+    found = Judge([row]).accuracies.get(row.key)
     assert found is not None
     told = {
         "accuracy": f"{percent(accuracy)} % ({score.correct} of {score.n})",

@@ -42,7 +42,7 @@ def runs_frame(records: Iterable[RunRecord]) -> "pd.DataFrame":
 
 def _line(record: RunRecord) -> dict[str, Any]:
     row = Row(record.label, (record,))
-    found = Judge([row]).accuracy(row)
+    found = Judge([row]).accuracies.get(row.key)
     score, budget = record.score, record.budget
     return {
         "method": record.label,
