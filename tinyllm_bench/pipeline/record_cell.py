@@ -60,7 +60,6 @@ def make_record(
     cut = sum(record.context != whole[record.id].context for record in records)
     found = score(predictions, records, context_cut=cut)
     protocol = protocol_of(cell)
-    commit, dirty = provenance.git_state()
     return RunRecord(
         run_id=cell.run_id,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -96,10 +95,15 @@ def make_record(
         gold=shared_gold(records),
         predictions_digest=predictions_digest(predictions),
         backend=BackendInfo(**asked["backend"]) if "backend" in asked else None,
-        git=GitInfo(commit=commit, dirty=dirty),
+        git=_git(),
         packages={**provenance.packages(), **plugins_of(cell)},
         command=public_text(command),
     )
+
+
+def _git() -> GitInfo:
+    commit, dirty = provenance.git_state()
+    return GitInfo(commit=commit, dirty=dirty)
 
 
 def public_config(cell: Cell) -> dict[str, Any]:
