@@ -61,7 +61,7 @@ def pages() -> list[Path]:
 
 def _order(page: Path) -> tuple[int, str]:
     name = page.relative_to(ROOT / "docs").as_posix()
-    return (ROOT / "mkdocs.yml").read_text().find(f": {name}\n"), name
+    return (ROOT / "mkdocs.yml").read_text().find(f" {name}\n"), name
 
 
 def blocks(page: Path) -> Iterator[Block]:

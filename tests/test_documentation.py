@@ -63,6 +63,34 @@ def test_marks_are_read() -> None:
     assert block.left_out(release=True) == "why"
 
 
+def test_a_script_runs_every_block_and_stops_at_one_that_fails(tmp_path: Path) -> None:
+    command = tmp_path / "tinyllm-bench"
+    command.write_text('#!/bin/bash\necho said "$@"\nexit ${ENDS:-0}\n')
+    command.chmod(0o755)
+    made = [
+        ("tinyllm-bench run --task a\ntinyllm-bench list tasks\n", {"dry run": "why"}),
+        ("export ENDS=2\ntinyllm-bench run\n", {"status": "2"}),
+        ("tinyllm-bench run\n", {"smaller": "why"}),
+        ("export ENDS=1\ntinyllm-bench run\n", {}),
+        ("echo never\n", {}),
+    ]
+    found = [Block(ROOT / "README.md", n, "bash", text, marks) for n, (text, marks) in enumerate(made)]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+
+    def run(blocks: list[Block]) -> tuple[int, dict[int, str]]:
+        text = documentation.script(blocks, release=True)
+        done = subprocess.run(["bash", "-c", text], env=environment, capture_output=True, text=True, check=False)
+        assert set(documentation.seconds(done.stdout)) <= set(documentation.outputs(done.stdout))
+        return done.returncode, documentation.outputs(done.stdout)
+
+    status, said = run(found)
+    assert status == 1 and max(said) == 3
+    assert said[0] == "said run --task a --dry-run\nsaid list tasks\n"
+    assert said[1] == "said run\n" and said[2] == f"said run {' '.join(documentation.SMALL)}\n"
+    assert run(found[:3])[0] == 0
+    assert run([found[0]._replace(marks={"status": "2"})])[0] == 1
+
+
 class Home(NamedTuple):
     """Where blocks run: folders of pages beside each other, one folder of runs for all, and their environment."""
 
@@ -199,7 +227,9 @@ def test_a_quoted_error_is_what_its_command_says(
 
 def test_messages_are_found_with_their_gaps_filled() -> None:
     assert messages.is_said("unknown method 'tinylm'. Did you mean 'tinyllm'? Known: a, b.")
-    assert not messages.is_said("the moon is no method; write key=value")
+    assert not messages.is_said("unknown method 'tinylm'. Did you mean 'tinyllm'? There are: a, b.")
+    changed = {error: error.replace(" ", " not ") for _, error in QUOTED}
+    assert not [error for error, other in changed.items() if messages.is_said(other.removeprefix("error: "))]
 
 
 # --- generated pages --------------------------------------------------------------------------------------------------
