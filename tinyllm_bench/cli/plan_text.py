@@ -1,6 +1,7 @@
 """A plan as text, 80 columns wide."""
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 WIDTH = 80
@@ -76,27 +77,27 @@ def _totals(total: Mapping[str, Any]) -> list[str]:
 def _detectable(one: Mapping[str, Any]) -> list[str]:
     seeds, assumed = one["seeds_planned"], one["assumed"]
     runs = "1 seed (these students only)" if seeds == 1 else f"{seeds} seeds"
-    source = f"{assumed['runs']} finished runs tell" if assumed["runs"] else "common values"
-    lines = [
+    source = f"finished runs ({assumed['runs']}) tell" if assumed["runs"] else "common values"
+    text = (
         f"{one['task']}: {one['questions']} questions and {runs} find a difference of"
-        f" {100 * one['difference']:.1f} points",
-        f"  or more, with 80 % power, {one['comparisons']} comparison{'s' * (one['comparisons'] > 1)}"
-        f" in the table; {source}: two methods",
-        f"  differ on {100 * assumed['discordance']:.0f} % of questions, two runs on {100 * assumed['within']:.0f} %,"
-        f" runs vary by {100 * assumed['run_sd']:.1f} points",
-    ]
-    return lines if one["wished"] is None else [*lines, *_wished(one)]
+        f" {100 * one['difference']:.1f} points or more, with 80 % power, where the table makes"
+        f" {one['comparisons']} comparison{'s' * (one['comparisons'] > 1)}; {source}: two methods differ on"
+        f" {100 * assumed['discordance']:.0f} % of questions, two runs on {100 * assumed['within']:.0f} %, runs vary by"
+        f" {100 * assumed['run_sd']:.1f} points."
+    )
+    said = text if one["wished"] is None else f"{text} {_wished(one)}"
+    return textwrap.wrap(said, WIDTH, subsequent_indent="  ")
 
 
-def _wished(one: Mapping[str, Any]) -> Sequence[str]:
-    wish = f"  {100 * one['wished']:g} points"
+def _wished(one: Mapping[str, Any]) -> str:
+    wish, at = f"{100 * one['wished']:g} points", max(one["seeds_planned"], 2)
     seeds, questions = one["seeds"], one["more_questions"]
     if seeds is not None:
-        return [f"{wish} need {seeds} seeds of each row (or {questions:,} questions at {max(one['seeds_planned'], 2)})"]
+        instead = "" if questions is None else f", or {questions:,} questions at {at} seeds"
+        return f"{wish} need {seeds} seeds of each row{instead}."
     if questions is not None:
-        at = max(one["seeds_planned"], 2)
-        return [f"{wish}: these questions are too few for any seeds; {questions:,} at {at} seeds will do"]
-    return [f"{wish}: neither 100 seeds nor a million questions at {max(one['seeds_planned'], 2)} seeds will do"]
+        return f"{wish}: these questions are too few for any number of seeds; {questions:,} at {at} seeds will do."
+    return f"{wish}: neither 100 seeds nor a million questions at {at} seeds will do."
 
 
 def duration(seconds: float | None) -> str:

@@ -226,11 +226,14 @@ def trained_share(cell: Cell, steps: int) -> float:
 
 
 def _refined(training: Training, peak: int, pace: Pace) -> int:
-    """The peak, moved by what the estimate missed at the probe's own micro-batch; never below what was measured."""
+    """The peak, raised by what the estimate missed at the probe's own micro-batch.
+
+    What an earlier probe left with the allocator is used again, so that a later one may show less than it takes.
+    """
     if not pace.probed:
         return peak
-    missed = pace.peak - memory_of(training, pace.probed).training
-    return max(peak + max(missed, 0), pace.peak)
+    tried = memory_of(training, pace.probed)
+    return peak + max(tried.libraries + pace.peak - tried.training, 0)
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

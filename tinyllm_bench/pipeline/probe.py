@@ -43,7 +43,7 @@ class Pace:
     micro: of a micro-batch by its work; update: the optimiser's part of a step; look: of a call of the evaluation by
     the characters it reads; draw: of one drawn text, prompt included, and `lengths` its tokens by channel, where the
     student is the one that will draw; watched: the method's own measurements at a look, per question; write: of a byte;
-    peak: bytes at the largest probed micro-batch `probed`.
+    peak: bytes that were added until the largest probed micro-batch `probed` was trained on.
     """
 
     load: float
@@ -84,6 +84,7 @@ def probed(training: Training, *, limit: float = PROBE_SECONDS) -> Pace:
     cell = training.cell
     device = device_of(cell)
     provenance.reset_peak_memory()
+    before = provenance.peak_memory()
     load, loaded = _timed(
         lambda: load_model(cell.student, dtype=cell.config.student.dtype, device=device, runs=cell.runs)
     )
@@ -109,7 +110,7 @@ def probed(training: Training, *, limit: float = PROBE_SECONDS) -> Pace:
         )
         trial = _Trial(training, trainer, signal, sample, began + limit)
         micro, update = trial.steps()
-        peak = provenance.peak_memory()
+        peak = provenance.peak_memory() - before
         draw, lengths, watched = trial.draws()
         look = look_pace(_as_taught(training), loaded, lm)
     return Pace(
