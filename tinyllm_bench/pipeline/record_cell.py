@@ -57,8 +57,7 @@ def make_record(
     """
     records = cell.asked_records("test")
     whole = {record.id: record for record in cell.records("test")}
-    cut = sum(record.context != whole[record.id].context for record in records)
-    found = score(predictions, records, context_cut=cut)
+    found = score(predictions, records, context_cut=sum(one.context != whole[one.id].context for one in records))
     protocol = protocol_of(cell)
     return RunRecord(
         run_id=cell.run_id,
