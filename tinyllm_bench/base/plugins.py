@@ -345,7 +345,8 @@ def _fault(kind: str, name: str, found: Any) -> str | None:
 def _method_fault(found: Any, wanted: Any) -> str | None:
     if not (isinstance(found, type) and issubclass(found, wanted)):
         return f"a method is a subclass of {wanted.__module__}.{wanted.__name__}, not {found!r}"
-    if not (isinstance(found.Config, type) and issubclass(found.Config, wanted.Config)):
+    config = getattr(found, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, wanted.Config)):
         return f"its Config is no subclass of {wanted.Config.__name__}"
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     missing += [] if isinstance(getattr(found, "paper", None), str) else ["paper"]
