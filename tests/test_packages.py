@@ -23,7 +23,7 @@ def python(site: Path, cwd: Path, *words: object) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=5500,
+        timeout=550,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return done.stdout

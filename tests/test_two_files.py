@@ -139,7 +139,7 @@ def python(copy: Path, *words: str) -> str:
     """Run Python in the copy, with its files before those that are installed; returns what it said."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=5500
+        [sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=550
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return done.stdout

@@ -153,7 +153,8 @@ def _saved(lm: LM, collator: Collator, rows: Sequence[Row], layers: int) -> int:
     import torch
 
     small = LM(small_copy(lm.plain, layers)).train()
-    size = small.plain.get_input_embeddings().weight.shape[0]
+    table: Any = small.plain.get_input_embeddings()
+    size = table.weight.shape[0]
     batch = collator.collate(rows)
     for name in ("input_ids_BT", "decoder_input_ids_DT"):
         ids = getattr(batch, name)
