@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("tinyllm_bench", "baselines", "tasks", "tests", "scripts", "leaderboards")
-FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "LICENSE")
+FOLDERS = ("tinyllm_bench", "baselines", "tasks", "tests", "scripts", "leaderboards", "docs", "examples", "benchmarks")
+FILES = ("pyproject.toml", "mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "LICENSE")
 METHOD, TASK = "added_method", "added_task"
 CHECKS = (  # what looks at every method and every task by itself
     f"tests/test_method_contract.py::Test_{METHOD}",
