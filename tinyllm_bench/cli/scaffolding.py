@@ -4,6 +4,7 @@ import importlib.util
 import keyword
 import re
 import shlex
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
@@ -55,12 +56,10 @@ def new_task(name: Name, to: Folder = Path(".")) -> None:
 
 
 def _tell(kind: Kind, name: str, folder: Path) -> None:
-    what = f"--method {name} --task obqa" if kind == "method" else f"--method finetune --task {name}"
     place = str(folder) if folder.is_absolute() else f"./{folder}"  # bare, pip would look for it elsewhere
+    words = {"kind": kind, "name": name, "install": shlex.quote(f"{place}[test]"), "folder": shlex.quote(place)}
     typer.echo(f"wrote {place}")
-    typer.echo(f"  pip install --editable {shlex.quote(f'{place}[test]')}")
-    typer.echo(f"  pytest {shlex.quote(place)}")
-    typer.echo(f"  tinyllm-bench run {what} --preset quickstart")
+    typer.echo(_rendered("next.txt", words), nl=False)
 
 
 def make_package(kind: Kind, name: str, to: Path) -> Path:
@@ -69,8 +68,6 @@ def make_package(kind: Kind, name: str, to: Path) -> Path:
     Raises:
         UserError: a name that is no name, or is taken, or a folder that is there.
     """
-    from jinja2 import Environment, StrictUndefined
-
     folder = to / name
     _check_name(kind, name, folder)
     values = {
@@ -79,13 +76,19 @@ def make_package(kind: Kind, name: str, to: Path) -> Path:
         "class_name": "".join(part.capitalize() for part in name.split("_")),
         "version": __version__,
     }
-    jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)  # noqa: S701
     for template, place in _FILES[kind].items():
-        text = (files("tinyllm_bench.cli") / "scaffold" / f"{template}.j2").read_text()
         file = folder / place.format(name=name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(jinja.from_string(text).render(values))
+        file.write_text(_rendered(template, values))
     return folder
+
+
+def _rendered(template: str, values: Mapping[str, str]) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    text = (files("tinyllm_bench.cli") / "scaffold" / f"{template}.j2").read_text()
+    jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    return jinja.from_string(text).render(values)
 
 
 def _check_name(kind: Kind, name: str, folder: Path) -> None:
