@@ -2,8 +2,9 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,6 +77,6 @@ def plan(
     typer.echo(json.dumps(found, indent=1) if as_json else plan_text(found))
 
 
-def _tell(event: dict[str, object]) -> None:
+def _tell(event: Mapping[str, Any]) -> None:
     if "probed" in event:
         typer.echo(f"  probe {event['probed']} took {event['seconds']:.0f} s", err=True)

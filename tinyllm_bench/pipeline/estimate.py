@@ -94,7 +94,7 @@ class Planner:
 
     def _planned(self, cell: Cell) -> CellPlan:
         done = stages_done(cell)
-        common = {
+        common: dict[str, Any] = {
             "run_id": cell.run_id,
             "label": cell.label,
             "task": cell.task.name,

@@ -122,7 +122,8 @@ def _largest(training: Training) -> tuple[list[Row], int]:
 
 def _logits(lm: LM, rows: Sequence[Row], *, distributions: bool) -> int:
     targets = sum(len(branch.item.target) for row in rows for branch in row.branches)
-    wide = lm.plain.get_output_embeddings().weight.shape[0]
+    plain: Any = lm.plain
+    wide = plain.get_output_embeddings().weight.shape[0]
     return min(targets, lm.chunk_positions) * wide * 4 * (_OF_DISTRIBUTIONS if distributions else _OF_TEXTS)
 
 
@@ -153,7 +154,8 @@ def _saved(lm: LM, collator: Collator, rows: Sequence[Row], layers: int) -> int:
     import torch
 
     small = LM(small_copy(lm.plain, layers)).train()
-    size = small.plain.get_input_embeddings().weight.shape[0]
+    plain: Any = small.plain
+    size = plain.get_input_embeddings().weight.shape[0]
     batch = collator.collate(rows)
     for name in ("input_ids_BT", "decoder_input_ids_DT"):
         ids = getattr(batch, name)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tinyllm_bench.learn.batching import Collator, Group
 from tinyllm_bench.learn.budget import Plan
@@ -54,8 +54,9 @@ class Size(NamedTuple):
 
 def size_of(lm: LM) -> Size:
     """The size of a model, with or without weights."""
-    config = lm.plain.config.get_text_config()
-    embeddings, head = lm.plain.get_input_embeddings().weight, lm.plain.get_output_embeddings().weight
+    plain: Any = lm.plain
+    config = plain.config.get_text_config()
+    embeddings, head = plain.get_input_embeddings().weight, plain.get_output_embeddings().weight
     every = sum(p.numel() for p in lm.parameters())
     apart = embeddings.numel() + (0 if head is embeddings else head.numel())
     layers = int(getattr(config, "num_hidden_layers", 1)) * (2 if lm.encoder_decoder else 1)
