@@ -71,7 +71,7 @@ def test_the_rate_falls_with_the_tokens_that_are_spent(tmp_path: Path) -> None:
 def test_a_crash_changes_nothing(tmp_path: Path) -> None:
     trained, after = run(build(tmp_path / "whole"))
     broken = build(tmp_path / "broken")
-    inner, calls = broken._optimise, 0
+    inner, calls = broken.optimise, 0
 
     def fail(*args: Any) -> None:
         nonlocal calls
@@ -80,7 +80,7 @@ def test_a_crash_changes_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         inner(*args)
 
-    broken._optimise = fail  # type: ignore[method-assign]
+    broken.optimise = fail  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         broken.run()
     again, resumed = run(build(tmp_path / "broken"))

@@ -214,7 +214,7 @@ def test_texts_are_drawn_in_the_precision_that_is_trained(tmp_path: Path) -> Non
         )
         if not as_trained:
             trainer.module.precision = nullcontext
-        items = [item for group in trainer._roll(groups, 0) for item in group.items if item.drawn]
+        items = [item for group in trainer.roll(groups, 0) for item in group.items if item.drawn]
         batch = trainer.collator.collate(trainer.collator.rows(items))
 
         def read(logits_NV: Tensor, rows: slice) -> Tensor:

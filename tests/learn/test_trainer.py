@@ -76,14 +76,14 @@ def test_a_crashed_training_goes_on_and_ends_with_the_same_bytes(tmp_path: Path,
     scores = [(0.5, 0.2), (0.6, 0.3), (0.7, 0.4), (0.6, 0.4)]
     whole, wanted = run(build(tmp_path / "whole", Scripted(*scores)))
     broken = build(tmp_path / "broken", Scripted(*scores))
-    optimise = broken._optimise
+    optimise = broken.optimise
 
     def crash(groups: Any, index: int) -> None:
         if index == at:
             raise Crash
         optimise(groups, index)
 
-    broken._optimise = crash  # type: ignore[method-assign]
+    broken.optimise = crash  # type: ignore[method-assign]
     with pytest.raises(Crash):
         broken.run()
     seen = sum(step <= at for step in (2, 4, 6, 8))

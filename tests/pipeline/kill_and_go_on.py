@@ -33,7 +33,7 @@ STAGES = ("annotate", "train_before_checkpoint", "train_after_checkpoint", "pred
 # Where each stage writes: the owner of the function, its name.
 PLACES: dict[str, tuple[Any, str]] = {
     "annotate": (annotate, "append_checked"),
-    "train_before_checkpoint": (Trainer, "_optimise"),
+    "train_before_checkpoint": (Trainer, "optimise"),
     "train_after_checkpoint": (checkpoint, "save_tensors"),
     "predict": (predict, "append_checked"),
 }

@@ -14,7 +14,7 @@ from tinyllm_bench.learn.batching import Collator
 from tinyllm_bench.learn.layout import Row
 from tinyllm_bench.learn.trainer import TrainConfig
 from tinyllm_bench.models.lm import LM
-from tinyllm_bench.models.shape import load_shape
+from tinyllm_bench.models.load import load_shape
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.identity import GUESSES
 from tinyllm_bench.pipeline.plan_counts import Training
@@ -122,7 +122,8 @@ def _largest(training: Training) -> tuple[list[Row], int]:
 
 def _logits(lm: LM, rows: Sequence[Row], *, distributions: bool) -> int:
     targets = sum(len(branch.item.target) for row in rows for branch in row.branches)
-    wide = lm.plain.get_output_embeddings().weight.shape[0]
+    plain: Any = lm.plain
+    wide = plain.get_output_embeddings().weight.shape[0]
     return min(targets, lm.chunk_positions) * wide * 4 * (_OF_DISTRIBUTIONS if distributions else _OF_TEXTS)
 
 
@@ -153,8 +154,8 @@ def _saved(lm: LM, collator: Collator, rows: Sequence[Row], layers: int) -> int:
     import torch
 
     small = LM(small_copy(lm.plain, layers)).train()
-    table: Any = small.plain.get_input_embeddings()
-    size = table.weight.shape[0]
+    plain: Any = small.plain
+    size = plain.get_input_embeddings().weight.shape[0]
     batch = collator.collate(rows)
     for name in ("input_ids_BT", "decoder_input_ids_DT"):
         ids = getattr(batch, name)
