@@ -14,7 +14,7 @@ from tinyllm_bench.learn.batching import Collator
 from tinyllm_bench.learn.layout import Row
 from tinyllm_bench.learn.trainer import TrainConfig
 from tinyllm_bench.models.lm import LM
-from tinyllm_bench.models.load import load_shape
+from tinyllm_bench.models.shape import load_shape
 from tinyllm_bench.pipeline.cells import Cell
 from tinyllm_bench.pipeline.identity import GUESSES
 from tinyllm_bench.pipeline.plan_counts import Training
