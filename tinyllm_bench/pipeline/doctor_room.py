@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
+from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import cache_root
 from tinyllm_bench.learn.logit_cache import Header
 from tinyllm_bench.models.load import parameter_count
@@ -32,7 +33,15 @@ def memory(planned: Planned) -> list[Finding]:
         models = [spec and spec.text for spec in (own_student(cell), own_signal(cell))]
         alike.setdefault(f"{cell.name} {models} {config.student} {config.teacher} {config.train} {config.eval}", cell)
     known = [cell for cell in alike.values() if planned.student(cell) is not None]
-    return [_room("memory", place(cell), peak_bytes(cell), planned.machine.free_memory, fix) for cell in known]
+    return [_memory_of(cell, planned.machine.free_memory, fix) for cell in known]
+
+
+def _memory_of(cell: Cell, free: int, fix: str) -> Finding:
+    try:
+        needed = peak_bytes(cell)
+    except UserError as error:  # its examples cannot be made; the checks of what they are made of say why
+        return Finding(severity="ok", check="memory", where=place(cell), measured=f"not judged: {error}")
+    return _room("memory", place(cell), needed, free, fix)
 
 
 def _room(check: str, where: str, needed: int, free: int, fix: str) -> Finding:
