@@ -17,14 +17,15 @@ function sortKey(text) {
   return found ? Number(found[1].replaceAll(",", "")) : null;
 }
 
-/** Numbers before words, words before dashes; equal ones keep the board's order. */
+const collator = new Intl.Collator("en", { numeric: true });
+
+/** Numbers before words, words before dashes; equal ones keep the board's order. A cell is its text and its key. */
 function compare(first, second, sign) {
-  if (first === second) return 0;
-  const keys = [sortKey(first), sortKey(second)];
-  if (keys[0] !== null && keys[1] !== null) return sign * (keys[0] - keys[1]);
-  if (keys[0] !== null || keys[1] !== null) return keys[0] !== null ? -1 : 1;
-  if (first === "-" || second === "-") return first === "-" ? 1 : -1;
-  return sign * first.localeCompare(second, "en", { numeric: true });
+  if (first.text === second.text) return 0;
+  if (first.key !== null && second.key !== null) return sign * (first.key - second.key);
+  if (first.key !== null || second.key !== null) return first.key !== null ? -1 : 1;
+  if (first.text === "-" || second.text === "-") return first.text === "-" ? 1 : -1;
+  return sign * collator.compare(first.text, second.text);
 }
 
 class Table {
@@ -71,9 +72,12 @@ class Table {
     const rows = this.section.rows;
     this.order = rows.map((_, i) => i);
     if (this.sort) {
-      this.order.sort((a, b) => compare(rows[a].cells[column], rows[b].cells[column], this.sort.sign) || a - b);
+      const cells = rows.map((row) => ({ text: row.cells[column], key: sortKey(row.cells[column]) }));
+      this.order.sort((a, b) => compare(cells[a], cells[b], this.sort.sign) || a - b);
     }
-    this.draw();
+    this.drawRows();
+    // The same points in another order: of thousands of rows only the lifts are drawn again.
+    this.drawForest();
   }
 
   filter(wanted) {
@@ -91,12 +95,16 @@ class Table {
   }
 
   draw() {
+    this.drawRows();
+    this.drawPlots();
+    if (filtersDone) count();
+  }
+
+  drawRows() {
     this.shown = this.order.filter((index) => this.matches(index));
     const some = this.shown.slice(0, this.most);
     this.body.replaceChildren(...some.flatMap((index, place) => this.rowNodes(index, some[place + 1])));
     this.drawMore();
-    this.drawPlots();
-    if (filtersDone) count();
   }
 
   rowNodes(index, next) {
@@ -164,7 +172,7 @@ class Table {
       button.addEventListener("click", () => {
         const first = this.most;
         this.most = most;
-        this.draw();
+        this.drawRows();
         const next = [...this.body.querySelectorAll("tr:not(.detail)")][first];
         if (next) (next.querySelector("button") || this.wide).focus();
       });
@@ -178,10 +186,18 @@ class Table {
     if (!this.width) return;
     const focused = document.activeElement && document.activeElement.id === `${this.section.slug}-cost`;
     const rows = this.shown.map((index) => this.section.rows[index]);
-    const figures = [scatter(this, rows), forest(this, rows)].filter(Boolean);
+    this.forest = forest(this, rows);
+    const figures = [scatter(this, rows), this.forest].filter(Boolean);
     this.plots.hidden = !figures.length;
     this.plots.replaceChildren(...figures);
     if (focused) document.getElementById(`${this.section.slug}-cost`)?.focus();
+  }
+
+  drawForest() {
+    if (!this.forest) return;
+    const before = this.forest;
+    this.forest = forest(this, this.shown.map((index) => this.section.rows[index]));
+    before.replaceWith(this.forest);
   }
 }
 
