@@ -108,7 +108,10 @@ def test_what_is_drawn_is_an_estimate(name: str, tiny_llama_dir: Path, teacher: 
     assert plan.counts["steps"] == pytest.approx(result["steps"], rel=0.05, abs=1)
 
 
-def test_texts_that_nobody_wrote_yet_are_billed_once(tiny_llama_dir: Path, teacher: str, tmp_path: Path) -> None:
+def test_texts_that_nobody_wrote_yet_are_billed_once(
+    tiny_llama_dir: Path, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path / "cache"))
     price = "annotations.prices={other: [1.0, 2.0]}"
     settings = (*SHORT, *NO_INIT, *WRITTEN, teacher, price, "method.kd.response=teacher")
     cells = cells_of(quick(tiny_llama_dir, *settings, methods=("seqkd", "kd"), runs=tmp_path))

@@ -55,8 +55,20 @@ def test_what_is_read(tmp_path: Path) -> None:
     assert run.small == {"length": ((0, 10.0), (1, 20.0), (2, 30.0), (3, 40.0))}
 
 
+def test_nothing_is_drawn_before_the_first_step(tmp_path: Path) -> None:
+    assert draw_run(tmp_path) is None
+    append_checked(tmp_path / "train" / "metrics.jsonl", [{"look": look(0, 0.25)}])
+    assert draw_run(tmp_path) is None and not (tmp_path / "train" / "curves.svg").exists()
+
+
+def drawn(folder: Path) -> Path:
+    file = draw_run(folder)
+    assert file is not None
+    return file
+
+
 def test_the_places_of_the_loss_and_the_selected_look(tmp_path: Path) -> None:
-    root = ElementTree.parse(draw_run(write_run(tmp_path / "run-a"))).getroot()
+    root = ElementTree.parse(drawn(write_run(tmp_path / "run-a"))).getroot()
     lines = [one.get("d") for one in root.iter(f"{SVG}path") if "line" in (one.get("class") or "")]
     assert lines[0] == lines[1] == "M234,107.5L400,161.8L566,216L732,270.2", "few steps: the mean is the loss itself"
     assert lines[2] == "M400,356.4L732,476.8", "validation"

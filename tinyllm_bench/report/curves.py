@@ -100,8 +100,10 @@ def _small(
     return {name: tuple(points) for name, points in found.items()}
 
 
-def draw_run(folder: Path) -> Path:
-    """Draw a run's curves into its folder; the file."""
+def draw_run(folder: Path) -> Path | None:
+    """Draw a run's curves into its folder; the file, None where no step was taken (yet, or by this cell)."""
+    if not any("step" in row for row in read_checked(folder / METRICS)):
+        return None
     write_text(folder / DRAWING, drawing([read_curves(folder)]))
     return folder / DRAWING
 
