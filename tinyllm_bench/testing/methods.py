@@ -98,7 +98,7 @@ class MethodContract:
                 model, tokenizer, self.make(), groups, tmp_path / str(limit), micro_batch_tokens=limit
             )
             found.append(gradients(trainer))
-        assert_close(*found, rtol=1e-9)
+        assert_close(found[0], found[1], rtol=1e-9)
 
     @families
     @pytest.mark.parametrize("how", ["one micro-batch", "many", "lora", "gradient checkpointing"])
@@ -114,7 +114,7 @@ class MethodContract:
                 self.make(),
                 groups,
                 tmp_path / layout,
-                layout=layout,  # type: ignore[arg-type]
+                layout=layout,
                 micro_batch_tokens=400 if how == "many" else 10**6,
                 gradient_checkpointing=how == "gradient checkpointing",
             )
@@ -122,7 +122,7 @@ class MethodContract:
             losses.append(trainer.state.losses[0])
             computed.append(trainer.state.computed_tokens)
         assert losses[1] == pytest.approx(losses[0], rel=1e-6)
-        assert_close(*found, rtol=1e-5)
+        assert_close(found[0], found[1], rtol=1e-5)
         shares = any(
             a.prompt == b.prompt or not encoder_decoder for g in groups for a in g.items for b in g.items if a != b
         )

@@ -129,7 +129,7 @@ def gradients(trainer: Trainer) -> dict[str, Tensor]:
         named = trainer.module.named_parameters()
         found.update({name: p.grad.detach().clone() for name, p in named if p.grad is not None})
 
-    trainer.optimizer.step = keep  # type: ignore[method-assign]
+    trainer.optimizer.step = keep
     trainer.run()
     return found
 
