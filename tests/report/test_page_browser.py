@@ -251,7 +251,8 @@ def test_no_label_becomes_an_element(opened: Any) -> None:
     assert len(find_all(opened, "script")) == 2 and find_all(opened, "section b") == []
 
 
-def test_ten_thousand_rows_stay_usable(browser: Any, page: Path, tmp_path: Path) -> None:
+def test_ten_thousand_rows_work(browser: Any, page: Path, tmp_path: Path) -> None:
+    """How long it takes is measured by benchmarks/board.py."""
     text = page.read_text()
     data = data_of(text)
     section = data["sections"][0]
@@ -265,22 +266,10 @@ def test_ten_thousand_rows_stay_usable(browser: Any, page: Path, tmp_path: Path)
     big = tmp_path / "index.html"
     big.write_text(text[:start] + many + text[text.index("</script>", start) :])
     show(browser, big)
-    took = {"load": browser.execute_script("return performance.timing.domComplete - performance.timing.fetchStart")}
-    assert len(find_all(browser, 'section[aria-labelledby="exam-gen"] tbody tr')) == 50
-    timed = (
-        "const begin = performance.now(); arguments[0](); document.body.offsetHeight; return performance.now() - begin"
-    )
-    for name, action in {
-        "sort": "() => document.querySelectorAll('thead th button')[2].click()",
-        "show more": "() => document.querySelector('.more button').click()",
-        "open": "() => document.querySelector('tbody th button').click()",
-    }.items():
-        took[name] = browser.execute_script(timed.replace("arguments[0]", f"({action})"))
+    wait(lambda: len(find_all(browser, 'section[aria-labelledby="exam-gen"] tbody tr')) == 50)
+    for button in ("thead th:nth-child(3) button", ".more button", "tbody th button"):
+        browser.execute_script(f"document.querySelector('{button}').click()")
     assert labels(browser)[0] == "row-00000" and len(labels(browser)) == 100
-    begin = time.monotonic()
     find(browser, "#search").send_keys("row-09999")
     wait(lambda: labels(browser) == ["row-09999"])
-    took["search, typing included"] = 1000 * (time.monotonic() - begin)
-    print({name: f"{value:.0f} ms" for name, value in took.items()})
-    assert max(took.values()) < 3000, took
     assert re.match(r"1 of 10,00\d rows", find(browser, "#count").text)
