@@ -20,7 +20,7 @@ def load_shape(spec: ModelSpec, *, dtype: str = "float32", runs: Path = RUNS) ->
     import torch
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    if spec.kind in ("api", "replay"):
+    if not spec.has_weights:
         raise UserError(f"{spec.text} has no weights to load; name a model with hf:, dir:, gguf:, bundled: or run:")
     check_spec(spec, runs=runs)
     name, where = location_of(spec, runs)
