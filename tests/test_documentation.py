@@ -136,7 +136,10 @@ def run_page(page: Path, home: Home) -> tuple[subprocess.CompletedProcess[str], 
     found = list(documentation.blocks(page))
     folder = home.folder / "pages" / label(page).replace("/", "-").removesuffix(".md")
     (folder / "path" / "to").mkdir(parents=True)
-    (folder / "runs").symlink_to(home.folder / "runs")
+    if "budget.student_tokens" in page.read_text():  # its own cells beside the shared ones would make names ambiguous
+        (folder / "runs").mkdir()
+    else:
+        (folder / "runs").symlink_to(home.folder / "runs")
     if home.release:
         (folder / "path" / "to" / "tinyllm_release").symlink_to(home.release)
         if (beside := home.release.parent / "mixed_distillation").is_dir():
