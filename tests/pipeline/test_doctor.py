@@ -16,6 +16,8 @@ from tinyllm_bench.pipeline.doctor import CHECKS, examine
 from tinyllm_bench.pipeline.doctor_findings import Finding
 from tinyllm_bench.testing.tiny_models import bpe_tokenizer, saved, tiny_llama, unigram_tokenizer
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "doctor.md"
 
 

@@ -18,6 +18,8 @@ from tinyllm_bench.pipeline.predict import load_predictions, predictions_file
 from tinyllm_bench.report.record import load_record
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
+pytestmark = pytest.mark.slow
+
 LORA = "student.lora={r: 2}"
 FEW = ("eval.limit=6", "eval.valid_limit=4", "train.looks=[1.0]")
 PATHS = ("teachers=[replay:sample#stepwise]", "backend.engine=hf", *FEW, "method.max_new_tokens=12")

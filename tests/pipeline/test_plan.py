@@ -12,6 +12,8 @@ from tinyllm_bench.pipeline.estimate import CellPlan, Planner, totals
 from tinyllm_bench.pipeline.plan_request import plan_request
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("data.train_limit=12", "eval.limit=8", "eval.valid_limit=4", "budget.student_tokens=2000")
 NO_INIT = ("student.init=null", "teacher.init=null")
 WRITTEN = ("annotations.engine=hf", "annotations.draw={temperature: 0, max_new_tokens: 6}")

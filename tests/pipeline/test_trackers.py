@@ -13,6 +13,8 @@ from tinyllm_bench.base.files import read_checked
 from tinyllm_bench.pipeline.cells import Cell, plan_cells
 from tinyllm_bench.pipeline.trackers import PROJECT, Trackers, look_values, step_values
 
+pytestmark = pytest.mark.slow
+
 Told = list[tuple[str, Any]]
 
 
