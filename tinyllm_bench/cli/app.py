@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,22 +24,18 @@ from tinyllm_bench.cli.options import (
     AddedRuns,
     Anchors,
     AsJson,
-    Backend,
     BoardDir,
     BoardFolder,
-    ConfigFile,
     DataDir,
     DryRun,
-    Methods,
-    PresetName,
-    RunsDir,
-    Seeds,
-    Settings,
     ShowConfig,
     Tasks,
     own_command,
-    request_of,
+    takes_request,
 )
+
+if TYPE_CHECKING:
+    from tinyllm_bench.pipeline.request import Request
 
 app = typer.Typer(
     name="tinyllm-bench",
@@ -62,16 +58,10 @@ for commands in (checking, curves, exporting, judging, planning, reproducing, sc
 
 
 @app.command()
+@takes_request()
 def run(
-    method: Methods,
-    task: Tasks,
-    settings: Settings = None,
-    preset: PresetName = None,
-    config: ConfigFile = None,
-    seeds: Seeds = 1,
-    data_dir: DataDir = None,
-    backend: Backend = None,
-    runs_dir: RunsDir = Path("runs"),
+    request: "Request",
+    *,
     board_dir: BoardDir = None,
     anchors: Anchors = True,
     dry_run: DryRun = False,
@@ -80,51 +70,18 @@ def run(
     """Annotate, train, predict and record, in one resumable command; writes a board."""
     from tinyllm_bench.cli.running import run_request
 
-    request = request_of(
-        method=method,
-        task=task,
-        preset=preset,
-        config=config,
-        seeds=seeds,
-        data_dir=data_dir,
-        backend=backend,
-        settings=settings,
-        runs_dir=runs_dir,
-    )
-    board = board_dir or runs_dir / "board"
-    return run_request(request, runs_dir, board=board, anchors=anchors, dry_run=dry_run, show_config=show_config)
+    board = board_dir or request.runs / "board"
+    return run_request(request, request.runs, board=board, anchors=anchors, dry_run=dry_run, show_config=show_config)
 
 
 def _stage(stage: str, text: str) -> None:
     """Add the command that does a run's stages up to one of them."""
 
-    def command(
-        method: Methods,
-        task: Tasks,
-        settings: Settings = None,
-        preset: PresetName = None,
-        config: ConfigFile = None,
-        seeds: Seeds = 1,
-        data_dir: DataDir = None,
-        backend: Backend = None,
-        runs_dir: RunsDir = Path("runs"),
-        dry_run: DryRun = False,
-        show_config: ShowConfig = False,
-    ) -> int:
+    @takes_request()
+    def command(request: "Request", *, dry_run: DryRun = False, show_config: ShowConfig = False) -> int:
         from tinyllm_bench.cli.running import run_request
 
-        request = request_of(
-            method=method,
-            task=task,
-            preset=preset,
-            config=config,
-            seeds=seeds,
-            data_dir=data_dir,
-            backend=backend,
-            settings=settings,
-            runs_dir=runs_dir,
-        )
-        return run_request(request, runs_dir, until=stage, anchors=False, dry_run=dry_run, show_config=show_config)
+        return run_request(request, request.runs, until=stage, anchors=False, dry_run=dry_run, show_config=show_config)
 
     app.command(stage, help=text)(command)
 
@@ -135,32 +92,15 @@ _stage("predict", "Annotate, train and predict and write the record, without a b
 
 
 @app.command()
+@takes_request(without=("method", "seeds"))
 def anchors(
-    task: Tasks,
-    settings: Settings = None,
-    preset: PresetName = None,
-    config: ConfigFile = None,
-    data_dir: DataDir = None,
-    backend: Backend = None,
-    runs_dir: RunsDir = Path("runs"),
-    board_dir: BoardDir = None,
-    dry_run: DryRun = False,
-    show_config: ShowConfig = False,
+    request: "Request", *, board_dir: BoardDir = None, dry_run: DryRun = False, show_config: ShowConfig = False
 ) -> int:
     """Run random, majority, and the student's zero-shot and few-shot rows."""
     from tinyllm_bench.cli.running import run_request
 
-    request = request_of(
-        task=task,
-        preset=preset,
-        config=config,
-        data_dir=data_dir,
-        backend=backend,
-        settings=settings,
-        runs_dir=runs_dir,
-    )
-    board = board_dir or runs_dir / "board"
-    return run_request(request, runs_dir, board=board, anchors=True, dry_run=dry_run, show_config=show_config)
+    board = board_dir or request.runs / "board"
+    return run_request(request, request.runs, board=board, anchors=True, dry_run=dry_run, show_config=show_config)
 
 
 @app.command("list")
@@ -220,13 +160,10 @@ def data_info(
 
 
 @teachers_app.command("report")
+@takes_request(without=("method", "seeds", "backend"))
 def teachers_report(
-    task: Tasks,
-    settings: Settings = None,
-    preset: PresetName = None,
-    config: ConfigFile = None,
-    data_dir: DataDir = None,
-    runs_dir: RunsDir = Path("runs"),
+    request: "Request",
+    *,
     page: Annotated[Path | None, typer.Option("--page", help="The HTML page; RUNS_DIR/teachers.html.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -235,18 +172,9 @@ def teachers_report(
     from tinyllm_bench.cli.quality import report_teachers
     from tinyllm_bench.pipeline.teacher_report import reports_of
 
-    request = request_of(
-        task=task,
-        preset=preset,
-        config=config,
-        data_dir=data_dir,
-        backend=None,
-        settings=settings,
-        runs_dir=runs_dir,
-    )
     with Console() as console:
         found = reports_of(request, report=console.event)
-    report_teachers(found, as_json=as_json, page=page or runs_dir / "teachers.html")
+    report_teachers(found, as_json=as_json, page=page or request.runs / "teachers.html")
 
 
 @teachers_app.command("pack")

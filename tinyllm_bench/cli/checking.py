@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,21 +12,13 @@ import typer
 from tinyllm_bench.cli.options import (
     Anchors,
     AsJson,
-    Backend,
     BoardDir,
-    ConfigFile,
-    DataDir,
-    Methods,
-    PresetName,
-    RunsDir,
-    Seeds,
-    Settings,
-    Tasks,
-    request_of,
+    takes_request,
 )
 
 if TYPE_CHECKING:
     from tinyllm_bench.pipeline.doctor_findings import Finding
+    from tinyllm_bench.pipeline.request import Request
 
 QUIET_SECONDS = 3.0  # a check that is done by then needs no word of progress
 Strict = Annotated[bool, typer.Option("--strict", help="Status 1 also when there are warnings.")]
@@ -39,16 +30,10 @@ def register(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
+@takes_request()
 def doctor(
-    method: Methods,
-    task: Tasks,
-    settings: Settings = None,
-    preset: PresetName = None,
-    config: ConfigFile = None,
-    seeds: Seeds = 1,
-    data_dir: DataDir = None,
-    backend: Backend = None,
-    runs_dir: RunsDir = Path("runs"),
+    request: "Request",
+    *,
     board_dir: BoardDir = None,
     anchors: Anchors = True,
     strict: Strict = False,
@@ -62,17 +47,6 @@ def doctor(
     from tinyllm_bench.pipeline.cells import plan_cells
     from tinyllm_bench.pipeline.doctor import examine
 
-    request = request_of(
-        method=method,
-        task=task,
-        preset=preset,
-        config=config,
-        seeds=seeds,
-        data_dir=data_dir,
-        backend=backend,
-        settings=settings,
-        runs_dir=runs_dir,
-    )
     _, cells = plan_cells(request, anchors=anchors, check_hub=False)
     found = examine(cells, report=_progress())
     if as_json:

@@ -1,9 +1,11 @@
 """The options that several commands share, and the request that they describe."""
 
+import inspect
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,16 +36,15 @@ def own_command() -> str:
 
 
 def request_of(
-    *,
-    method: str = "",
-    task: str,
-    preset: str | None,
-    config: Path | None,
-    seeds: int = 1,
-    data_dir: str | None,
-    backend: str | None,
-    settings: list[str] | None,
-    runs_dir: Path,
+    method: Methods,
+    task: Tasks,
+    settings: Settings = None,
+    preset: PresetName = None,
+    config: ConfigFile = None,
+    seeds: Seeds = 1,
+    data_dir: DataDir = None,
+    backend: Backend = None,
+    runs_dir: RunsDir = Path("runs"),
 ) -> "Request":
     """The request that the options of a command describe.
 
@@ -63,3 +64,26 @@ def request_of(
         engine=backend,
         runs=runs_dir,
     )
+
+
+def takes_request(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a command of `function(request, *, its own options)`: typer sees the options of `request_of` in place of the
+    request, so that they are written down once. `without` names those that the command does not have.
+    """
+    asked = {name: one for name, one in inspect.signature(request_of).parameters.items() if name not in without}
+    left_out: dict[str, Any] = {"method": ""} if "method" in without else {}
+
+    def command_of(function: Callable[..., Any]) -> Callable[..., Any]:
+        _, *own = inspect.signature(function).parameters.values()
+        shown = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*asked.values(), *own)]
+
+        def command(**given: Any) -> Any:
+            request = request_of(**left_out, **{name: given.pop(name) for name in asked})
+            return function(request, **given)
+
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in shown}
+        return command
+
+    return command_of

@@ -3,25 +3,18 @@
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tinyllm_bench.cli.options import (
     Anchors,
     AsJson,
-    Backend,
-    ConfigFile,
-    DataDir,
-    Methods,
-    PresetName,
-    RunsDir,
-    Seeds,
-    Settings,
-    Tasks,
-    request_of,
+    takes_request,
 )
+
+if TYPE_CHECKING:
+    from tinyllm_bench.pipeline.request import Request
 
 Detect = Annotated[
     float | None, typer.Option("--detect", help="A difference in points: how many seeds and questions it needs.")
@@ -35,16 +28,10 @@ def register(app: typer.Typer) -> None:
     app.command("plan")(plan)
 
 
+@takes_request()
 def plan(
-    method: Methods,
-    task: Tasks,
-    settings: Settings = None,
-    preset: PresetName = None,
-    config: ConfigFile = None,
-    seeds: Seeds = 1,
-    data_dir: DataDir = None,
-    backend: Backend = None,
-    runs_dir: RunsDir = Path("runs"),
+    request: "Request",
+    *,
     anchors: Anchors = True,
     detect: Detect = None,
     price: Price = None,
@@ -60,17 +47,6 @@ def plan(
     if price is not None and price < 0:
         raise UserError(f"--price {price:g}: US dollars an hour, 0 or more")
     began = time.perf_counter()
-    request = request_of(
-        method=method,
-        task=task,
-        preset=preset,
-        config=config,
-        seeds=seeds,
-        data_dir=data_dir,
-        backend=backend,
-        settings=settings,
-        runs_dir=runs_dir,
-    )
     wished = None if detect is None else share_of(detect)
     found = plan_request(request, anchors=anchors, probe=probe, wished=wished, price=price, report=_tell)
     found["took"] = time.perf_counter() - began
