@@ -12,7 +12,8 @@ from tests.report.fakes import CONFIG, add, column, flags, make_anchor, make_rec
 from tests.report.test_page import data_of
 from tests.report.test_verdicts import verdict
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.report.board import board_add, board_build, board_config, board_markdown, board_records, board_show
+from tinyllm_bench.report.board import board_add, board_build, board_config, board_markdown, board_show
+from tinyllm_bench.report.board_folder import board_records
 from tinyllm_bench.report.exports import BoardData
 from tinyllm_bench.report.record import load_record, save_record
 from tinyllm_bench.report.verdicts import refute, save_verdict

@@ -15,9 +15,9 @@ from tinyllm_bench.report.board import (
     board_config,
     board_files,
     board_markdown,
-    board_records,
     board_show,
 )
+from tinyllm_bench.report.board_folder import board_records
 from tinyllm_bench.report.intervals import accuracy, difference, row_of
 from tinyllm_bench.report.judged import Judge
 from tinyllm_bench.report.record import RunRecord, save_record

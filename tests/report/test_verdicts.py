@@ -8,7 +8,7 @@ import pytest
 from tests.report.fakes import add, flags, make_fields, make_record
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.report.arithmetic import broken_claims
-from tinyllm_bench.report.board import board_records
+from tinyllm_bench.report.board_folder import board_records
 from tinyllm_bench.report.record import RunRecord, save_record
 from tinyllm_bench.report.verdicts import (
     Verdict,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.report.averages import UNPARSED
+from tinyllm_bench.report.items import Questions
 from tinyllm_bench.report.record import RunRecord
 
 Numbers = NDArray[np.integer[Any]]
@@ -20,15 +21,18 @@ Numbers = NDArray[np.integer[Any]]
 
 def right(records: Sequence[RunRecord]) -> Numbers:
     """1 where a run was right (questions in the order of their ids, runs)."""
-    columns = map(_columns, records)
-    # Marks are 0 or 1: bytes become an array at once, a tuple number by number.
-    return np.stack([np.frombuffer(bytes(marks), dtype=np.uint8)[_order(ids)] for ids, _, marks in columns], axis=1)
+    return np.stack([np.frombuffer(one.items.marks, np.uint8)[_order(one.items.asked)] for one in records], axis=1)
 
 
 def answers(records: Sequence[RunRecord]) -> Numbers:
     """The number of each run's answer, `UNPARSED` where none could be read (questions by id, runs)."""
-    labels = [[one if isinstance(one, int) else UNPARSED for one in _columns(record)[1]] for record in records]
-    return np.stack([_ordered(record, found) for record, found in zip(records, labels, strict=True)], axis=1)
+    return np.stack([_ordered(record, _numbers(record.items.answers)) for record in records], axis=1)
+
+
+def _numbers(answers: Sequence[Any]) -> Sequence[int]:
+    if {*map(type, answers)} == {int}:
+        return answers
+    return [one if isinstance(one, int) else UNPARSED for one in answers]
 
 
 def clusters(records: Sequence[RunRecord]) -> list[int] | None:
@@ -68,15 +72,10 @@ def _told(records: Sequence[RunRecord], field: str) -> list[int] | None:
 
 def _ordered(record: RunRecord, values: Sequence[int]) -> Numbers:
     """One value an item, brought into the order of the ids."""
-    return np.array(values, dtype=np.intp)[_order(_columns(record)[0])]
-
-
-def _columns(record: RunRecord) -> tuple[tuple[Any, ...], ...]:
-    """Ids, answers and marks of the items."""
-    return tuple(zip(*record.items, strict=True))
+    return np.array(values, dtype=np.intp)[_order(record.items.asked)]
 
 
 @lru_cache(maxsize=64)
-def _order(ids: tuple[str, ...]) -> Numbers:
+def _order(asked: Questions) -> Numbers:
     """Runs of one protocol mostly hold their items in one order."""
-    return np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.intp)
+    return np.array(sorted(range(len(asked.ids)), key=asked.ids.__getitem__), dtype=np.intp)

@@ -6,6 +6,7 @@ on several tasks at once would need its runs resampled together, which nothing h
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +65,7 @@ def macro_f1(gold: ArrayLike, answers: ArrayLike) -> float:
     label numbers, `UNPARSED` where nothing could be read, which is a miss of the gold label and a claim of none.
     """
     wanted, given = np.asarray(gold), np.asarray(answers)
-    return float(_f1(wanted, given, np.ones((1, len(wanted)), dtype=np.float32)).mean())
+    return float(_Drawn(wanted, None).f1(given).mean())
 
 
 class MacroF1:
@@ -77,23 +78,29 @@ class MacroF1:
     def __init__(
         self, gold: ArrayLike, *, clusters: Sequence[Any] | None = None, draws: int = DRAWS, seed: int = 0
     ) -> None:
-        self._gold, self._draws, self._seed = np.asarray(gold), draws, seed
-        self._counts = question_counts(len(self._gold), clusters, draws, np.random.default_rng(seed))
+        self._seed = seed
+        self._whole = _Drawn(np.asarray(gold), None)
+        counts = question_counts(len(self._whole.gold), clusters, draws, np.random.default_rng(seed))
+        self._drawn = _Drawn(self._whole.gold, counts)
+        self._runs = lru_cache(self._shares)
+
+    def _shares(self, seeds: int, fixed: bool) -> NDArray[np.float64]:
+        return seed_shares(seeds, fixed, len(self._drawn.counts), np.random.default_rng([self._seed, 1]))
 
     def interval(self, answers: ArrayLike, *, fixed: bool = False) -> Estimate:
         """`answers` (n, S) as in `macro_f1`; `fixed`: nothing was drawn to make the row."""
         given = np.asarray(answers)
-        runs = seed_shares(given.shape[1], fixed, self._draws, np.random.default_rng([self._seed, 1]))
-        found = (_f1(self._gold, given, self._counts) * runs).sum(axis=1)
+        draws = len(self._drawn.counts)
+        found = (self._drawn.f1(given) * self._runs(given.shape[1], fixed)).sum(axis=1)
         low, high = np.percentile(found, [2.5, 97.5])
         return Estimate(
-            value=macro_f1(self._gold, given),
+            value=float(self._whole.f1(given).mean()),
             low=float(low),
             high=float(high),
             p=None,
             se=float(found.std(ddof=1)),
-            df=self._draws - 1.0,
-            method=f"question x seed bootstrap, {self._draws} draws",
+            df=draws - 1.0,
+            method=f"question x seed bootstrap, {draws} draws",
             speaks_of=THESE_STUDENTS if given.shape[1] == 1 and not fixed else ANY_RUN,
         )
 
@@ -107,18 +114,28 @@ def constant_answer(gold: ArrayLike) -> ConstantAnswer:
     return ConstantAnswer(label, float(counts.max() / len(wanted)), macro_f1(wanted, always))
 
 
-def _f1(gold: NDArray[Any], answers: NDArray[Any], counts: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Macro-F1 per draw and seed (draws, S); `counts` (draws, n) say how often a draw holds each question.
+class _Drawn:
+    """Questions as they were drawn: `counts` (draws, n) say how often a draw holds each; None: each once, no draw.
 
     Sums of whole numbers below 2^24 are exact in single precision, in whatever order a processor adds them.
     """
-    total = np.zeros((len(counts), answers.shape[1]))
-    seen = np.zeros_like(total)
-    for label in np.unique(gold):
-        claims, wanted = answers == label, (gold == label)[:, None]
-        columns = np.concatenate([claims & wanted, claims, wanted], axis=1).astype(np.float32)
-        hits, claimed, held = np.split(counts @ columns, [claims.shape[1], 2 * claims.shape[1]], axis=1)
-        size = (claimed + held).astype(np.float64)
-        total += np.divide(2 * hits, size, out=np.zeros_like(size), where=size > 0)
-        seen += size > 0
-    return np.asarray(total / seen, dtype=np.float64)
+
+    def __init__(self, gold: NDArray[Any], counts: NDArray[np.float32] | None) -> None:
+        self.gold = gold
+        self.counts = np.ones((1, len(gold)), dtype=np.float32) if counts is None else counts
+        self.labels = []
+        for label in np.unique(gold):
+            own = np.flatnonzero(gold == label)
+            mine = self.counts[:, own]
+            self.labels.append((label, own, mine, mine.sum(axis=1, keepdims=True)))
+
+    def f1(self, answers: NDArray[Any]) -> NDArray[np.float64]:
+        """Macro-F1 per draw and seed (draws, S)."""
+        total = np.zeros((len(self.counts), answers.shape[1]))
+        seen = np.zeros_like(total)
+        for label, own, mine, held in self.labels:
+            claims = (answers == label).astype(np.float32)
+            size = (self.counts @ claims + held).astype(np.float64)
+            total += np.divide(2 * (mine @ claims[own]), size, out=np.zeros_like(size), where=size > 0)
+            seen += size > 0
+        return np.asarray(total / seen, dtype=np.float64)

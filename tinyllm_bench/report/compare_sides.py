@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tinyllm_bench.base.errors import UserError, unknown_name
-from tinyllm_bench.report.board import board_records
+from tinyllm_bench.report.board_folder import board_records
 from tinyllm_bench.report.protocols import check_same_protocol, told
 from tinyllm_bench.report.record import RECORD_FILE, RunRecord, load_record
 from tinyllm_bench.report.rows import Row, make_rows

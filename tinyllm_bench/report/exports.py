@@ -6,14 +6,16 @@ and lifts the printed ones.
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tinyllm_bench.report.page_data import Line, Measured, lines, slugs
+from tinyllm_bench.report.markdown import HOW_TO_READ
+from tinyllm_bench.report.means import MEAN_NOTE
+from tinyllm_bench.report.page_data import Line, Measured, lines
 from tinyllm_bench.report.record import RunRecord, record_path
-from tinyllm_bench.report.tables import TRUST, Cells, Section, marked
+from tinyllm_bench.report.tables import TRUST, Cells, Section
 from tinyllm_bench.report.verdicts import Checked, Checks, Refutation, Tier, checked
 
 
@@ -90,20 +92,15 @@ class BoardData(_Part):
     mean_note: str
 
 
-def board_data(
-    title: str, sections: Sequence[Section], macro: Sequence[Cells], macro_note: str, how_to_read: str
-) -> BoardData:
+def board_data(title: str, sections: Iterable[SectionData], macro: Sequence[Cells]) -> BoardData:
     """Everything the page shows, with numbers beside the printed cells."""
     return BoardData(
-        title=title,
-        how_to_read=how_to_read,
-        sections=tuple(_section(section, slug) for section, slug in zip(sections, slugs(sections), strict=True)),
-        mean=tuple(macro),
-        mean_note=macro_note,
+        title=title, how_to_read=HOW_TO_READ, sections=tuple(sections), mean=tuple(macro), mean_note=MEAN_NOTE
     )
 
 
-def _section(section: Section, slug: str) -> SectionData:
+def section_data(section: Section, slug: str) -> SectionData:
+    """A section's part of the data; `slug` is its name in files."""
     first = section.rows[0].first
     return SectionData(
         id=slug,
@@ -221,11 +218,3 @@ def _csv(head: Sequence[str], body: Iterable[Sequence[Any]]) -> str:
     writer.writerow(head)
     writer.writerows(body)
     return text.getvalue()
-
-
-def by_row(sections: Sequence[Section]) -> Iterator[tuple[str, RunRecord, Tier]]:
-    """Every run with the printed label of its row and its own tier, in the board's order."""
-    for section in sections:
-        for row in section.rows:
-            for record in row.records:
-                yield marked(row), record, checked(section.checks, record).tier

@@ -115,3 +115,13 @@ def _short(value: Any) -> str:
     if re.fullmatch(r"[0-9a-f]{32,}", text):
         return text[:8]
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
+
+
+def slugs(heads: Sequence[RunRecord]) -> list[str]:
+    """A file name for each section, told by one of its runs: task and reading, and the protocol where there are
+    several."""
+    short = [f"{head.task}-{head.reading}" for head in heads]
+    return [
+        name if short.count(name) == 1 else f"{name}-{head.protocol_hash[:12]}"
+        for name, head in zip(short, heads, strict=True)
+    ]

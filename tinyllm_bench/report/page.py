@@ -8,17 +8,17 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tinyllm_bench.report.page_data import page_data
-from tinyllm_bench.report.tables import Cells, Section
+from tinyllm_bench.report.markdown import HOW_TO_READ
+from tinyllm_bench.report.means import MEAN_NOTE
+from tinyllm_bench.report.tables import Cells
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
-def board_page(
-    title: str, sections: Sequence[Section], macro: Sequence[Cells], macro_note: str, how_to_read: str
-) -> str:
-    """The text of `index.html`. `title` is the board's, `macro` the table of means over tasks."""
+def board_page(title: str, sections: Sequence[dict[str, Any]], macro: Sequence[Cells]) -> str:
+    """The text of `index.html`: `sections` as of `page_section`, `macro` the table of means over tasks."""
     import jinja2
     from markupsafe import Markup
 
@@ -29,10 +29,15 @@ def board_page(
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
+    data = {
+        "sections": sections,
+        "mean": {"columns": list(macro[0]) if macro else [], "rows": [list(line.values()) for line in macro]},
+        "mean_note": MEAN_NOTE,
+    }
     return environment.get_template("board.html").render(
         title=title,
-        how_to_read=how_to_read,
-        data=page_data(sections, macro, macro_note),
+        how_to_read=HOW_TO_READ,
+        data=data,
         style=Markup(style),
         script=Markup(script),
         style_digest=_digest(style),

@@ -99,16 +99,6 @@ def measured(value: str, span: str) -> Measured | None:
     return Measured(float(found[0]), *((float(limits[1]), float(limits[2])) if limits else (None, None)))
 
 
-def slugs(sections: Sequence[Section]) -> list[str]:
-    """A file name for each section: task and reading, and the protocol where there are several."""
-    heads = [section.rows[0].first for section in sections]
-    short = [f"{head.task}-{head.reading}" for head in heads]
-    return [
-        name if short.count(name) == 1 else f"{name}-{head.protocol_hash[:12]}"
-        for name, head in zip(short, heads, strict=True)
-    ]
-
-
 def costs(row: Row | None) -> dict[str, float]:
     """What a row cost, as the mean of its runs; a cost that a run does not tell is left out."""
     if row is None:
@@ -130,16 +120,8 @@ def _teacher_tokens(record: RunRecord) -> int | None:
     return budget.teacher_tokens_in + budget.teacher_tokens_out
 
 
-def page_data(sections: Sequence[Section], macro: Sequence[Cells], macro_note: str) -> dict[str, Any]:
-    """All that the page shows, as lists: a name that stands in every row would be most of the file."""
-    return {
-        "sections": [_section_data(section, slug) for section, slug in zip(sections, slugs(sections), strict=True)],
-        "mean": {"columns": list(macro[0]) if macro else [], "rows": [list(line.values()) for line in macro]},
-        "mean_note": macro_note,
-    }
-
-
-def _section_data(section: Section, slug: str) -> dict[str, Any]:
+def page_section(section: Section, slug: str) -> dict[str, Any]:
+    """All that the page shows of a section, as lists: a name that stands in every row would be most of the file."""
     first = section.rows[0].first
     found = list(lines(section))
     names = sorted({name for line in found for name in costs(line.row)}, key=_COSTS.index)

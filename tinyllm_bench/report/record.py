@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import from_json, to_json
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest, read_json, write_json
 from tinyllm_bench.data.records import Reading
+from tinyllm_bench.report.items import TAKEN, Items, questions
 from tinyllm_bench.report.public import machine_paths
 from tinyllm_bench.report.public import public as public
 from tinyllm_bench.report.public import public_text as public_text
 from tinyllm_bench.report.record_parts import AnnotationInfo as AnnotationInfo
 from tinyllm_bench.report.record_parts import BackendInfo as BackendInfo
 from tinyllm_bench.report.record_parts import Budget as Budget
-from tinyllm_bench.report.record_parts import Count, FileName, Item, OneLine, Part, Share
+from tinyllm_bench.report.record_parts import Count, FileName, OneLine, Part, Share
 from tinyllm_bench.report.record_parts import DataInfo as DataInfo
 from tinyllm_bench.report.record_parts import GitInfo as GitInfo
 from tinyllm_bench.report.record_parts import Look as Look
@@ -47,21 +49,18 @@ PROTOCOL_FIELDS = (
 
 def ids_digest(ids: Iterable[str]) -> str:
     """Digest of a set of record ids: their order does not matter."""
-    return _about(tuple(ids))[0]
-
-
-@lru_cache(maxsize=256)
-def _about(ids: tuple[str, ...]) -> tuple[str, int]:
-    """Digest of some ids, and how many different ones they are.
-
-    Kept, since thousands of records of one protocol hold the same ids, mostly in the same order.
-    """
-    return digest(sorted(ids)), len(set(ids))
+    return questions(tuple(ids)).digest
 
 
 def protocol_hash(protocol: Mapping[str, Any]) -> str:
     """SHA-256 of a protocol; only rows whose hashes are equal may stand in one table."""
-    return digest(dict(protocol))
+    return _hash(to_json(dict(protocol)))
+
+
+@lru_cache(maxsize=256)
+def _hash(protocol: bytes) -> str:
+    """Kept by the JSON text, in which 1, 1.0 and true differ: thousands of records share a protocol."""
+    return digest(json.loads(protocol))
 
 
 def protocol_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
@@ -110,7 +109,7 @@ class RunRecord(Part):
     test_looks: Count = 0
     selected_on: Literal["valid", "test"] = "valid"
     notes: tuple[str, ...] = ()
-    items: tuple[Item, ...] = ()
+    items: Items = Field(default_factory=Items)
     clusters: tuple[Count, ...] = ()
     gold: tuple[Count, ...] = ()
     predictions_digest: str | None = None
@@ -157,23 +156,22 @@ class RunRecord(Part):
         for name, told in (("clusters", self.clusters), ("gold answers", self.gold)):
             if told and len(told) != len(self.items):
                 raise ValueError(f"{len(told)} {name} for {len(self.items)} items")
-        # Columns, not a generator an item: a board loads millions of items.
-        ids, answers, flags = zip(*self.items, strict=True) if self.items else ((), (), ())
+        asked, answers, marks = self.items.asked, self.items.answers, self.items.marks
         facts = {
-            "n": (len(ids), self.score.n),
-            "distinct ids": (_about(ids)[1], self.score.n),
+            "n": (len(marks), self.score.n),
+            "distinct ids": (asked.distinct, self.score.n),
             "protocol n": (self.protocol["n"], self.score.n),
-            "correct": (sum(flags), self.score.correct),
+            "correct": (sum(marks), self.score.correct),
             "unparsed": (answers.count(None), self.score.unparsed),
         }
         wrong = [f"{key} {found} in items, {told} in score" for key, (found, told) in facts.items() if found != told]
         if wrong:
             raise ValueError("; ".join(wrong))
-        if self.score.unparsed and (None, 1) in zip(answers, flags, strict=True):
+        if self.score.unparsed and (None, 1) in zip(answers, marks, strict=True):
             raise ValueError("an item without an answer is marked correct")
-        if self.gold and flags != tuple(map(eq, answers, self.gold)):
+        if self.gold and marks != bytes(map(eq, answers, self.gold)):
             raise ValueError("an item's mark does not say whether its answer is the gold one")
-        if ids_digest(ids) != self.protocol["scored_ids_digest"]:
+        if asked.digest != self.protocol["scored_ids_digest"]:
             raise ValueError("the items are not the protocol's scored ids")
         return self
 
@@ -198,18 +196,34 @@ def load_record(path: Path) -> RunRecord:
     """
     path = Path(path)
     file = path / RECORD_FILE if path.is_dir() else path
-    found = read_json(file)
+    found = _json(file)
     version = found.get("schema_version") if isinstance(found, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{file} is not a run record of schema {SCHEMA_VERSION} (found {version!r}); run the cell again"
         )
     try:
-        return RunRecord.model_validate_json(json.dumps(found), strict=True)
+        return _validated(found)
     except ValidationError as error:
         raise UserError(
             f"{file} is refused: {_first_problem(error)}; run the cell again instead of editing it"
         ) from None
+
+
+def _json(file: Path) -> Any:
+    try:
+        return from_json(file.read_bytes())
+    except (OSError, ValueError):
+        return read_json(file)  # which says what is wrong
+
+
+def _validated(found: dict[str, Any]) -> RunRecord:
+    """Checked strictly, as JSON: all but the items a second time read, which are most of a record."""
+    items = Items.at_once(found.get("items"))
+    if items is None:
+        return RunRecord.model_validate_json(json.dumps(found), strict=True)
+    rest = to_json(found | {"items": []})
+    return RunRecord.model_validate_json(rest, strict=True, context={TAKEN: items})
 
 
 def _first_problem(error: ValidationError) -> str:

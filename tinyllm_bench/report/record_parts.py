@@ -4,15 +4,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tinyllm_bench.data.records import NUMBER_KEY
-
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 # Both become file and folder names of a board, so they may not hold a path.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
 OneLine = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=200)]
 Track = Literal["student_tokens", "epochs", "flops", "seconds"]
-Item = tuple[str, int | Annotated[str, Field(pattern=f"^{NUMBER_KEY}$", max_length=40)] | None, Literal[0, 1]]
 
 
 class Part(BaseModel):

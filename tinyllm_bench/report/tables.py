@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tinyllm_bench.report.averages import ConstantAnswer, macro_average
+from tinyllm_bench.report.averages import ConstantAnswer
 from tinyllm_bench.report.gap import Gap
 from tinyllm_bench.report.intervals import Estimate
 from tinyllm_bench.report.judged import Judge
@@ -123,7 +123,7 @@ def _table(rows: Sequence[Row], lifts: Sequence[Lift], names: BoardNames, judge:
             "row": marked(row),
             "student": row.student or "-",
             "accuracy %": percent(row.accuracy.mean) if row.accuracy else NOT_MEASURABLE,
-            "95 % interval": _interval(judge.accuracies.get(row.key)),
+            "95 % interval": interval_text(judge.accuracies.get(row.key)),
             "n": str(row.first.protocol["n"]) if row.accuracy else "-",
             "seeds": _seeds(row),
         }
@@ -151,7 +151,8 @@ def marked(row: Row) -> str:
     return f"{row.label} [sample]" if row.first.sample else row.label
 
 
-def _interval(found: Estimate | None) -> str:
+def interval_text(found: Estimate | None) -> str:
+    """An accuracy's interval in per cent, `exact` where there is none to have."""
     if found is None:
         return "-"
     return "exact" if found.df == math.inf else f"{percent(found.low)} to {percent(found.high)}"
@@ -188,7 +189,7 @@ def _macro_f1(row: Row, found: Estimate | None) -> str:
     """With its interval; older records hold the value alone. A guess is not asked for the value of one draw."""
     if row.first.expected_accuracy is not None:
         return "-"
-    return _secondary(row, "macro_f1") if found is None else f"{percent(found.value)} ({_interval(found)})"
+    return _secondary(row, "macro_f1") if found is None else f"{percent(found.value)} ({interval_text(found)})"
 
 
 def _lift_text(lift: Lift) -> str:
@@ -239,49 +240,6 @@ def _run_cells(row: Row, record: RunRecord) -> Cells:
         "looks at test": str(record.test_looks),
         "command": " ".join(record.command.split()) or "-",
     }
-
-
-def macro_table(sections: Sequence[Section]) -> list[Cells]:
-    """Mean accuracy and mean chance-corrected accuracy of the rows that stand on every task, per reading.
-
-    Only tasks with one protocol count: with several there is no saying which one belongs into a mean.
-    """
-    lines = []
-    for reading in sorted({section.rows[0].first.reading for section in sections}):
-        of_reading = [section for section in sections if section.rows[0].first.reading == reading]
-        tasks = [section.rows[0].first.task for section in of_reading]
-        single = [section for section, task in zip(of_reading, tasks, strict=True) if tasks.count(task) == 1]
-        if len(single) > 1:
-            lines += _macro_rows(reading, single)
-    return lines
-
-
-def _macro_rows(reading: str, sections: Sequence[Section]) -> list[Cells]:
-    per_task = [{(marked(row), row.student): row for row in section.rows} for section in sections]
-    lines = []
-    for key in per_task[0]:
-        rows = [rows[key] for rows in per_task if key in rows]
-        found = [
-            (section.accuracies[row.key], row.first.chance)
-            for section, row in zip(sections, rows, strict=False)
-            if row.key in section.accuracies
-        ]
-        if len(rows) < len(sections) or len(found) < len(sections):
-            continue
-        mean = macro_average([one for one, _ in found])
-        corrected = macro_average([one for one, _ in found], [chance for _, chance in found])
-        lines.append(
-            {
-                "row": key[0],
-                "student": key[1] or "-",
-                "reading": reading,
-                "tasks": str(len(found)),
-                "mean accuracy %": percent(mean.value),
-                "95 % interval": _interval(mean),
-                "mean chance-corrected %": percent(corrected.value),
-            }
-        )
-    return lines
 
 
 def text_table(cells: Sequence[Cells], *, markdown: bool) -> str:
