@@ -57,6 +57,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> No
 
 def test_broken_json_is_one_line_with_the_file(tmp_path: Path) -> None:
     (tmp_path / "f.json").write_text('{"a": ')
+    (tmp_path / "g.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"g\.json is not valid JSON \(no text\)"):
+        read_json(tmp_path / "g.json")
     with pytest.raises(UserError, match=r"f\.json is not valid JSON \(line 1\)"):
         read_json(tmp_path / "f.json")
     with pytest.raises(UserError, match="file not found"):

@@ -63,6 +63,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"file not found: {path}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not valid JSON (no text): truncated or edited?") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON (line {error.lineno}): truncated or edited?") from None
 

@@ -28,9 +28,11 @@ MANY_RECORDS = 1000
 
 
 class _Job(NamedTuple):
-    """One section to be made: its files, its file name, and a record of each rival protocol of its task."""
+    """One section to be made: its files and about how many bytes they are, its file name, and a record of each rival
+    protocol of its task."""
 
     files: Sequence[str]
+    size: int
     slug: str
     others: Sequence[RunRecord]
 
@@ -40,7 +42,7 @@ def no_board(folder: Path) -> UserError:
     return UserError(f"no board at {folder}; `tinyllm-bench board add RUN` makes one")
 
 
-def check_selection(record: RunRecord, path: Path) -> None:
+def check_selection(record: RunRecord, path: str | Path) -> None:
     """Refuse what was selected on test.
 
     Raises:
@@ -79,7 +81,7 @@ def of_sections(folder: Path, names: BoardNames, make: Callable[[Section, str], 
         return [work(job) for job in jobs]
     with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=get_context("fork")) as pool:
         # The longest first, so that none is alone at the end.
-        longest = sorted(range(len(jobs)), key=lambda place: -len(jobs[place].files))
+        longest = sorted(range(len(jobs)), key=lambda place: -jobs[place].size)
         found = {place: pool.submit(work, jobs[place]) for place in longest}
         try:
             return [found[place].result() for place in range(len(jobs))]
@@ -100,11 +102,11 @@ def _jobs(folder: Path) -> list[_Job]:
     rivals: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
     for head, _ in found:
         rivals[head.task, head.reading].append(head)
-    names = slugs([head for head, _ in found])
-    return [
-        _Job(files, slug, [other for other in rivals[head.task, head.reading] if other is not head])
-        for slug, (head, files) in zip(names, found, strict=True)
-    ]
+    jobs = []
+    for slug, (head, files) in zip(slugs([head for head, _ in found]), found, strict=True):
+        others = [other for other in rivals[head.task, head.reading] if other is not head]
+        jobs.append(_Job(files, len(files) * Path(folder, files[0]).stat().st_size, slug, others))
+    return jobs
 
 
 def _made(folder: Path, names: BoardNames, make: Callable[[Section, str], T], job: _Job) -> T:
@@ -126,10 +128,10 @@ def _files(folder: Path) -> Iterator[list[str]]:
 
 def _loaded(folder: Path, files: Iterable[str]) -> Iterator[RunRecord]:
     for name in files:
-        file = Path(folder, name)
+        file = os.path.join(folder, name)
         record = load_record(file)
         check_selection(record, file)
-        if Path(name).as_posix() != record_path(record):
+        if name.replace(os.sep, "/") != record_path(record):
             raise UserError(f"{file} belongs at {folder / record_path(record)}; use `tinyllm-bench board add`")
         yield record
 

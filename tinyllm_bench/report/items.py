@@ -18,7 +18,8 @@ _KEY_LENGTH = 40
 _Key = Annotated[str, Field(pattern=f"^{NUMBER_KEY}$", max_length=_KEY_LENGTH)]
 Answer = int | str | None
 Item = tuple[str, Answer, int]
-_CHECKED: TypeAdapter[tuple[Item, ...]] = TypeAdapter(tuple[tuple[str, int | _Key | None, Literal[0, 1]], ...])
+_Rows = tuple[tuple[str, int | _Key | None, Literal[0, 1]], ...]
+_CHECKED: TypeAdapter[_Rows] = TypeAdapter(_Rows)
 
 
 class Questions:
@@ -35,10 +36,39 @@ class Questions:
         self.distinct = len(set(ids))
 
 
+def _is_key(text: str) -> bool:
+    return len(text) <= _KEY_LENGTH and re.fullmatch(NUMBER_KEY, text) is not None
+
+
 @lru_cache(maxsize=256)
 def questions(ids: tuple[str, ...]) -> Questions:
     """The same object for the same ids: thousands of runs of one protocol are asked them in the same order."""
     return Questions(ids)
+
+
+@lru_cache(maxsize=256)
+def _questions_in(lines: tuple[bytes, ...]) -> Questions:
+    ids = tuple(json.loads(_before_comma(line)) for line in lines)
+    if not {*map(type, ids)} <= {str}:
+        raise ValueError("an id is a text")
+    return questions(ids)
+
+
+def _answer_in(line: bytes) -> Answer:
+    found = json.loads(_before_comma(line))
+    if type(found) is int or found is None or (isinstance(found, str) and _is_key(found)):
+        return found
+    raise ValueError(f"{found!r} is no answer")
+
+
+def _before_comma(line: bytes) -> bytes:
+    if not line.endswith(b","):
+        raise ValueError("no comma behind a value that is not the last")
+    return line[:-1]
+
+
+_OPEN, _NEXT, _CLOSE = b"  [\n", b"\n  ],\n  [\n", b"\n  ]"
+_MARKS = {b"   0": 0, b"   1": 1}
 
 
 class Items(Sequence[Item]):
@@ -49,33 +79,33 @@ class Items(Sequence[Item]):
 
     __slots__ = ("answers", "asked", "marks")
 
-    def __init__(self, rows: Iterable[Item] = ()) -> None:
-        ids, answers, marks = tuple(zip(*rows, strict=True)) or ((), (), ())
-        self._set(ids, answers, bytes(marks))
-
-    def _set(self, ids: tuple[str, ...], answers: tuple[Answer, ...], marks: bytes) -> Self:
-        self.asked, self.answers, self.marks = questions(ids), answers, marks
-        return self
+    def __init__(self, asked: Questions, answers: tuple[Answer, ...], marks: bytes) -> None:
+        self.asked, self.answers, self.marks = asked, answers, marks
 
     @classmethod
-    def at_once(cls, rows: Any) -> Self | None:
-        """The items in rows of exactly the right types, looked at column by column; None where any is not."""
-        if (
-            not isinstance(rows, list | tuple)
-            or not {*map(type, rows)} <= {list, tuple}
-            or not {*map(len, rows)} <= {3}
-        ):
-            return None
+    def of(cls, rows: Iterable[Item] = ()) -> Self:
+        """The items in rows that are known to be right."""
         ids, answers, marks = tuple(zip(*rows, strict=True)) or ((), (), ())
-        texts = {one for one in answers if isinstance(one, str)} if str in (kinds := {*map(type, answers)}) else ()
-        fits = (
-            {*map(type, ids)} <= {str}
-            and {*map(type, marks)} <= {int}
-            and {*marks} <= {0, 1}
-            and kinds <= {int, str, type(None)}
-            and all(len(text) <= _KEY_LENGTH and re.fullmatch(NUMBER_KEY, text) for text in texts)
-        )
-        return cls.__new__(cls)._set(ids, answers, bytes(marks)) if fits else None
+        return cls(questions(ids), answers, bytes(marks))
+
+    @classmethod
+    def from_layout(cls, text: bytes) -> Self | None:
+        """The items in the lines of a record's file, one value a line; None where one is not laid out so.
+
+        Lines repeat, and so do the questions of one protocol: most need not be read, only found again.
+        """
+        if not text.startswith(_OPEN) or not text.endswith(_CLOSE):
+            return None
+        lines = text[len(_OPEN) : -len(_CLOSE)].replace(_NEXT, b"\n").split(b"\n")
+        answers = lines[1::3]
+        try:
+            # Only the third line of an item is without a comma, so that none can have more or fewer.
+            asked, flags = _questions_in(tuple(lines[::3])), bytes(map(_MARKS.__getitem__, lines[2::3]))
+            read = {line: _answer_in(line) for line in {*answers}}
+        except (KeyError, ValueError):
+            return None
+        whole = len(asked.ids) == len(answers) == len(flags)
+        return cls(asked, tuple(map(read.__getitem__, answers)), flags) if whole else None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -94,7 +124,7 @@ class Items(Sequence[Item]):
     def __getitem__(self, place: slice) -> "Items": ...
     def __getitem__(self, place: int | slice) -> "Item | Items":
         if isinstance(place, slice):
-            return Items(list(self)[place])
+            return Items.of(list(self)[place])
         return self.ids[place], self.answers[place], self.marks[place]
 
     def __eq__(self, other: object) -> bool:
@@ -105,24 +135,24 @@ class Items(Sequence[Item]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Items({list(self)})"
+        return f"Items.of({list(self)})"
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Read from and written as a list of lists."""
         return core_schema.with_info_wrap_validator_function(
             _validated,
-            handler(tuple[tuple[str, int | _Key | None, Literal[0, 1]], ...]),
+            handler.generate_schema(_Rows),
             serialization=core_schema.plain_serializer_function_ser_schema(tuple),
         )
 
 
 def _validated(found: Any, one_by_one: OneByOne, info: ValidationInfo) -> Items:
-    """What fails together is looked at one by one, for the place and the reason."""
     if isinstance(found, Items):
         return found
-    known = (info.context or {}).get(TAKEN) or Items.at_once(found)
-    if known is not None:
-        return known
-    # Read strictly, a list is a tuple only as long as it is JSON.
-    return Items(_CHECKED.validate_json(json.dumps(found), strict=True) if info.mode == "json" else one_by_one(found))
+    if info.mode != "json":
+        return Items.of(one_by_one(found))
+    if found == [] and info.context is not None and TAKEN in info.context:
+        return info.context[TAKEN]
+    # Read strictly, a list that was JSON is no tuple any more; so it becomes JSON again.
+    return Items.of(_CHECKED.validate_json(json.dumps(found), strict=True))

@@ -3,6 +3,7 @@
 Rows of a section share a protocol, and so the same questions; runs are aligned by their ids.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from tinyllm_bench.report import aligned, intervals
@@ -40,7 +41,8 @@ class Judge:
             f1, self.constant = MacroF1(gold, clusters=self._clusters), constant_answer(gold)
             # One draw of a guess says little about guessing.
             asked = [row for row in rows if row.first.items and row.first.expected_accuracy is None]
-            self.macro_f1 = {row.key: f1.interval(aligned.answers(row.records), fixed=row.is_anchor) for row in asked}
+            estimates = f1.intervals((aligned.answers(row.records), row.is_anchor) for row in asked)
+            self.macro_f1 = dict(zip((row.key for row in asked), estimates, strict=True))
 
     def of(self, row: Row) -> intervals.Row:
         """The row's runs as the statistics need them: right or wrong, questions (by id) x seeds."""
@@ -90,10 +92,13 @@ class Judge:
         return found
 
     def _floor(self, row: Row, floor: str) -> Row | str:
-        """`floor_of`, looked for once, among the rows of the floor method, which are few in a large table."""
+        """`floor_of`, looked for once and among the floor method's rows of the same student, which are few."""
         if floor not in self._floors:
-            few = [one for one in self._rows if not one.is_anchor and one.first.name == floor]
-            self._floors[floor] = {one.key: floor_of(one, few, floor) for one in self._rows}
+            few = defaultdict(list)
+            for one in self._rows:
+                if not one.is_anchor and one.first.name == floor:
+                    few[one.student].append(one)
+            self._floors[floor] = {one.key: floor_of(one, few[one.student], floor) for one in self._rows}
         return self._floors[floor][row.key]
 
     def ranks(self) -> dict[str, Standing]:

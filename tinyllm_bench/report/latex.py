@@ -88,6 +88,8 @@ def _cell(text: str, side: str, place: str, most: int) -> str:
 
 
 def _broken(text: str, most: int) -> list[str]:
+    if len(text) <= most and text.isprintable() and text == text.strip():
+        return [text]  # most are, and wrapping takes long
     return textwrap.wrap(text, most, break_long_words=False, break_on_hyphens=False) or [""]
 
 

@@ -17,8 +17,8 @@ from tinyllm_bench.report.tables import Cells
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
-def board_page(title: str, sections: Sequence[dict[str, Any]], macro: Sequence[Cells]) -> str:
-    """The text of `index.html`: `sections` as of `page_section`, `macro` the table of means over tasks."""
+def board_page(title: str, sections: Sequence[str], macro: Sequence[Cells]) -> str:
+    """The text of `index.html`: `sections` as `page_json` gives them, `macro` is the table of means over tasks."""
     import jinja2
     from markupsafe import Markup
 
@@ -29,20 +29,25 @@ def board_page(title: str, sections: Sequence[dict[str, Any]], macro: Sequence[C
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    data = {
-        "sections": sections,
-        "mean": {"columns": list(macro[0]) if macro else [], "rows": [list(line.values()) for line in macro]},
-        "mean_note": MEAN_NOTE,
-    }
+    mean = {"columns": list(macro[0]) if macro else [], "rows": [list(line.values()) for line in macro]}
     return environment.get_template("board.html").render(
         title=title,
         how_to_read=HOW_TO_READ,
-        data=data,
+        sections=[Markup(section) for section in sections],
+        mean=mean,
+        mean_note=MEAN_NOTE,
         style=Markup(style),
         script=Markup(script),
         style_digest=_digest(style),
         script_digest=_digest(script),
     )
+
+
+def page_json(section: dict[str, Any]) -> str:
+    """A section's data as it may stand inside of a page's script element."""
+    from jinja2.utils import htmlsafe_json_dumps
+
+    return str(htmlsafe_json_dumps(section, sort_keys=True))
 
 
 def _read(name: str) -> str:

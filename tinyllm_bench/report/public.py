@@ -69,13 +69,18 @@ def public(value: Any) -> Any:
 
 def machine_paths(value: Any) -> Iterator[str]:
     """The texts in a nested value that hold a machine path."""
+    text = repr(value)
+    # Every path holds one of the two; most records hold neither.
+    return _machine_paths(value) if "/" in text or "\\" in text else iter(())
+
+
+def _machine_paths(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        # Every path holds one of the two; most texts of a record hold neither.
         if ("/" in value or "\\" in value) and any(_path(found) for found in _PLACE.finditer(value)):
             yield value
     elif isinstance(value, Mapping):
         for inner in value.values():
-            yield from machine_paths(inner)
+            yield from _machine_paths(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from machine_paths(inner)
+            yield from _machine_paths(inner)

@@ -1,6 +1,7 @@
 """The run record, `run.json`: all that a board may know about one cell, its arithmetic checked on every load."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest, read_json, write_json
@@ -33,6 +34,7 @@ from tinyllm_bench.report.record_parts import TeacherInfo as TeacherInfo
 from tinyllm_bench.report.record_parts import Training as Training
 
 SCHEMA_VERSION = 1
+_ITEMS, _NO_ITEMS = b'\n "items": [\n', b'\n "items": []'
 RECORD_FILE = "run.json"
 PROTOCOL_FIELDS = (
     "task",
@@ -109,7 +111,7 @@ class RunRecord(Part):
     test_looks: Count = 0
     selected_on: Literal["valid", "test"] = "valid"
     notes: tuple[str, ...] = ()
-    items: Items = Field(default_factory=Items)
+    items: Items = Field(default_factory=Items.of)
     clusters: tuple[Count, ...] = ()
     gold: tuple[Count, ...] = ()
     predictions_digest: str | None = None
@@ -188,42 +190,48 @@ def record_path(record: RunRecord) -> str:
     return f"results/{record.protocol_hash[:12]}/{record.task}/{record.run_id}.json"
 
 
-def load_record(path: Path) -> RunRecord:
+def load_record(path: str | Path) -> RunRecord:
     """Read and check a record: a file, or the folder of a run.
 
     Raises:
         UserError: missing or broken file, another schema, unknown or missing fields, numbers that disagree.
     """
-    path = Path(path)
-    file = path / RECORD_FILE if path.is_dir() else path
-    found = _json(file)
+    file = os.path.join(path, RECORD_FILE) if os.path.isdir(path) else path
+    return _quickly_loaded(file) or _loaded(Path(file))
+
+
+def _loaded(file: Path) -> RunRecord:
+    found = read_json(file)
     version = found.get("schema_version") if isinstance(found, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{file} is not a run record of schema {SCHEMA_VERSION} (found {version!r}); run the cell again"
         )
     try:
-        return _validated(found)
+        return RunRecord.model_validate_json(json.dumps(found), strict=True)
     except ValidationError as error:
         raise UserError(
             f"{file} is refused: {_first_problem(error)}; run the cell again instead of editing it"
         ) from None
 
 
-def _json(file: Path) -> Any:
+def _quickly_loaded(file: str | Path) -> RunRecord | None:
+    """A record whose file is laid out as `save_record` does it and passes all checks; None for any other.
+
+    Its items, which are most of it, stand one value a line: they are taken out and looked at in columns.
+    """
     try:
-        return from_json(file.read_bytes())
+        with open(file, "rb") as opened:
+            text = opened.read()
+        head, _, tail = text.partition(_ITEMS)
+        lines, _, rest = tail.partition(b"\n ]")
+        items = Items.from_layout(lines)
+        if items is None or text.count(_ITEMS.strip()) > 1:
+            return None
+        found = RunRecord.model_validate_json(head + _NO_ITEMS + rest, strict=True, context={TAKEN: items})
     except (OSError, ValueError):
-        return read_json(file)  # which says what is wrong
-
-
-def _validated(found: dict[str, Any]) -> RunRecord:
-    """Checked strictly, as JSON: all but the items a second time read, which are most of a record."""
-    items = Items.at_once(found.get("items"))
-    if items is None:
-        return RunRecord.model_validate_json(json.dumps(found), strict=True)
-    rest = to_json(found | {"items": []})
-    return RunRecord.model_validate_json(rest, strict=True, context={TAKEN: items})
+        return None
+    return found if found.items is items and "schema_version" in found.model_fields_set else None
 
 
 def _first_problem(error: ValidationError) -> str:

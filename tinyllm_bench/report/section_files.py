@@ -1,13 +1,14 @@
 """All that a board's files say about one section, made at once, so that its records need not be kept."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinyllm_bench.report.exports import SectionData, section_data
 from tinyllm_bench.report.external_forms import eval_results_yaml, every_eval_ever_lines
 from tinyllm_bench.report.latex import latex_section
 from tinyllm_bench.report.markdown import section_markdown
 from tinyllm_bench.report.means import Standings, standings_of
+from tinyllm_bench.report.page import page_json
 from tinyllm_bench.report.page_data import page_section
 from tinyllm_bench.report.record import RunRecord
 from tinyllm_bench.report.tables import Section, marked
@@ -15,14 +16,14 @@ from tinyllm_bench.report.verdicts import Tier, checked
 
 
 class SectionFiles(NamedTuple):
-    """A section's parts of the board's files; `page` is what the page's script reads. It can be pickled."""
+    """A section's parts of the board's files; `page` is the JSON that the page's script reads. It can be pickled."""
 
     slug: str
     title: str
     is_sample: bool
     standings: Standings
     data: SectionData
-    page: dict[str, Any]
+    page: str
     markdown: str
     latex: str
     every_eval_ever: str
@@ -38,7 +39,7 @@ def section_files(section: Section, slug: str, *, organization: str) -> SectionF
         is_sample=all(record.sample for record in section.records),
         standings=standings_of(section),
         data=section_data(section, slug),
-        page=page_section(section, slug),
+        page=page_json(page_section(section, slug)),
         markdown=section_markdown(section),
         latex=latex_section(section, slug),
         every_eval_ever=every_eval_ever_lines(runs, organization),

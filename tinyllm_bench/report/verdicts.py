@@ -6,6 +6,7 @@ names the content it is about: a record that was edited since is self-reported a
 """
 
 import datetime
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -168,19 +169,21 @@ def refutations_of(path: Path) -> tuple[Refutation, ...]:
     return tuple(Refutation.model_validate(row) for row in read_checked(refutation_file(path)))
 
 
-def checks_on(folder: Path, records: Iterable[RunRecord]) -> dict[str, Checked]:
+def checks_on(folder: Path, records: Sequence[RunRecord]) -> dict[str, Checked]:
     """What stands beside the records of a board's folder; those that nobody checked are left out."""
     # Looked for once: asking for two files beside each of thousands of records takes long.
+    folders = {os.path.dirname(record_path(record)) for record in records}
     told = {
-        file.with_suffix(".json")
-        for file in (Path(folder) / "results").rglob("*")
-        if file.suffix in (".verified", ".refutations")
+        f"{place}/{Path(name).stem}.json"
+        for place in folders
+        for name in os.listdir(Path(folder, place))
+        if name.endswith((".verified", ".refutations"))
     }
-    places = ((record, Path(folder) / record_path(record)) for record in records) if told else ()
+    places = {record_path(record): record for record in records} if told else {}
     return {
-        record_path(record): Checked(tier_of(file, record), refutations_of(file))
-        for record, file in places
-        if file in told
+        place: Checked(tier_of(Path(folder, place), record), refutations_of(Path(folder, place)))
+        for place, record in places.items()
+        if place in told
     }
 
 
