@@ -258,10 +258,14 @@ def _results(record: RunRecord) -> Iterable[EvaluationResult]:
         details=counts | {"test_looks": str(record.test_looks), "chance": repr(record.chance)},
         uncertainty=_uncertainty(score.correct, score.n),
     )
-    yield _result(record, "accuracy", main)
+    made = GenerationConfig(
+        generation_args=GenerationArgs(execution_command=" ".join(record.command.split()) or "unknown"),
+        additional_details={"protocol_hash": record.protocol_hash, "reading": record.reading},
+    )
+    yield _result(record, "accuracy", main, made)
     for key, value in sorted(record.secondary.items()):
         if 0 <= value <= 1:
-            yield _result(record, key, ScoreDetails(score=value, details={"n": str(score.n)}))
+            yield _result(record, key, ScoreDetails(score=value, details={"n": str(score.n)}), made)
 
 
 @lru_cache(maxsize=65536)
@@ -271,17 +275,14 @@ def _uncertainty(correct: int, n: int) -> Uncertainty:
     return Uncertainty(confidence_interval=interval, num_samples=n)
 
 
-def _result(record: RunRecord, metric: str, details: ScoreDetails) -> EvaluationResult:
+def _result(record: RunRecord, metric: str, details: ScoreDetails, made: GenerationConfig) -> EvaluationResult:
     return EvaluationResult(
         evaluation_result_id=f"{record.run_id}/{metric}",
         evaluation_name=f"{record.task}, {record.reading} reading",
         source_data=_source(record.task, record.sample, record.data.source, *_scored(record)),
         metric_config=_metric(metric, record.protocol["metric"]),
         score_details=details,
-        generation_config=GenerationConfig(
-            generation_args=GenerationArgs(execution_command=" ".join(record.command.split()) or "unknown"),
-            additional_details={"protocol_hash": record.protocol_hash, "reading": record.reading},
-        ),
+        generation_config=made,
     )
 
 
