@@ -45,14 +45,17 @@ quickstart: install fetch  ## the main job on the sample data: a table and a boa
 	$(BIN)/tinyllm-bench run --method finetune,tinyllm --task obqa --preset quickstart
 	@[ -f $(BOARD) ] && echo 'Board: $(BOARD)'
 
+# As many files of tests at a time as there are processors, four at most: each holds models in memory.
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+test test-fast: export OMP_NUM_THREADS := 1
 test test-fast check: export HF_HUB_OFFLINE := 1
 test test-fast check: export TOKENIZERS_PARALLELISM := false
 
 test: install fetch  ## every test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: install fetch  ## the tests that take under three minutes together
-	$(BIN)/python -m pytest -m 'not slow and not vllm'
+	$(PYTEST) -m 'not slow and not vllm'
 
 check: install  ## format, lint, types, architecture, generated files
 	$(BIN)/ruff format --check .

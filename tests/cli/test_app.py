@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Call
+from tinyllm_bench import __version__
 from tinyllm_bench.base import plugins
 from tinyllm_bench.report.record import load_record
 
@@ -60,6 +61,12 @@ def test_help_names_every_command(call: Call) -> None:
         "board",
     ):
         assert re.search(rf"^  {name} ", said.out, re.MULTILINE), name
+
+
+def test_help_begins_with_the_main_job_and_version_is_told(call: Call) -> None:
+    assert re.search(r"Commands:\n  run ", call("--help").out)
+    said = call("--version")
+    assert (said.status, said.out, said.err) == (0, f"tinyllm-bench {__version__}\n", "")
 
 
 def test_no_command_shows_the_help(call: Call) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tinyllm_bench import __version__
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.cli import (
     checking,
@@ -53,8 +54,21 @@ teachers_app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(teachers_app, name="teachers")
 app.add_typer(board_app, name="board")
-for commands in (checking, curves, exporting, judging, planning, reproducing, scaffolding):
-    commands.register(app)
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tinyllm-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -101,6 +115,11 @@ def anchors(
 
     board = board_dir or request.runs / "board"
     return run_request(request, request.runs, board=board, anchors=True, dry_run=dry_run, show_config=show_config)
+
+
+# The order here is that of the help.
+for commands in (planning, checking, judging, reproducing, exporting, curves, scaffolding):
+    commands.register(app)
 
 
 @app.command("list")
