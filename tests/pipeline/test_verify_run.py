@@ -302,7 +302,10 @@ def test_a_record_alone_is_arithmetic_and_says_so(forged: Forged, tmp_path: Path
     assert keep_verdict(broken) == tmp_path / "row.verified" and tier_of(place) == "self-reported"
 
 
-def test_without_the_data_nothing_is_scored(made: dict[str, Path], tmp_path: Path) -> None:
+def test_without_the_data_nothing_is_scored(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TINYLLM_BENCH_DATA", raising=False)
     forged = Forged(made["mc"], tmp_path / "runs")
     forged.record["sample"], forged.record["data"]["source"] = False, "release"
     forged.write()
