@@ -36,6 +36,21 @@ def _is_local(family: int, address: Any) -> bool:
     return host in ("localhost", "::1", "0.0.0.0", "::", "") or host.startswith("127.")
 
 
+# Of the contract of every method (`tinyllm_bench.testing.methods`), which takes no marks of ours: what trains for long.
+LONG = (
+    "test_training_lowers_the_loss_and_moves_every_parameter",
+    "test_sharing_prompts_changes_neither_loss_nor_gradient",
+    "test_micro_batches_do_not_change_the_gradient",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if getattr(item, "originalname", None) in LONG:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refuse every connection and name look-up that is not for this machine."""

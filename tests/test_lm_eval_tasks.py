@@ -17,6 +17,8 @@ from tinyllm_bench.evaluate import task_yaml
 from tinyllm_bench.evaluate.asking import Asked
 from tinyllm_bench.evaluate.runner import answer
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = Source(kind="sample")
 INFOS = {name: plugins.load_task(name) for name in plugins.names("task")}
 TASKS = [name for name, info in INFOS.items() if info.suite == "main"]

@@ -71,6 +71,7 @@ def test_the_list_is_long_enough() -> None:
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
+@pytest.mark.slow
 def test_attacks_are_contained(
     category: str, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -226,6 +226,7 @@ def test_a_cell_that_fails_leaves_the_others_running(call: Call, small: list[Any
     assert (tmp_path / "runs" / "board" / "README.md").exists(), "what was finished is on the board"
 
 
+@pytest.mark.slow
 def test_a_fault_of_a_method_is_logged_and_the_next_cell_runs(
     call: Call, small: list[Any], install: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -245,6 +246,7 @@ def test_a_fault_of_a_method_is_logged_and_the_next_cell_runs(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     call: Call, small: list[Any], install: Callable[..., Any], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -267,6 +269,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
 
 
 @pytest.mark.release
+@pytest.mark.slow
 def test_data_check_reports_every_set(call: Call, release: Path) -> None:
     said = call("data", "check", "--data-dir", release)
     assert said.status == 0 and said.err == ""
@@ -288,6 +291,7 @@ def test_data_check_reports_every_set(call: Call, release: Path) -> None:
 
 
 @pytest.mark.release
+@pytest.mark.slow
 def test_data_check_finds_a_deleted_row(call: Call, release: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     (folder / "obqa").mkdir(parents=True)

@@ -17,6 +17,7 @@ def run_id(call: Call, small: list[Any], tmp_path: Path) -> str:
     return folder.name
 
 
+@pytest.mark.slow
 def test_the_whole_way(call: Call, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = ("--runs-dir", tmp_path / "runs", "--to", tmp_path / "to")
     said = call("export", run_id, *where, "--push", "me/student", "--dry-run")  # needs no token and no network

@@ -23,6 +23,7 @@ def run_of(runs: Path, start: str) -> Path:
     return next(iter(sorted(runs.glob(f"{start}-*"))))
 
 
+@pytest.mark.slow
 def test_the_whole_way(call: Call, runs: Path) -> None:
     said = call("verify", runs, "--by", "A. Maintainer")
     assert said.status == 0 and len(re.findall(r"^ok .*: re-scored$", said.out, re.MULTILINE)) == 8
@@ -66,6 +67,7 @@ def test_what_does_not_hold_has_status_1_and_a_line_each(call: Call, small: list
     assert said.status == 1 and found["ok"] is False and found["problems"][0]["wrong"] == "test_looks is 3"
 
 
+@pytest.mark.slow
 def test_protocols_that_differ_have_status_1_and_no_comparison(call: Call, small: list[Any], tmp_path: Path) -> None:
     for limit in (8, 16):
         arguments = ("run", "--method", "finetune", "--task", "obqa", "--no-anchors", *small, f"eval.limit={limit}")

@@ -57,6 +57,7 @@ def test_every_problem_is_reported_once(folder: Path) -> None:
 
 
 @pytest.mark.release
+@pytest.mark.slow
 def test_the_real_release_is_whole(release: Path) -> None:
     lines = checks.check_release(release)
     assert [line.task for line in lines] == plugins.names("task")

@@ -56,6 +56,7 @@ def local_hub(folder: Path, info: TaskInfo, rows: Mapping[Split, list[dict[str, 
 
 @pytest.mark.release
 @pytest.mark.parametrize("name", ON_HUB)
+@pytest.mark.slow
 def test_the_hub_gives_the_release_s_splits(
     name: str, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_the_ratio_counts_the_student_s_tokens() -> None:
 
 
 @pytest.mark.bundled
+@pytest.mark.slow
 def test_the_bundled_pair_is_aligned_to_the_last_byte() -> None:
     smol, gemma = bundled()
     numbers = " ".join(str(number) for number in range(10, 1000))

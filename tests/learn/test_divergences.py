@@ -264,6 +264,7 @@ class Teacher:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_channel_sums_do_not_depend_on_chunks(kind: str, tiny_llama: tuple[Any, Any]) -> None:
     model, tokenizer = tiny_llama
     model = model.double()

@@ -192,6 +192,7 @@ for number in range(40):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_add_to_one_cache(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     running = [

@@ -35,6 +35,7 @@ def build(
 
 
 @pytest.mark.parametrize("name", ["minillm", "gkd"])
+@pytest.mark.slow
 def test_a_run_ends_nearest_to_its_budget(name: str, tmp_path: Path) -> None:
     trained, _ = run(build(tmp_path, name=name))
     assert abs(trained.tokens - LIMIT) < 120  # half a mini-batch of two short questions
@@ -68,6 +69,7 @@ def test_the_rate_falls_with_the_tokens_that_are_spent(tmp_path: Path) -> None:
     assert seen[0][1] == 1e-3 and seen[-1][1] < 2e-4
 
 
+@pytest.mark.slow
 def test_a_crash_changes_nothing(tmp_path: Path) -> None:
     trained, after = run(build(tmp_path / "whole"))
     broken = build(tmp_path / "broken")

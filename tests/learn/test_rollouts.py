@@ -74,6 +74,7 @@ def test_log_probabilities_are_those_of_a_whole_pass(family: str) -> None:
 
 
 @pytest.mark.parametrize(("share", "temperature"), [(0.0, 1.0), (0.2, 1.0), (0.0, 0.5)])
+@pytest.mark.slow
 def test_the_first_token_has_the_mixture_s_distribution(share: float, temperature: float) -> None:
     """4,000 draws: every frequency within five standard errors."""
     student, teacher, tokenizer = pair("llama")

@@ -61,6 +61,7 @@ def test_select_last_keeps_the_end(tmp_path: Path) -> None:
     assert trained.selected_step == trained.steps == 8
 
 
+@pytest.mark.slow
 def test_looking_at_validation_does_not_change_training(tmp_path: Path) -> None:
     looked = run(build(tmp_path / "a", Scripted(*[(0.1, 0.1)] * 4), select="last"))
     blind = run(build(tmp_path / "b", Scripted(), select="last", looks=()))
@@ -72,6 +73,7 @@ class Crash(Exception):
 
 
 @pytest.mark.parametrize("at", [1, 4, 7])
+@pytest.mark.slow
 def test_a_crashed_training_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, at: int) -> None:
     scores = [(0.5, 0.2), (0.6, 0.3), (0.7, 0.4), (0.6, 0.4)]
     whole, wanted = run(build(tmp_path / "whole", Scripted(*scores)))

@@ -151,6 +151,7 @@ def test_the_base_that_the_adapter_names_is_information_only(base: Path, lora: P
     assert weights_digest(load_model(spec(f"dir:{base}?adapter={lora}")).model) == before
 
 
+@pytest.mark.slow
 def test_each_role_s_own_adapter_is_honoured_through_the_pipeline(base: Path, tmp_path: Path) -> None:
     folders = {name: tmp_path / name for name in ("student", "teacher", "other")}
     for seed, folder in enumerate(folders.values(), 1):

@@ -11,6 +11,8 @@ from tinyllm_bench.base.files import read_checked
 from tinyllm_bench.pipeline.predict import load_predictions, predictions_file
 from tinyllm_bench.report.record import RunRecord, load_record
 
+pytestmark = pytest.mark.slow
+
 
 def trained(student: Path, runs: Path, layout: str, **changes: Any) -> tuple[RunRecord, list[float], list[float]]:
     """Record, losses by step and option log-probabilities of a TinyLLM cell in one layout."""

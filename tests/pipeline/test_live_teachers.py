@@ -10,6 +10,8 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.pipeline.teacher_report import reports_of
 from tinyllm_bench.report.record import load_record
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "data.train_limit=6",
     "annotations.draw.max_new_tokens=8",

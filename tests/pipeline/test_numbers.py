@@ -9,6 +9,8 @@ from tinyllm_bench.evaluate.anchors import expected
 from tinyllm_bench.pipeline.predict import load_predictions, predictions_file
 from tinyllm_bench.pipeline.protocol import protocol_of
 
+pytestmark = pytest.mark.slow
+
 HF = "backend.engine=hf"
 
 

@@ -15,6 +15,8 @@ from tinyllm_bench.report.record import RunRecord, load_record
 from tinyllm_bench.report.rows import make_rows
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("data.train_limit=8", "eval.limit=8", "eval.valid_limit=4")
 DRAWN = {name: f"method.{name}.max_new_tokens=8" for name in ("gkd", "minillm")}
 NO_INIT = ("student.init=null", "teacher.init=null")

@@ -21,6 +21,8 @@ from tinyllm_bench.pipeline.verify_paths import rationale_target, verified
 from tinyllm_bench.report.record import load_record
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
+pytestmark = pytest.mark.slow
+
 NAME = "mixed_distillation"
 TEACHER = "teachers=[replay:sample#stepwise]"
 SMALL = (TEACHER, "backend.engine=hf", "eval.limit=6", "eval.valid_limit=4", "train.looks=[1.0]")

@@ -17,6 +17,8 @@ from tinyllm_bench.report.reported import reported_value
 from tinyllm_bench.report.reported_files import load_reported, reported_folder
 from tinyllm_bench.report.rows import Lift
 
+pytestmark = pytest.mark.slow
+
 REPORTED = load_reported(reported_folder())
 NAMES = tables.reproductions()
 every_table = pytest.mark.parametrize("name", NAMES)

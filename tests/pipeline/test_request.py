@@ -207,6 +207,7 @@ def plan(release: Path, name: str, *settings: str) -> list[Cell]:
 
 @pytest.mark.release
 @pytest.mark.parametrize("name", ["cpu", "paper", "modern"])
+@pytest.mark.slow
 def test_presets_plan_on_the_real_data_without_the_hub(name: str, release: Path, tiny_llama_dir: Path) -> None:
     local = (f"student.model=dir:{tiny_llama_dir}",) if name == "cpu" else ()
     cells = plan(release, name, *local)

@@ -211,6 +211,7 @@ def test_a_changed_student_folder_is_another_student(tiny_llama_dir: Path, tmp_p
 # --- other students, readings, controls -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_lora_student_is_merged(tiny_llama_dir: Path, tmp_path: Path) -> None:
     cell = one_cell(tiny_llama_dir, "student.lora={r: 4}")
     assert cell.run_id != one_cell(tiny_llama_dir).run_id
@@ -225,6 +226,7 @@ def test_a_lora_student_is_merged(tiny_llama_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reading", ["cloze", "mc", "gen"])
+@pytest.mark.slow
 def test_a_t5_student_trains_and_is_scored(tiny_t5_dir: Path, tmp_path: Path, reading: str) -> None:
     cell = one_cell(tiny_t5_dir, f"eval.reading={reading}", "eval.max_new_tokens=8", method="tinyllm")
     record = train_one(cell, tmp_path)
@@ -234,6 +236,7 @@ def test_a_t5_student_trains_and_is_scored(tiny_t5_dir: Path, tmp_path: Path, re
 
 
 @pytest.mark.parametrize("reading", ["mc", "gen"])
+@pytest.mark.slow
 def test_the_other_readings(tiny_llama_dir: Path, tmp_path: Path, reading: str) -> None:
     settings = (f"eval.reading={reading}", "eval.max_new_tokens=8", "backend.engine=hf")
     record = train_one(one_cell(tiny_llama_dir, *settings), tmp_path)
@@ -270,6 +273,7 @@ def test_a_control_does_not_reach_the_cache(tiny_llama_dir: Path, cache: Path) -
     assert {a.text for a in changed} != {a.text for a in said}
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_share_data_and_protocol(tiny_llama_dir: Path, tmp_path: Path) -> None:
     cells = cells_of(quick(tiny_llama_dir, seeds=2))
     first, second = (train_one(cell, tmp_path) for cell in cells)
@@ -350,6 +354,7 @@ def test_a_damaged_record_is_not_taken_for_a_finished_cell(tiny_llama_dir: Path,
         run_all([cell], tmp_path)
 
 
+@pytest.mark.slow
 def test_yes_no_sets_have_macro_f1_and_clusters_where_questions_share_something(
     tiny_llama_dir: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,8 @@ from tinyllm_bench.pipeline.verify_run import Verification, keep_verdict, verify
 from tinyllm_bench.report.record import RECORD_FILE, load_record, protocol_hash, save_record
 from tinyllm_bench.report.verdicts import tier_of, verdict_file, verdict_of
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("backend.engine=hf", "eval.valid_limit=4", "train.looks=[1.0]")
 PATHS = ("teachers=[replay:sample#stepwise]", "method.max_new_tokens=12", "method.n_cot=2", "method.n_pot=2")
 CELLS = ("mc", "gen", "paths")

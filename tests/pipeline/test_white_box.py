@@ -12,6 +12,8 @@ from tinyllm_bench.base.files import read_json
 from tinyllm_bench.report.record import load_record
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
+pytestmark = pytest.mark.slow
+
 NO_INIT = "teacher.init=null"
 
 
