@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,7 @@ def test_task_imports_only_base_and_data(file: Path) -> None:
     assert [name for name in ours(file, f"{PACKAGE}.tasks") if not inside(name, TASK_MAY)] == []
 
 
+@cache
 def built_in_names() -> set[str]:
     return {f.stem for f in [*BASELINES, *TASKS] if f.parent.parent == ROOT and not f.name.startswith("_")}
 

@@ -24,6 +24,8 @@ from tinyllm_bench.answers.sandbox_reader import Reader
 from tinyllm_bench.answers.sandbox_runner import Limits
 from tinyllm_bench.base.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 GOOD = "x = 6\ny = 7\nanswer = x * y"
 
 

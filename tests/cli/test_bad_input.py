@@ -111,6 +111,7 @@ def rows_file(toy: Path, split: str) -> Path:
     return toy / TASK / f"{TASK}_{split}.json"
 
 
+@pytest.mark.slow
 def test_a_whole_release_of_another_packages_task_runs(call: Call, asked: list[Any], tmp_path: Path) -> None:
     said = call(*asked)
     assert said.status == 0, said.err
@@ -155,6 +156,7 @@ def test_damaged_data_is_refused_before_anything_starts(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_refusal_loses_nothing_that_was_computed(call: Call, asked: list[Any], small: list[Any]) -> None:
     runs = Path(small[small.index("--runs-dir") + 1])
     done = ("run", "--method", "finetune", "--task", "obqa", "--no-anchors", *small)

@@ -111,6 +111,7 @@ def test_a_state_survives_json() -> None:
 
 
 @pytest.mark.parametrize("name", ["finetune", "kd", "gkd", "minillm"])
+@pytest.mark.slow
 def test_a_budget_in_flops_counts_what_is_computed(name: str, tmp_path: Path) -> None:
     """Full training costs 6 per parameter and token, a teacher that reads along 2 of its own."""
     trainer = build(tmp_path, name=name, unit="flops", limit=5e8)
@@ -134,6 +135,7 @@ def test_frozen_parameters_cost_less() -> None:
     assert flops_per_token(LM(model), 0).trained == 4 * every
 
 
+@pytest.mark.slow
 def test_a_budget_in_seconds_ends_in_time(tmp_path: Path) -> None:
     trained, _ = run(build(tmp_path, name="finetune", unit="seconds", limit=1.5, checkpoint_seconds=100))
     assert 1.0 < trained.seconds < 4.0 and trained.steps > 3

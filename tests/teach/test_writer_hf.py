@@ -98,6 +98,7 @@ def test_an_end_token_and_a_stop_text_end_one_row_and_leave_the_others(tiny_llam
     assert texts(found[2:]) == [tokenizer.decode(row, skip_special_tokens=True).rstrip("\ufffd") for row in whole[2:]]
 
 
+@pytest.mark.slow
 def test_a_drawn_text_depends_on_its_own_seed_alone(tiny_llama_dir: Path) -> None:
     asked = wishes(temperature=1.0, top_p=0.95)
     torch.manual_seed(1)
@@ -110,6 +111,7 @@ def test_a_drawn_text_depends_on_its_own_seed_alone(tiny_llama_dir: Path) -> Non
     assert texts(written(tiny_llama_dir, wishes())) != texts(found)
 
 
+@pytest.mark.slow
 def test_a_draw_may_take_any_token_and_top_p_narrows_it(tiny_llama_dir: Path) -> None:
     hot = [Wish("A hen", Sampling(temperature=1e4, max_new_tokens=1), seed) for seed in range(150)]
     assert len(set(texts(written(tiny_llama_dir, hot)))) > 50  # transformers' own default is the 50 likeliest
