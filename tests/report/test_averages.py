@@ -74,3 +74,11 @@ def test_the_constant_answer() -> None:
     found = constant_answer(np.array([1] * 82 + [0] * 41))
     assert found == (1, pytest.approx(82 / 123), pytest.approx(0.4))
     assert constant_answer(np.array([2, 1, 1, 2])).label == 1
+
+
+def test_rows_judged_together_are_judged_as_alone() -> None:
+    rng = np.random.default_rng(5)
+    gold = rng.integers(0, 3, 40)
+    rows = [(rng.integers(-1, 3, (40, 1 + number % 4)), number % 5 == 0) for number in range(37)]
+    judge = MacroF1(gold, draws=100)
+    assert list(judge.intervals(rows)) == [judge.interval(answers, fixed=fixed) for answers, fixed in rows]
