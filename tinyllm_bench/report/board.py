@@ -201,7 +201,7 @@ class _Shown(NamedTuple):
 
 def _shown(section: Section, slug: str, *, width: int | None) -> _Shown:
     texts = _wide(section) if width is None else _narrow(section, width)
-    return _Shown(all(record.sample for record in section.records), standings_of(section), texts)
+    return _Shown(section.is_sample, standings_of(section), texts)
 
 
 def _wide(section: Section) -> list[str]:

@@ -62,7 +62,7 @@ def board_records(folder: Path) -> list[RunRecord]:
         UserError: no such folder, a record that fails its checks, was selected on test or lies where it does not
             belong.
     """
-    with no_collection():
+    with _no_collection():
         return sorted(_loaded(folder, (file for files in _files(folder) for file in files)), key=_place)
 
 
@@ -110,7 +110,7 @@ def _jobs(folder: Path) -> list[_Job]:
 
 
 def _made(folder: Path, names: BoardNames, make: Callable[[Section, str], T], job: _Job) -> T:
-    with no_collection():
+    with _no_collection():
         records = sorted(_loaded(folder, job.files), key=_place)
         return make(make_section(records, job.others, names, checks_on(folder, records)), job.slug)
 
@@ -141,7 +141,7 @@ def _place(record: RunRecord) -> tuple[str, str, str, str]:
 
 
 @contextmanager
-def no_collection() -> Iterator[None]:
+def _no_collection() -> Iterator[None]:
     """Thousands of records are many objects without cycles; looking for those again and again takes long."""
     was_enabled = gc.isenabled()
     gc.disable()

@@ -36,7 +36,7 @@ def section_files(section: Section, slug: str, *, organization: str) -> SectionF
     return SectionFiles(
         slug=slug,
         title=section.title,
-        is_sample=all(record.sample for record in section.records),
+        is_sample=section.is_sample,
         standings=standings_of(section),
         data=section_data(section, slug),
         page=page_json(page_section(section, slug)),

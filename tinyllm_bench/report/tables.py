@@ -50,6 +50,11 @@ class Section:
     constant: ConstantAnswer | None
     checks: Checks
 
+    @property
+    def is_sample(self) -> bool:
+        """Whether all of its runs were made from sample data."""
+        return all(record.sample for record in self.records)
+
 
 def make_section(
     records: Sequence[RunRecord], others: Sequence[RunRecord], names: BoardNames, checks: Checks
