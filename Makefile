@@ -64,11 +64,11 @@ check: install  ## format, lint, types, architecture, generated files
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py
 	$(BIN)/python -m pytest --quiet -m 'not slow' tests/test_documentation.py
 	@set -e; before=$$(mktemp -d); trap 'rm -rf "$$before"' EXIT; cp -R tasks "$$before"; \
-	$(BIN)/python -m tinyllm_bench.evaluate.task_yaml; diff --recursive --brief --exclude=__pycache__ "$$before/tasks" tasks \
+	$(BIN)/python -m tinyllm_bench.evaluation.task_yaml; diff --recursive --brief --exclude=__pycache__ "$$before/tasks" tasks \
 	|| { echo 'tasks/*.yaml had drifted from tasks/*.py and are rewritten now: commit them'; exit 1; }
 
 tasks: install  ## write the lm-eval YAML files of tasks/ from its Python files
-	$(BIN)/python -m tinyllm_bench.evaluate.task_yaml
+	$(BIN)/python -m tinyllm_bench.evaluation.task_yaml
 
 docs: install  ## the guide as a site in site/, its reference pages written anew
 	$(BIN)/python scripts/reference_pages.py

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from tinyllm_bench.data.prompts import LABEL, Ask
 from tinyllm_bench.data.records import Annotation, Example, TaskRecord
-from tinyllm_bench.learn.losses import channel_cross_entropy
-from tinyllm_bench.learn.method import (
+from tinyllm_bench.training.losses import channel_cross_entropy
+from tinyllm_bench.training.method import (
     Method,
     MethodConfig,
     Needs,
@@ -28,8 +28,8 @@ from tinyllm_bench.learn.method import (
 )
 
 if TYPE_CHECKING:
-    from tinyllm_bench.learn.batching import Batch
     from tinyllm_bench.models.lm import LM
+    from tinyllm_bench.training.batching import Batch
 
 
 class DssConfig(MethodConfig):

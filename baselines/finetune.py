@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from tinyllm_bench.data.prompts import LABEL, Ask
 from tinyllm_bench.data.records import Annotation, Example, TaskRecord
-from tinyllm_bench.learn.losses import channel_cross_entropy
-from tinyllm_bench.learn.method import Method, Step, TeacherSignal, Term
+from tinyllm_bench.training.losses import channel_cross_entropy
+from tinyllm_bench.training.method import Method, Step, TeacherSignal, Term
 
 if TYPE_CHECKING:
-    from tinyllm_bench.learn.batching import Batch
     from tinyllm_bench.models.lm import LM
+    from tinyllm_bench.training.batching import Batch
 
 
 class Finetune(Method):

@@ -19,16 +19,16 @@ from pydantic import Field, model_validator
 
 from tinyllm_bench.data.prompts import LABEL, Ask
 from tinyllm_bench.data.records import Annotation, Example, Reading, TaskRecord
-from tinyllm_bench.learn.distributions import CrossTokenizer, check_one_divergence, divergence_from, signal_for
-from tinyllm_bench.learn.divergences import DivergenceConfig
-from tinyllm_bench.learn.losses import channel_sums
-from tinyllm_bench.learn.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
-from tinyllm_bench.learn.responses import Response, annotations_for, readings_for, response_examples
-from tinyllm_bench.learn.rollouts import draw, happens, probe, with_drawn
+from tinyllm_bench.training.distributions import CrossTokenizer, check_one_divergence, divergence_from, signal_for
+from tinyllm_bench.training.divergences import DivergenceConfig
+from tinyllm_bench.training.losses import channel_sums
+from tinyllm_bench.training.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
+from tinyllm_bench.training.responses import Response, annotations_for, readings_for, response_examples
+from tinyllm_bench.training.rollouts import draw, happens, probe, with_drawn
 
 if TYPE_CHECKING:
-    from tinyllm_bench.learn.batching import Batch, Group
     from tinyllm_bench.models.lm import LM
+    from tinyllm_bench.training.batching import Batch, Group
 
 
 class GkdConfig(MethodConfig):

@@ -7,7 +7,7 @@ after the same words. Papers: Hinton et al., arXiv:1503.02531; for language mode
 (arXiv:2306.13649) with lambda 0, with `adaptive_kl` AKL (arXiv:2404.02657).
 y is the gold answer, a rationale and the gold answer, or what the teacher answers (`response`; the last is what the
 released scripts of MiniLLM call SeqKD: teacher text and word-level KD).
-A teacher with another tokenizer is read through `cross_tokenizer` (`tinyllm_bench/learn/crossing.py`); the divergence
+A teacher with another tokenizer is read through `cross_tokenizer` (`tinyllm_bench/training/cross_losses.py`); the divergence
 is then that method's own.
 Differences: the released code of MiniLLM's baseline logs -sum p log q, which is no divergence; here D is one and falls
 to 0. No code that was read multiplies by T^2; `temperature_squared` does.
@@ -20,15 +20,15 @@ from pydantic import Field, model_validator
 
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Annotation, Example, Reading, TaskRecord
-from tinyllm_bench.learn.distributions import CrossTokenizer, check_one_divergence, divergence_from, signal_for
-from tinyllm_bench.learn.divergences import DivergenceConfig
-from tinyllm_bench.learn.losses import channel_sums, cross_entropy_of
-from tinyllm_bench.learn.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
-from tinyllm_bench.learn.responses import Response, annotations_for, readings_for, response_examples
+from tinyllm_bench.training.distributions import CrossTokenizer, check_one_divergence, divergence_from, signal_for
+from tinyllm_bench.training.divergences import DivergenceConfig
+from tinyllm_bench.training.losses import channel_sums, cross_entropy_of
+from tinyllm_bench.training.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
+from tinyllm_bench.training.responses import Response, annotations_for, readings_for, response_examples
 
 if TYPE_CHECKING:
-    from tinyllm_bench.learn.batching import Batch
     from tinyllm_bench.models.lm import LM
+    from tinyllm_bench.training.batching import Batch
 
 
 class KdConfig(MethodConfig):

@@ -26,22 +26,22 @@ from torch import Tensor
 
 from tinyllm_bench.data.prompts import LABEL, PLAIN, Ask
 from tinyllm_bench.data.records import Annotation, Example, Reading, TaskRecord
-from tinyllm_bench.learn.divergences import DivergenceConfig, divergence_of
-from tinyllm_bench.learn.losses import PerPosition, channel_sums, cross_entropy_N, cross_entropy_of
-from tinyllm_bench.learn.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
-from tinyllm_bench.learn.policy import (
+from tinyllm_bench.training.divergences import DivergenceConfig, divergence_of
+from tinyllm_bench.training.losses import PerPosition, channel_sums, cross_entropy_N, cross_entropy_of
+from tinyllm_bench.training.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
+from tinyllm_bench.training.policy_gradient import (
     clipped_policy_loss_NT,
     importance_log_weight_NT,
     returns_NT,
     rewards_NT,
     whitened_NT,
 )
-from tinyllm_bench.learn.responses import Response, annotations_for, readings_for, response_examples
-from tinyllm_bench.learn.rollouts import Drawn, draw, probe, with_drawn
+from tinyllm_bench.training.responses import Response, annotations_for, readings_for, response_examples
+from tinyllm_bench.training.rollouts import Drawn, draw, probe, with_drawn
 
 if TYPE_CHECKING:
-    from tinyllm_bench.learn.batching import Batch, Group
     from tinyllm_bench.models.lm import LM
+    from tinyllm_bench.training.batching import Batch, Group
 
 RELEASED_CODE = {
     "gamma": 0.95,
@@ -57,7 +57,7 @@ class MinillmConfig(MethodConfig):
     """Settings; defaults are the paper's, those of the released code under `parity: released_code`.
 
     group_size: mini-batches of one round of rollouts; inner_epochs: passes over it; teacher_mix: alpha of the sampler;
-    gamma, length_normalize, include_current, discount_length: the return (`learn/policy.py`); reward_limit: cut of a
+    gamma, length_normalize, include_current, discount_length: the return (`training/policy_gradient.py`); reward_limit: cut of a
     token's log-ratio; whiten: advantages to mean 0 and variance 1; epsilon: PPO's clip, null for none; plain_weight:
     weight of L_PT; plain_kd: the share of it that is KL to the teacher.
     """

@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 from tinyllm_bench.answers.voting import COT, POT, Policy
 from tinyllm_bench.data.prompts import LABEL, Ask
 from tinyllm_bench.data.records import Annotation, Example, Reading, TaskRecord
-from tinyllm_bench.learn.losses import channel_cross_entropy
-from tinyllm_bench.learn.method import (
+from tinyllm_bench.training.losses import channel_cross_entropy
+from tinyllm_bench.training.method import (
     Decoding,
     Method,
     MethodConfig,
@@ -31,8 +31,8 @@ from tinyllm_bench.learn.method import (
 )
 
 if TYPE_CHECKING:
-    from tinyllm_bench.learn.batching import Batch
     from tinyllm_bench.models.lm import LM
+    from tinyllm_bench.training.batching import Batch
 
 _NEEDS: dict[str, frozenset[Literal["rationale", "program", "response"]]] = {
     COT: frozenset({"rationale"}),

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Annotation, Example, TaskRecord
-from tinyllm_bench.learn.losses import channel_cross_entropy
-from tinyllm_bench.learn.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
-from tinyllm_bench.learn.responses import annotations_for, response_examples
+from tinyllm_bench.training.losses import channel_cross_entropy
+from tinyllm_bench.training.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
+from tinyllm_bench.training.responses import annotations_for, response_examples
 
 if TYPE_CHECKING:
-    from tinyllm_bench.learn.batching import Batch
     from tinyllm_bench.models.lm import LM
+    from tinyllm_bench.training.batching import Batch
 
 
 class SeqkdConfig(MethodConfig):

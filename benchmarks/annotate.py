@@ -20,13 +20,13 @@ from typing import NamedTuple
 import torch
 
 from tinyllm_bench.data.sources import find_source, load_rationales, load_split, rationale_keys
+from tinyllm_bench.generation.hf import HfWriter
+from tinyllm_bench.generation.requests import Sampling, Wish, Writer, Written
+from tinyllm_bench.generation.vllm import VllmWriter
 from tinyllm_bench.models.load import spec_folder
 from tinyllm_bench.models.specs import parse_spec
-from tinyllm_bench.teach import elicit
-from tinyllm_bench.teach.shots import ShotConfig, Shots
-from tinyllm_bench.teach.writer_hf import HfWriter
-from tinyllm_bench.teach.writer_vllm import VllmWriter
-from tinyllm_bench.teach.writers import Sampling, Wish, Writer, Written
+from tinyllm_bench.teachers import prompts as elicit
+from tinyllm_bench.teachers.few_shot import ShotConfig, Shots
 
 
 class Form(NamedTuple):

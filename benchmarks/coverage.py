@@ -9,7 +9,7 @@ expected accuracy. The aims: 95 % intervals cover 94 to 99 %, and at most 6 % of
 call one different after Holm.
 
 "As decided" is v_items + v_seeds(A) + v_seeds(B) - residual, floored at v_items, with plain Satterthwaite degrees of
-freedom; `tinyllm_bench.report.intervals.spread` says what it adds to that and why.
+freedom; `tinyllm_bench.leaderboard.stats.intervals.spread` says what it adds to that and why.
 """
 
 import argparse
@@ -22,8 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
-from tinyllm_bench.report.intervals import ALPHA, Row, Spread, p_value, row_of, score_limits, spread, t_quantile
-from tinyllm_bench.report.resampling import Runs, Stratum, bootstrap
+from tinyllm_bench.leaderboard.stats.intervals import (
+    ALPHA,
+    Row,
+    Spread,
+    p_value,
+    row_of,
+    score_limits,
+    spread,
+    t_quantile,
+)
+from tinyllm_bench.leaderboard.stats.resampling import Runs, Stratum, bootstrap
 
 Array = NDArray[np.float64]
 

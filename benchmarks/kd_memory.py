@@ -6,7 +6,7 @@ of resident memory (of the accelerator's, where there is one) less what was held
 The floor is what no form can do without: the two gradients.
 
 - eager: all logits at once, the formula typed in with log_softmax and logaddexp;
-- ours: `models.lm.LM`'s chunks with `learn.divergences`, the teacher's logits made chunk by chunk too;
+- ours: `models.lm.LM`'s chunks with `training.divergences`, the teacher's logits made chunk by chunk too;
 - liger: `LigerFusedLinearJSDLoss`, which divides by the tokens itself.
 
 `python benchmarks/kd_memory.py [--vocabulary 32000,50257,151936,256000] [--positions 1024] [--chunk 128]`
@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from tinyllm_bench.base import provenance
-from tinyllm_bench.learn.divergences import DivergenceConfig, divergence_of
-from tinyllm_bench.learn.signals import Distributions
 from tinyllm_bench.models.lm import LM
+from tinyllm_bench.training.divergences import DivergenceConfig, divergence_of
+from tinyllm_bench.training.teacher_signals import Distributions
 
 HIDDEN, BETA = 576, 0.5
 EAGER_BUFFERS = 14  # of positions x vocabulary; more than it takes, to know beforehand that a cell fits

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.answers.voting import COT, POT
-from tinyllm_bench.evaluate.drawing import HfDrawer
-from tinyllm_bench.evaluate.paths import HowToAsk, ask_paths
+from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths
+from tinyllm_bench.evaluation.sampling import HfDrawer
 from tinyllm_bench.models.load import load_model
-from tinyllm_bench.pipeline.annotate import annotate, taught
-from tinyllm_bench.pipeline.ask_paths import student_specs
-from tinyllm_bench.pipeline.cells import Cell, plan_cells
-from tinyllm_bench.pipeline.predict import Engines
-from tinyllm_bench.pipeline.request import Request
-from tinyllm_bench.pipeline.run import run_cell
+from tinyllm_bench.run.annotate import annotate, taught
+from tinyllm_bench.run.cell import Cell, plan_cells
+from tinyllm_bench.run.predict import Engines
+from tinyllm_bench.run.request import Request
+from tinyllm_bench.run.sample_answers import student_specs
+from tinyllm_bench.run.stages import run_cell
 
 
 def quiet(event: object) -> None:

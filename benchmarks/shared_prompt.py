@@ -24,18 +24,18 @@ import torch
 from lm_eval.api.instance import Instance
 
 from tinyllm_bench.base import provenance
-from tinyllm_bench.evaluate.hf import hf_lm
-from tinyllm_bench.learn.batching import Collator, Group, collator_of
-from tinyllm_bench.learn.layout import Row
-from tinyllm_bench.learn.losses import channel_cross_entropy
-from tinyllm_bench.learn.packing import micro_batches
+from tinyllm_bench.evaluation.hf import hf_lm
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded, load_model
 from tinyllm_bench.models.specs import parse_spec
-from tinyllm_bench.pipeline.annotate import annotate
-from tinyllm_bench.pipeline.cells import Cell, plan_cells
-from tinyllm_bench.pipeline.request import Request
-from tinyllm_bench.pipeline.teach_student import encode_groups
+from tinyllm_bench.run.annotate import annotate
+from tinyllm_bench.run.cell import Cell, plan_cells
+from tinyllm_bench.run.request import Request
+from tinyllm_bench.run.train import encode_groups
+from tinyllm_bench.training.batching import Collator, Group, collator_of
+from tinyllm_bench.training.layout import Row
+from tinyllm_bench.training.losses import channel_cross_entropy
+from tinyllm_bench.training.packing import micro_batches
 
 MICRO = 8  # questions of a micro-batch that is not filled by tokens
 MICRO_TOKENS = 4096

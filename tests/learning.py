@@ -6,7 +6,6 @@ from typing import Any
 from tinyllm_bench.base.plugins import load_method, names
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Annotation, TaskRecord
-from tinyllm_bench.learn.method import Method
 from tinyllm_bench.testing import training
 from tinyllm_bench.testing.training import (
     SAMPLE,
@@ -20,6 +19,7 @@ from tinyllm_bench.testing.training import (
     sample_annotations,
     sample_records,
 )
+from tinyllm_bench.training.method import Method
 
 __all__ = [
     "METHODS",

@@ -78,7 +78,7 @@ TASK = """
 """
 
 TEACHER = """
-    from tinyllm_bench.teach.writers import Written
+    from tinyllm_bench.generation.requests import Written
 
     class Parrot:
         engine, batch = "parrot", 8

@@ -15,23 +15,27 @@ from tinyllm_bench import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "tinyllm_bench"
-ROOMS = (
+PACKAGES = (
     "base",
     "data",
     "answers",
     "models",
-    "learn",
-    "teach",
-    "evaluate",
-    "report",
-    "pipeline",
+    "generation",
+    "teachers",
+    "training",
+    "evaluation",
+    "leaderboard",
+    "run",
+    "preflight",
+    "audit",
+    "publish",
     "cli",
     "testing",
 )  # low to high
-FUNCTIONS = ("losses", "divergences", "distributions", "policy", "responses", "rollouts")  # what methods share
-INTERFACE = ("learn.method", *(f"learn.{name}" for name in FUNCTIONS), "data.records", "data.prompts", "answers")
+FUNCTIONS = ("losses", "divergences", "distributions", "policy_gradient", "responses", "rollouts")  # what methods share
+INTERFACE = ("training.method", *(f"training.{name}" for name in FUNCTIONS), "data.records", "data.prompts", "answers")
 BASELINE_MAY = tuple(f"{PACKAGE}.{name}" for name in INTERFACE)
-BASELINE_TYPES = {f"{PACKAGE}.learn.batching.Batch", f"{PACKAGE}.learn.batching.Group", f"{PACKAGE}.models.lm.LM"}
+BASELINE_TYPES = {f"{PACKAGE}.training.batching.Batch", f"{PACKAGE}.training.batching.Group", f"{PACKAGE}.models.lm.LM"}
 TASK_MAY = (f"{PACKAGE}.base", f"{PACKAGE}.data")
 HEAVY = {"torch", "transformers", "pandas", "lm_eval", "datasets", "vllm", "accelerate", "scipy"}
 AUTHORS_MACHINE = re.compile(r"(?<![\w.<}])/(?:work|workspace|opt|root|home/\w+|Users/\w+)/")
@@ -79,20 +83,20 @@ def inside(name: str, allowed: tuple[str, ...]) -> bool:
 
 
 def climbing(file: Path) -> list[str]:
-    """Imports of a core file that lead to a higher room, or to no room."""
+    """Imports of a core file that lead to a higher package, or to none."""
     home = file.relative_to(ROOT).parent.parts
-    floor = ROOMS.index(home[1]) if len(home) > 1 else len(ROOMS)
+    floor = PACKAGES.index(home[1]) if len(home) > 1 else len(PACKAGES)
     beside = {one.stem for one in (ROOT / PACKAGE).glob("*.py")} if len(home) == 1 else set()
-    allowed = {*ROOMS[: floor + 1], *beside, "__version__"}
+    allowed = {*PACKAGES[: floor + 1], *beside, "__version__"}
     return [name for name in ours(file, ".".join(home)) if (name.split(".") + [""])[1] not in allowed]
 
 
 def test_imports_see_relative_and_late_ones() -> None:
     tree = ast.parse(
-        "def f():\n    from ..report import board\n    from . import cell\n    import tinyllm_bench.cli.app"
+        "def f():\n    from ..leaderboard import board\n    from . import cell\n    import tinyllm_bench.cli.app"
     )
-    found = set(imports(tree, "tinyllm_bench.pipeline"))
-    assert found == {"tinyllm_bench.report.board", "tinyllm_bench.pipeline.cell", "tinyllm_bench.cli.app"}
+    found = set(imports(tree, "tinyllm_bench.run"))
+    assert found == {"tinyllm_bench.leaderboard.board", "tinyllm_bench.run.cell", "tinyllm_bench.cli.app"}
 
 
 @pytest.mark.parametrize("file", CORE, ids=label)
@@ -100,9 +104,9 @@ def test_core_imports_lead_downwards(file: Path) -> None:
     assert climbing(file) == []
 
 
-def test_every_folder_of_the_core_is_a_room() -> None:
+def test_every_folder_of_the_core_is_a_package() -> None:
     folders = {p.name for p in (ROOT / PACKAGE).iterdir() if p.is_dir() and p.name != "__pycache__"}
-    assert folders - {"baselines", "tasks"} == set(ROOMS)  # a wheel carries those two inside
+    assert folders - {"baselines", "tasks"} == set(PACKAGES)  # a wheel carries those two inside
 
 
 @pytest.mark.parametrize("file", [f for f in BASELINES if f.name != "__init__.py"], ids=label)

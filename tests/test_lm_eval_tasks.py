@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.evaluate import fakes
+from tests.evaluation import fakes
 from tinyllm_bench.base import plugins
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import READINGS, Reading, cut_context
 from tinyllm_bench.data.sources import Source, load_split
-from tinyllm_bench.evaluate import task_yaml
-from tinyllm_bench.evaluate.asking import Asked
-from tinyllm_bench.evaluate.runner import answer
+from tinyllm_bench.evaluation import task_yaml
+from tinyllm_bench.evaluation.request import Asked
+from tinyllm_bench.evaluation.runner import answer
 
 pytestmark = pytest.mark.slow
 
@@ -129,7 +129,7 @@ def test_prompts_and_options_are_exactly_those_of_training(name: str, reading: R
 def test_simple_evaluate_gives_the_same_answers_as_our_runner(reading: Reading, tiny_llama: Any) -> None:
     import lm_eval
 
-    from tinyllm_bench.evaluate.hf import hf_lm
+    from tinyllm_bench.evaluation.hf import hf_lm
 
     lm: Any = hf_lm(*tiny_llama, batch_size=8, device="cpu")
     records = load_split(SAMPLE, "obqa", "test")

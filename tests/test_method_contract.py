@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.learning import METHODS, FakeMethod, assert_close
 from tinyllm_bench.base import plugins
 from tinyllm_bench.data.prompts import Ask
-from tinyllm_bench.report.record import load_record
+from tinyllm_bench.leaderboard.record import load_record
 from tinyllm_bench.testing import MethodContract, method_contract
 
 globals().update({f"Test_{name}": method_contract(name) for name in plugins.names("method")})

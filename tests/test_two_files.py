@@ -19,7 +19,7 @@ CHECKS = (  # what looks at every method and every task by itself
     "tests/test_tasks_contract.py",
     "tests/test_lm_eval_tasks.py",
     "tests/test_architecture.py",
-    "tests/pipeline/test_request.py",
+    "tests/run/test_request.py",
     "tests/cli/test_app.py::test_lists",
     "tests/data/test_checks.py",
 )
@@ -33,11 +33,11 @@ from typing import TYPE_CHECKING
 
 from tinyllm_bench.data.prompts import LABEL, Ask
 from tinyllm_bench.data.records import Annotation, Example, TaskRecord
-from tinyllm_bench.learn.losses import channel_cross_entropy
-from tinyllm_bench.learn.method import Method, MethodConfig, Step, TeacherSignal, Term
+from tinyllm_bench.training.losses import channel_cross_entropy
+from tinyllm_bench.training.method import Method, MethodConfig, Step, TeacherSignal, Term
 
 if TYPE_CHECKING:
-    from tinyllm_bench.learn.batching import Batch
+    from tinyllm_bench.training.batching import Batch
     from tinyllm_bench.models.lm import LM
 
 
@@ -130,7 +130,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / "baselines" / f"{METHOD}.yaml").write_text("method: {weight: 2.0}\n")
     (copy / "tasks" / f"{TASK}.py").write_text(FACTS)
     (copy / "tasks" / "samples" / f"{TASK}.jsonl").write_text(sample())
-    made = python(copy, "-m", "tinyllm_bench.evaluate.task_yaml")
+    made = python(copy, "-m", "tinyllm_bench.evaluation.task_yaml")
     assert f"wrote {TASK}_cloze.yaml" in made and "wrote _group_native_mc.yaml" in made
     return copy
 

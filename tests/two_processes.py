@@ -14,8 +14,8 @@ from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
 from tests.learning import METHODS, gradients, make_groups, make_method, make_trainer
-from tinyllm_bench.learn.budget import Limit, make_plan
 from tinyllm_bench.testing.tiny_models import tiny_llama
+from tinyllm_bench.training.budget import Limit, make_plan
 
 
 def main() -> None:
@@ -66,10 +66,10 @@ def run_a_cell(folder: Path) -> None:
     """Annotate, train, predict and record with all processes; its folder is the cell's run."""
     from accelerate import PartialState
 
-    from tinyllm_bench.pipeline.cells import plan_cells
-    from tinyllm_bench.pipeline.predict import Engines
-    from tinyllm_bench.pipeline.request import Request
-    from tinyllm_bench.pipeline.run import run_cell
+    from tinyllm_bench.run.cell import plan_cells
+    from tinyllm_bench.run.predict import Engines
+    from tinyllm_bench.run.request import Request
+    from tinyllm_bench.run.stages import run_cell
     from tinyllm_bench.testing.tiny_models import saved
 
     state = PartialState()

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base.config import as_assignments
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.pipeline.cells import Cell, plan_cells
-from tinyllm_bench.pipeline.matrix import Watch, run_matrix
-from tinyllm_bench.pipeline.request import Request, split_names
-from tinyllm_bench.pipeline.run import Outcome
-from tinyllm_bench.report.compare import Report
-from tinyllm_bench.report.compare import compare as compare_pairs
-from tinyllm_bench.report.compare_sides import find_pairs, pair_of
-from tinyllm_bench.report.record import RunRecord
-from tinyllm_bench.report.record import load_record as load_record
+from tinyllm_bench.leaderboard.compare import Report
+from tinyllm_bench.leaderboard.compare import compare as compare_pairs
+from tinyllm_bench.leaderboard.compare_sides import find_pairs, pair_of
+from tinyllm_bench.leaderboard.record import RunRecord
+from tinyllm_bench.leaderboard.record import load_record as load_record
+from tinyllm_bench.run.cell import Cell, plan_cells
+from tinyllm_bench.run.request import Request, split_names
+from tinyllm_bench.run.runner import Watch, run_matrix
+from tinyllm_bench.run.stages import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,14 +54,14 @@ class Result:
         return self.runs_dir / record.run_id
 
     def table(self) -> "pd.DataFrame":
-        """One line a run; see `report.frames.runs_frame`."""
-        from tinyllm_bench.report.frames import runs_frame
+        """One line a run; see `leaderboard.frames.runs_frame`."""
+        from tinyllm_bench.leaderboard.frames import runs_frame
 
         return runs_frame(self.records)
 
     def board(self, folder: str | Path) -> Path:
         """Put the records on a board and build it; returns its `README.md`."""
-        from tinyllm_bench.report.board import board_add, board_build
+        from tinyllm_bench.leaderboard.board import board_add, board_build
 
         board_add([self.folder(record) for record in self.records], Path(folder), replace=True)
         return board_build(Path(folder))

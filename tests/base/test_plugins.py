@@ -20,7 +20,7 @@ from tinyllm_bench.models.specs import parse_spec
 
 BROKEN = {
     "has a strange config": (
-        "from tinyllm_bench.learn.method import Method\nclass METHOD(Method):\n    paper = 'none'\n    Config = dict\n"
+        "from tinyllm_bench.training.method import Method\nclass METHOD(Method):\n    paper = 'none'\n    Config = dict\n"
         "    def examples(self, record, annotations, ask): return []\n"
         "    def loss(self, batch, student, teacher, step): return []",
         "its Config is no subclass of MethodConfig",
@@ -30,12 +30,12 @@ BROKEN = {
     "is no class": ("METHOD = 5", "a method is a subclass of .*Method, not 5"),
     "holds nothing": ("OTHER = 1", "has no attribute 'METHOD'"),
     "lacks a loss": (
-        "from tinyllm_bench.learn.method import Method\nclass METHOD(Method):\n    paper = 'none'\n"
+        "from tinyllm_bench.training.method import Method\nclass METHOD(Method):\n    paper = 'none'\n"
         "    def examples(self, record, annotations, ask): return []",
         "it lacks loss",
     ),
     "lacks its paper": (
-        "from tinyllm_bench.learn.method import Method\nclass METHOD(Method):\n"
+        "from tinyllm_bench.training.method import Method\nclass METHOD(Method):\n"
         "    def examples(self, record, annotations, ask): return []\n"
         "    def loss(self, batch, student, teacher, step): return []",
         "it lacks paper",

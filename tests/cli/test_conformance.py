@@ -10,7 +10,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.cli.conformance import find_function, report_conformance
 
 LOSSES = """
-from tinyllm_bench.learn.conformance_ours import ours
+from tinyllm_bench.training.conformance_ours import ours
 
 SETTING = 3
 

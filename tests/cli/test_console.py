@@ -7,7 +7,7 @@ import pytest
 
 from tests.cli.watched import Clock, Done, cell
 from tinyllm_bench.cli.console import Console, describe, on_terminal
-from tinyllm_bench.learn.outcome import Look
+from tinyllm_bench.training.result import Look
 
 STEP = {"step": 3, "steps": 8, "loss": 1.23456, "by_channel": {}, "tokens": 12345}
 

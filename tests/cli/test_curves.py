@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.cli.conftest import Call
-from tests.report.test_curves import write_run
+from tests.leaderboard.test_curves import write_run
 
 
 def test_it_prints_and_draws_every_run_of_a_folder(call: Call, tmp_path: Path) -> None:

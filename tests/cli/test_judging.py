@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Call
-from tinyllm_bench.report.verdicts import refutations_of, tier_of
+from tinyllm_bench.leaderboard.verdicts import refutations_of, tier_of
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.conftest import Call
 from tests.packages import METHOD, REPORTER, TEACHER, Site, forget, installing
-from tinyllm_bench.report.record import load_record
+from tinyllm_bench.leaderboard.record import load_record
 
 DRY = ("run", "--task", "obqa", "--no-anchors", "--dry-run")
 

@@ -8,8 +8,8 @@ import pytest
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.cli.quality import report_teachers
 from tinyllm_bench.data.sources import Source
-from tinyllm_bench.teach.quality import replayed_reports
-from tinyllm_bench.teach.quality_report import TeacherReport
+from tinyllm_bench.teachers.quality import replayed_reports
+from tinyllm_bench.teachers.quality_report import TeacherReport
 
 
 @pytest.fixture(scope="module")

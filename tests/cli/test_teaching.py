@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.teach.test_cache import WISHES, FakeWriter, fill
+from tests.teachers.test_cache import WISHES, FakeWriter, fill
 from tinyllm_bench.cli.teaching import import_texts, pack_texts, show_texts
-from tinyllm_bench.teach.cache import TextCache, texts_folder
+from tinyllm_bench.teachers.cache import TextCache, texts_folder
 
 IDENTITY = {"model": "a model", "chat": "auto"}
 

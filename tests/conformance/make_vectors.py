@@ -14,7 +14,7 @@ import mpmath
 
 from tests.conformance import references as ref
 
-FOLDER = Path(__file__).parents[2] / "tinyllm_bench" / "learn" / "vectors"
+FOLDER = Path(__file__).parents[2] / "tinyllm_bench" / "training" / "vectors"
 TOLERANCE = 1e-6  # so that a loss that works in float32 can pass; ours is held to 1e-9 by its test
 WILD = 40.0  # spread of logits at padded places: a leak cannot hide
 Call = dict[str, Any]

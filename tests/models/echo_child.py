@@ -1,4 +1,4 @@
-"""A child that does as it is told, for the tests of `models.child`."""
+"""A child that does as it is told, for the tests of `generation.worker`."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.models.child import serve
+from tinyllm_bench.generation.worker import serve
 
 
 def say(request: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tinyllm_bench.base.plugins import names
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import READINGS
 from tinyllm_bench.data.sources import load_split
-from tinyllm_bench.evaluate.hf import hf_lm, lm_eval_ids
+from tinyllm_bench.evaluation.hf import hf_lm, lm_eval_ids
 from tinyllm_bench.models.tokens import Encoder
 
 

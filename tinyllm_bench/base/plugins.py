@@ -10,10 +10,10 @@ A built-in method or task is a file, and the file's name is its name. Other peop
 
 What the objects are:
 
-- method: a class made from `learn.method.Method`. `<name>.yaml` beside its module holds its defaults, if it has any.
+- method: a class made from `training.method.Method`. `<name>.yaml` beside its module holds its defaults, if it has any.
 - task: a `data.records.TaskInfo` of that name. `samples/<name>.jsonl` beside its module holds its sample.
-- teacher: a function `(rest, settings) -> teach.writers.Writer`. Its name is a kind of spec: `teachers=[name:rest]`.
-- reporter: a function `(report.exports.BoardData) -> {file name: text}`, called whenever a board is built.
+- teacher: a function `(rest, settings) -> generation.requests.Writer`. Its name is a kind of spec: `teachers=[name:rest]`.
+- reporter: a function `(leaderboard.exports.BoardData) -> {file name: text}`, called whenever a board is built.
 
 One name has one owner: a built-in's is refused, and so is one that two plugins claim. A plugin that does not load, is
 of the wrong type or lacks something is told about in one warning and left out; asked for by name it is an error that
@@ -41,7 +41,7 @@ from tinyllm_bench.base.files import digest, digest_file
 KINDS = ("method", "task", "teacher", "reporter")
 VARIABLE = "TINYLLM_BENCH_PLUGINS"
 _HOMES = {"method": "tinyllm_bench.baselines", "task": "tinyllm_bench.tasks"}
-_TYPES = {"method": ("tinyllm_bench.learn.method", "Method"), "task": ("tinyllm_bench.data.records", "TaskInfo")}
+_TYPES = {"method": ("tinyllm_bench.training.method", "Method"), "task": ("tinyllm_bench.data.records", "TaskInfo")}
 _BROKEN = (Exception, SystemExit)  # what importing somebody's code may raise
 _importing: set[Path] = set()
 

@@ -36,7 +36,7 @@ from tinyllm_bench.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from tinyllm_bench.pipeline.request import Request
+    from tinyllm_bench.run.request import Request
 
 app = typer.Typer(
     name="tinyllm-bench",
@@ -189,7 +189,7 @@ def teachers_report(
     """Per teacher and task: accuracy, lengths, rejected texts by reason, agreement, some texts to read."""
     from tinyllm_bench.cli.console import Console
     from tinyllm_bench.cli.quality import report_teachers
-    from tinyllm_bench.pipeline.teacher_report import reports_of
+    from tinyllm_bench.run.teacher_report import reports_of
 
     with Console() as console:
         found = reports_of(request, report=console.event)
@@ -229,7 +229,7 @@ def teachers_info(
 @board_app.command("add")
 def board_add(runs: AddedRuns, board_dir: BoardFolder = Path("runs/board")) -> None:
     """Copy run records onto a board, and build it."""
-    from tinyllm_bench.report import board
+    from tinyllm_bench.leaderboard import board
 
     for path in board.board_add(runs, board_dir):
         typer.echo(f"added {path}")
@@ -239,7 +239,7 @@ def board_add(runs: AddedRuns, board_dir: BoardFolder = Path("runs/board")) -> N
 @board_app.command("build")
 def board_build(board_dir: BoardFolder = Path("leaderboards")) -> None:
     """Write the board's pages from its records."""
-    from tinyllm_bench.report import board
+    from tinyllm_bench.leaderboard import board
 
     typer.echo(f"board: {board.board_build(board_dir)}")
 
@@ -248,7 +248,7 @@ def board_build(board_dir: BoardFolder = Path("leaderboards")) -> None:
 def board_show(board_dir: BoardFolder = Path("runs/board")) -> None:
     """Print the board."""
     from tinyllm_bench.cli.console import terminal_width
-    from tinyllm_bench.report import board
+    from tinyllm_bench.leaderboard import board
 
     typer.echo(board.board_show(board_dir, width=terminal_width()))
 

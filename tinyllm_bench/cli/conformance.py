@@ -13,7 +13,7 @@ import typer
 from tinyllm_bench.base.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from tinyllm_bench.learn.conformance import Outcome
+    from tinyllm_bench.training.conformance import Outcome
 
 
 def report_conformance(against: str | None, *, as_json: bool = False) -> int:
@@ -23,7 +23,7 @@ def report_conformance(against: str | None, *, as_json: bool = False) -> int:
         UserError: the function cannot be found.
     """
     function = None if against is None else find_function(against)
-    from tinyllm_bench.learn.conformance import run_conformance
+    from tinyllm_bench.training.conformance import run_conformance
 
     outcomes = run_conformance(function)
     if as_json:

@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 def curves(runs: Runs, to: To = None) -> None:
     """Print training curves and draw them: train/curves.svg of each run, or all in one file."""
     from tinyllm_bench.base.files import write_text
-    from tinyllm_bench.report.curves import ASCII_BARS, BARS, curves_text, draw_run, drawing, read_curves
+    from tinyllm_bench.leaderboard.curves import ASCII_BARS, BARS, curves_text, draw_run, drawing, read_curves
 
     if to is not None and to.suffix != ".svg":
         raise UserError(f"--to {to}: the picture is an SVG; name a file that ends in .svg")
@@ -39,7 +39,7 @@ def curves(runs: Runs, to: To = None) -> None:
 
 def _trained(paths: list[Path]) -> list[Path]:
     """The runs among these folders and inside them that have trained something, each once."""
-    from tinyllm_bench.report.curves import METRICS
+    from tinyllm_bench.leaderboard.curves import METRICS
 
     inside = {path: sorted(one for one in path.glob("*") if (one / METRICS).is_file()) for path in paths}
     found = [one for path in paths for one in ([path] if (path / METRICS).is_file() else inside[path])]

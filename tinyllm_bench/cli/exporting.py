@@ -9,7 +9,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.cli.options import RunsDir
 
 if TYPE_CHECKING:
-    from tinyllm_bench.pipeline.export import Bundle
+    from tinyllm_bench.publish.export import Bundle
 
 Run = Annotated[str, typer.Argument(help="A run's folder, or its id in --runs-dir.")]
 To = Annotated[Path, typer.Option("--to", help="The folder to write; new or empty.")]
@@ -38,8 +38,8 @@ def export(
     dry_run: Dry = False,
 ) -> None:
     """Write a run's student with a model card, ready for transformers; --push sends it to the hub."""
-    from tinyllm_bench.pipeline import export as exports
-    from tinyllm_bench.pipeline import publish
+    from tinyllm_bench.publish import export as exports
+    from tinyllm_bench.publish import hub as publish
 
     if push is not None:
         publish.check_repo(push)

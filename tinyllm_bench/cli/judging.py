@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tinyllm_bench.pipeline.verify_run import Verification
+    from tinyllm_bench.audit.verify import Verification
 
 Side = Annotated[str, typer.Argument(help="A run's folder, a record's file, a board's folder, or a row's name.")]
 Place = Annotated[Path | None, typer.Option("--in", help="Where rows are: a board or runs; runs/board, else runs.")]
@@ -28,8 +28,8 @@ def register(app: typer.Typer) -> None:
 @protocol_app.command("diff")
 def protocol_diff(a: Side, b: Side, place: Place = None, as_json: AsJson = False) -> int:
     """Say in which fields the protocols of two results differ. Status 1 when they do."""
-    from tinyllm_bench.report.compare_sides import find_record
-    from tinyllm_bench.report.protocols import diff_text, differences
+    from tinyllm_bench.leaderboard.compare_sides import find_record
+    from tinyllm_bench.leaderboard.protocols import diff_text, differences
 
     first, second = (find_record(name, place) for name in (a, b))
     found = differences(first, second)
@@ -51,9 +51,9 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two runs, two rows or two boards, question by question."""
-    from tinyllm_bench.report.compare import compare as compare_pairs
-    from tinyllm_bench.report.compare_sides import find_pairs
-    from tinyllm_bench.report.compare_text import report_data, report_text
+    from tinyllm_bench.leaderboard.compare import compare as compare_pairs
+    from tinyllm_bench.leaderboard.compare_sides import find_pairs
+    from tinyllm_bench.leaderboard.compare_text import report_data, report_text
 
     report = compare_pairs(find_pairs(a, b, place=place, student=student))
     if as_json:
@@ -72,10 +72,10 @@ def verify(
     as_json: AsJson = False,
 ) -> int:
     """Score stored predictions again and check a record, without a GPU. Status 1 when something does not hold."""
+    from tinyllm_bench.audit.verify import keep_verdict
+    from tinyllm_bench.audit.verify import verify as verify_one
     from tinyllm_bench.base.errors import UserError
-    from tinyllm_bench.pipeline.verify_run import keep_verdict
-    from tinyllm_bench.pipeline.verify_run import verify as verify_one
-    from tinyllm_bench.report.verdicts import record_paths
+    from tinyllm_bench.leaderboard.verdicts import record_paths
 
     found = record_paths(paths)
     if refute is not None:
@@ -95,7 +95,7 @@ def verify(
 
 
 def _refute(paths: list[Path], reason: str, by: str | None) -> int:
-    from tinyllm_bench.report.verdicts import refutation_file, refute
+    from tinyllm_bench.leaderboard.verdicts import refutation_file, refute
 
     for path in paths:
         said = refute(path, reason, by=by)
@@ -104,7 +104,7 @@ def _refute(paths: list[Path], reason: str, by: str | None) -> int:
 
 
 def _text(found: "Verification", kept: Path | None) -> str:
-    from tinyllm_bench.report.verdicts import refutations_of
+    from tinyllm_bench.leaderboard.verdicts import refutations_of
 
     if not found.ok:
         count = len(found.problems)

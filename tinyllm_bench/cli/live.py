@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyllm_bench.cli.progress import Progress, Row, about_text, clock_text
-from tinyllm_bench.report.curves import ASCII_BARS, BARS, sparkline
+from tinyllm_bench.leaderboard.curves import ASCII_BARS, BARS, sparkline
 
 WIDE = 120  # columns from which bars, losses and rates have room in the table
 _WORDS = {"annotate": "annotating", "train": "training", "predict": "asking"}

@@ -14,7 +14,7 @@ from tinyllm_bench.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from tinyllm_bench.pipeline.request import Request
+    from tinyllm_bench.run.request import Request
 
 Detect = Annotated[
     float | None, typer.Option("--detect", help="A difference in points: how many seeds and questions it needs.")
@@ -41,8 +41,8 @@ def plan(
     """Say what `run` with the same arguments will cost: tokens, time, memory, disk, money; nothing is spent."""
     from tinyllm_bench.base.errors import UserError
     from tinyllm_bench.cli.plan_text import plan_text
-    from tinyllm_bench.pipeline.plan_power import share_of
-    from tinyllm_bench.pipeline.plan_request import plan_request
+    from tinyllm_bench.preflight.plan import plan_request
+    from tinyllm_bench.preflight.power import share_of
 
     if price is not None and price < 0:
         raise UserError(f"--price {price:g}: US dollars an hour, 0 or more")

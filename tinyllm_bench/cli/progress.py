@@ -83,7 +83,7 @@ class Row:
 
 
 class Progress:
-    """All cells of a request. The calls are those of `pipeline.matrix.Watch`; `clock` tells seconds.
+    """All cells of a request. The calls are those of `run.runner.Watch`; `clock` tells seconds.
 
     Args:
         cells: The cells, in the order in which they run.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from tinyllm_bench.teach.quality_report import Row, Shown, TeacherReport
+    from tinyllm_bench.teachers.quality_report import Row, Shown, TeacherReport
 
 _SHOWN_CHARACTERS = 100
 
@@ -24,7 +24,7 @@ def report_teachers(reports: "Sequence[TeacherReport]", *, as_json: bool, page: 
     if as_json:
         typer.echo(json.dumps([report.model_dump(mode="json") for report in reports], indent=1, ensure_ascii=False))
         return
-    from tinyllm_bench.teach.quality_report import by_task
+    from tinyllm_bench.teachers.quality_report import by_task
 
     texts = [_task_text(task, found) for task, found in by_task(reports).items()]
     typer.echo("\n".join(texts) or "no texts to report on")
@@ -35,7 +35,7 @@ def report_teachers(reports: "Sequence[TeacherReport]", *, as_json: bool, page: 
 def _write_page(reports: "Sequence[TeacherReport]", page: Path) -> None:
     from tinyllm_bench.base.errors import UserError
     from tinyllm_bench.base.files import write_text
-    from tinyllm_bench.teach.quality_page import quality_page
+    from tinyllm_bench.teachers.quality_page import quality_page
 
     if page.is_dir():
         raise UserError(f"{page} is a folder; name the page's file, such as {page / 'teachers.html'}")
@@ -46,7 +46,7 @@ def _write_page(reports: "Sequence[TeacherReport]", page: Path) -> None:
 
 
 def _task_text(task: str, reports: "Sequence[TeacherReport]") -> str:
-    from tinyllm_bench.teach.quality_report import agreement_lines, figure_rows, filter_rows
+    from tinyllm_bench.teachers.quality_report import agreement_lines, figure_rows, filter_rows
 
     teachers = [report.teacher for report in reports]
     shown = [_sample_line(report.teacher, sample) for report in reports for sample in report.samples]

@@ -31,10 +31,10 @@ def reproduce(
     reported: Annotated[Path | None, typer.Option("--reported", help="Folder of reported values.")] = None,
 ) -> int:
     """Run a paper's table again; each cell gets the paper's value, ours, and a verdict."""
+    from tinyllm_bench.audit import reproduce as tables
     from tinyllm_bench.cli.running import run_cells
-    from tinyllm_bench.pipeline import reproduce as tables
-    from tinyllm_bench.pipeline.cells import plan_cells
-    from tinyllm_bench.report.reported_files import load_reported, reported_folder
+    from tinyllm_bench.leaderboard.reported_files import load_reported, reported_folder
+    from tinyllm_bench.run.cell import plan_cells
 
     if published and corrected:
         raise UserError("--as-published and --as-corrected: give one of them")

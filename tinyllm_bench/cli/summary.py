@@ -9,12 +9,12 @@ import typer
 
 from tinyllm_bench.cli.console import terminal_width
 from tinyllm_bench.cli.progress import Row
-from tinyllm_bench.report.tables import Cells, duration, percent, text_table
-from tinyllm_bench.report.terminal import filled
+from tinyllm_bench.leaderboard.tables import Cells, duration, percent, text_table
+from tinyllm_bench.leaderboard.terminal import filled
 
 if TYPE_CHECKING:
-    from tinyllm_bench.pipeline.matrix import Matrix
-    from tinyllm_bench.report.record import RunRecord
+    from tinyllm_bench.leaderboard.record import RunRecord
+    from tinyllm_bench.run.runner import Matrix
 
 COLUMNS = 80  # what is no table is broken here where no terminal says how wide it is
 
@@ -74,7 +74,7 @@ def _accuracy(record: "RunRecord") -> str:
 
 
 def _show_board(folders: Sequence[Path], board: Path) -> None:
-    from tinyllm_bench.report.board import board_add, board_build, board_show
+    from tinyllm_bench.leaderboard.board import board_add, board_build, board_show
 
     board_add(folders, board, replace=True)
     board_build(board)

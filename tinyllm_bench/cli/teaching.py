@@ -9,8 +9,8 @@ import typer
 
 def pack_texts(teachers: Sequence[str], to: Path) -> None:
     """Write the kept texts of teachers (short names or folders) into one file."""
-    from tinyllm_bench.report.public import machine_paths
-    from tinyllm_bench.teach.packs import pack
+    from tinyllm_bench.leaderboard.public import machine_paths
+    from tinyllm_bench.teachers.text_files import pack
 
     header = pack(teachers, to, private=machine_paths)
     names = ", ".join(f"{one.name} ({one.texts})" for one in header.teachers)
@@ -19,7 +19,7 @@ def pack_texts(teachers: Sequence[str], to: Path) -> None:
 
 def import_texts(file: Path) -> None:
     """Add the texts of a pack to the cache."""
-    from tinyllm_bench.teach.packs import import_pack
+    from tinyllm_bench.teachers.text_files import import_pack
 
     header, new = import_pack(file)
     names = ", ".join(one.name for one in header.teachers)
@@ -28,7 +28,7 @@ def import_texts(file: Path) -> None:
 
 def show_texts(what: str | Path | None, *, as_json: bool) -> None:
     """Describe a pack, a teacher's kept texts, or those of all teachers (None)."""
-    from tinyllm_bench.teach.packs import info
+    from tinyllm_bench.teachers.text_files import info
 
     rows = info(what)
     if as_json:

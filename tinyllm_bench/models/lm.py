@@ -21,7 +21,7 @@ PerChunk = Callable[[Tensor, slice], Tensor]
 
 
 class HasPositions(Protocol):
-    """What `LM.forward` reads of a batch; `learn.batching.Batch` tells what each means."""
+    """What `LM.forward` reads of a batch; `training.batching.Batch` tells what each means."""
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor

@@ -13,9 +13,6 @@ import yaml
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import Ask
-from tinyllm_bench.learn.batching import Collator, Group
-from tinyllm_bench.learn.budget import make_plan
-from tinyllm_bench.learn.method import Method, Step, Term
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.testing.tiny_models import tiny_llama, tiny_t5
 from tinyllm_bench.testing.training import (
@@ -30,6 +27,9 @@ from tinyllm_bench.testing.training import (
     sample_annotations,
     sample_records,
 )
+from tinyllm_bench.training.batching import Collator, Group
+from tinyllm_bench.training.budget import make_plan
+from tinyllm_bench.training.method import Method, Step, Term
 
 FAMILIES = {"decoder-only": tiny_llama, "encoder-decoder": tiny_t5}
 families = pytest.mark.parametrize("family", FAMILIES)

@@ -15,15 +15,15 @@ from tinyllm_bench.base.plugins import load_method
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.data.sources import Source, load_rationales, load_split
-from tinyllm_bench.learn.batching import Group, collator_of
-from tinyllm_bench.learn.budget import Plan, make_plan
-from tinyllm_bench.learn.layout import Layout
-from tinyllm_bench.learn.method import Method
-from tinyllm_bench.learn.signals import InMemoryTeacher
-from tinyllm_bench.learn.trainer import TrainConfig, Trained, Trainer
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoder
 from tinyllm_bench.testing.tiny_models import tiny_llama, tiny_t5
+from tinyllm_bench.training.batching import Group, collator_of
+from tinyllm_bench.training.budget import Plan, make_plan
+from tinyllm_bench.training.layout import Layout
+from tinyllm_bench.training.method import Method
+from tinyllm_bench.training.teacher_signals import InMemoryTeacher
+from tinyllm_bench.training.trainer import TrainConfig, Trained, Trainer
 
 SAMPLE = Source("sample")
 TEACHERS = ("terse", "stepwise")

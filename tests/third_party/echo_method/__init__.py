@@ -1,8 +1,8 @@
 """A third party's method: the student learns to repeat the answer twice."""
 
 from tinyllm_bench.data.prompts import LABEL
-from tinyllm_bench.learn.losses import channel_cross_entropy
-from tinyllm_bench.learn.method import Method, MethodConfig, Term
+from tinyllm_bench.training.losses import channel_cross_entropy
+from tinyllm_bench.training.method import Method, MethodConfig, Term
 
 
 class EchoConfig(MethodConfig):

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from tinyllm_bench.data.prompts import LABEL, Ask
 from tinyllm_bench.data.records import Annotation, Example, TaskRecord
-from tinyllm_bench.learn.losses import PerPosition, channel_sums, cross_entropy_of
-from tinyllm_bench.learn.method import (
+from tinyllm_bench.training.losses import PerPosition, channel_sums, cross_entropy_of
+from tinyllm_bench.training.method import (
     Method,
     MethodConfig,
     Needs,
@@ -40,8 +40,8 @@ from tinyllm_bench.learn.method import (
 )
 
 if TYPE_CHECKING:
-    from tinyllm_bench.learn.batching import Batch
     from tinyllm_bench.models.lm import LM
+    from tinyllm_bench.training.batching import Batch
 
 __all__ = ["ToDi", "ToDiConfig", "todi_N"]
 

@@ -1,0 +1,126 @@
+"""A paper's table run again: what is run, how a cell is judged, and what the page says."""
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.run.runs import run_all
+from tinyllm_bench.audit import reproduce as tables
+from tinyllm_bench.base import plugins
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.leaderboard.record import load_record
+from tinyllm_bench.leaderboard.reported import reported_value
+from tinyllm_bench.leaderboard.reported_files import load_reported, reported_folder
+from tinyllm_bench.leaderboard.rows import Lift
+from tinyllm_bench.leaderboard.stats.intervals import Estimate
+from tinyllm_bench.run.cell import plan_cells
+
+pytestmark = pytest.mark.slow
+
+REPORTED = load_reported(reported_folder())
+NAMES = tables.reproductions()
+every_table = pytest.mark.parametrize("name", NAMES)
+
+
+def estimate(low: float, high: float) -> Estimate:
+    return Estimate((low + high) / 2, low, high, None, 0.01, 10.0, "test", "test")
+
+
+def lift(low: float, high: float) -> Lift:
+    return Lift((low + high) / 2, low, high)
+
+
+@every_table
+def test_a_table_names_what_is_there(name: str) -> None:
+    found = tables.load_reproduction(name)
+    assert set(found.methods) <= set(plugins.names("method")) and set(found.tasks) <= set(plugins.names("task"))
+    assert {found.table, *found.beside} <= {table.id for table in REPORTED.tables}
+    assert found.floor in found.methods
+    for how in ("as_published", "as_corrected"):
+        assert found.mode(how).deviations  # type: ignore[arg-type]
+
+
+def test_an_unknown_table_or_task_is_refused() -> None:
+    with pytest.raises(UserError, match=f"Did you mean '{NAMES[0]}'"):
+        tables.load_reproduction(f"{NAMES[0]}x")
+    found = tables.load_reproduction("tinyllm")
+    asked: dict[str, Any] = {"settings": (), "seeds": 1, "runs": Path("runs")}
+    with pytest.raises(UserError, match="this table has obqa, arc"):
+        tables.request_of(found, "as_corrected", "cpu", tasks=("svamp",), **asked)
+    with pytest.raises(UserError, match="cpu or paper"):
+        tables.request_of(found, "as_corrected", "modern", tasks=(), **asked)
+
+
+@pytest.mark.parametrize(
+    ("paper", "low", "high", "verdict"),
+    [
+        (0.50, 0.48, 0.55, "reproduced"),
+        (0.50, 0.30, 0.60, "underpowered"),
+        (0.50, 0.51, 0.60, "not reproduced"),
+        (None, 0.4, 0.6, "not judged"),
+    ],
+)
+def test_verdicts_of_values(paper: float | None, low: float, high: float, verdict: str) -> None:
+    assert tables.of_value(paper, estimate(low, high)) == verdict
+    assert tables.of_value(paper, None) == "not run"
+
+
+@pytest.mark.parametrize(
+    ("paper", "low", "high", "verdict"),
+    [
+        (0.06, 0.01, 0.09, "reproduced"),
+        (0.06, -0.03, 0.09, "underpowered"),
+        (0.06, -0.08, 0.02, "not reproduced"),
+        (0.06, 0.07, 0.12, "not reproduced"),
+        (-0.04, -0.06, -0.01, "reproduced"),
+        (0.0, -0.02, 0.02, "underpowered"),
+    ],
+)
+def test_verdicts_of_gains(paper: float, low: float, high: float, verdict: str) -> None:
+    assert tables.of_gain(paper, lift(low, high)) == verdict
+    assert tables.of_gain(None, lift(low, high)) == tables.of_gain(paper, Lift(why_not="other budget")) == "not judged"
+    assert tables.of_gain(paper, None) == "not run"
+
+
+@pytest.mark.parametrize("how", ["as_published", "as_corrected"])
+def test_a_table_is_run_judged_and_written(how: Any, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    found = tables.load_reproduction("tinyllm")
+    small = (
+        *(f"student.model=dir:{tiny_llama_dir}", "data.source=sample", "backend.engine=hf", "eval.max_new_tokens=4"),
+        *("teachers=[replay:sample#terse,replay:sample#stepwise]", "budget.student_tokens=9000"),
+        *("data.markers={}", "train.look_every=20", "train.batch_records=1", "train.learning_rate=1e-3"),
+    )
+    request = tables.request_of(
+        found, how, "cpu", tasks=("obqa",), settings=small, seeds=1, runs=tmp_path / "reproduce"
+    )
+    cells = plan_cells(request)[1]
+    outcomes = run_all(cells, request.runs)
+    records = [load_record(outcome.folder) for outcome in outcomes]
+    published = how == "as_published"
+    for record in records:
+        assert record.training and record.selected_on == ("test" if published else "valid")
+        assert record.test_looks == (1 + len(record.training.looks) if published else 1)
+        assert ("to the letter" in record.protocol["metric"]) == published
+        assert any("selected on the test split" in note for note in record.notes) == published
+    steps = [look.step for look in records[0].training.looks]  # type: ignore[union-attr]
+    assert steps[:-1] == list(range(20, 20 * len(steps), 20))
+    judged = tables.judge(found, records, REPORTED, ("obqa",), own_student=False)
+    assert [(one.method, one.task) for one in judged] == [("finetune", "obqa"), ("tinyllm", "obqa")]
+    assert judged[0].paper == pytest.approx(0.416) and judged[0].verdict == "not judged"
+    assert judged[0].gain is not None and judged[0].gain.why_not == "floor"
+    assert judged[1].paper_gain == pytest.approx(0.06) and judged[1].gain is not None
+    text = tables.table_text(found, how, judged, REPORTED, preset="cpu", student="tiny", own=False)
+    page = tables.write_page(request.runs, found.name, how, text)
+    assert page.read_text() == text and text.startswith("# TinyLLM's main table")
+    assert "CPU scale with another student (tiny)" in text and "2602.01064" in text
+    assert all(deviation in text for deviation in found.mode(how).deviations)
+
+
+def test_the_paper_s_own_student_is_known_by_its_spec() -> None:
+    found = tables.load_reproduction("tinyllm")
+    assert tables.is_papers(REPORTED, "hf:google/flan-t5-small", found)
+    assert not tables.is_papers(REPORTED, "bundled:smollm2-135m", found)
+    value = reported_value(REPORTED, method="tinyllm", task="obqa", student=found.paper_student, table=found.table)
+    assert value is not None and value.value == Decimal("47.60")

@@ -1,0 +1,383 @@
+"""`verify` accepts what really ran, and names what was changed: ten ways of tampering with three kinds of cells.
+
+Each change is made as well as a cheat could make it: digests, counts, the ledger and the protocol's hash are written
+again, so that only the thing itself can give it away.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.audit.forged import Forged
+from tests.run.runs import cells_of, one_cell, quick, run_all
+from tinyllm_bench.audit import verify_answers
+from tinyllm_bench.audit.verify import Verification, keep_verdict, verify
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import write_json
+from tinyllm_bench.leaderboard.record import RECORD_FILE, load_record, protocol_hash, save_record
+from tinyllm_bench.leaderboard.verdicts import tier_of, verdict_file, verdict_of
+from tinyllm_bench.run.predict import predictions_digest
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("backend.engine=hf", "eval.valid_limit=4", "train.looks=[1.0]")
+PATHS = ("teachers=[replay:sample#stepwise]", "method.max_new_tokens=12", "method.n_cot=2", "method.n_pot=2")
+CELLS = ("mc", "gen", "paths")
+
+
+@pytest.fixture(scope="module")
+def made(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One finished run of each kind, the folders of the trainings beside it, and a second seed of the first."""
+    runs = tmp_path_factory.mktemp("runs")
+    by_paths: dict[str, Any] = {"method": "mixed_distillation", "tasks": ("svamp",)}
+    cells = [
+        one_cell(tiny_llama_dir, *SMALL, "eval.reading=mc", runs=runs),
+        one_cell(tiny_llama_dir, *SMALL, "eval.reading=gen", "eval.max_new_tokens=8", runs=runs),
+        one_cell(tiny_llama_dir, *SMALL, *PATHS, "eval.limit=6", runs=runs, **by_paths),
+    ]
+    seeds = ("eval.reading=mc",), ("eval.reading=gen", "eval.max_new_tokens=8")
+    others = [cells_of(quick(tiny_llama_dir, *SMALL, *one, seeds=2, runs=runs))[1] for one in seeds]
+    others.append(
+        one_cell(tiny_llama_dir, *SMALL, *PATHS, "eval.limit=6", "method.policy=single_pot", runs=runs, **by_paths)
+    )
+    folders = [outcome.folder for outcome in run_all([*cells, *others], runs)]
+    return dict(zip((*CELLS, *(f"other {kind}" for kind in CELLS)), folders, strict=True))
+
+
+def texts(found: Verification) -> str:
+    return "\n".join(problem.text for problem in found.problems)
+
+
+@pytest.fixture(params=CELLS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def forged(made: dict[str, Path], kind: str, tmp_path: Path) -> Forged:
+    return Forged(made[kind], tmp_path / "runs")
+
+
+# --- what really ran --------------------------------------------------------------------------------------------------
+
+
+def test_a_real_run_is_re_scored(made: dict[str, Path], kind: str) -> None:
+    found = verify(made[kind])
+    assert texts(found) == "" and found.ok and found.tier == "re-scored"
+    assert {"score", "protocol", "training and budget", "looks at the test split"} <= set(found.checked)
+    assert found.not_checked == [], "the run id was worked out again, too"
+
+
+def test_a_sealed_copy_without_a_change_is_accepted(forged: Forged) -> None:
+    forged.seal()
+    assert texts(verify(forged.folder)) == ""
+
+
+def test_anchors_are_re_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    request = quick(tiny_llama_dir, "eval.reading=cloze", methods=("finetune",), runs=tmp_path)
+    cells = [cell for cell in cells_of(request, anchors=True) if cell.kind == "anchor"]
+    found = [verify(outcome.folder) for outcome in run_all(cells, tmp_path)]
+    assert [texts(one) for one in found] == [""] * 4
+    assert {one.tier for one in found} == {"re-scored"} and [one.not_checked for one in found] == [[]] * 4
+
+
+def test_exact_matches_and_looks_at_the_test_split_are_re_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    short = ("eval.reading=gen", "eval.max_new_tokens=4", "eval.match=exact")
+    cell = replace(one_cell(tiny_llama_dir, *SMALL, *short, runs=tmp_path), looks_at_test=True)
+    (outcome,) = run_all([cell], tmp_path)
+    found = verify(outcome.folder)
+    assert texts(found) == "" and found.not_checked == [] and load_record(outcome.folder).test_looks == 2
+
+
+def test_named_answers_and_shared_passages_are_re_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    short = ("eval.reading=gen", "eval.max_new_tokens=4")
+    cell = one_cell(tiny_llama_dir, *SMALL, *short, tasks=("bioasq",), runs=tmp_path / "runs")
+    (outcome,) = run_all([cell], tmp_path / "runs")
+    assert "macro_f1" in (load_record(outcome.folder).secondary) and texts(verify(outcome.folder)) == ""
+    forged = Forged(outcome.folder, tmp_path / "forged")
+    forged.record["secondary"]["macro_f1"] = 0.99
+    forged.record["clusters"] = [0] * len(forged.record["items"])
+    forged.write()
+    said = texts(verify(forged.folder))
+    assert "secondary.macro_f1 is 0.99; expected" in said and "clusters is (0, 0" in said
+    forged = Forged(outcome.folder, tmp_path / "other")
+    # A wrong answer stays wrong by a gold number that no answer has: only the data knows better.
+    place = next(place for place, (_, _, flag) in enumerate(forged.record["items"]) if not flag)
+    forged.record["gold"][place] = 7
+    del forged.record["secondary"]["macro_f1"]
+    forged.write()
+    assert "gold is (" in texts(verify(forged.folder))
+
+
+@pytest.mark.parametrize("method", ["kd", "seqkd"])
+def test_runs_that_build_on_others_are_re_scored_with_their_run_id(
+    tiny_llama_dir: Path, tmp_path: Path, method: str
+) -> None:
+    teacher = (f"teacher.model=dir:{tiny_llama_dir}", "teacher.init={method: finetune, epochs: 1}")
+    init = "student.init={method: finetune, student_tokens: 600}"
+    short = ("annotations.engine=hf", "annotations.draw.max_new_tokens=4", "eval.limit=6", "data.train_limit=8")
+    cell = one_cell(tiny_llama_dir, *SMALL, *teacher, init, *short, method=method, runs=tmp_path)
+    (outcome,) = run_all([cell], tmp_path)
+    found = verify(outcome.folder)
+    assert texts(found) == "" and found.tier == "re-scored" and found.not_checked == []
+
+
+def test_paths_of_a_t5_and_of_two_students_are_re_scored(tiny_t5_dir: Path, tmp_path: Path) -> None:
+    changes = ("method.ensemble=true", "method.report_all=false", "eval.limit=6")
+    cell = one_cell(tiny_t5_dir, *SMALL, *PATHS, *changes, method="mixed_distillation", tasks=("svamp",), runs=tmp_path)
+    (outcome,) = run_all([cell], tmp_path)
+    found = verify(outcome.folder)
+    assert texts(found) == "" and found.tier == "re-scored" and found.not_checked == []
+    for folder in tmp_path.glob("mixed_distillation-training-*"):
+        shutil.rmtree(folder)
+    assert verify(outcome.folder).not_checked[0] == "training (its result.json is not at hand)"
+
+
+# --- ten ways of tampering --------------------------------------------------------------------------------------------
+
+
+def test_a_changed_prediction(forged: Forged, kind: str) -> None:
+    number = {"mc": 1, "gen": 1, "paths": "987654"}[kind]
+    wanted = {"mc": lambda one: one.answer != 1, "gen": lambda one: one.answer != 1, "paths": lambda one: True}
+    changed = forged.change(wanted[kind], answer=number, correct=False)
+    forged.seal()
+    assert f"{forged.file}: answer of {changed} is {number}; expected " in texts(verify(forged.folder))
+
+
+def test_a_changed_score(forged: Forged) -> None:
+    index = next(i for i, one in enumerate(forged.record["items"]) if not one[2])
+    was = forged.record["score"]["correct"]
+    answer = forged.record["items"][index][1]
+    forged.record["items"][index] = [forged.record["items"][index][0], 0 if answer is None else answer, 1]
+    forged.record["score"]["correct"] += 1
+    forged.record["score"]["unparsed" if answer is None else "wrong"] -= 1
+    forged.write()
+    said = texts(verify(forged.folder))
+    assert f"score.correct is {was + 1}; expected {was} from the stored predictions" in said
+    assert f"correct 1 for {forged.record['items'][index][0]}; expected answer" in said
+
+
+def test_a_changed_count(forged: Forged) -> None:
+    budget = forged.record["budget"]
+    was = budget["student_tokens"]
+    for key in ("student_tokens", "prompt_tokens"):
+        budget[key] -= 100
+    budget["tokens_per_second"] = round(budget["student_tokens"] / budget["train_seconds"], 2)
+    forged.write()
+    assert f"budget.student_tokens is {was - 100}; expected {was} from " in texts(verify(forged.folder))
+    forged.record["score"]["wrong"] += 1
+    forged.write()
+    n = forged.record["score"]["n"]
+    assert f"correct + wrong + unparsed = {n + 1}, but n = {n}" in texts(verify(forged.folder))
+
+
+def test_a_changed_digest(forged: Forged) -> None:
+    was = forged.record["predictions_digest"]
+    forged.record["predictions_digest"] = "0" * 64
+    forged.write()
+    said = texts(verify(forged.folder))
+    assert f"its predictions have digest {was[:12]}; expected 000000000000 as run.json says" in said
+
+
+def test_a_changed_protocol(forged: Forged) -> None:
+    forged.record["protocol"]["prompt_digest"] = "0" * 64
+    forged.write()
+    assert "protocol_hash is not the digest of protocol" in texts(verify(forged.folder))
+    forged.record["protocol_hash"] = protocol_hash(forged.record["protocol"])
+    forged.write()
+    assert "protocol.prompt_digest is 000000000000; expected " in texts(verify(forged.folder))
+
+
+def test_another_split(forged: Forged) -> None:
+    forged.predictions = [
+        replace(one, record_id=one.record_id.replace("/test/", "/valid/")) for one in forged.predictions
+    ]
+    forged.seal()
+    said = texts(verify(forged.folder))
+    task = forged.record["task"]
+    assert f"all scored questions are of {task}'s test split" in said
+    assert f"items of the test split: {task}/test/" in said and "protocol.scored_ids_digest is" in said
+
+
+def test_another_seed(forged: Forged) -> None:
+    forged.record["seed"] = 1
+    forged.record["asked"]["seeds"] = 2
+    forged.write()
+    said = texts(verify(forged.folder))
+    assert f"run_id is {forged.folder.name}; expected " in said and "-s1-... (a run id begins with" in said
+
+
+def test_another_seed_with_its_run_id(forged: Forged) -> None:
+    forged.record["seed"], forged.record["asked"]["seeds"] = 1, 2
+    forged.record["run_id"] = forged.record["run_id"].replace("-s0-", "-s1-")
+    forged.write()
+    found = verify(forged.folder)
+    assert f"events.jsonl: tells of {forged.folder.name}; expected {forged.record['run_id']}" in texts(found)
+
+
+def test_a_duplicated_item(forged: Forged) -> None:
+    forged.predictions[1] = forged.predictions[0]
+    forged.write_predictions()
+    forged.record["predictions_digest"] = predictions_digest(forged.predictions)
+    forged.write()
+    said = texts(verify(forged.folder))
+    assert f"{forged.file}: {forged.predictions[0].record_id} stands twice; expected every item once" in said
+    forged.seal()
+    assert "distinct ids" in texts(verify(forged.folder))
+
+
+def test_a_missing_item(forged: Forged) -> None:
+    gone = forged.predictions.pop(2).record_id
+    forged.seal()
+    said = texts(verify(forged.folder))
+    assert f"{forged.file}: lacks 1 items of the test split: {gone}; expected none" in said
+    n = len(forged.predictions)
+    assert f"protocol.n is {n}; expected {n + 1}" in said
+
+
+def test_a_swapped_file(forged: Forged, made: dict[str, Path], kind: str) -> None:
+    (other,) = (made[f"other {kind}"] / "predictions").glob("*.zst")
+    shutil.copyfile(other, forged.file)
+    said = texts(verify(forged.folder))
+    assert f"{forged.file}: its predictions have digest" in said and "as run.json says" in said
+
+
+# --- more that is noticed ---------------------------------------------------------------------------------------------
+
+
+def test_changed_log_probabilities_texts_and_keys_are_noticed(made: dict[str, Path], tmp_path: Path) -> None:
+    ranked = Forged(made["mc"], tmp_path / "a")
+    best = max(ranked.predictions[0].option_logprobs)
+    ranked.change(lambda one: True, option_logprobs=(best, *[0.5] * 3))
+    ranked.seal()
+    assert "option_logprobs of" in texts(verify(ranked.folder))
+    written = Forged(made["gen"], tmp_path / "b")
+    text = replace(written.predictions[0].samples[0], text="(b)")
+    name = written.change(lambda one: True, samples=(text,), answer=0, correct=False)
+    written.seal()
+    assert f"answer of {name} is 0; expected 1, worked out again" in texts(verify(written.folder))
+    paths = Forged(made["paths"], tmp_path / "c")
+    said = paths.predictions[0].samples
+    (number,) = [i for i, one in enumerate(said) if one.channel == "pot" and not one.drawn]
+    program = replace(said[number], text="answer = 6 * 7", answer_key="41", executed=True)
+    name = paths.change(lambda one: True, samples=(*said[:number], program, *said[number + 1 :]))
+    paths.seal()
+    assert f"answer_key of text {number} (pot) of {name} is 41; expected 42" in texts(verify(paths.folder))
+    paths.change(lambda one: True, samples=said[1:])
+    paths.seal()
+    assert "texts (greedy, drawn) of" in texts(verify(paths.folder))
+
+
+def test_settings_looks_training_and_student_are_noticed(forged: Forged) -> None:
+    forged.record["test_looks"] = 7
+    forged.record["config"]["train"]["learning_rate"] = 1.0
+    forged.record["student"]["digest"] = "0" * 64
+    forged.record["training"]["last_loss"] = 0.25
+    forged.record["data"]["train_ids_digest"] = "0" * 64
+    forged.record["data"]["splits"]["test"]["digest"] = "0" * 64
+    forged.write()
+    said = texts(verify(forged.folder))
+    for expected in (
+        "test_looks is 7; expected 1 as ledger.jsonl says",
+        "config.train.learning_rate is 1.0; expected 0.003 as config.yaml says",
+        "student.digest is 000000000000; expected",
+        "data.train_ids_digest is 000000000000; expected",
+        "data.splits.test is",
+    ):
+        assert expected in said
+
+
+def test_a_record_alone_is_arithmetic_and_says_so(forged: Forged, tmp_path: Path) -> None:
+    place = save_record(load_record(forged.folder), tmp_path / "row.json")
+    found = verify(place)
+    assert found.ok and found.tier == "self-reported"
+    assert found.not_checked == ["everything but arithmetic (that needs the run's folder)"]
+    assert keep_verdict(found) is None and not verdict_file(place).exists()
+    forged.record["budget"]["tokens_per_second"] = 1.0
+    write_json(place, forged.record)
+    broken = verify(place)
+    assert "budget.tokens_per_second is 1.0; expected" in texts(broken)
+    assert keep_verdict(broken) == tmp_path / "row.verified" and tier_of(place) == "self-reported"
+
+
+def test_without_the_data_nothing_is_scored(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TINYLLM_BENCH_DATA", raising=False)
+    forged = Forged(made["mc"], tmp_path / "runs")
+    forged.record["sample"], forged.record["data"]["source"] = False, "release"
+    forged.write()
+    found = verify(forged.folder)
+    assert found.ok and found.tier == "self-reported"
+    assert found.not_checked[0].startswith("answers, score and protocol: the data is not at hand (data source")
+
+
+def test_what_this_machine_lacks_is_not_checked_and_no_problem(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise UserError("programs need the sandbox")
+
+    monkeypatch.setattr(verify_answers, "Sandbox", missing)
+    found = verify(made["paths"])
+    assert found.ok and found.tier == "self-reported"
+    assert found.not_checked == ["answers and score (programs need the sandbox)"]
+    forged = Forged(made["mc"], tmp_path / "runs")
+    settings = (forged.folder / "config.yaml").read_text()
+    (forged.folder / "config.yaml").write_text(settings.replace("model: dir:", "model: dir:/nowhere"))
+    assert "the digest in the run id (dir:/nowhere" in verify(forged.folder).not_checked[0]
+
+
+def test_broken_and_missing_files_are_named(forged: Forged) -> None:
+    forged.file.write_bytes(b"nothing")
+    (forged.folder / "ledger.jsonl").write_text("00000000\t{}\n")
+    (forged.folder / "config.yaml").unlink()
+    said = texts(verify(forged.folder))
+    assert f"{forged.file}: cannot be read; expected JSON lines" in said
+    assert "ledger.jsonl, line 1: checksum does not match" in said and "config file not found" in said
+    forged.file.unlink()
+    assert f"{forged.file}: missing; expected the predictions" in texts(verify(forged.folder))
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------
+
+
+def test_a_verdict_is_kept_and_belongs_to_the_record_s_content(forged: Forged) -> None:
+    kept = keep_verdict(verify(forged.folder), by="Someone\nElse")
+    assert kept == forged.folder / "verified.json" and tier_of(forged.folder) == "re-scored"
+    verdict = verdict_of(forged.folder)
+    assert verdict and verdict.by == "Someone Else" and verdict.parser_version and verdict.problems == ()
+    forged.record["notes"] = ["edited since"]
+    forged.write()
+    assert tier_of(forged.folder) == "self-reported" and verdict_of(forged.folder) is None
+    forged.record["seed"] = 1
+    forged.write()
+    keep_verdict(verify(forged.folder))
+    failed = verdict_of(forged.folder)
+    assert failed and not failed.ok and "run_id is" in failed.problems[0] and tier_of(forged.folder) == "self-reported"
+    assert str(forged.folder.parent) not in kept.read_text(), "no place on this machine"
+
+
+def test_a_second_run_of_the_cell_makes_it_re_run(made: dict[str, Path], tiny_llama_dir: Path, tmp_path: Path) -> None:
+    cell = one_cell(tiny_llama_dir, *SMALL, "eval.reading=mc", runs=tmp_path)
+    (outcome,) = run_all([cell], tmp_path)
+    second = json.loads((outcome.folder / RECORD_FILE).read_text())
+    second["created"] = "2030-01-01T00:00:00Z"  # both tests may run within one second
+    write_json(outcome.folder / RECORD_FILE, second)
+    found = verify(made["mc"], rerun=outcome.folder)
+    assert texts(found) == "" and found.tier == "re-run"
+    assert found.rerun and found.rerun.same_answers == found.rerun.n == 16
+    copy = verify(made["mc"], rerun=made["mc"])
+    assert "a copy; expected a second run of the cell" in texts(copy) and copy.tier == "self-reported"
+    other = verify(made["mc"], rerun=made["other mc"])
+    assert "seed is 1; expected 0" in texts(other)
+
+
+def test_a_path_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="file not found"):
+        load_record(tmp_path / "none")
+    assert "file not found" in texts(verify(tmp_path / "none"))

@@ -1,0 +1,158 @@
+"""Predictions through lm-eval: order, independence of chunks, shots, perfect and chance answers, refusals."""
+
+import logging
+import random
+from typing import Any
+
+import pytest
+
+from tests.evaluation import fakes
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.data.prompts import Ask
+from tinyllm_bench.data.records import READINGS, Reading
+from tinyllm_bench.data.sources import Source, load_split
+from tinyllm_bench.evaluation import runner
+from tinyllm_bench.evaluation.hf import hf_lm
+from tinyllm_bench.evaluation.request import Asked
+from tinyllm_bench.evaluation.runner import answer
+from tinyllm_bench.evaluation.scoring import score
+
+SAMPLE = Source(kind="sample")
+RECORDS = load_split(SAMPLE, "obqa", "test")
+IDS = tuple(record.id for record in RECORDS)
+
+
+def asked(reading: Reading, ids: tuple[str, ...] = IDS, **more: Any) -> Asked:
+    return Asked(**{"task": "obqa", "reading": reading, "split": "test", "ids": ids, "source": SAMPLE, **more})
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_perfect_model_scores_one_in_the_order_asked(reading: Reading) -> None:
+    ids = IDS[5:] + IDS[:5]
+    predictions = answer(fakes.perfect(RECORDS, reading), asked(reading, ids))
+    assert [p.record_id for p in predictions] == list(ids)
+    found = score(predictions, RECORDS)
+    assert (found.accuracy, found.unparsed, found.ties) == (1.0, 0, 0)
+    assert {p.parsed_by for p in predictions} == {
+        {"gen": "exact", "mc": "logprob", "cloze": "logprob_per_char"}[reading]
+    }
+
+
+def test_a_model_without_a_clue_scores_about_chance() -> None:
+    drawn = [score(answer(fakes.chance(seed), asked("cloze")), RECORDS).accuracy for seed in range(20)]
+    assert sum(drawn) / len(drawn) == pytest.approx(0.25, abs=0.09)  # 320 answers: three standard errors are 0.073
+
+
+def test_validation_goes_the_same_way() -> None:
+    valid = load_split(SAMPLE, "obqa", "valid")
+    request = asked("cloze", tuple(r.id for r in valid), split="valid")
+    assert score(answer(fakes.perfect(valid, "cloze"), request), valid).accuracy == 1.0
+
+
+def test_ties_take_the_first_option_and_are_counted() -> None:
+    lm = fakes.FakeLM(lambda _, text: -float(len(text) - 1))  # -1 per character for every option
+    predictions = answer(lm, asked("cloze"))
+    assert {p.answer for p in predictions} == {0}
+    assert score(predictions, RECORDS).ties == len(RECORDS)
+
+
+def test_what_cannot_be_read_is_unparsed() -> None:
+    predictions = answer(fakes.FakeLM(write=lambda _: " hm"), asked("gen"))
+    found = score(predictions, RECORDS)
+    assert found.unparsed == found.n == len(RECORDS)
+    assert predictions[0].samples[0].text == " hm" and predictions[0].samples[0].tokens is None
+
+
+def test_scores_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(UserError, match="diverge"):
+        answer(fakes.FakeLM(lambda *_: float("nan")), asked("mc"))
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_answers_do_not_depend_on_what_else_is_asked(reading: Reading, tiny_llama: Any) -> None:
+    lm = hf_lm(*tiny_llama, batch_size=4, device="cpu")
+    together = answer(lm, asked(reading, max_new_tokens=8))
+    apart = [
+        p
+        for start in (0, 3, 10)
+        for p in answer(lm, asked(reading, IDS[start : {0: 3, 3: 10, 10: 16}[start]], max_new_tokens=8))
+    ]
+    assert [p.record_id for p in apart] == [p.record_id for p in together]
+    for one, other in zip(together, apart, strict=True):
+        assert one.option_logprobs == pytest.approx(other.option_logprobs, abs=1e-4)
+        assert (one.answer, one.samples, one.stopped) == (other.answer, other.samples, other.stopped)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_shots_are_the_first_training_records_whoever_is_asked(reading: Reading) -> None:
+    lm = fakes.Recorder()
+    answer(lm, asked(reading, IDS[:2], shots=3))
+    answer(lm, asked(reading, IDS[7:8], shots=3))
+    ask, train = Ask(reading=reading), load_split(SAMPLE, "obqa", "train")
+    head = "".join(f"{ask.prompt(r)} {ask.label_target(r)}\n\n" for r in train[:3])
+    prompts = {args[0] for args in lm.asked}
+    assert prompts == {head + ask.prompt(record) for record in (RECORDS[0], RECORDS[1], RECORDS[7])}
+
+
+def test_long_texts_of_shots_are_cut() -> None:
+    lm = fakes.Recorder()
+    pubmed = load_split(SAMPLE, "pubmedqa", "test")
+    answer(lm, asked("mc", (pubmed[0].id,), task="pubmedqa", shots=1, shot_max_words=5, max_context_words=7))
+    shot, question = lm.asked[0][0].split("\n\n")
+    first = load_split(SAMPLE, "pubmedqa", "train")[0]
+    assert shot.startswith(" ".join(first.context.split()[-5:]) + "\n")
+    assert question.startswith(" ".join(pubmed[0].context.split()[-7:]) + "\n")
+
+
+def test_a_record_among_its_own_shots_is_noticed() -> None:
+    sample = {
+        "doc": {"id": "x", "prompt": "P", "options": ["a"], "target": 0, "choices": ["a"]},
+        "arguments": [("P a\n\nP", " a")],
+        "resps": [[(0.0, False)]],
+    }
+    with pytest.raises(AssertionError, match="own few-shot"):
+        runner._prediction(asked("mc", ("x",), shots=1), sample, {})
+
+
+def test_braces_and_spaces_in_a_question_reach_the_model_untouched() -> None:
+    from lm_eval.tasks import TaskManager
+
+    task = runner.build_task(asked("mc", IDS[:1]))
+    assert isinstance(runner._manager("obqa"), TaskManager)
+    odd = {"prompt": "{{ 7*7 }} {% if x %}  42 \n ", "options": ["{{a}}", " b "], "target": 1, "id": "i"}
+    assert task.doc_to_text(odd) == odd["prompt"] and task.doc_to_choice(odd) == odd["options"]
+    requests: Any = task.construct_requests(odd, task.fewshot_context(odd, 0))
+    assert [r.args for r in requests] == [(odd["prompt"], " {{a}}"), (odd["prompt"], "  b ")]
+
+
+def test_paper_style_and_other_markers() -> None:
+    lm = fakes.Recorder()
+    answer(lm, asked("cloze", IDS[:1], style="paper"))
+    assert lm.asked[0][0] == f"predict: Question: {RECORDS[0].question}"
+    lm = fakes.Recorder()
+    answer(lm, asked("cloze", IDS[:1], markers={"label": "\nA:"}))
+    assert lm.asked[0][0] == f"Question: {RECORDS[0].question}\nA:"
+
+
+def test_wrong_requests_are_refused() -> None:
+    with pytest.raises(UserError, match="no record 'obqa/test/nowhere'"):
+        answer(fakes.Recorder(), asked("mc", ("obqa/test/nowhere",)))
+    with pytest.raises(UserError, match="at least one id"):
+        asked("mc", ())
+    with pytest.raises(UserError, match="twice"):
+        asked("mc", IDS[:1] * 2)
+    with pytest.raises(UserError, match="few-shot"):
+        asked("mc", ("obqa/train/1",), split="train", shots=2)
+    with pytest.raises(UserError, match="unknown task"):
+        answer(fakes.Recorder(), asked("mc", task="obq"))
+
+
+def test_asking_is_quiet_and_leaves_random_numbers_and_logging_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    state, drawn = torch.random.get_rng_state(), random.getstate()
+    level = logging.getLogger("lm_eval").level
+    answer(fakes.perfect(RECORDS, "gen"), asked("gen"))
+    assert torch.equal(state, torch.random.get_rng_state()) and random.getstate() == drawn
+    assert logging.getLogger("lm_eval").level == level
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,372 @@
+"""Texts are written once, kept as they come, found again by what was asked, and never mixed up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from tests.teachers import cache_and_kill
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import append_checked, checked_line, locked, read_checked
+from tinyllm_bench.generation.requests import Failed, Sampling, Wish, Written
+from tinyllm_bench.teachers.cache import TextCache, text_key, texts_folder
+
+TEACHER = {"model": "a model", "chat": "auto"}
+WISHES = [Wish(f"Question {n}: where does a river end?\nAnswer:", Sampling(stop=("\n\n",)), 0) for n in range(40)]
+Answer = Written | Failed | BaseException
+
+
+class FakeWriter:
+    """Answers from a script by prompt, everything else with the prompt's second word; counts what it is asked."""
+
+    engine = "fake"
+
+    def __init__(self, script: Mapping[str, Answer] | None = None, batch: int = 8) -> None:
+        self.script, self.batch = script or {}, batch
+        self.asked: list[Wish] = []
+        self.opened = self.closed = 0
+
+    def __enter__(self) -> Self:
+        self.opened += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.closed += 1
+
+    def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
+        assert len(wishes) <= self.batch
+        for index, wish in reversed(list(enumerate(wishes))):
+            self.asked.append(wish)
+            answer = self.script.get(wish.prompt, Written(f"to the sea {wish.prompt.split()[1]}", 9, 4, "stop", 0.5))
+            if isinstance(answer, BaseException):
+                raise answer
+            yield index, answer
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> TextCache:
+    return TextCache(tmp_path / "a-model" / "0123456789abcdef", TEACHER)
+
+
+def fill(cache: TextCache, writer: Any, wishes: Sequence[Wish] = WISHES, **options: Any) -> dict[str, Any]:
+    options = {"on_error": "stop", "report": lambda event: None} | options
+    return cache.fill(wishes, lambda: writer, **options)  # type: ignore[return-value]
+
+
+def forbidden() -> Any:
+    raise AssertionError("the writer was made although nothing is missing")
+
+
+def a_shard(cache: TextCache) -> Path:
+    return max(cache.folder.glob("?.jsonl"), key=lambda file: file.stat().st_size)
+
+
+def rewrite(shard: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Edit a file's first row and give it a checksum that fits."""
+    rows = list(read_checked(shard))
+    change(rows[0])
+    shard.write_text("".join(checked_line(row) for row in rows))
+
+
+# --- writing and finding ----------------------------------------------------------------------------------------------
+
+
+def test_every_wish_gets_its_text_and_is_asked_once(cache: TextCache) -> None:
+    writer, events = FakeWriter(), list[Mapping[str, Any]]()
+    rows = fill(cache, writer, [*WISHES, *WISHES], report=events.append)
+    assert len(rows) == 40 == len(writer.asked) == len(set(writer.asked))
+    for wish in WISHES:
+        row = rows[text_key(TEACHER, wish)]
+        assert (row["prompt"], row["text"]) == (wish.prompt, f"to the sea {wish.prompt.split()[1]}")
+        assert row["sampling"]["stop"] == ["\n\n"]
+        assert (row["tokens_in"], row["tokens_out"], row["finish"], row["engine"]) == (9, 4, "stop", "fake")
+    assert (writer.opened, writer.closed) == (1, 1)
+    assert [event["annotated"] for event in events] == [*range(1, 41)] and events[-1]["of"] == 40
+
+
+def test_what_is_kept_is_not_asked_again_and_no_writer_is_made(cache: TextCache) -> None:
+    first = fill(cache, FakeWriter())
+    again = cache.fill(WISHES, forbidden, on_error="stop", report=lambda event: None)
+    assert again == first
+    more = FakeWriter()
+    fill(cache, more, [*WISHES, WISHES[0]._replace(seed=1)])
+    assert [wish.seed for wish in more.asked] == [1]
+
+
+def test_nothing_wished_makes_nothing(cache: TextCache) -> None:
+    assert cache.fill([], forbidden, on_error="stop", report=lambda event: None) == {}
+    assert not cache.folder.exists()
+
+
+def test_all_that_decides_a_text_is_in_its_key() -> None:
+    wish = WISHES[0]
+    others = [
+        wish._replace(prompt="another"),
+        wish._replace(seed=1),
+        *(
+            wish._replace(sampling=replace(wish.sampling, **change))
+            for change in ({"temperature": 0.5}, {"top_p": 0.9}, {"max_new_tokens": 9}, {"stop": ()})
+        ),
+    ]
+    keys = [text_key(TEACHER, one) for one in [wish, *others]] + [text_key({**TEACHER, "chat": "never"}, wish)]
+    assert len(set(keys)) == len(others) + 2
+    assert text_key(dict(reversed(TEACHER.items())), wish) == keys[0]
+
+
+def test_rows_say_what_they_cost_and_who_made_them(cache: TextCache) -> None:
+    counter = iter(range(100, 1000))
+    row = next(iter(fill(cache, FakeWriter(), WISHES[:1], meter=lambda: float(next(counter))).values()))
+    assert row["joules"] == 101.0  # 100 was read when the batch began
+    assert row["made"].keys() == {"date", "prompts", "tinyllm_bench"}
+    assert next(iter(fill(cache, FakeWriter(), WISHES[1:2]).values()))["joules"] is None
+
+
+def test_a_text_that_is_no_unicode_is_kept_all_the_same(cache: TextCache) -> None:
+    broken = Written("a \ud83d\ude00 b \ud800 c", 1, 1, "stop", 0.1)
+    row = next(iter(fill(cache, FakeWriter({WISHES[0].prompt: broken}), WISHES[:1]).values()))
+    assert row["text"] == "a \U0001f600 b \ufffd c"
+    assert [kept["text"] for kept in cache.rows()] == [row["text"]]
+
+
+def test_the_folder_is_named_by_the_teachers_identity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path))
+    one, other = texts_folder("a-model", TEACHER), texts_folder("a-model", {**TEACHER, "chat": "never"})
+    assert one.parent == other.parent == tmp_path / "annotations" / "a-model" and one != other
+    fill(TextCache(one, TEACHER), FakeWriter(), WISHES[:1])
+    assert dict(TextCache.open(one).teacher) == TEACHER
+
+
+def test_reading_five_thousand_texts_is_fast(cache: TextCache) -> None:
+    wishes = [WISHES[0]._replace(prompt=f"{n} {'a long prompt of many words ' * 40}") for n in range(5000)]
+    rows: dict[Path, list[Any]] = {}
+    template = next(iter(fill(cache, FakeWriter(), WISHES[:1]).values()))
+    for wish in wishes:
+        key = text_key(TEACHER, wish)
+        row = {**template, "key": key, "prompt": wish.prompt}
+        rows.setdefault(cache.shard(key), []).append(row)
+    for shard, new in rows.items():
+        append_checked(shard, new)
+    start = time.process_time()
+    assert len(cache.fill(wishes, forbidden, on_error="stop", report=lambda event: None)) == 5000
+    assert time.process_time() - start < 2.0  # about 0.3 s on a slow core
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_stop_ends_with_the_reason_and_keeps_the_rest_of_the_batch(cache: TextCache) -> None:
+    failing = FakeWriter({WISHES[7].prompt: Failed("no text came")}, batch=40)
+    with pytest.raises(UserError, match=r"a-model failed on 1 of 40 prompts: no text came.*the same command goes on"):
+        fill(cache, failing)
+    assert failing.closed == 1
+    second = FakeWriter()
+    assert len(fill(cache, second)) == 40
+    assert second.asked == [WISHES[7]]
+
+
+def test_skip_goes_on_counts_and_asks_again_next_time(cache: TextCache) -> None:
+    script = {WISHES[n].prompt: Failed(f"reason {n}") for n in (3, 4)}
+    events: list[Mapping[str, Any]] = []
+    first = FakeWriter(script, batch=3)
+    assert len(fill(cache, first, on_error="skip", report=events.append)) == 38
+    assert len(first.asked) == 40
+    assert events[-1]["failed"] == 2 and events[-1]["reason"] in ("reason 3", "reason 4")
+    second = FakeWriter()
+    assert len(fill(cache, second, on_error="skip")) == 40
+    assert {wish.prompt for wish in second.asked} == set(script)
+
+
+def test_a_teacher_that_dies_half_way_loses_nothing(cache: TextCache) -> None:
+    dead = {WISHES[20].prompt: UserError("the server is gone.")}
+    with pytest.raises(
+        UserError, match=r"^the server is gone\. What was annotated is kept; the same command goes on\.$"
+    ):
+        fill(cache, FakeWriter(dead))
+    kept = {row["key"] for row in cache.rows()}
+    assert 0 < len(kept) < 40
+    events: list[Mapping[str, Any]] = []
+    rows = fill(cache, FakeWriter(dead), on_error="skip", report=events.append)
+    assert kept <= rows.keys() and text_key(TEACHER, WISHES[20]) not in rows
+    assert events[-1]["failed"] == 40 - len(rows) and events[-1]["reason"] == "the server is gone."
+    assert len(fill(cache, FakeWriter())) == 40
+
+
+def test_a_teacher_that_cannot_be_had_is_an_error_of_both(cache: TextCache) -> None:
+    class Unreachable(FakeWriter):
+        def __enter__(self) -> Self:
+            raise UserError("nobody listens there")
+
+    for on_error in ("stop", "skip"):
+        with pytest.raises(UserError, match="nobody listens there"):
+            fill(cache, Unreachable(), on_error=on_error)
+
+
+def test_a_writer_that_leaves_one_out_does_not_loop_for_ever(cache: TextCache) -> None:
+    class Forgetful(FakeWriter):
+        def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
+            yield from list(super().write(wishes))[1:]
+
+    rows = fill(cache, Forgetful(batch=10), on_error="skip")
+    assert 0 < len(rows) < 40
+
+
+def test_an_interruption_keeps_what_was_written_and_frees_the_locks(cache: TextCache) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fill(cache, FakeWriter({WISHES[30].prompt: KeyboardInterrupt()}))
+    kept = list(cache.rows())
+    second = FakeWriter()
+    assert len(fill(cache, second)) == 40
+    assert len(second.asked) == 40 - len(kept) < 40
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_half_a_line_is_written_again(cache: TextCache) -> None:
+    fill(cache, FakeWriter())
+    shard = a_shard(cache)
+    lines = shard.read_bytes().splitlines(keepends=True)
+    shard.write_bytes(b"".join(lines[:-1]) + lines[-1][:-20])
+    second = FakeWriter()
+    assert len(fill(cache, second)) == 40
+    assert len(second.asked) == 1
+    assert len(list(cache.rows())) == 40
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda row: row.update(prompt="something else"), "its key is not that of its teacher and prompt"),
+        (lambda row: row.update(sampling={**row["sampling"], "temperature": 1.0}), "its key is not that"),
+        (lambda row: row.update(text=None), "its text is of the wrong type"),
+        (lambda row: row.pop("engine"), "has not the fields of this version"),
+    ],
+)
+def test_an_edited_row_is_never_used(cache: TextCache, change: Callable[[Any], Any], words: str) -> None:
+    fill(cache, FakeWriter())
+
+    shard = a_shard(cache)
+    rewrite(shard, change)
+    with pytest.raises(UserError, match=words) as error:
+        fill(cache, FakeWriter())
+    assert str(error.value).startswith(f"{shard}: ")
+
+
+def test_damage_two_texts_of_a_key_and_rows_that_are_none(cache: TextCache) -> None:
+    fill(cache, FakeWriter())
+    shard = a_shard(cache)
+    whole = shard.read_bytes()
+    first = next(read_checked(shard))
+    for rubbish, words in [
+        (checked_line({**first, "text": "to the lake"}), "two texts of the key"),
+        (checked_line(["a list"]), "has not the fields"),
+        ("00000000\t{}\n", "checksum does not match"),
+    ]:
+        shard.write_bytes(whole + rubbish.encode())
+        with pytest.raises(UserError, match=words):
+            fill(cache, FakeWriter())
+    shard.write_bytes(whole + checked_line(first).encode())
+    assert len(fill(cache, FakeWriter())) == 40
+
+
+def test_a_folder_of_another_teacher_is_refused(cache: TextCache) -> None:
+    fill(cache, FakeWriter(), WISHES[:2])
+    with pytest.raises(UserError, match="texts of another teacher"):
+        fill(TextCache(cache.folder, {**TEACHER, "chat": "never"}), FakeWriter(), WISHES[:2])
+    (cache.folder / "teacher.json").write_text("[]")
+    with pytest.raises(UserError, match="names no teacher's identity"):
+        fill(cache, FakeWriter(), WISHES[:2])
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def test_what_another_process_holds_is_waited_for_and_not_written(cache: TextCache) -> None:
+    """Here the other one is this process: it writes all of a file's texts while the filling one waits for the file."""
+    done = TextCache(cache.folder.with_name("done"), TEACHER)
+    fill(done, FakeWriter())
+    shard = a_shard(done)
+    held = locked(cache.folder / shard.name)
+    held.__enter__()
+
+    class Releasing(FakeWriter):
+        def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
+            yield from super().write(wishes)
+            if len(self.asked) == 40 - len(done.read(shard)):
+                append_checked(cache.folder / shard.name, done.read(shard).values())
+                held.__exit__(None, None, None)
+
+    writer = Releasing()
+    assert len(fill(cache, writer)) == 40
+    assert len(writer.asked) == 40 - len(done.read(shard))
+
+
+def start(*arguments: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, cache_and_kill.__file__, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(Path(cache_and_kill.__file__).parents[2])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, error
+
+
+def calls(folder: Path) -> Counter[str]:
+    """How often each text was begun, by all processes."""
+    return Counter(line.split()[1] for line in (folder / "calls.log").read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_two_processes_write_every_text_once(tmp_path: Path) -> None:
+    both = [start("fill", tmp_path, *names) for names in (("one", "two"), ("two", "one"))]
+    for process in both:
+        finish(process)
+    assert set(calls(tmp_path).values()) == {1}
+    texts = cache_and_kill.texts_in(tmp_path)
+    assert len(texts) == len(cache_and_kill.WISHES)
+    assert {text.split()[0] for text in texts.values()} == {"one", "two"}  # both did some of the work
+
+
+@pytest.mark.slow
+def test_a_process_takes_over_what_a_killed_one_held(tmp_path: Path) -> None:
+    killed, other = start("fill", tmp_path, "killed", "other"), start("fill", tmp_path, "other", "killed")
+    log, deadline = tmp_path / "calls.log", time.monotonic() + 60
+    while not (log.exists() and {"killed", "other"} <= set(log.read_text().split())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=60)
+    finish(other)
+    assert killed.returncode == -signal.SIGKILL
+    texts = cache_and_kill.texts_in(tmp_path)
+    assert len(texts) == len(cache_and_kill.WISHES)
+    assert sum(calls(tmp_path).values()) - len(texts) <= 1  # what was in flight
+
+
+@pytest.mark.slow
+def test_kill_at_ten_moments_loses_at_most_what_is_in_flight(tmp_path: Path) -> None:
+    finish(start("kill", tmp_path))
+    told = json.loads((tmp_path / "attempts.json").read_text())
+    kept, wishes = told["kept"], len(cache_and_kill.WISHES)
+    assert told["killed"] == [True] * cache_and_kill.KILLS and told["end"] == wishes
+    end = cache_and_kill.texts_in(tmp_path)
+    assert len(end) == wishes
+    for texts in kept:  # what was once kept stays as it is: each text names who wrote it and when
+        assert texts.items() <= end.items()
+    assert 5 < len(kept[-1]) < wishes  # the kills came while it worked
+    assert sum(calls(tmp_path).values()) - wishes <= cache_and_kill.KILLS
+    lines = sum(len(list(read_checked(file))) for file in tmp_path.rglob("?.jsonl"))
+    assert lines == wishes  # nothing stands there twice

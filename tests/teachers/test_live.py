@@ -1,0 +1,152 @@
+"""A live teacher: what it is asked, what is kept, and what it costs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from tests.learning import SAMPLE
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.data.records import TaskRecord
+from tinyllm_bench.data.sources import load_split
+from tinyllm_bench.generation.requests import Failed, Wish, Written
+from tinyllm_bench.teachers.costs import cost_of
+from tinyllm_bench.teachers.few_shot import ShotConfig, Shots
+from tinyllm_bench.teachers.live import LiveTeacher
+from tinyllm_bench.teachers.prompting import Elicited
+from tinyllm_bench.teachers.settings import AnnotationConfig, DrawConfig
+
+RECORDS = load_split(SAMPLE, "obqa", "train")[:6]
+
+
+@dataclass
+class Echo:
+    """A writer that answers with a text made from the wish, and remembers what it was asked."""
+
+    engine: str = "fake"
+    batch: int = 4
+    fails: tuple[str, ...] = ()
+    asked: list[Wish] = field(default_factory=list)
+    opened: int = 0
+
+    def __enter__(self) -> Self:
+        self.opened += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
+        for number, wish in enumerate(wishes):
+            self.asked.append(wish)
+            if any(word in wish.prompt for word in self.fails):
+                yield number, Failed("the server was tired")
+            else:
+                text = f"It follows from what is known about draw {wish.seed}. So the answer is (a)."
+                yield number, Written(text, tokens_in=10, tokens_out=5, finish="stop", seconds=0.5)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path))
+
+
+def teacher(writer: Echo, **settings: Any) -> LiveTeacher:
+    config = AnnotationConfig(**{"filters": (), "demonstrations": ShotConfig(shots=2), **settings})
+    return LiveTeacher(
+        key="echo",
+        spec="api:http://localhost:1/v1#echo",
+        identity={"model": "echo"},
+        settings=config,
+        words=Elicited(
+            asked=config.kind,
+            shots=Shots(config.demonstrations, load_split(SAMPLE, "obqa", "train"), None),
+            max_context_words=160,
+        ),
+        open_writer=lambda: writer,
+    )
+
+
+def annotate(asked: LiveTeacher, records: Sequence[TaskRecord] = RECORDS) -> list[Any]:
+    return asked.annotate(records, report=lambda event: None)
+
+
+def test_every_record_gets_its_texts_in_order_and_the_second_call_asks_nobody() -> None:
+    writer = Echo()
+    first = annotate(teacher(writer))
+    assert [a.record_id for a in first] == [record.id for record in RECORDS]
+    assert all(a.gold_visible and a.answer is None and a.finish == "stop" and a.engine == "fake" for a in first)
+    again = Echo()
+    assert annotate(teacher(again)) == first
+    assert (writer.opened, again.opened) == (1, 0)
+
+
+def test_the_prompt_shows_the_gold_and_two_other_questions() -> None:
+    writer = Echo()
+    annotate(teacher(writer))
+    for record in RECORDS:
+        own = f"Question:\n{record.question}"
+        (prompt,) = [
+            w.prompt for w in writer.asked if w.prompt.rpartition(own)[2].count("Question:") == 0 and own in w.prompt
+        ]
+        assert prompt.count("Question:") == 3 and prompt.count(record.question) == 1
+
+
+def test_neither_order_nor_company_changes_a_prompt() -> None:
+    whole, alone = Echo(), Echo()
+    annotate(teacher(whole))
+    annotate(teacher(alone, draw=DrawConfig(max_new_tokens=99)), RECORDS[3:4])
+    assert alone.asked[0].prompt in {wish.prompt for wish in whole.asked}
+
+
+def test_a_free_teacher_names_its_answer_and_does_not_see_the_gold() -> None:
+    free = annotate(teacher(Echo(), kind="free"))
+    assert [a.answer for a in free] == [record.choices[0] for record in RECORDS]
+    assert not any(a.gold_visible or "answer is" in a.text for a in free)
+
+
+def test_drawn_samples_have_seeds_of_their_own_and_greedy_ones_share_theirs() -> None:
+    drawn = Echo()
+    said = annotate(teacher(drawn, draw=DrawConfig(temperature=0.7, samples=3)))
+    assert len(said) == 3 * len(RECORDS) == len({a.text for a in said})
+    assert [a.sample for a in said[:3]] == [0, 1, 2]
+    greedy = Echo()
+    annotate(teacher(greedy))
+    assert {wish.seed for wish in greedy.asked} == {0}
+
+
+def test_a_failure_stops_the_run_and_keeps_what_was_written() -> None:
+    word = RECORDS[4].question
+    with pytest.raises(UserError, match="the server was tired"):
+        annotate(teacher(Echo(fails=(f"Question:\n{word}",)), demonstrations=ShotConfig(shots=0)))
+    rest = Echo()
+    assert len(annotate(teacher(rest, demonstrations=ShotConfig(shots=0)))) == len(RECORDS)
+    assert 1 <= len(rest.asked) < len(RECORDS)
+
+
+def test_a_failure_may_be_skipped() -> None:
+    word = RECORDS[4].question
+    settings: dict[str, Any] = {"demonstrations": ShotConfig(shots=0), "on_teacher_error": "skip"}
+    said = annotate(teacher(Echo(fails=(word,)), **settings))
+    assert [a.record_id for a in said] == [record.id for record in RECORDS if record.question != word]
+
+
+def test_filters_reject_and_keep_the_text() -> None:
+    said = annotate(teacher(Echo(), filters=("duplicate",)))
+    assert [a.rejected for a in said] == [None, *["duplicate"] * (len(RECORDS) - 1)]
+    assert all(a.text for a in said)
+
+
+def test_the_bill_is_the_sum_over_texts() -> None:
+    said = annotate(teacher(Echo()))
+    assert cost_of(said, (2.0, 10.0)) == {
+        "tokens_in": 60,
+        "tokens_out": 30,
+        "seconds": 3.0,
+        "joules": None,
+        "usd": pytest.approx(60 * 2e-6 + 30 * 10e-6),
+        "engines": ["fake"],
+    }
+    assert cost_of(said, None)["usd"] is None

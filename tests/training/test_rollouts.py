@@ -1,0 +1,230 @@
+"""Drawn texts: their distribution, their log-probabilities, and that batches and seeds do what they say."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.learning import make_groups, make_method, make_signal, make_trainer
+from tinyllm_bench.models.lm import LM
+from tinyllm_bench.models.tokens import Encoded
+from tinyllm_bench.testing.tiny_models import tiny_llama, tiny_t5
+from tinyllm_bench.training.batching import Group, collator_of
+from tinyllm_bench.training.method import Step
+from tinyllm_bench.training.rollouts import Drawn, distinct, draw, end_ids, happens, probe, with_drawn
+from tinyllm_bench.training.teacher_signals import InMemoryTeacher
+
+FAMILIES = {"llama": tiny_llama, "t5": tiny_t5}
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def pair(family: str) -> tuple[LM, LM, Any]:
+    model, tokenizer = FAMILIES[family]()
+    teacher, _ = FAMILIES[family](seed=1)
+    return LM(model.double().eval()), LM(teacher.double().eval()), tokenizer
+
+
+def prompts_of(tokenizer: Any) -> list[list[int]]:
+    texts = ["Question: which animal lays eggs?", "Water", "The moon looks different during the month. Why is that so?"]
+    return [tokenizer(text)["input_ids"] for text in texts]
+
+
+def step_of(seed: int = 0) -> Step:
+    def seed_of(record_id: str) -> int:  # the same in every process, as `hash` is not
+        return crc32(f"{seed}/{record_id}".encode())
+
+    return Step(index=0, total=1, tokens={}, all_reduce=lambda t: t, seed_of=seed_of)
+
+
+@families
+def test_a_text_does_not_depend_on_its_neighbours(family: str) -> None:
+    student, teacher, tokenizer = pair(family)
+    prompts, size = prompts_of(tokenizer), len(tokenizer)
+    how: dict[str, Any] = {"max_new_tokens": 9, "teacher": teacher, "teacher_share": 0.3, "vocabulary": size}
+    together = draw(prompts, student, seeds=[3, 1, 2], **how)
+    alone = [draw([p], student, seeds=[s], **how)[0] for p, s in zip(prompts, (3, 1, 2), strict=True)]
+    assert [one.ids for one in together] == [one.ids for one in alone]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(torch.tensor(one.logp), torch.tensor(other.logp), rtol=1e-6, atol=1e-6)
+    assert draw(prompts, student, seeds=[4, 1, 2], **how)[0].ids != together[0].ids
+
+
+@families
+def test_log_probabilities_are_those_of_a_whole_pass(family: str) -> None:
+    student, teacher, tokenizer = pair(family)
+    prompts, size = prompts_of(tokenizer), len(tokenizer)
+    found = draw(prompts, student, seeds=[1, 2, 3], max_new_tokens=7, teacher=teacher, vocabulary=size)
+    collator = collator_of(student.plain, tokenizer)
+    for prompt, one in zip(prompts, found, strict=True):
+        item = with_drawn(Encoded("r", "label", tuple(prompt), (1,), False), one)
+        batch = collator.collate(collator.rows([item]))
+        with torch.no_grad():
+            q, p = (lm.logits(lm.at_targets(batch))[:, :size].log_softmax(-1) for lm in (student, teacher))
+        ids = batch.target_ids_N[:, None]
+        for kept, whole in ((one.logq, q), (one.logp, p)):
+            torch.testing.assert_close(
+                torch.tensor(kept, dtype=q.dtype), whole.gather(1, ids)[:, 0], rtol=1e-5, atol=1e-5
+            )
+        kl = (q.exp() * (q - p)).sum(-1)
+        torch.testing.assert_close(torch.tensor(one.kl, dtype=kl.dtype), kl, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("share", "temperature"), [(0.0, 1.0), (0.2, 1.0), (0.0, 0.5)])
+@pytest.mark.slow
+def test_the_first_token_has_the_mixture_s_distribution(share: float, temperature: float) -> None:
+    """4,000 draws: every frequency within five standard errors."""
+    student, teacher, tokenizer = pair("llama")
+    prompt, n, size = prompts_of(tokenizer)[0], 4000, len(tokenizer)
+    for lm in (student, teacher):  # a random model's distribution is flat; this makes some tokens likely
+        lm.plain.lm_head.weight.data *= 30
+    found = draw(
+        [prompt] * n,
+        student,
+        seeds=range(n),
+        max_new_tokens=1,
+        teacher=teacher,
+        teacher_share=share,
+        temperature=temperature,
+        vocabulary=size,
+    )
+    item = Encoded("r", "label", tuple(prompt), (0,), False)
+    collator = collator_of(student.plain, tokenizer)
+    batch = collator.collate(collator.rows([item]))
+    with torch.no_grad():
+        q, p = (lm.logits(lm.at_targets(batch))[0, :size] for lm in (student, teacher))
+    wanted = share * p.softmax(-1) + (1 - share) * (q / temperature).softmax(-1)
+    seen = torch.bincount(torch.tensor([one.ids[0] for one in found]), minlength=size) / n
+    error = (wanted * (1 - wanted) / n).sqrt()
+    assert float(wanted.max()) > 0.05
+    assert bool(((seen - wanted).abs() <= 5 * error + 2 / n).all())
+
+
+@families
+def test_temperature_zero_is_greedy_generation(family: str) -> None:
+    student, _, tokenizer = pair(family)
+    prompt = prompts_of(tokenizer)[0]
+    (found,) = draw([prompt], student, seeds=[0], max_new_tokens=8, temperature=0)
+    with torch.inference_mode():
+        out = student.plain.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0].tolist()
+    new = out[1:] if student.encoder_decoder else out[len(prompt) :]
+    assert list(found.ids) == new[: len(found.ids)]
+    assert found.logp == () == found.kl
+
+
+def test_a_text_ends_with_the_end_and_keeps_it() -> None:
+    student, _, tokenizer = pair("llama")
+    student.plain.lm_head.weight.data[:] = 0  # every token alike: about one of 380 ends a text
+    found = draw(
+        [prompts_of(tokenizer)[1]] * 60, student, seeds=range(60), max_new_tokens=40, vocabulary=len(tokenizer)
+    )
+    ends = end_ids(student)
+    assert {one.ended for one in found} == {True, False}
+    for one in found:
+        assert (one.ids[-1] in ends) == one.ended and not ends & set(one.ids[:-1])
+        assert len(one.ids) == len(one.logq) and (one.ended or len(one.ids) == 40)
+        assert max(one.ids) < len(tokenizer)
+
+
+def test_rows_beyond_the_vocabulary_are_never_drawn() -> None:
+    student, _, tokenizer = pair("llama")
+    head = student.plain.lm_head.weight.data
+    head[len(tokenizer) :] = 100 * head[: head.shape[0] - len(tokenizer)]
+    found = draw([prompts_of(tokenizer)[0]] * 8, student, seeds=range(8), max_new_tokens=6, vocabulary=len(tokenizer))
+    assert max(token for one in found for token in one.ids) < len(tokenizer)
+
+
+@pytest.mark.parametrize("name", ["gkd", "minillm"])
+@families
+def test_a_drawn_text_costs_what_the_same_text_of_the_data_set_costs(name: str, family: str) -> None:
+    """DistiLLM's code shifts drawn texts otherwise than given ones, and never trains their end; ours has one path."""
+    student, _, tokenizer = pair(family)
+    settings: dict[str, Any] = {"epsilon": None, "single_weight": 1.0} if name == "minillm" else {"student_share": 1.0}
+    method = make_method(name, **settings)
+    groups = make_groups(method, tokenizer, encoder_decoder=student.encoder_decoder, count=3)
+    signal = make_signal(method, student.plain)
+    assert signal is not None
+    rolled = method.rollout(groups, student, signal, step_of())
+    drawn = [item for group in rolled for item in group.items if item.drawn]
+    assert drawn
+    collator = collator_of(student.plain, tokenizer)
+    totals = []
+    for items in (drawn, [item._replace(drawn={}) for item in drawn]):
+        items = [i._replace(drawn={**i.drawn, "advantage": (0.0,) * len(i.target)}) if i.drawn else i for i in items]
+        batch = collator.collate(collator.rows(items))
+        (term,) = method.loss(batch, student, signal, step_of())
+        totals.append(term.sum)
+    torch.testing.assert_close(*totals)
+
+
+def test_a_share_of_the_questions_is_drawn_and_the_rest_is_given() -> None:
+    student, _, tokenizer = pair("llama")
+    method = make_method("gkd", student_share=0.5)
+    groups = make_groups(method, tokenizer, count=20)
+    rolled = method.rollout(groups, student, InMemoryTeacher(student), step_of())
+    drawn = [bool(group.items[0].drawn) for group in rolled]
+    assert 3 <= sum(drawn) <= 17
+    assert [g.record_id for g in rolled] == [g.record_id for g in groups]
+    assert all(new == old for new, old, was in zip(rolled, groups, drawn, strict=True) if not was)
+    assert not make_method("gkd", student_share=0).rolls
+
+
+def test_whether_something_happens_is_a_matter_of_the_seed() -> None:
+    assert 0.45 < sum(happens(seed, 0.5) for seed in range(2000)) / 2000 < 0.55
+    assert happens(7, 0.3) == happens(7, 0.3) and not happens(1, 0.0) and happens(1, 1.0)
+
+
+def test_distinct_n_by_hand() -> None:
+    texts = [(1, 2, 1, 2), (1, 2)]
+    assert distinct(texts, 1) == 2 / 6
+    assert distinct(texts, 2) == 2 / 4  # (1,2) three times, (2,1) once
+    assert distinct(texts, 5) == 1.0
+
+
+def test_the_probe_has_the_same_random_numbers_every_time() -> None:
+    student, teacher, tokenizer = pair("llama")
+    groups = make_groups(make_method("gkd"), tokenizer, count=4)
+    signal = InMemoryTeacher(teacher, vocabulary=len(tokenizer))
+    first, again = (probe(groups, student, signal, channel="label", step=step_of(), max_new_tokens=6) for _ in range(2))
+    assert first == again and first.keys() == {"reverse_kl", "length", "ended", "distinct_2", "distinct_4"}
+    assert first["reverse_kl"] > 0 and 1 <= first["length"] <= 6
+    alike = probe(groups, student, InMemoryTeacher(student), channel="label", step=step_of(), max_new_tokens=6)
+    assert alike["reverse_kl"] == pytest.approx(0, abs=1e-9)
+    assert probe([Group("r", ())], student, signal, channel="label", step=step_of(), max_new_tokens=6) == {}
+
+
+def test_numbers_stand_beside_the_drawn_tokens() -> None:
+    drawn = Drawn((5, 6), (-1.0, -2.0), (-3.0, -4.0), (0.1, 0.2), True)
+    item = with_drawn(Encoded("r", "label", (1,), (9, 9, 9), True), drawn, advantage=(0.5, -0.5))
+    assert (item.target, item.cut) == ((5, 6), False)
+    assert item.drawn == {"logq": (-1.0, -2.0), "logp": (-3.0, -4.0), "advantage": (0.5, -0.5)}
+
+
+def test_texts_are_drawn_in_the_precision_that_is_trained(tmp_path: Path) -> None:
+    """Under bf16 the ratios of the first update would else be the rounding, and PPO would clip it."""
+
+    def log_ratio(*, as_trained: bool) -> float:
+        model, tokenizer = tiny_llama()
+        method = make_method("minillm")
+        groups = make_groups(method, tokenizer)
+        trainer = make_trainer(
+            model, tokenizer, method, groups, tmp_path / str(as_trained), mixed_precision="bf16", learning_rate=1e-3
+        )
+        if not as_trained:
+            trainer.module.precision = nullcontext
+        items = [item for group in trainer.roll(groups, 0) for item in group.items if item.drawn]
+        batch = trainer.collator.collate(trainer.collator.rows(items))
+
+        def read(logits_NV: Tensor, rows: slice) -> Tensor:
+            logp_N = torch.zeros(len(batch.target_ids_N), dtype=torch.float32)
+            found_NV = torch.log_softmax(logits_NV.float(), -1)
+            logp_N[rows] = found_NV.gather(1, batch.target_ids_N[rows][:, None])[:, 0]
+            return logp_N
+
+        with torch.no_grad():
+            return float((trainer.lm(batch, read) - batch.drawn_N("logq")).abs().mean())
+
+    assert log_ratio(as_trained=True) < log_ratio(as_trained=False) / 3

@@ -1,0 +1,142 @@
+"""The one trainer: selection, division, resume, refusals."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.learning import gradients, make_groups, make_method, make_trainer, run
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import read_checked
+from tinyllm_bench.models.lm import LM
+from tinyllm_bench.testing.tiny_models import tiny_llama as make_llama
+from tinyllm_bench.training.budget import Plan, make_plan
+from tinyllm_bench.training.checkpoint import kept_random_state
+from tinyllm_bench.training.trainer import Trainer
+
+
+class Scripted:
+    """Validation that answers from a list and counts its looks."""
+
+    def __init__(self, *scores: tuple[float, float]) -> None:
+        self.scores, self.seen = list(scores), 0
+
+    def __call__(self, lm: LM) -> tuple[float, float, int]:
+        torch.manual_seed(123)  # what lm-eval may do; training must not notice
+        self.seen += 1
+        return (*self.scores[self.seen - 1], 8)
+
+
+def build(folder: Path, validate: Any, *, name: str = "tinyllm", **config: Any) -> Trainer:
+    model, tokenizer = make_llama()
+    groups = make_groups(make_method(name), tokenizer)
+    plan: Plan = make_plan(groups, batch_records=2, seed=0, epochs=2)
+    settings = {"looks": (0.25, 0.5, 0.75, 1.0), "learning_rate": 1e-3, "checkpoint_seconds": 0.0, **config}
+    return make_trainer(model, tokenizer, make_method(name), groups, folder, plan=plan, validate=validate, **settings)
+
+
+def test_the_best_look_is_kept_and_ties_go_to_gold_probability_then_to_the_earlier(tmp_path: Path) -> None:
+    scores = [(0.5, 0.2), (0.6, 0.3), (0.6, 0.4), (0.6, 0.4)]
+    trained, after = run(build(tmp_path / "best", Scripted(*scores)))
+    assert [look.step for look in trained.looks] == [2, 4, 6, 8]
+    assert trained.selected_step == 6
+    stopped = build(tmp_path / "stopped", Scripted(*scores))
+    stopped.plan = Plan(rounds=stopped.plan.rounds, inner_epochs=1, seed=0, tokens=0, epochs=2)
+    weights: dict[str, torch.Tensor] = {}
+    inner = stopped._look
+
+    def spy(done: int) -> None:
+        inner(done)
+        if done == 6:
+            weights.update({key: p.detach().clone() for key, p in stopped.module.named_parameters()})
+
+    stopped._look = spy  # type: ignore[method-assign]
+    stopped.run()
+    assert all(torch.equal(after[key], weights[key]) for key in weights)
+
+
+def test_select_last_keeps_the_end(tmp_path: Path) -> None:
+    trained, _ = run(build(tmp_path, Scripted((0.9, 0.9), *[(0.1, 0.1)] * 3), select="last"))
+    assert trained.selected_step == trained.steps == 8
+
+
+@pytest.mark.slow
+def test_looking_at_validation_does_not_change_training(tmp_path: Path) -> None:
+    looked = run(build(tmp_path / "a", Scripted(*[(0.1, 0.1)] * 4), select="last"))
+    blind = run(build(tmp_path / "b", Scripted(), select="last", looks=()))
+    assert all(torch.equal(looked[1][key], blind[1][key]) for key in blind[1])
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 4, 7])
+@pytest.mark.slow
+def test_a_crashed_training_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, at: int) -> None:
+    scores = [(0.5, 0.2), (0.6, 0.3), (0.7, 0.4), (0.6, 0.4)]
+    whole, wanted = run(build(tmp_path / "whole", Scripted(*scores)))
+    broken = build(tmp_path / "broken", Scripted(*scores))
+    optimise = broken.optimise
+
+    def crash(groups: Any, index: int) -> None:
+        if index == at:
+            raise Crash
+        optimise(groups, index)
+
+    broken.optimise = crash  # type: ignore[method-assign]
+    with pytest.raises(Crash):
+        broken.run()
+    seen = sum(step <= at for step in (2, 4, 6, 8))
+    again, found = run(build(tmp_path / "broken", Scripted(*scores[seen:])))
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert (again.tokens, again.looks, again.last_loss) == (whole.tokens, whole.looks, whole.last_loss)
+    logs = [list(read_checked(tmp_path / name / "metrics.jsonl")) for name in ("whole", "broken")]
+    assert logs[0] == logs[1]
+
+
+def test_channel_means_are_over_the_whole_mini_batch(tiny_llama: tuple[Any, Any], tmp_path: Path) -> None:
+    """The first loss is the sum over channels of (sum of token losses / tokens), as one pass by hand gives it."""
+    from tinyllm_bench.training.batching import Collator, count_targets
+    from tinyllm_bench.training.losses import channel_cross_entropy
+
+    model, tokenizer = tiny_llama
+    groups = make_groups(make_method("tinyllm"), tokenizer)
+    items = [item for group in groups for item in group.items]
+    collator = Collator(encoder_decoder=False, pad_id=tokenizer.pad_token_id)
+    batch = collator.collate(collator.rows(items))
+    counts = count_targets(groups)
+    with torch.no_grad():
+        wanted = sum(float(s) / counts[c] for c, s in channel_cross_entropy(batch, LM(model)).items())
+    trained = make_trainer(model, tokenizer, make_method("tinyllm"), groups, tmp_path, micro_batch_tokens=200).run()
+    assert trained.first_loss == pytest.approx(wanted, rel=1e-5)
+
+
+def test_weights_of_a_method_scale_its_channels(tmp_path: Path) -> None:
+    from tinyllm_bench.base.plugins import load_method
+
+    kind = load_method("tinyllm")
+    model, tokenizer = make_llama()
+    silent = kind(kind.Config(alpha={"terse": 0.0, "stepwise": 0.0}))
+    groups = make_groups(silent, tokenizer)
+    floor = make_groups(make_method("finetune"), tokenizer)
+    first = gradients(make_trainer(model, tokenizer, silent, groups, tmp_path / "a"))
+    model.zero_grad()
+    second = gradients(make_trainer(model, tokenizer, make_method("finetune"), floor, tmp_path / "b"))
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_fix(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.learning_rate"):
+        build(tmp_path, Scripted(*[(0.0, 0.0)] * 4), learning_rate=1e30).run()
+
+
+def test_random_state_is_kept() -> None:
+    torch.manual_seed(1)
+    wanted = torch.rand(1)
+    torch.manual_seed(1)
+    with kept_random_state():
+        torch.manual_seed(2)
+    assert torch.equal(torch.rand(1), wanted)

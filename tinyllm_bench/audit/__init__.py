@@ -1,0 +1,1 @@
+"""Checks of finished results: `verify` a run, `reproduce` a paper's table."""

@@ -1,0 +1,235 @@
+"""`board add | build | show`: a folder of run records becomes pages and tables; the same folder gives the same bytes.
+
+A board's folder: `boards/main.yaml` (floor, order, sample rule), `results/<protocol>/<task>/<run_id>.json`
+(records, append-only) and what `board_files` generates from them.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import locked, write_text
+from tinyllm_bench.leaderboard import exports
+from tinyllm_bench.leaderboard.board_folder import board_records, check_selection, no_board, of_sections
+from tinyllm_bench.leaderboard.latex import GENERATED, latex_mean
+from tinyllm_bench.leaderboard.markdown import EMPTY, board_text
+from tinyllm_bench.leaderboard.means import MEAN_NOTE, Standings, macro_table, standings_of
+from tinyllm_bench.leaderboard.page import board_page
+from tinyllm_bench.leaderboard.protocols import foreign
+from tinyllm_bench.leaderboard.record import RunRecord, load_record, record_path, save_record
+from tinyllm_bench.leaderboard.record_parts import Track
+from tinyllm_bench.leaderboard.reporters import FOLDER, reporter_files
+from tinyllm_bench.leaderboard.section_files import section_files
+from tinyllm_bench.leaderboard.tables import BoardNames, Cells, Section, text_table
+from tinyllm_bench.leaderboard.terminal import filled, fitted
+from tinyllm_bench.leaderboard.verdicts import copy_verdicts, verdict_of
+
+_CONFIG = Path("boards") / "main.yaml"
+_OPTIONAL = ("every_eval_ever.jsonl", "eval_results.yaml")
+
+
+class BoardConfig(BaseModel):
+    """`boards/main.yaml`; unknown keys are errors. Its comments say what each means."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    floor: str
+    floor_title: str
+    order: tuple[str, ...] = ()
+    sample: Literal["mark", "refuse"] = "mark"
+    protocols: Literal["one", "many"] = "many"
+    track: Track | None = None
+
+
+def board_config(folder: Path) -> BoardConfig:
+    """The board's own configuration, or the one that comes with the program when the folder has none."""
+    import yaml
+
+    file = Path(folder) / _CONFIG
+    text = file.read_text() if file.exists() else _default_config()
+    try:
+        return BoardConfig.model_validate(yaml.safe_load(text))
+    except (ValidationError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: {reason}. Allowed keys: {', '.join(BoardConfig.model_fields)}.") from None
+
+
+def _default_config() -> str:
+    return Path(__file__).with_name("board.yaml").read_text()
+
+
+def board_add(paths: Sequence[Path], folder: Path, *, replace: bool = False) -> list[Path]:
+    """Copy records (files or run folders) to a board; returns where they lie there.
+
+    All are checked before the first is copied; adding one again changes nothing. What others found about a run goes
+    with it. A folder without `boards/main.yaml` gets the default one.
+
+    Raises:
+        UserError: a record that fails its checks or that the board does not take (sample data, another track, a
+            foreign protocol, selected on test), or a run id that is there with other content (`replace` allows that).
+    """
+    folder = Path(folder)
+    config = board_config(folder)
+    found: dict[Path, RunRecord] = {}
+    added: list[tuple[Path, Path]] = []
+    for path in map(Path, paths):
+        record = load_record(path)
+        verdict_of(path, record)  # one that cannot be read is told before anything is copied
+        _check_taken(record, path, config, folder)
+        place = folder / record_path(record)
+        known = found.get(place) or (load_record(place) if place.exists() and not replace else record)
+        if known != record:
+            raise UserError(f"{path}: run {record.run_id} is known with other content; remove {place} to replace it")
+        found[place] = record
+        added.append((path, place))
+    if config.protocols == "one":
+        _check_protocols(found.values(), folder)
+    with locked(folder / ".board"):
+        if not (folder / _CONFIG).exists():
+            write_text(folder / _CONFIG, _default_config())
+        places = [save_record(record, place) for place, record in found.items()]
+        for run, place in added:
+            copy_verdicts(run, place)
+    return places
+
+
+def _check_taken(record: RunRecord, path: Path, config: BoardConfig, folder: Path) -> None:
+    check_selection(record, path)
+    if record.sample and config.sample == "refuse":
+        raise UserError(f"{path}: made from sample data, which {folder / _CONFIG} refuses; add real runs")
+    track = record.budget.track if record.budget else None
+    # An anchor was not trained: it has no budget to be compared at, and stands on boards of every track.
+    if config.track is not None and record.kind == "method" and track != config.track:
+        raise UserError(
+            f"{path}: run {record.run_id} is of track {track or 'none'}, {folder / _CONFIG} takes {config.track}; "
+            f"set the budget with budget.{config.track}=N and run it again, or add it to a board of its own"
+        )
+
+
+def _check_protocols(records: Iterable[RunRecord], folder: Path) -> None:
+    """Refuse records that would open a second protocol of their task and reading."""
+    known = board_records(folder) if folder.is_dir() else []
+    for record in records:
+        reason = foreign(record, known)
+        if reason is not None:
+            raise UserError(
+                f"{reason}; {folder / _CONFIG} takes one protocol a task and reading: run it under the board's "
+                "(`tinyllm-bench protocol diff` shows the fields), or add it to a board of its own"
+            )
+        known.append(record)
+
+
+def board_build(folder: Path) -> Path:
+    """Write everything that a board generates from its records, and remove what it no longer does.
+
+    Returns:
+        The board's `README.md`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise no_board(folder)
+    with locked(folder / ".board"):
+        files = board_files(folder)
+        for name, text in files.items():
+            write_text(folder / name, text)
+        for file in _generated(folder):
+            if file.relative_to(folder).as_posix() not in files:
+                file.unlink()
+    return folder / "README.md"
+
+
+def board_files(folder: Path) -> dict[str, str]:
+    """Name and text of every generated file, a pure function of the folder's records, what was found
+    about them, and configuration.
+
+    `README.md`, `index.html`, `board.csv` (a line a row), `runs.csv` (a line a run), `data.json` and, where there is
+    something to write, one `.tex` a table, `every_eval_ever.jsonl`, `eval_results.yaml` and what reporter plugins make.
+    """
+    config = board_config(folder)
+    make = partial(section_files, organization=config.title)
+    sections = of_sections(folder, _names(config), make)
+    title = _title(config, [section.is_sample for section in sections])
+    macro = macro_table([section.standings for section in sections])
+    data = exports.board_data(title, (section.data for section in sections), macro)
+    files = {
+        "README.md": board_text(title, [(section.title, section.markdown) for section in sections], macro),
+        "index.html": board_page(title, [section.page for section in sections], macro),
+        "board.csv": exports.rows_csv(data),
+        "runs.csv": exports.runs_csv(data),
+        "data.json": exports.json_text(data),
+        **{f"{section.slug}.tex": section.latex for section in sections},
+        "mean-over-tasks.tex": latex_mean(macro) if macro else "",
+        "every_eval_ever.jsonl": "".join(section.every_eval_ever for section in sections),
+        "eval_results.yaml": "".join(section.eval_results for section in sections),
+        **reporter_files(data),
+    }
+    return {name: text for name, text in files.items() if text}
+
+
+def _generated(folder: Path) -> list[Path]:
+    """The files of earlier builds that a later one may not write again."""
+    tables = [file for file in sorted(folder.glob("*.tex")) if file.read_text().startswith(GENERATED)]
+    reports = [file for file in sorted((folder / FOLDER).glob("*/*")) if file.is_file()]
+    return [*tables, *reports, *(file for name in _OPTIONAL if (file := folder / name).is_file())]
+
+
+def board_markdown(folder: Path) -> str:
+    """The text of the board's `README.md`: a pure function of its folder."""
+    return board_files(folder)["README.md"]
+
+
+def board_show(folder: Path, width: int | None = None) -> str:
+    """The same tables and notes for a terminal: in full, or made to fit so many columns."""
+    config = board_config(folder)
+    sections = of_sections(folder, _names(config), partial(_shown, width=width))
+    macro = macro_table([section.standings for section in sections])
+    parts = [_title(config, [section.is_sample for section in sections]), *([] if sections else [EMPTY])]
+    parts += [text for section in sections for text in section.texts]
+    return "\n\n".join([*parts, *_means(macro, width)]) + "\n"
+
+
+class _Shown(NamedTuple):
+    is_sample: bool
+    standings: Standings
+    texts: list[str]
+
+
+def _shown(section: Section, slug: str, *, width: int | None) -> _Shown:
+    texts = _wide(section) if width is None else _narrow(section, width)
+    return _Shown(section.is_sample, standings_of(section), texts)
+
+
+def _wide(section: Section) -> list[str]:
+    notes = ["\n".join(f"- {note}" for note in section.notes)] if section.notes else []
+    runs = "Runs: " + ", ".join(f"{run['row']} seed {run['seed']} = {run['run']}" for run in section.runs)
+    return [f"{section.title}\n{section.facts}", text_table(section.table, markdown=False), *notes, runs]
+
+
+def _narrow(section: Section, width: int) -> list[str]:
+    """A section at a terminal's width; its runs' names are in the board's files."""
+    table, notes = fitted(section.table, width)
+    lines = [filled(f"- {note}", width, "  ") for note in (*notes, *section.notes)]
+    return [f"{section.title}\n{filled(section.facts, width)}", text_table(table, markdown=False), "\n".join(lines)]
+
+
+def _means(macro: Sequence[Cells], width: int | None) -> list[str]:
+    if not macro:
+        return []
+    if width is None:
+        return ["Mean over tasks", text_table(macro, markdown=False), MEAN_NOTE]
+    table, notes = fitted(macro, width)
+    lines = [filled(f"- {note}", width, "  ") for note in (*notes, MEAN_NOTE)]
+    return ["Mean over tasks", text_table(table, markdown=False), "\n".join(lines)]
+
+
+def _names(config: BoardConfig) -> BoardNames:
+    return BoardNames(floor=config.floor, floor_title=config.floor_title, order=config.order)
+
+
+def _title(config: BoardConfig, are_sample: Sequence[bool]) -> str:
+    return f"{config.title} (sample data)" if are_sample and all(are_sample) else config.title

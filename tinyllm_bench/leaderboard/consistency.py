@@ -1,0 +1,128 @@
+"""What must add up inside one run record, beyond what every load checks: needs nothing but the record."""
+
+from collections.abc import Iterator
+from math import isclose
+from typing import Any, NamedTuple
+
+from tinyllm_bench.leaderboard.record import RunRecord
+from tinyllm_bench.leaderboard.stats.averages import UNPARSED, macro_f1
+
+
+class Claim(NamedTuple):
+    """A field of a record with what it says and what the rest of the record makes of it."""
+
+    field: str
+    found: Any
+    expected: Any
+    because: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two are the same."""
+        return bool(self.found == self.expected)
+
+
+def broken_claims(record: RunRecord) -> list[Claim]:
+    """The claims of a record that its other fields contradict."""
+    claims = [*_names(record), *_sizes(record), *_budget(record), *_costs(record), *_training(record), *_score(record)]
+    return [claim for claim in claims if not claim.holds]
+
+
+def run_id_start(record: RunRecord) -> str:
+    """What a run id begins with: method, task, reading and seed; the rest is a digest of all that made the run."""
+    return f"{record.name.replace('/', '.')}-{record.task}-{record.reading}-s{record.seed}-"
+
+
+def _names(record: RunRecord) -> Iterator[Claim]:
+    start = run_id_start(record)
+    because = "a run id begins with method, task, reading and seed"
+    yield Claim("run_id", record.run_id, record.run_id if record.run_id.startswith(start) else f"{start}...", because)
+    seeds = record.asked.get("seeds")
+    if record.kind == "method" and isinstance(seeds, int):
+        allowed = range(seeds)
+        yield Claim("seed", record.seed, record.seed if record.seed in allowed else [*allowed], "asked.seeds")
+    other = next((one for one, _, _ in record.items if not one.startswith(f"{record.task}/test/")), None)
+    yield Claim("items", other, None, f"all scored questions are of {record.task}'s test split")
+    yield Claim("sample", record.sample, record.data.source == "sample", f"data.source is {record.data.source}")
+
+
+def _sizes(record: RunRecord) -> Iterator[Claim]:
+    settings, splits = record.config, record.data.splits
+    yield from _limited(record.protocol["n"], "protocol.n", splits, "test", settings.get("eval", {}).get("limit"))
+    if record.data.n_train is not None:
+        limit = settings.get("data", {}).get("train_limit")
+        yield from _limited(record.data.n_train, "data.n_train", splits, "train", limit)
+    words = settings.get("data", {}).get("max_context_words")
+    if words is not None:
+        found = record.protocol["max_context_words"]
+        yield Claim("protocol.max_context_words", found, words, "config.data.max_context_words")
+
+
+def _limited(found: int, field: str, splits: Any, split: str, limit: int | None) -> Iterator[Claim]:
+    if split in splits:
+        rows = splits[split].rows
+        expected = rows if limit is None else min(rows, limit)
+        told = f"{rows} {split} rows" + ("" if limit is None else f" and a limit of {limit}")
+        yield Claim(field, found, expected, told)
+
+
+def _budget(record: RunRecord) -> Iterator[Claim]:
+    budget = record.budget
+    if budget is None or record.kind != "method":
+        return
+    settings = record.config.get("budget", {})
+    asked = settings.get("student_tokens")
+    if budget.track is not None:
+        told = [(name, amount) for name, amount in settings.items() if amount is not None]
+        yield Claim("budget.track and asked", [(budget.track, budget.asked)], told, "config.budget")
+    yield Claim("budget.asked_student_tokens", budget.asked_student_tokens, asked, "config.budget.student_tokens")
+    targets = sum(budget.tokens_by_channel.values())
+    if budget.target_tokens is not None and budget.tokens_by_channel:
+        yield Claim("budget.target_tokens", budget.target_tokens, targets, "the sum of budget.tokens_by_channel")
+    if budget.tokens_per_second is not None and budget.train_seconds:
+        speed = round(budget.student_tokens / budget.train_seconds, 2)
+        yield Claim("budget.tokens_per_second", budget.tokens_per_second, speed, "student_tokens / train_seconds")
+
+
+def _costs(record: RunRecord) -> Iterator[Claim]:
+    costs = [info.cost for info in record.annotations if info.cost is not None]
+    if not costs or record.budget is None:
+        return
+    for key in ("tokens_in", "tokens_out", "seconds"):
+        total = sum(getattr(cost, key) for cost in costs)
+        yield Claim(
+            f"budget.teacher_{key}", getattr(record.budget, f"teacher_{key}"), total, "the sum over annotations"
+        )
+
+
+def _training(record: RunRecord) -> Iterator[Claim]:
+    training, budget = record.training, record.budget
+    if training is None or budget is None:
+        return
+    yield Claim("training.steps", training.steps, budget.steps, "budget.steps")
+    select = record.config.get("train", {}).get("select")
+    if select is not None:
+        yield Claim("training.select", training.select, select, "config.train.select")
+    if training.looks:
+        chosen = sum(look.selected for look in training.looks)
+        yield Claim("training.looks", f"{chosen} selected", "1 selected", "one look chooses the student")
+
+
+def _score(record: RunRecord) -> Iterator[Claim]:
+    if record.score is None:
+        return
+    for key, share in record.secondary.items():
+        if not key.startswith("accuracy"):
+            continue
+        count = share * record.score.n
+        whole = abs(count - round(count)) < 1e-6 and 0 <= share <= 1
+        yield Claim(f"secondary.{key}", share, share if whole else round(count) / record.score.n, "a share of n")
+    told = record.secondary.get("macro_f1")
+    if record.gold and told is not None:
+        given = [[answer if isinstance(answer, int) else UNPARSED] for _, answer, _ in record.items]
+        own = macro_f1(record.gold, given)
+        expected = told if isclose(told, own, rel_tol=1e-9) else own
+        yield Claim("secondary.macro_f1", told, expected, "items and gold")
+    if record.reading != "gen":
+        yield Claim("score.unparsed", record.score.unparsed, 0, "rankings always answer")
+        yield Claim("score.hit_token_limit", record.score.hit_token_limit, 0, "rankings write nothing")

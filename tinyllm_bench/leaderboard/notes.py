@@ -1,0 +1,187 @@
+"""The sentences under a table: what its numbers alone would hide."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from tinyllm_bench.leaderboard.judgements import smallest_difference
+from tinyllm_bench.leaderboard.record import RunRecord
+from tinyllm_bench.leaderboard.rows import OTHER_SETTINGS, Lift, Row
+from tinyllm_bench.leaderboard.stats.arithmetic import ANY_RUN, THESE_STUDENTS
+from tinyllm_bench.leaderboard.verdicts import Checks, checked, content_digest
+
+_MANY_REJECTED = 0.25
+
+
+def section_notes(rows: Sequence[Row], lifts: Sequence[Lift], floor_title: str, checks: Checks) -> list[str]:
+    """Every note of a section, in a fixed order and without repetition."""
+    found = [
+        *_sample(rows),
+        *_refuted(rows, checks),
+        *_meaning(lifts, rows),
+        *_no_gain(rows, lifts, floor_title),
+        *_reading_problems(rows),
+        *_cut_context(rows),
+        *_overlap(rows),
+        *_teachers(rows),
+        *_rejected(rows),
+        *_wrong_texts(rows),
+        *_looks(rows),
+        *_own(rows),
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _runs(rows: Sequence[Row]) -> Iterator[tuple[str, RunRecord]]:
+    """Every run with the name it has in a note."""
+    for row in rows:
+        for record in row.records:
+            yield row.label if len(row.records) == 1 else f"{row.label}, seed {record.seed}", record
+
+
+def _share(count: int, n: int) -> str:
+    return f"{count} of {n} ({100 * count / n:.1f} %)"
+
+
+def _sample(rows: Sequence[Row]) -> Iterable[str]:
+    if any(row.first.sample for row in rows):
+        yield (
+            "Made from this project's own sample questions: it shows that the machine runs, not which method is better."
+        )
+
+
+def _refuted(rows: Sequence[Row], checks: Checks) -> Iterable[str]:
+    for name, record in _runs(rows):
+        for one in checked(checks, record).refutations:
+            # An edited record does not shake it off.
+            before = "" if one.record_digest == content_digest(record) else ", of what the record said then"
+            by = f" by {one.by}" if one.by else ""
+            yield f"{name}: refuted{by} on {one.date[:10]}{before}: {one.reason}"
+
+
+def _meaning(lifts: Sequence[Lift], rows: Sequence[Row]) -> Iterable[str]:
+    narrow = [lift for lift in lifts if lift.speaks_of == THESE_STUDENTS]
+    if narrow:
+        yield (
+            "Lifts of one run each have Newcombe's paired 95 % interval and McNemar's exact p, for these trained "
+            "students only: how results move between seeds is not in it. The two may disagree near 0.05."
+        )
+    if any(lift.speaks_of == ANY_RUN for lift in lifts) or any(len(row.records) > 1 for row in rows):
+        yield (
+            "Rows of several seeds have two-way intervals, over questions and seeds: they speak of new runs and new"
+            " questions of this kind."
+        )
+    if any(record.gold for row in rows for record in row.records):
+        yield (
+            "Macro-F1 is the mean of F1 over the answers; its 95 % interval is a bootstrap over questions and, for "
+            "rows of several, seeds. The constant answer is the most frequent right one, given to every question."
+        )
+    found = smallest_difference(lifts)
+    if found is not None:
+        yield f"This table sees lifts of {100 * found:.1f} points or more (80 % power, after correction)."
+    if any(lift.why_not == OTHER_SETTINGS for lift in lifts):
+        yield (
+            f"{OTHER_SETTINGS[0].upper()}{OTHER_SETTINGS[1:]}: no floor row of this budget and these training rows "
+            "was trained with the same `train` and `student` settings."
+        )
+    clusters = next((record.clusters for row in rows for record in row.records if record.clusters), ())
+    if clusters:
+        groups = len(set(clusters))
+        yield f"{len(clusters)} questions in {groups} clusters that share a passage or a question."
+
+
+def _no_gain(rows: Sequence[Row], lifts: Sequence[Lift], floor_title: str) -> Iterable[str]:
+    for row, lift in zip(rows, lifts, strict=True):
+        if lift.value is None or lift.beats:
+            continue
+        reason = "its lift is below zero" if (lift.high or 0) < 0 else "its lift is not clearly above zero"
+        yield f"{row.label} ({row.student}) does not beat {floor_title} here: {reason}."
+
+
+def _reading_problems(rows: Sequence[Row]) -> Iterable[str]:
+    for name, record in _runs(rows):
+        score = record.score
+        if score and 2 * score.unparsed > score.n:
+            yield (
+                f"{name}: no answer could be read in {_share(score.unparsed, score.n)} questions, more than half; "
+                "its accuracy says little about what the model knows."
+            )
+        if score and score.hit_token_limit:
+            yield f"{name}: {_share(score.hit_token_limit, score.n)} answers hit the token limit."
+        if score and score.ties:
+            yield f"{name}: {_share(score.ties, score.n)} questions ended in a tie: the first option wins."
+
+
+def _cut_context(rows: Sequence[Row]) -> Iterable[str]:
+    for _, record in _runs(rows):
+        if record.score and record.score.context_cut:
+            words = record.protocol["max_context_words"]
+            yield (
+                f"The context was cut to its last {words} words in "
+                f"{_share(record.score.context_cut, record.score.n)} questions."
+            )
+
+
+def _teachers(rows: Sequence[Row]) -> Iterable[str]:
+    for row in rows:
+        for teacher in row.first.teachers:
+            if teacher.gold_visible:
+                yield f"{row.label}: teacher {teacher.spec} saw the right answer when it wrote its texts."
+        for info in row.first.annotations:
+            if info.control:
+                yield f"{row.label}: the {info.kind} texts of {info.teacher} are a control ({info.control})."
+
+
+def _overlap(rows: Sequence[Row]) -> Iterable[str]:
+    """One sentence for all rows with the same count: training rows are mostly shared."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.first.data.overlap:
+            share = _share(row.first.data.overlap, row.first.protocol["n"])
+            found.setdefault(share, []).append(row.label)
+    for share, labels in found.items():
+        names = ", ".join(dict.fromkeys(labels))
+        yield f"{share} scored questions also stand, once normalised, among the training records of {names}."
+
+
+def _rejected(rows: Sequence[Row]) -> Iterable[str]:
+    for row in rows:
+        for info in row.first.annotations:
+            rejected = sum(info.rejected.values())
+            total = info.used + rejected
+            if rejected <= _MANY_REJECTED * total:
+                continue
+            reason, count = min(info.rejected.items(), key=lambda item: (-item[1], item[0]))
+            yield (
+                f"{row.label}: used {info.used} of {total} {info.kind}s of {info.teacher}: {count} {reason}; "
+                f"{100 * rejected / total:.1f} % rejected in all."
+            )
+
+
+def _wrong_texts(rows: Sequence[Row]) -> Iterable[str]:
+    """With two options, a text that was written for another answer was written for the wrong one."""
+    for row in rows:
+        if any(info.control == "shuffled" for info in row.first.annotations) and math.isclose(row.first.chance, 0.5):
+            yield (
+                f"{row.label}: where all questions share their two options (such as yes and no), the shuffled texts "
+                "that remain argue for the wrong answer."
+            )
+
+
+def _looks(rows: Sequence[Row]) -> Iterable[str]:
+    for name, record in _runs(rows):
+        if record.test_looks > 1:
+            yield f"{name}: {record.test_looks} looks at the test split; more than one makes a number optimistic."
+
+
+def _own(rows: Sequence[Row]) -> Iterable[str]:
+    for row in rows:
+        own = [name for name in row.first.own_settings if name.startswith("train.")]
+        values = {name: row.first.config.get("train", {}).get(name.removeprefix("train.")) for name in own}
+        if values:
+            told = ", ".join(f"{name} = {value}" for name, value in values.items())
+            yield f"{row.label}: trained with settings of its own paper, {told}."
+    for name, record in _runs(rows):
+        if record.student and record.student.chat_template:
+            yield f"{name}: asked through the model's own chat template."
+        for note in record.notes:
+            yield f"{name}: {' '.join(note.split())}"

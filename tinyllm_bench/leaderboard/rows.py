@@ -1,0 +1,170 @@
+"""From records to rows: seeds of one configuration make one row; every row is set against the board's floor."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tinyllm_bench.leaderboard.labels import row_key, row_labels, student_digest
+from tinyllm_bench.leaderboard.record import RunRecord
+from tinyllm_bench.leaderboard.stats.arithmetic import OverSeeds, over_seeds
+
+if TYPE_CHECKING:
+    from tinyllm_bench.leaderboard.stats.intervals import Estimate
+
+BUDGET_TOLERANCE = 0.02
+LEVEL = 0.05  # family-wise
+OTHER_SETTINGS = "other training settings"
+# A method is set against the floor only where both were trained alike, in these groups of settings; a student that was
+# taught by another method first is charged with it (`Row.tokens`).
+_EQUAL_SETTINGS = ("train", "student")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Runs that differ only in their seed, ordered by it; `label` is unique among the rows of one student spec."""
+
+    label: str
+    records: tuple[RunRecord, ...]
+
+    @property
+    def first(self) -> RunRecord:
+        """The run with the lowest seed; speaks for what all runs share."""
+        return self.records[0]
+
+    @property
+    def student(self) -> str:
+        """The asked model's spec; empty where no model was asked."""
+        return self.first.student.spec if self.first.student else ""
+
+    @property
+    def key(self) -> str:
+        """What tells the row from all others of its table."""
+        return f"{self.label}/{self.student}"
+
+    @property
+    def is_anchor(self) -> bool:
+        """Whether the row needed no training."""
+        return self.first.kind == "anchor"
+
+    @property
+    def accuracy(self) -> OverSeeds | None:
+        """Accuracy over the seeds; None when it cannot be measured."""
+        found = [record.accuracy for record in self.records]
+        return over_seeds([value for value in found if value is not None]) if None not in found else None
+
+    @property
+    def tokens(self) -> float:
+        """Mean student tokens of a run, those that made its initial student included."""
+        return self._mean("student_tokens") + self._mean("student_init_tokens")
+
+    @property
+    def seconds(self) -> float:
+        """Mean wall seconds of a run."""
+        return self._mean("seconds")
+
+    def _mean(self, field: str) -> float:
+        return over_seeds([getattr(record.budget, field, 0) or 0 for record in self.records]).mean
+
+
+class Lift(NamedTuple):
+    """A row against the floor; `why_not` says why there is no lift.
+
+    `low` and `high` are its 95 % interval and `p` the test against 0 (`leaderboard.stats.intervals.difference`), `p_holm` after
+    Holm's correction within the table; `seeds` are the runs of the row that has fewer; `speaks_of` what it generalises
+    to. With different numbers of seeds on the two sides it is given all the same: seeds are runs, not pairs.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 1
+    why_not: str | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    speaks_of: str = ""
+    estimate: "Estimate | None" = None
+
+    @property
+    def beats(self) -> bool:
+        """Whether the row is above the floor, after correction for the table's other comparisons."""
+        return self.value is not None and self.value > 0 and self.p_holm is not None and self.p_holm <= LEVEL
+
+
+def make_rows(records: Iterable[RunRecord], order: Sequence[str]) -> list[Row]:
+    """Rows of one section: anchors first, then by the board's order of names, label and student."""
+    groups: dict[str, list[RunRecord]] = defaultdict(list)
+    seen: dict[tuple[str, int], int] = defaultdict(int)
+    for record in sorted(records, key=lambda record: (record.seed, record.created, record.run_id)):
+        key = row_key(record)
+        # A second run of the same seed is no second seed: it opens a row of its own.
+        groups[f"{key}/{seen[key, record.seed]}"].append(record)
+        seen[key, record.seed] += 1
+    place = {name: index for index, name in enumerate(order)}
+
+    def rank(runs: list[RunRecord]) -> tuple[Any, ...]:
+        run = runs[0]
+        known = place.get(run.name, len(place))
+        return (run.kind == "method", known, run.name, run.label, _spec(run), run.run_id)
+
+    ordered = sorted(groups.values(), key=rank)
+    labels = row_labels([runs[0] for runs in ordered])
+    return [Row(label, tuple(runs)) for label, runs in zip(labels, ordered, strict=True)]
+
+
+def _spec(record: RunRecord) -> str:
+    return record.student.spec if record.student else ""
+
+
+def floor_of(row: Row, rows: Sequence[Row], floor: str) -> Row | str:
+    """The floor row of the same student, training rows, settings and budget (within 2 %), or why there is none.
+
+    A row of the floor method itself is the floor, unless it had another budget than the main floor row, the one
+    whose label is the method's name.
+    """
+    if row.is_anchor:
+        return "-"
+    floors = [other for other in rows if not other.is_anchor and other.first.name == floor]
+    floors = [other for other in floors if _student(other) == _student(row)]
+    main = [other for other in floors if other.first.label == floor]
+    if row.first.name == floor:
+        is_other = main and row not in main and not _same_budget(row, main[0])
+        return "other budget" if is_other else "floor"
+    if not floors:
+        return "no floor row"
+    equal = [other for other in floors if _same_budget(row, other)]
+    if not equal:
+        return "other budget"
+    equal = [other for other in equal if other.first.data.train_ids_digest == row.first.data.train_ids_digest]
+    if not equal:
+        return "other training rows"
+    equal = [other for other in equal if _alike(row, other)]
+    if not equal:
+        return OTHER_SETTINGS
+    return next((other for other in equal if other in main), equal[0])
+
+
+def _student(row: Row) -> tuple[str, str | None]:
+    return row.student, student_digest(row.first)
+
+
+def _alike(row: Row, other: Row) -> bool:
+    """Trained with the same settings, but for those that a method itself brings along (`own_settings`)."""
+    own = {*row.first.own_settings, *other.first.own_settings}
+    return _settings(row, own) == _settings(other, own)
+
+
+def _settings(row: Row, but: Collection[str]) -> list[Any]:
+    groups = {name: dict(row.first.config.get(name) or {}) for name in _EQUAL_SETTINGS}
+    return [
+        {key: value for key, value in group.items() if key != "init" and f"{name}.{key}" not in but}
+        for name, group in groups.items()
+    ]
+
+
+def _same_budget(row: Row, other: Row) -> bool:
+    """Within 2 % of student tokens; where budgets were set in FLOPs or seconds, the same amount of them."""
+    asked = [(budget.track, budget.asked) if budget else None for budget in (row.first.budget, other.first.budget)]
+    if any(one is not None and one[0] in ("flops", "seconds") for one in asked):
+        return asked[0] == asked[1]
+    return abs(row.tokens - other.tokens) <= BUDGET_TOLERANCE * max(row.tokens, other.tokens)

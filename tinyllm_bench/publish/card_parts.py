@@ -1,0 +1,256 @@
+"""What a model card says of a run, in pieces: its score, the rows beside it, its teachers, its data, its terms.
+
+Everything comes from the run's record, from records under the same protocol, and from what the task and the method say
+of themselves; what none of them tells is called unknown.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.plugins import load_method, load_task
+from tinyllm_bench.data.records import TaskInfo
+from tinyllm_bench.leaderboard.judgements import Judge
+from tinyllm_bench.leaderboard.labels import row_key, student_digest
+from tinyllm_bench.leaderboard.record import RunRecord, TeacherInfo
+from tinyllm_bench.leaderboard.rows import Lift, make_rows
+from tinyllm_bench.leaderboard.tables import (
+    BoardNames,
+    Cells,
+    Section,
+    duration,
+    escaped,
+    make_section,
+    percent,
+    points,
+    probability,
+)
+from tinyllm_bench.leaderboard.verdicts import Checks
+from tinyllm_bench.models.bundled import BUNDLES
+from tinyllm_bench.models.specs import ModelSpec, parse_spec
+from tinyllm_bench.publish.licences import Terms, terms_of
+
+UNKNOWN = "unknown"
+_TOLD_NOT = "not recorded"
+_SEEN = {True: "yes", False: "no", None: "not known"}
+
+
+class Compared(NamedTuple):
+    """The rows under the run's protocol: the table, its notes, and the run's lift in a sentence."""
+
+    table: Sequence[Cells]
+    notes: Sequence[str]
+    lift: str
+
+
+def task_of(record: RunRecord) -> TaskInfo | None:
+    """What the task says of itself; None where it is not installed here."""
+    try:
+        found: TaskInfo = load_task(record.task)
+    except UserError:
+        return None
+    return found
+
+
+def method_of(record: RunRecord) -> tuple[str, str]:
+    """The method's paper and what it is in a line, as the installed method says."""
+    try:
+        kind: Any = load_method(record.name)
+    except UserError:
+        return UNKNOWN, f"{record.name}, a method that is not installed here"
+    return kind.paper, (kind.__doc__ or record.name).strip().splitlines()[0]
+
+
+def base_of(record: RunRecord) -> ModelSpec:
+    """The spec of the model that the student was made from."""
+    assert record.student is not None, "asked only of trained runs"
+    return parse_spec(record.student.spec, role="teacher")
+
+
+def hub_name(spec: ModelSpec) -> str | None:
+    """The model's name on the Hugging Face hub; None for one that has none or whose spec does not tell."""
+    if spec.kind == "hf":
+        return spec.location
+    return BUNDLES[spec.location].hub if spec.kind == "bundled" and spec.location in BUNDLES else None
+
+
+def described(spec: ModelSpec) -> str:
+    """The base model in words: where it comes from and what was kept of it."""
+    name = hub_name(spec)
+    text = f"`{spec.text}`" + (f", that is [{name}](https://huggingface.co/{name})" if name else "")
+    if spec.kind == "bundled" and name:
+        text += f" as {BUNDLES[spec.location].title}, dequantised: not the original weights"
+    if spec.layers is not None:
+        text += f"; only its layers {':'.join(map(str, spec.layers))} (START:STOP:STEP) were kept"
+    return text
+
+
+def own_score(record: RunRecord) -> dict[str, str]:
+    """The run's own figures in words."""
+    score, accuracy = record.score, record.accuracy
+    assert score is not None and accuracy is not None, "asked only of scored runs"
+    (row,) = make_rows([record], ())
+    found = Judge([row]).accuracies.get(row.key)
+    assert found is not None
+    told = {
+        "accuracy": f"{percent(accuracy)} % ({score.correct} of {score.n})",
+        "95 % interval": f"{percent(found.low)} to {percent(found.high)} % ({found.method})",
+        "chance": f"{percent(record.chance)} %",
+        "not readable (counted as wrong)": f"{score.unparsed} of {score.n}",
+    }
+    told |= {key.replace("_", " "): f"{percent(value)} %" for key, value in sorted(record.secondary.items())}
+    told |= {key.replace("_", " "): f"{value:.4g}" for key, value in sorted(record.paths.items())}
+    return told | {
+        "looks at the test split": str(record.test_looks),
+        "weights selected on": f"the {_split(record)} split",
+    }
+
+
+def _split(record: RunRecord) -> str:
+    return "validation" if record.selected_on == "valid" else record.selected_on
+
+
+def compared(record: RunRecord, others: Sequence[RunRecord], names: BoardNames, checks: Checks) -> Compared | None:
+    """The run beside anchors, the floor and its own other seeds under the same protocol; None where there is nothing.
+
+    `others` may hold any records. Rows of other methods are left out: a card does not rank methods, a board does.
+    """
+    chosen = [record, *(one for one in others if one.run_id != record.run_id and _beside(one, record, names.floor))]
+    if len(chosen) == 1:
+        return None
+    rows = make_rows(chosen, names.order)
+    lifts = Judge(rows).lifts(names.floor)
+    own = next(lift for row, lift in zip(rows, lifts, strict=True) if record in row.records)
+    section: Section = make_section(chosen, [], names, checks)
+    return Compared(section.table, section.notes, lift_sentence(own, names.floor_title))
+
+
+def _beside(one: RunRecord, record: RunRecord, floor: str) -> bool:
+    if one.protocol_hash != record.protocol_hash or one.selected_on == "test":
+        return False
+    if one.kind == "anchor":
+        asked = one.student.spec if one.student else None
+        return asked in (None, base_of(record).text, *(teacher.spec for teacher in record.teachers))
+    mine = one.name == floor and student_digest(one) == student_digest(record)
+    return mine or row_key(one) == row_key(record)
+
+
+def lift_sentence(lift: Lift, floor_title: str) -> str:
+    """What a lift says and what it does not, also where it is negative."""
+    if lift.why_not == "floor":
+        return f"This student is {floor_title} itself: there is nothing to lift."
+    if lift.value is None or lift.low is None or lift.high is None:
+        return f"No lift over {floor_title} can be given: {lift.why_not}."
+    p = "" if lift.p_holm is None else f", p = {probability(lift.p_holm)}".replace("= <", "<")
+    size = f"{points(lift.value)} points over {floor_title} at equal budget"
+    told = f"{size} (95 % interval {points(lift.low)} to {points(lift.high)}{p}, {lift.speaks_of})"
+    if lift.beats:
+        return f"{told}: above zero."
+    if lift.value < 0 and lift.high < 0:
+        return f"{told}: below zero. {floor_title.capitalize()} is better here."
+    return f"{told}: not distinguishable from zero. These questions do not show that the method helps."
+
+
+def teacher_rows(record: RunRecord) -> list[Cells]:
+    """One line a teacher: what it gave, whether it saw the answer, its terms."""
+    return [_teacher(record, teacher) for teacher in record.teachers]
+
+
+def _teacher(record: RunRecord, teacher: TeacherInfo) -> Cells:
+    key = teacher.spec.rpartition("#")[2]
+    mine = [one for one in record.annotations if len(record.teachers) == 1 or one.teacher == key]
+    used = "; ".join(f"{one.used} {one.kind}s, {sum(one.rejected.values())} rejected" for one in mine)
+    terms = terms_of(teacher.spec)
+    return {
+        "teacher": teacher.spec,
+        "gave": teacher.note or _TOLD_NOT,
+        "the right answer was visible to it": _SEEN[teacher.gold_visible],
+        "texts used": used or "-",
+        "licence": terms.licence if terms else UNKNOWN,
+    }
+
+
+def data_rows(record: RunRecord) -> list[Cells]:
+    """One line a split: rows of the whole split and the digest of its content."""
+    return [
+        {"split": name, "rows": f"{info.rows:,}", "SHA-256 of its content": info.digest[:16]}
+        for name, info in record.data.splits.items()
+    ]
+
+
+def licence_notes(record: RunRecord) -> Iterator[str]:
+    """What whoever passes the student on must look at, one sentence each; what is not known is said."""
+    assert record.student is not None
+    yield from _terms("The student's base model", base_of(record).text, terms_of(record.student.spec))
+    for teacher in record.teachers:
+        yield from _terms("Teacher", teacher.spec, terms_of(teacher.spec))
+    task = task_of(record)
+    if record.sample:
+        yield "Data: sample questions written by this project's authors, Apache-2.0."
+    elif task is None:
+        yield f"Data `{record.task}`: licence unknown, the task is not installed here."
+    else:
+        yield f"Data {task.title}: {task.licence}."
+    yield (
+        "Whether a data set's terms reach a model that was trained on it is not settled; no row of the data is in this "
+        "folder, and what the student memorised of it is not known."
+    )
+
+
+def _terms(what: str, spec: str, terms: Terms | None) -> Iterator[str]:
+    if terms is None:
+        yield f"{what} `{spec}`: licence unknown to this project; look it up before you pass the student on."
+        return
+    where = f" ({terms.url})" if terms.url else ""
+    yield f"{what} `{spec}`: {terms.licence}{where}" + (f"; {terms.outputs}." if terms.outputs else ".")
+
+
+def restricted(record: RunRecord) -> bool:
+    """Whether the base model's licence alone does not tell what may be done with the student."""
+    assert record.student is not None
+    base = terms_of(record.student.spec)
+    teachers = [terms_of(teacher.spec) for teacher in record.teachers]
+    return base is None or base.hub is None or any(one is None or one.outputs for one in teachers)
+
+
+def cost_rows(record: RunRecord) -> dict[str, str]:
+    """What the student cost, in words."""
+    budget = record.budget
+    assert budget is not None, "asked only of trained runs"
+    told = {
+        "student tokens": f"{budget.student_tokens:,} in {budget.steps:,} steps, {budget.epochs:.3g} epochs",
+        "training": duration(budget.train_seconds),
+        "training FLOPs (estimate)": f"{budget.train_flops:.3g}" if budget.train_flops else UNKNOWN,
+        "wall time with asking": duration(budget.seconds),
+        "device": budget.device or _TOLD_NOT,
+        "peak memory": f"{budget.peak_memory_bytes / 1e9:.2f} GB" if budget.peak_memory_bytes else _TOLD_NOT,
+        "energy of training": "not measured",
+    }
+    if budget.student_init_tokens:
+        told["tokens that made the initial student"] = f"{budget.student_init_tokens:,}"
+    return told | _teacher_cost(record)
+
+
+def _teacher_cost(record: RunRecord) -> dict[str, str]:
+    budget = record.budget
+    costs = [one.cost for one in record.annotations if one.cost is not None]
+    if budget is None or not costs:
+        return {"teachers": "recorded texts; what they cost is unknown"} if record.teachers else {}
+    joules = [cost.joules for cost in costs]
+    prices = [cost.usd for cost in costs]
+    return {
+        "teacher tokens": f"{budget.teacher_tokens_in or 0:,} read, {budget.teacher_tokens_out or 0:,} written",
+        "teacher time": duration(budget.teacher_seconds or 0),
+        "teacher energy": UNKNOWN if None in joules else f"{sum(filter(None, joules)):,.0f} J",
+        "teacher price": UNKNOWN if None in prices else f"{sum(filter(None, prices)):.2f} USD",
+    }
+
+
+def listed(told: dict[str, str]) -> list[Cells]:
+    """Facts in words as lines of a two-column table."""
+    return [{"what": key, "value": value} for key, value in told.items()]
+
+
+def quoted(text: str) -> str:
+    """One line of text that is safe in Markdown."""
+    return escaped(" ".join(text.split()))

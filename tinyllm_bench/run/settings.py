@@ -1,0 +1,172 @@
+"""The settings of a run: every key, its kind and its default. Presets and method files only fill these in."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tinyllm_bench.teachers.settings import AnnotationConfig
+from tinyllm_bench.training.layout import LayoutChoice
+from tinyllm_bench.training.logit_cache import Precision
+from tinyllm_bench.training.settings import TrainConfig
+
+TrackerName = Literal["trackio", "wandb", "mlflow", "tensorboard"]
+WATCHING = {"report_to"}  # who is told of a run: no part of what the run is, so neither kept nor recorded with it
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraConfig(_Settings):
+    """Low-rank adapters instead of full training (peft); merged into the student before it is evaluated."""
+
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class InitConfig(_Settings):
+    """A model that another cell makes first: by a method of its own, to a budget of its own (one of the two)."""
+
+    method: str
+    student_tokens: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+
+
+class StudentConfig(_Settings):
+    """Who is taught: a model spec, in float32 unless said otherwise, fully or by LoRA.
+
+    init: teach the student by another method first; what that costs is charged to the cell.
+    """
+
+    model: str = "bundled:smollm2-135m"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: LoraConfig | None = None
+    init: InitConfig | None = None
+
+
+class CacheConfig(_Settings):
+    """Keep the teacher's distributions over the training responses on disk, and train from there.
+
+    k: the likeliest tokens that are kept per position, the others as one mass, or `all`; precision: of the kept
+    log-probabilities; engine: who makes them.
+    """
+
+    k: int | Literal["all"] = 64
+    precision: Precision = "float16"
+    engine: Literal["hf", "vllm"] = "hf"
+
+
+class TeacherConfig(_Settings):
+    """The white-box teacher of methods that learn from distributions, and the writer of the responses that others do.
+
+    model: its spec (`?adapter=FOLDER` applies a LoRA adapter), null for the one of `teachers` that the method uses;
+    init: teach the teacher the task first, as MiniLLM does (arXiv:2306.08543); dtype: on an accelerator bfloat16 saves
+    memory; cache: learn from kept distributions instead of the live model; chat: a teacher with another tokenizer
+    reads the question in its own chat template.
+    """
+
+    model: str | None = None
+    init: InitConfig | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    cache: CacheConfig | None = None
+    chat: bool = False
+
+
+class DataConfig(_Settings):
+    """What is asked and in which words.
+
+    train_limit: a stratified subset of the training records; max_context_words: only the passage is cut, from its
+    start;
+    rationale_context: whether rationale channels see the options; markers: replaces a channel's marker by name;
+    cut_tokens: cut every prompt behind so many tokens, as some released code does: it may lose the question;
+    plain_text: a UTF-8 text file for methods that also train on plain text, cut into pieces of `plain_tokens`.
+    """
+
+    source: Literal["auto", "release", "hub", "sample"] = "auto"
+    dir: str | None = None
+    train_limit: int | None = Field(None, ge=1)
+    max_context_words: int = Field(160, ge=0)
+    style: Literal["marker", "paper"] = "marker"
+    rationale_context: Literal["options", "question"] = "options"
+    markers: dict[str, str] = {}
+    cut_tokens: int | None = Field(None, ge=1)
+    plain_text: str | None = None
+    plain_tokens: int = Field(128, ge=8)
+
+
+class EvalConfig(_Settings):
+    """How students are asked. limit: a fixed stratified subset of the test split, null for all of it.
+
+    match: a written answer is read by the parser, or must be a choice's text to the letter (`exact`).
+
+    layout: `shared` scores the options of a question as branches of one sequence (`auto`: where the student can).
+    """
+
+    reading: Literal["auto", "gen", "mc", "cloze"] = "auto"
+    limit: int | None = Field(None, ge=1)
+    valid_limit: int = Field(200, ge=1)
+    batch_size: int = Field(16, ge=1)
+    layout: LayoutChoice = "auto"
+    shots: int = Field(3, ge=1)
+    shot_max_words: int = Field(64, ge=1)
+    max_new_tokens: int = Field(64, ge=1)
+    match: Literal["parser", "exact"] = "parser"
+    chat_template: Literal["auto", "always", "never"] = "auto"
+
+
+class BudgetConfig(_Settings):
+    """How long a student is taught, by one of these: student tokens, epochs, FLOPs or seconds; the other ones null.
+
+    What making the initial student took is charged to all but epochs. FLOPs are an estimate (`flops_per_token`) that
+    holds for decoder-only students; what a number of seconds buys depends on the machine, so that such a run is not
+    repeated to the byte.
+    """
+
+    student_tokens: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    flops: float | None = Field(None, gt=0)
+    seconds: float | None = Field(None, gt=0)
+
+    @property
+    def asked(self) -> tuple[str, float]:
+        """The one that is set, and its amount."""
+        ((name, amount),) = [(name, value) for name, value in self if value is not None]
+        return name, amount
+
+    @property
+    def is_one(self) -> bool:
+        """Whether exactly one is set."""
+        return sum(value is not None for _, value in self) == 1
+
+
+class BackendConfig(_Settings):
+    """Where students run: the device, and the engine of evaluation."""
+
+    engine: Literal["auto", "hf", "vllm"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class BenchConfig(_Settings):
+    """All settings of one cell. `method` holds the settings of the cell's method, checked by the method's own model.
+
+    `report_to` names the experiment trackers that are told of training and of the result; one name may stand alone.
+    """
+
+    student: StudentConfig = StudentConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    teachers: tuple[str, ...] = ()
+    data: DataConfig = DataConfig()
+    annotations: AnnotationConfig = AnnotationConfig()
+    method: dict[str, Any] = {}
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    budget: BudgetConfig = BudgetConfig()
+    backend: BackendConfig = BackendConfig()
+    report_to: tuple[TrackerName, ...] = ()
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value

@@ -1,0 +1,137 @@
+"""A live teacher: a local model or an API that is asked for its texts, through the cache that all methods share."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tinyllm_bench.base.energy import EnergyMeter
+from tinyllm_bench.base.files import digest
+from tinyllm_bench.data.records import Annotation, TaskRecord
+from tinyllm_bench.generation.requests import Sampling, Wish, Writer
+from tinyllm_bench.teachers.cache import Row, TextCache, text_key, texts_folder
+from tinyllm_bench.teachers.filters import FILTERS_VERSION, rejections
+from tinyllm_bench.teachers.prompting import Words
+from tinyllm_bench.teachers.settings import AnnotationConfig
+from tinyllm_bench.teachers.teacher import Unwritten
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveTeacher:
+    """A teacher that writes when it is asked. `identity` says which model it is, wherever that runs;
+    `local` whether it runs on this machine, whose energy is then its own."""
+
+    key: str
+    spec: str
+    identity: Mapping[str, Any]
+    settings: AnnotationConfig
+    words: Words
+    open_writer: Callable[[], Writer]
+    local: bool = True
+    recorded: bool = False
+
+    @property
+    def gold_visible(self) -> bool:
+        """Whether the right answer stands in its prompt."""
+        return self.words.gold_visible
+
+    @property
+    def kind(self) -> Literal["rationale", "program", "response"]:
+        """What kind of text it writes."""
+        return self.words.kind
+
+    @property
+    def folder(self) -> Path:
+        """Where its texts are kept."""
+        return texts_folder(self.key, self.identity)
+
+    def text_digest(self, task: str) -> str:
+        """What its texts depend on: the model, the words of the prompt, how they are drawn, and the filters."""
+        settings = self.settings
+        return digest(
+            {
+                "teacher": self.identity,
+                "prompt": self.words.facts,
+                "draw": settings.draw.model_dump(),
+                "filters": [list(settings.filters), FILTERS_VERSION],
+                "task": task,
+            }
+        )
+
+    def lacks(self, records: Sequence[TaskRecord]) -> str | None:
+        """None: it can be asked about anything."""
+        return None
+
+    def annotate(self, records: Sequence[TaskRecord], *, report: Report) -> list[Annotation]:
+        """Its texts on the records, in order, `draw.samples` for each; asks only for what the cache lacks.
+
+        Raises:
+            UserError: the teacher cannot be had, or failed on a record where `on_teacher_error` is `stop`.
+        """
+        wishes = self._wishes(records)
+        rows = TextCache(self.folder, self.identity).fill(
+            [wish for _, _, wish in wishes],
+            self.open_writer,
+            on_error=self.settings.on_teacher_error,
+            report=report,
+            meter=EnergyMeter().since_last if self.local else None,
+        )
+        return self._annotations(wishes, rows)
+
+    def kept(self, records: Sequence[TaskRecord]) -> tuple[list[Annotation], list[Unwritten]]:
+        """Its texts on the records that the cache holds, and what it would be asked for."""
+        wishes = self._wishes(records)
+        rows = TextCache(self.folder, self.identity).kept([wish for _, _, wish in wishes])
+        keyed = [(text_key(self.identity, wish), record, n, wish) for record, n, wish in wishes]
+        lacking = [Unwritten(key, record.id, n, wish) for key, record, n, wish in keyed if key not in rows]
+        return self._annotations(wishes, rows), lacking
+
+    def _wishes(self, records: Sequence[TaskRecord]) -> list[tuple[TaskRecord, int, Wish]]:
+        return [(record, n, self._wish(record, n)) for record in records for n in range(self.settings.draw.samples)]
+
+    def _annotations(self, wishes: Sequence[tuple[TaskRecord, int, Wish]], rows: Mapping[str, Row]) -> list[Annotation]:
+        found = [(record, n, rows.get(text_key(self.identity, wish))) for record, n, wish in wishes]
+        annotations = [self._annotation(record, n, row) for record, n, row in found if row is not None]
+        prompts = {record.id: wish.prompt for record, _, wish in wishes}
+        by_id = {record.id: record for record, _, _ in wishes}
+        return rejections(annotations, by_id, self.settings.filters, prompts=prompts)
+
+    def _wish(self, record: TaskRecord, sample: int) -> Wish:
+        draw = self.settings.draw
+        sampling = Sampling(
+            temperature=draw.temperature,
+            top_p=draw.top_p,
+            max_new_tokens=draw.max_new_tokens,
+            stop=self.words.stops,
+        )
+        seed = 0 if draw.temperature == 0 else _seed(draw.seed, record.id, sample)
+        return Wish(self.words.prompt(record), sampling, seed)
+
+    def _annotation(self, record: TaskRecord, sample: int, row: Row) -> Annotation:
+        reply = self.words.read(row["text"], record)
+        return Annotation(
+            record_id=record.id,
+            teacher=self.key,
+            kind=self.words.kind,
+            text=reply.text,
+            sample=sample,
+            answer=reply.answer,
+            gold_visible=self.gold_visible,
+            prompt_digest=hashlib.sha256(row["prompt"].encode()).hexdigest(),
+            sampling={**row["sampling"], "seed": row["seed"]},
+            tokens_in=row["tokens_in"],
+            tokens_out=row["tokens_out"],
+            finish=row["finish"],
+            seconds=row["seconds"],
+            joules=row.get("joules"),
+            engine=row["engine"],
+        )
+
+
+def _seed(seed: int, record_id: str, sample: int) -> int:
+    """A seed of 31 bits that depends on nothing but these three."""
+    text = f"{seed}/{record_id}/{sample}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1

@@ -1,0 +1,55 @@
+"""The settings of teachers: what they are asked, how their texts are drawn, and what is kept of them."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tinyllm_bench.teachers.few_shot import ShotConfig
+from tinyllm_bench.teachers.prompts import Kind
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DrawConfig(_Settings):
+    """How a live teacher's texts are drawn: greedy at temperature 0; `samples` texts per record, each seeded."""
+
+    temperature: float = Field(0.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(128, ge=1)
+    samples: int = Field(1, ge=1)
+    seed: int = 0
+
+
+class ApiConfig(_Settings):
+    """How an API is asked: requests at once, seconds until one is given up, and tries of each."""
+
+    concurrency: int = Field(8, ge=1)
+    timeout: float = Field(60.0, gt=0)
+    attempts: int = Field(6, ge=1)
+
+
+class AnnotationConfig(_Settings):
+    """Where teachers' texts come from and what happens to them before training.
+
+    control: `shuffled` or `gold` rationales as a control. The rest is for live teachers: kind: what they are asked
+    (`forced`: the gold answer stands in the prompt, as in TinyLLM); demonstrations: the examples in front of the
+    question, their passages cut to `demonstration_words`; chat: whether they are asked in their own chat template;
+    engine: who runs local ones; prices: US dollars per million tokens (in, out), by the teacher's key.
+    """
+
+    control: Literal["shuffled", "gold"] | None = None
+    filters: tuple[str, ...] = ("empty", "nan", "short", "prompt_junk")
+    on_missing_teacher: Literal["refuse", "drop"] = "refuse"
+    kind: Kind = "forced"
+    demonstrations: ShotConfig = ShotConfig()
+    demonstration_words: int = Field(64, ge=1)
+    draw: DrawConfig = DrawConfig()
+    chat: Literal["auto", "always", "never"] = "auto"
+    engine: Literal["auto", "hf", "vllm"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch: int = Field(16, ge=1)
+    api: ApiConfig = ApiConfig()
+    on_teacher_error: Literal["stop", "skip"] = "stop"
+    prices: dict[str, tuple[float, float]] = {}

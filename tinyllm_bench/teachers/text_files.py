@@ -1,0 +1,255 @@
+"""A set of teachers' texts as one file: packed with where they come from, checked and merged elsewhere.
+
+The file is zstandard-compressed JSONL. Its first line tells the teachers, how many texts there are, and their digest;
+every other line is one text. Each text's key is computed anew from its teacher, prompt and sampling when it is read.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import zstandard
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tinyllm_bench import __version__
+from tinyllm_bench.base.errors import UserError, unknown_name
+from tinyllm_bench.base.files import cache_root, canonical_json, digest, write_bytes
+from tinyllm_bench.teachers.cache import TextCache, texts_folder
+from tinyllm_bench.teachers.cached_text import Row, check_row, today
+
+SUFFIX = ".jsonl.zst"
+_PLAIN = re.compile(r"[^\W_][^/\\\x00-\x1f]*")  # it becomes a folder, and must not lead out of the cache
+
+
+class PackedTeacher(BaseModel):
+    """Whose texts: the short name, and the identity that decides them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    identity: dict[str, Any]
+    texts: int
+
+
+class Header(BaseModel):
+    """The first line of a pack; `digest` is the SHA-256 (hex) of all that follows it, uncompressed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal["tinyllm-bench-texts"]
+    version: Literal[1]
+    teachers: tuple[PackedTeacher, ...]
+    texts: int
+    digest: str
+    tinyllm_bench: str
+    created: str
+
+
+class Imported(NamedTuple):
+    """What an import did: what the pack held, and how many of its texts the cache did not have."""
+
+    header: Header
+    new: int
+
+
+def kept_teachers() -> dict[str, list[Path]]:
+    """The folders of kept texts by the teacher's short name; models of one name have a folder each."""
+    found: dict[str, list[Path]] = {}
+    for card in sorted((cache_root() / "annotations").glob("*/*/teacher.json")):
+        found.setdefault(card.parent.parent.name, []).append(card.parent)
+    return found
+
+
+def pack(teachers: Sequence[str | Path], to: Path, *, private: Callable[[Any], Iterable[str]]) -> Header:
+    """Write the texts of teachers, named or by their folders, into one file, in the order of their keys.
+
+    `private` finds the texts in a value that must not leave this machine (its paths); a teacher's identity that holds
+    one is refused, because the keys depend on it.
+
+    Raises:
+        UserError: a teacher has no texts, one is named by a path of this machine, or the file is wrongly named.
+    """
+    if not to.name.endswith(SUFFIX):
+        raise UserError(f"{to}: a pack is named *{SUFFIX}, such as {to.name.split('.')[0] or 'texts'}{SUFFIX}")
+    caches = [TextCache.open(folder) for folder in dict.fromkeys(_folders(teachers))]
+    for cache in caches:
+        if paths := list(private({"name": cache.name, "identity": cache.teacher})):
+            raise UserError(
+                f"teacher {cache.name} is named by a place on this machine ({paths[0]}), which a pack must not tell;"
+                " have it served under another name and annotate again"
+            )
+    return _write(caches, to)
+
+
+def _folders(teachers: Sequence[str | Path]) -> Iterator[Path]:
+    known = kept_teachers()
+    for one in teachers:
+        if (Path(one) / "teacher.json").exists():
+            yield Path(one).resolve()
+        elif str(one) in known:
+            yield from (folder.resolve() for folder in known[str(one)])
+        else:
+            raise unknown_name("teacher with kept texts", str(one), known)
+
+
+def _write(caches: Sequence[TextCache], to: Path) -> Header:
+    """The texts are compressed while they are digested; the header, known last, is a frame of its own before them."""
+    sha, body, counts = hashlib.sha256(), io.BytesIO(), [0] * len(caches)
+    with zstandard.ZstdCompressor().stream_writer(body, closefd=False) as packer:
+        for number, cache in enumerate(caches):
+            for row in cache.rows():
+                line = f"{canonical_json({**row, 'teacher': number})}\n".encode()
+                sha.update(line)
+                packer.write(line)
+                counts[number] += 1
+    if not sum(counts):
+        raise UserError(f"no texts are kept of {', '.join(cache.name for cache in caches) or 'no teacher'}")
+    header = Header(
+        format="tinyllm-bench-texts",
+        version=1,
+        teachers=tuple(
+            PackedTeacher(name=cache.name, identity=dict(cache.teacher), texts=count)
+            for cache, count in zip(caches, counts, strict=True)
+        ),
+        texts=sum(counts),
+        digest=sha.hexdigest(),
+        tinyllm_bench=__version__,
+        created=today(),
+    )
+    first = f"{canonical_json(header.model_dump())}\n".encode()
+    write_bytes(to, zstandard.ZstdCompressor().compress(first) + body.getvalue())
+    return header
+
+
+def import_pack(file: Path) -> Imported:
+    """Add a pack's texts to the cache; nothing is added of a damaged one, nor where another text has a key already.
+
+    Raises:
+        UserError: the file is no pack, truncated or edited, or the cache holds other texts under the same keys.
+    """
+    header = read_header(file)
+    for cache, rows in _by_shard(file, header):  # a pass before, because a pack may prove wrong at its very end
+        cache.introduce(write=False)
+        cache.refuse_clashes(rows, cache.read(cache.shard(rows[0]["key"])))
+    return Imported(header, sum(cache.merge(rows) for cache, rows in _by_shard(file, header)))
+
+
+def _by_shard(file: Path, header: Header) -> Iterator[tuple[TextCache, list[Row]]]:
+    caches = [TextCache(texts_folder(one.name, one.identity), one.identity) for one in header.teachers]
+    for (number, _), group in groupby(_rows(file, header), key=lambda item: (item[0], item[1]["key"][0])):
+        yield caches[number], [row for _, row in group]
+
+
+def info(what: str | Path | None = None) -> list[dict[str, Any]]:
+    """What a pack or the cache holds, a table row for each teacher: of a pack, a teacher, a folder, or all teachers.
+
+    Raises:
+        UserError: there is no such thing, or it is damaged.
+    """
+    if what is not None and Path(what).is_file():
+        header = read_header(Path(what))
+        groups = groupby(_rows(Path(what), header), key=itemgetter(0))
+        teachers = ((header.teachers[number], group) for number, group in groups)
+        return [_summary(one.name, one.identity, (row for _, row in group)) for one, group in teachers]
+    folders = _folders([what] if what is not None else [*kept_teachers()])
+    caches = [TextCache.open(folder) for folder in folders]
+    return [_summary(cache.name, cache.teacher, cache.rows()) for cache in caches]
+
+
+def _summary(name: str, identity: Mapping[str, Any], rows: Iterable[Row]) -> dict[str, Any]:
+    """One table row. Tokens, seconds and joules are sums; joules are None where none were measured."""
+    sums, seen = Counter[str](), {"engine": set[str](), "prompts": set[str](), "tinyllm_bench": set[str]()}
+    seconds, joules, dates = 0.0, None, set[str]()
+    for row in rows:
+        sums.update(texts=1, tokens_in=row["tokens_in"], tokens_out=row["tokens_out"])
+        seconds += row["seconds"]
+        if row["joules"] is not None:
+            joules = (joules or 0.0) + row["joules"]
+        for field in ("prompts", "tinyllm_bench"):
+            seen[field].add(str(row["made"].get(field)))
+        seen["engine"].add(row["engine"])
+        dates.add(str(row["made"].get("date")))
+    return {
+        "teacher": name,
+        "identity": digest(identity)[:16],
+        **{field: sums[field] for field in ("texts", "tokens_in", "tokens_out")},
+        "seconds": round(seconds, 2),
+        "joules": joules if joules is None else round(joules, 1),
+        **{field: ", ".join(sorted(values)) for field, values in seen.items()},
+        "made": " to ".join(sorted({min(dates), max(dates)})) if dates else "",
+    }
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_header(file: Path) -> Header:
+    """The first line of a pack.
+
+    Raises:
+        UserError: the file cannot be read, or is no pack of a version that is known here.
+    """
+    with closing(_lines(file)) as lines:
+        first = next(lines, b"")
+    try:
+        header = Header.model_validate_json(first)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        why = f"its {field} is not what this version reads" if field else "its first line is no header"
+        raise UserError(f"{file} is not a pack of texts: {why}; make one with `teachers pack`") from None
+    for teacher in header.teachers:
+        if not _PLAIN.fullmatch(teacher.name):
+            raise UserError(f"{file}: {teacher.name!r} is no teacher's short name; the pack was edited, get it again")
+    return header
+
+
+def _rows(file: Path, header: Header) -> Iterator[tuple[int, Row]]:
+    """Each text with the number of its teacher: checked as it comes, and all of them at the end."""
+    sha, counts, last = hashlib.sha256(), [0] * len(header.teachers), (-1, "")
+    with closing(_lines(file)) as lines:
+        next(lines, b"")
+        for line in lines:
+            sha.update(line)
+            number, row = _parse(line, header, str(file))
+            if (number, row["key"]) <= last:
+                raise UserError(f"{file}: {row['key'][:12]} is out of order; the pack was edited, get it again")
+            last = (number, row["key"])
+            counts[number] += 1
+            yield number, row
+    if counts != [one.texts for one in header.teachers] or sha.hexdigest() != header.digest:
+        raise UserError(
+            f"{file} was truncated or edited: {sum(counts)} of {header.texts} texts were read and their digest is"
+            f" {sha.hexdigest()[:12]}, not {header.digest[:12]}; get it again"
+        )
+
+
+def _parse(line: bytes, header: Header, where: str) -> tuple[int, Row]:
+    try:
+        row = json.loads(line)
+        if f"{canonical_json(row)}\n".encode() != line:  # also refuses what JSON allows and our files may not hold
+            raise ValueError
+        number = row.pop("teacher")
+        identity = header.teachers[number].identity
+    except (ValueError, TypeError, AttributeError, LookupError):
+        raise UserError(
+            f"{where} was truncated or edited: a line is not a text of its teachers; get it again"
+        ) from None
+    return number, check_row(row, identity, where, fix="get the pack again")
+
+
+def _lines(file: Path) -> Generator[bytes, None, None]:
+    try:
+        with file.open("rb") as raw:
+            yield from io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror or error}") from None
+    except zstandard.ZstdError as error:
+        raise UserError(f"{file} is not a pack of texts, or damaged ({error}); make one with `teachers pack`") from None

@@ -1,0 +1,55 @@
+"""Losses: pure functions that return sums; only the trainer divides.
+
+Shape suffixes: N target positions, V vocabulary, C channels.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+PerPosition = Callable[[Tensor, slice], Tensor]
+
+if TYPE_CHECKING:
+    from tinyllm_bench.models.lm import LM
+    from tinyllm_bench.training.batching import Batch
+
+
+def cross_entropy_N(logits_NV: Tensor, target_ids_N: Tensor) -> Tensor:
+    """Token cross-entropy in nats: `-log softmax(logits)[target]`, in float32 at least."""
+    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    return functional.cross_entropy(logits_NV, target_ids_N, reduction="none")
+
+
+def channel_cross_entropy(batch: "Batch", student: "LM") -> dict[str, Tensor]:
+    """Sum of token cross-entropies per channel of a batch (scalars, differentiable in the student).
+
+    The token mean over a mini-batch's channel is `CE(S(x, p_c), y_c)` of TinyLLM (arXiv:2402.04616, equations for L_A
+    and L_Tm) as its released code computes it (Hugging Face's mean over target tokens).
+    """
+    return channel_sums(batch, student, [cross_entropy_of(batch)])[0]
+
+
+def cross_entropy_of(batch: "Batch") -> PerPosition:
+    """Token cross-entropy of a chunk of the batch's target positions."""
+    return lambda logits_NV, rows: cross_entropy_N(logits_NV, batch.target_ids_N[rows])
+
+
+def channel_sums(
+    batch: "Batch", student: "LM", losses: Sequence[PerPosition], *, whole_items: bool = False
+) -> list[dict[str, Tensor]]:
+    """Sums per channel of several losses per position, in one pass of the student.
+
+    whole_items: losses of a position depend on its neighbours in the example, so no example is split between chunks.
+    """
+
+    def per_chunk(logits_NV: Tensor, rows: slice) -> Tensor:
+        found_LN = torch.stack([loss(logits_NV, rows) for loss in losses])
+        sums_LC = torch.zeros(len(losses), len(batch.channels), dtype=found_LN.dtype, device=found_LN.device)
+        return sums_LC.index_add(1, batch.channel_N[rows], found_LN)
+
+    borders = (batch.item_N.diff().nonzero()[:, 0] + 1).tolist() if whole_items else ()
+    sums_LC = student(batch, per_chunk, borders=borders)
+    return [dict(zip(batch.channels, sums_C.unbind(), strict=True)) for sums_C in sums_LC.unbind()]

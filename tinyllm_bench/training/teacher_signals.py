@@ -1,0 +1,104 @@
+"""White-box teachers: distributions at a batch's target positions, in memory or from a cache.
+
+Shape suffixes: N target positions, H hidden size, V vocabulary, K kept entries.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.generation.top_k import response_digest, top_k
+from tinyllm_bench.models.lm import LM
+from tinyllm_bench.training.batching import Batch
+from tinyllm_bench.training.divergences import Dense, TopK
+from tinyllm_bench.training.logit_cache import LogitCache, Rows, Scored
+
+
+class Distributions:
+    """A teacher's distributions at all target positions of one batch; only the part that is asked for is made."""
+
+    def __init__(self, make: Callable[[slice], Tensor]) -> None:
+        self._make = make
+
+    @torch.no_grad()
+    def rows(self, rows: slice) -> Dense:
+        """Log-probabilities of some target positions, float32 at least."""
+        return Dense(torch.log_softmax(self._make(rows), dim=-1))
+
+
+class InMemoryTeacher:
+    """A teacher in memory that shares the student's tokenizer and reads the very batch that the student reads.
+
+    `vocabulary` is the tokenizer's size: rows beyond it are padding, on either side.
+    """
+
+    def __init__(self, lm: LM, *, vocabulary: int | None = None) -> None:
+        self.lm = lm.eval().requires_grad_(False)
+        self.vocabulary = vocabulary
+        self.parameters = sum(p.numel() for p in lm.parameters())
+
+    @torch.no_grad()
+    def on(self, batch: Batch) -> Distributions:
+        """Distributions in the order of the batch's target positions; hidden states are kept, logits are not."""
+        hidden_NH = self.lm.at_targets(batch)
+
+        def make(rows: slice) -> Tensor:
+            logits_NV = self.lm.logits(hidden_NH[rows])
+            return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+
+        return Distributions(make)
+
+
+class CachedTeacher:
+    """A teacher's kept distributions over the very responses that the student learns; nothing of it is in memory."""
+
+    lm = None
+
+    def __init__(self, cache: LogitCache) -> None:
+        self.cache = cache
+        self.vocabulary: int | None = cache.header.vocabulary
+        self.parameters = 0
+
+    def on(self, batch: Batch) -> TopK:
+        """The kept tokens and the mass of the rest, in the order of the batch's target positions.
+
+        Raises:
+            UserError: a response that was not kept.
+        """
+        found = [self.cache.rows_for(i.record_id, response_digest(i.prompt, i.target)) for i in batch.items]
+        device = batch.target_ids_N.device
+        ids_NK, logp_NK, tail_N, _ = (torch.cat(part).to(device) for part in zip(*found, strict=True))
+        return TopK(ids_NK, logp_NK, tail_N)
+
+
+@torch.no_grad()
+def score_responses(teacher: InMemoryTeacher, batch: Batch, k: int) -> list[Scored]:
+    """The teacher's k likeliest tokens at every position of a batch's examples, with the mass of all others."""
+    distributions, parts = teacher.on(batch), []
+    for rows in teacher.lm.chunks(len(batch.target_ids_N)):
+        logp_NV = distributions.rows(rows).logp_NV[:, : teacher.vocabulary].log_softmax(-1)
+        gold_N = logp_NV.gather(1, batch.target_ids_N[rows, None])[:, 0]
+        parts.append(Rows(*top_k(logp_NV, k), gold_N))
+    joined = Rows(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+    items = batch.item_N.cpu()
+    return [
+        Scored(item.record_id, item.prompt, item.target, Rows(*(column[items == n] for column in joined)))
+        for n, item in enumerate(batch.items)
+    ]
+
+
+def check_same_family(student: LM, teacher: LM) -> None:
+    """Refuse a teacher that cannot read the student's batches.
+
+    Raises:
+        UserError: one is an encoder-decoder and the other is not.
+    """
+    if student.encoder_decoder != teacher.encoder_decoder:
+        kinds: Any = {True: "an encoder-decoder", False: "decoder-only"}
+        raise UserError(
+            f"the teacher is {kinds[teacher.encoder_decoder]} and the student {kinds[student.encoder_decoder]}: they"
+            " cannot read the same batch; choose both of one family"
+        )

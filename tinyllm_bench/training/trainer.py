@@ -1,0 +1,385 @@
+"""The one trainer, for every method: accelerate runs it on one device or many.
+
+A round is one rollout, a mini-batch one optimiser step, a micro-batch what fits. Methods return sums; this file
+divides, by the target tokens of a channel in the whole mini-batch over all processes, and nowhere else.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import append_checked, read_checked
+from tinyllm_bench.models.lm import LM
+from tinyllm_bench.training.batching import Collator, Group, count_targets
+from tinyllm_bench.training.budget import Plan
+from tinyllm_bench.training.checkpoint import (
+    kept_random_state,
+    load_checkpoint,
+    load_trainable,
+    save_checkpoint,
+    save_tensors,
+    trainable_state,
+)
+from tinyllm_bench.training.layout import Row
+from tinyllm_bench.training.method import Method, Step, TeacherSignal
+from tinyllm_bench.training.packing import step_micros
+from tinyllm_bench.training.result import (
+    Look,
+    State,
+    Sums,
+    Trained,
+    add_sums,
+    flops_per_token,
+    means_of,
+    merit,
+    rate,
+)
+from tinyllm_bench.training.settings import TrainConfig as TrainConfig
+
+
+class Trainer:
+    """Trains one student by one plan; the same call again goes on from the last checkpoint."""
+
+    def __init__(
+        self,
+        lm: LM,
+        method: Method,
+        groups: Sequence[Group],
+        plan: Plan,
+        collator: Collator,
+        config: TrainConfig,
+        *,
+        folder: Path,
+        seed: int,
+        validate: Callable[[LM], Sequence[Any]],
+        teacher: TeacherSignal | None = None,
+        probed: Sequence[Group] = (),
+        report: Callable[[Mapping[str, Any]], None] = lambda event: None,
+        cpu: bool = False,
+    ) -> None:
+        self.method, self.teacher = method, teacher
+        self.groups, self.plan, self.collator = groups, plan, collator
+        self.config, self.folder, self.seed = config, folder, seed
+        self.validate, self.report, self.probed = validate, report, probed
+        AcceleratorState._reset_state(reset_partial_state=False)  # an earlier cell may have had another precision
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu)
+        if config.gradient_checkpointing:
+            lm.plain.gradient_checkpointing_enable({"use_reentrant": False})
+        trained = [p for p in lm.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        self.lm, self.optimizer = self.accelerator.prepare(lm, optimizer)
+        self.module.precision = self.accelerator.autocast
+        self.state = State()
+        self._notes: Sums = {}
+        self._clock = self._saved = time.monotonic()
+        self._elapsed, self._save_due = 0.0, False
+        self._flops = flops_per_token(lm, teacher.parameters if teacher is not None else 0)
+
+    @property
+    def module(self) -> LM:
+        """The LM without accelerate's wrapper."""
+        return self.accelerator.unwrap_model(self.lm)
+
+    def run(self) -> Trained:
+        """Train to the end of the plan, look at validation, put the selected weights into the module."""
+        set_seed(self.seed)
+        done = self._resume()
+        self._clock = self._saved = time.monotonic()
+        self._tick()
+        if not done and self.method.rolls:
+            self.state.start = self._looked(0, 0.0)
+        index = 0
+        for number in range(len(self.plan.rounds)):
+            minis = list(self.plan.steps_of(number))
+            if index + len(minis) > done and not self._round(minis, index):
+                break
+            index += len(minis)
+        self._look_at_the_end()
+        self.state.seconds += time.monotonic() - self._clock
+        return self._finish()
+
+    def _round(self, minis: list[tuple[int, ...]], index: int) -> bool:
+        """Train one round; False where the budget ended in it."""
+        members = list(dict.fromkeys(i for mini in minis for i in mini))
+        if self._ends_before_drawing([self.groups[i] for i in minis[0]]):
+            return False
+        groups_of = dict(zip(members, self.roll([self.groups[i] for i in members], index), strict=True))
+        for offset, mini in enumerate(minis):
+            groups = [groups_of[i] for i in mini]
+            if self.state.losses and self.plan.ends_before(self._cost(groups), self._spent()):
+                return False
+            self.optimise(groups, index + offset)
+            self._tick()
+            self._look(index + offset + 1)
+        if self._save_due:
+            self._save(index + len(minis))
+        return True
+
+    def _tick(self) -> None:
+        """Read the main process's clock: all must stop, look, save and set the rate at the same step."""
+        now, state = time.monotonic(), self.state
+        told = [state.seconds + now - self._clock - state.look_seconds]
+        told.append(self.config.checkpoint_seconds <= now - self._saved)
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(told)
+        self._elapsed, self._save_due = float(told[0]), bool(told[1])
+
+    def _ends_before_drawing(self, first: Sequence[Group]) -> bool:
+        """Whether a round whose drawing costs what the last one's did, and one mini-batch, ends too far off."""
+        drawing = self.state.roll_cost
+        return drawing > 0 and self.plan.ends_before(drawing + self._cost(first), self._spent())
+
+    def roll(self, members: list[Group], index: int) -> list[Group]:
+        """The round's groups with their drawn texts, in order; every process draws its share of them."""
+        if not self.method.rolls:
+            return members
+        began, before = time.monotonic(), self._spent()
+        accelerator = self.accelerator
+        share = members[accelerator.process_index :: accelerator.num_processes]
+        self.module.eval()
+        with torch.no_grad():
+            rolled = self.method.rollout(share, self.module, self.teacher, self._step(index, {}))
+        if accelerator.num_processes > 1:
+            by_id = {group.record_id: group for group in gather_object(rolled)}
+            rolled = [by_id[group.record_id] for group in members]
+        drawn = [item for group in rolled for item in group.items if item.drawn]
+        self.state.drawn_tokens += sum(len(item.target) for item in drawn)
+        self.state.flops += sum(item.tokens * self._flops.drawn("logp" in item.drawn) for item in drawn)
+        self.state.roll_seconds += time.monotonic() - began
+        self._tick()
+        self.state.roll_cost = self._spent() - before
+        return rolled
+
+    def _spent(self) -> float:
+        """What is spent of the limit's unit; student tokens where there is none."""
+        unit = self.plan.limit.unit if self.plan.limit else "student_tokens"
+        if unit == "seconds":
+            return self._elapsed
+        return self.state.flops if unit == "flops" else self.state.tokens
+
+    def _cost(self, groups: Sequence[Group]) -> float:
+        """What a mini-batch will take of the limit's unit, by what its tokens took so far."""
+        return sum(group.tokens for group in groups) * self._spent() / self.state.tokens
+
+    def optimise(self, groups: Sequence[Group], index: int) -> None:
+        """One optimiser step, the `index`th, on the questions of one mini-batch."""
+        self.lm.train()
+        counts = count_targets(groups)
+        step = self._step(index, counts)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rows = [self.collator.rows(group.items) for group in groups]
+        share = rows[rank::world]
+        # without a question it takes part with weight 0, or the others would wait for it
+        micros = step_micros(share or rows[:1], self.method, self.collator, self.config)
+        losses = dict.fromkeys(counts, 0.0)
+        for number, micro in enumerate(micros):
+            is_last = number == len(micros) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.lm):
+                self.micro(micro, step, losses, weight=1.0 if share else 0.0)
+        self.accelerator.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
+        progress = self.plan.progress(index, self._spent())
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * rate(*progress, self.config.warmup)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        computed = sum(row.width for group in rows for row in group)
+        self.state.computed_tokens += computed
+        self.state.flops += computed * self._flops.trained
+        self._count(groups, counts, losses, index)
+
+    def micro(self, rows: Sequence[Row], step: Step, losses: dict[str, float], *, weight: float = 1.0) -> None:
+        """Forward and backward of one micro-batch; what it loses is added to `losses` by channel."""
+        batch = self.collator.collate(rows).to(self.accelerator.device)
+        terms = self.method.loss(batch, self.lm, self.teacher, step)
+        terms = [term for term in terms if step.tokens.get(term.channel, 0) > 0]
+        shares = [weight * term.weight * term.sum / step.tokens[term.channel] for term in terms]
+        # DDP averages gradients over processes; step.tokens is already the global count, so undo the mean.
+        self.accelerator.backward(torch.stack(shares).sum() * self.accelerator.num_processes)
+        for term, share in zip(terms, shares, strict=True):
+            losses[term.channel] = losses.get(term.channel, 0.0) + float(share.detach())
+
+    def _count(
+        self, groups: Sequence[Group], counts: Mapping[str, int], losses: Mapping[str, float], index: int
+    ) -> None:
+        loss_C = torch.tensor([losses[channel] for channel in sorted(losses)], device=self.accelerator.device)
+        summed_C: Tensor = self.accelerator.reduce(loss_C, "sum")
+        by_channel = dict(zip(sorted(losses), summed_C.tolist(), strict=True))
+        total = sum(by_channel.values())
+        if not np.isfinite(total):
+            raise UserError(
+                f"the loss is {total} at step {index + 1}; lower train.learning_rate (now {self.config.learning_rate})"
+            )
+        self.state.losses.append(total)
+        self.state.records += len(groups)
+        self.state.tokens += sum(group.tokens for group in groups)
+        for channel, count in counts.items():
+            self.state.tokens_by_channel[channel] = self.state.tokens_by_channel.get(channel, 0) + count
+        steps = self.plan.expected_steps(index + 1, self._spent())
+        event = {"step": index + 1, "steps": steps, "loss": total, "by_channel": by_channel}
+        now = {"lr": self.optimizer.param_groups[0]["lr"], "tokens": self.state.tokens}
+        self._log({**event, **self._measured(), **now})
+
+    def _measured(self) -> dict[str, Any]:
+        """Means of what the method measured since the last step, over all processes; also added up over the run."""
+        found = [self._notes] if self.accelerator.num_processes == 1 else gather_object([self._notes])
+        self._notes = {}
+        sums: dict[str, tuple[float, float]] = {}
+        for notes in found:
+            add_sums(sums, notes)
+        add_sums(self.state.sums, sums)
+        return {"measured": means_of(sums)} if sums else {}
+
+    def _log(self, event: Mapping[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            append_checked(self.folder / "metrics.jsonl", [event])
+            self.report(event)
+
+    def _step(self, index: int, tokens: Mapping[str, int]) -> Step:
+        def seed_of(record_id: str) -> int:
+            text = f"{self.seed}/{index}/{record_id}"
+            return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+        def all_reduce(tensor: Tensor) -> Tensor:
+            return self.accelerator.reduce(tensor.to(self.accelerator.device), "sum").to(tensor.device)
+
+        def note(name: str, total: float, count: float) -> None:
+            add_sums(self._notes, {name: (total, count)})
+
+        total = self.plan.expected_steps(index, self._spent())
+        return Step(index=index, total=total, tokens=tokens, all_reduce=all_reduce, seed_of=seed_of, note=note)
+
+    def _due(self, done: int) -> float | None:
+        if self.config.look_every is not None:
+            steps = self.plan.expected_steps(done, self._spent())
+            return min(done / steps, 1.0) if done % self.config.look_every == 0 or done == self.plan.steps else None
+        if self.plan.limit is None:
+            return {max(1, round(share * self.plan.steps)): share for share in self.config.looks}.get(done)
+        last = self.state.looks[-1].fraction if self.state.looks else 0.0
+        spent, amount = self.plan.progress(done, self._spent())
+        passed = [s for s in self.config.looks if last < s < 1 and s * amount <= spent]
+        return max(passed, default=None)
+
+    def _look_at_the_end(self) -> None:
+        """The last look of a run whose last step was not known before it was over."""
+        if self.plan.limit is None or 1.0 not in self.config.looks:
+            return
+        looks, steps = self.state.looks, len(self.state.losses)
+        if looks and looks[-1].step == steps:
+            looks[-1] = looks[-1]._replace(fraction=1.0)
+        else:
+            self._look(steps, 1.0)
+
+    def _look(self, done: int, share: float | None = None) -> None:
+        share = self._due(done) if share is None else share
+        if share is None:
+            return
+        look = self._looked(done, share)
+        best = self._best()
+        self.state.looks.append(look)
+        if self.accelerator.is_main_process and (best is None or self._merit(look) > self._merit(best)):
+            save_tensors(self._best_file(look), trainable_state(self.module))
+        self.accelerator.wait_for_everyone()
+
+    def _looked(self, done: int, share: float) -> Look:
+        began = time.monotonic()
+        found: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            with kept_random_state(), torch.no_grad():
+                self.module.eval()
+                checked = Look(done, share, *self.validate(self.module))
+                step = replace(self._step(0, {}), all_reduce=lambda tensor: tensor)  # the others wait
+                probe = self.method.probe(list(self.probed), self.module, self.teacher, step)
+                found = [checked._replace(probe=dict(probe))]
+        broadcast_object_list(found)
+        look: Look = found[0]
+        self.accelerator.wait_for_everyone()
+        self._log({"look": look._asdict()})
+        self.state.look_seconds += time.monotonic() - began
+        return look
+
+    def _merit(self, look: Look) -> tuple[float, float, int]:
+        return merit(look, self.config.select)
+
+    def _best_file(self, look: Look) -> Path:
+        """Named by its step: weights that a crashed run saved after its last checkpoint can never be taken for it."""
+        return self.folder / f"best-{look.step:08d}.safetensors"
+
+    def _best(self) -> Look | None:
+        return max(self.state.looks, key=self._merit, default=None)
+
+    def _save(self, done: int) -> None:
+        now = time.monotonic()
+        self.state.seconds, self._clock, self._saved = self.state.seconds + now - self._clock, now, now
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.folder / "checkpoints",
+                step=done,
+                module=self.module,
+                optimizer=self._inner(),
+                state=self.state.plain(),
+            )
+            best = self._best()
+            for old in self.folder.glob("best-*.safetensors"):
+                if best is None or old != self._best_file(best):
+                    old.unlink()
+        self.accelerator.wait_for_everyone()
+
+    def _inner(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _resume(self) -> int:
+        found = load_checkpoint(self.folder / "checkpoints", module=self.module, optimizer=self._inner())
+        if found is None:
+            if self.accelerator.is_main_process:
+                (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            return 0
+        done, state = found
+        self.state = State.read(state)
+        if self.accelerator.is_main_process:
+            self._rewind(done)
+            self.report({"resumed": done, "steps": self.plan.expected_steps(done, self._spent())})
+        return done
+
+    def _rewind(self, done: int) -> None:
+        """Drop metrics of steps that the checkpoint does not hold; they are trained again."""
+        path = self.folder / "metrics.jsonl"
+        kept = [e for e in read_checked(path) if e.get("step", e.get("look", {}).get("step", 0)) <= done]
+        path.unlink(missing_ok=True)
+        append_checked(path, kept)
+
+    def _finish(self) -> Trained:
+        best, state = self._best(), self.state
+        selected = len(state.losses)
+        if self.config.select != "last" and best is not None:
+            load_trainable(self.module, load_file(self._best_file(best)))
+            selected = best.step
+        return Trained(
+            steps=len(state.losses),
+            records=state.records,
+            tokens=state.tokens,
+            computed_tokens=state.computed_tokens,
+            flops=state.flops,
+            tokens_by_channel=dict(state.tokens_by_channel),
+            first_loss=state.losses[0],
+            last_loss=state.losses[-1],
+            looks=tuple(state.looks),
+            selected_step=selected,
+            seconds=state.seconds - state.look_seconds,
+            drawn_tokens=state.drawn_tokens,
+            roll_seconds=state.roll_seconds,
+            start=state.start,
+            means=means_of(state.sums),
+        )
