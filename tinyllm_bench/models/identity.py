@@ -33,6 +33,52 @@ def model_identity(spec: ModelSpec, runs: Path) -> Any:
     return [spec.layers, _digests(sorted(file for pattern in _FILES for file in folder.glob(pattern)))]
 
 
+def same_weights(a: ModelSpec, b: ModelSpec, runs: Path) -> bool:
+    """Whether two specs name one model: the same spelling, or files of the same weights with the same layers kept.
+
+    Tokenizers and settings beside the weights are not compared. A model of the hub is compared by its files where they
+    are in the local cache, by its spelling elsewhere.
+    """
+    if a.text == b.text:
+        return True
+    if (a.kind == "gguf") != (b.kind == "gguf"):  # the one is read dequantised, the other as it is
+        return False
+    files = [_weights(spec, runs) for spec in (a, b)]
+    if not all(files) or sorted(f.stat().st_size for f in files[0]) != sorted(f.stat().st_size for f in files[1]):
+        return False
+    if _kept_layers(a, files[0][0].parent) != _kept_layers(b, files[1][0].parent):
+        return False
+    adapters = [None if spec.adapter is None else _adapter(spec) for spec in (a, b)]
+    if adapters[0] != adapters[1]:
+        return False
+    return sorted(_digests(files[0]).values()) == sorted(_digests(files[1]).values())
+
+
+def _weights(spec: ModelSpec, runs: Path) -> list[Path]:
+    """The files of a model's weights on this machine; none where it is not here."""
+    if spec.kind == "gguf":
+        return [Path(spec.location).expanduser()]
+    folder = spec_folder(spec, runs=runs)
+    if spec.kind == "hf":
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(spec.location, "config.json", revision=spec.revision)
+        folder = Path(found).parent if isinstance(found, str) else None
+    return [] if folder is None else sorted(folder.glob("*.safetensors"))
+
+
+def _kept_layers(spec: ModelSpec, folder: Path) -> tuple[int, ...] | None:
+    """The layers that a spec keeps, None for all of them; `?layers=0:30:1` of 30 layers is all of them."""
+    if spec.layers is None:
+        return None
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    count = next(
+        (config[key] for key in ("num_hidden_layers", "num_layers", "n_layer") if key in config), spec.layers[1]
+    )
+    kept = tuple(range(*slice(*spec.layers).indices(count)))
+    return None if kept == tuple(range(count)) else kept
+
+
 def _adapter(spec: ModelSpec) -> dict[str, str]:
     weights = check_adapter(spec)
     return {"weights": _digest(weights, weights.stat().st_mtime_ns), "settings": digest(adapter_settings(spec))}

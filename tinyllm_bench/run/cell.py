@@ -32,8 +32,8 @@ from tinyllm_bench.run.request import (
     load_preset,
     settings_of,
 )
-from tinyllm_bench.run.settings import BenchConfig, InitConfig
-from tinyllm_bench.run.white_box_teacher import check_signal, model_teacher
+from tinyllm_bench.run.settings import BenchConfig, InitConfig, TeacherInitConfig
+from tinyllm_bench.run.white_box_teacher import check_signal, check_teaches, model_teacher
 from tinyllm_bench.teachers.filters import rejected_by
 from tinyllm_bench.teachers.open import open_responder
 from tinyllm_bench.teachers.teacher import Teacher
@@ -264,6 +264,8 @@ def _with_model_teacher(cell: Cell, request: Request, preset: Preset) -> Cell:
         first = _first(cell, request, preset, spec.text, config.init, seed=0)  # as with texts, a seed changes nothing
         cell = replace(cell, teacher_from=first)
         spec = parse_spec(f"run:{first.run_id}", role="teacher")
+    if spec.has_weights:
+        check_teaches(cell, spec)
     if needs.signal != "none":
         cell = replace(cell, signal=spec)
     if "response" in needs.annotations:
@@ -278,6 +280,8 @@ def _first(cell: Cell, request: Request, preset: Preset, model: str, init: InitC
     chosen = {"select": "loss"}  # as MiniLLM does it for every fine-tuning that comes first
     values = {"student": {"model": model, "init": None}, "teacher": {"init": None}, "budget": budget, "train": chosen}
     values["eval"] = {"reading": cell.reading}
+    if isinstance(init, TeacherInitConfig):
+        values["data"] = {"train_limit": init.train_limit}
     kept = tuple(text for text in request.assignments if not text.startswith(("method.", "eval.reading=")))
     asked = replace(request, assignments=kept, methods=(init.method,))
     name = expand("method", (init.method,))[0]

@@ -34,6 +34,16 @@ class InitConfig(_Settings):
     epochs: float | None = Field(None, gt=0)
 
 
+class TeacherInitConfig(InitConfig):
+    """What the teacher is taught first, and on how much.
+
+    train_limit: a stratified subset of the training records, null for the whole training split, whatever
+    `data.train_limit` leaves the student: a teacher that is the student's own model must have seen more than it.
+    """
+
+    train_limit: int | None = Field(None, ge=1)
+
+
 class StudentConfig(_Settings):
     """Who is taught: a model spec, in float32 unless said otherwise, fully or by LoRA.
 
@@ -68,7 +78,7 @@ class TeacherConfig(_Settings):
     """
 
     model: str | None = None
-    init: InitConfig | None = None
+    init: TeacherInitConfig | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     cache: CacheConfig | None = None
     chat: bool = False

@@ -1,11 +1,13 @@
 """Model teachers of a request: which one a method uses, whether it fits the student, and opening it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.models.identity import same_weights
 from tinyllm_bench.models.load import Loaded, is_encoder_decoder, load_model, needs_bos, spec_folder
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.run.settings import TeacherConfig
@@ -64,6 +66,33 @@ def check_signal(method: Method, config: TeacherConfig, student: str, teacher: M
             raise UserError(f"teacher {teacher.text}: only decoder-only models are read across tokenizers")
     elif not same_tokenizer(*(_tokenizer(str(folder)) for folder in folders)):
         raise _other_tokenizer(method, own.text, teacher.text)
+
+
+def check_teaches(cell: "Cell", teacher: ModelSpec) -> None:
+    """Refuse a teacher with the student's own weights, before anything is trained: there is nothing to learn from it.
+
+    Two models that are yet to be made are the same where the same method makes them of the same weights on the same
+    records; the seed of the student's is not compared, since another order of the same records knows no more.
+
+    Raises:
+        UserError: teacher and student are one model.
+    """
+    first, own = cell.teacher_from, cell.student_from
+    same = same_weights(teacher, cell.student, cell.runs)
+    if first is not None and own is not None and same_weights(first.student, own.student, cell.runs):
+        same = same or replace(first, seed=0).run_id == replace(own, seed=0, student=first.student).run_id
+    if not same:
+        return
+    told = cell.student.text if own is None else f"{own.student.text} after {own.name}"
+    more = (
+        "let it learn more than the student does (teacher.init.train_limit, teacher.init.epochs), or "
+        if first is not None
+        else "teach the teacher the task first (teacher.init), or "
+    )
+    raise UserError(
+        f"{cell.label} on {cell.task.name}: teacher and student are the same weights ({told}), so that a model would be"
+        f" distilled into itself; {more}name another teacher (teacher.model)"
+    )
 
 
 def _check_cache(method: Method, config: TeacherConfig) -> None:
