@@ -7,8 +7,8 @@ after the same words. Papers: Hinton et al., arXiv:1503.02531; for language mode
 (arXiv:2306.13649) with lambda 0, with `adaptive_kl` AKL (arXiv:2404.02657).
 y is the gold answer, a rationale and the gold answer, or what the teacher answers (`response`; the last is what the
 released scripts of MiniLLM call SeqKD: teacher text and word-level KD).
-A teacher with another tokenizer is read through `cross_tokenizer` (`tinyllm_bench/training/cross_losses.py`); the divergence
-is then that method's own.
+A teacher with another tokenizer is read through `cross_tokenizer` (`tinyllm_bench/training/cross_losses.py`); the
+divergence is then that method's own.
 Differences: the released code of MiniLLM's baseline logs -sum p log q, which is no divergence; here D is one and falls
 to 0. No code that was read multiplies by T^2; `temperature_squared` does.
 """

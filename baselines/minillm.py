@@ -57,9 +57,9 @@ class MinillmConfig(MethodConfig):
     """Settings; defaults are the paper's, those of the released code under `parity: released_code`.
 
     group_size: mini-batches of one round of rollouts; inner_epochs: passes over it; teacher_mix: alpha of the sampler;
-    gamma, length_normalize, include_current, discount_length: the return (`training/policy_gradient.py`); reward_limit: cut of a
-    token's log-ratio; whiten: advantages to mean 0 and variance 1; epsilon: PPO's clip, null for none; plain_weight:
-    weight of L_PT; plain_kd: the share of it that is KL to the teacher.
+    gamma, length_normalize, include_current, discount_length: the return (`training/policy_gradient.py`); reward_limit:
+    cut of a token's log-ratio; whiten: advantages to mean 0 and variance 1; epsilon: PPO's clip, null for none;
+    plain_weight: weight of L_PT; plain_kd: the share of it that is KL to the teacher.
     """
 
     teacher: str | None = None

@@ -20,7 +20,8 @@ from tinyllm_bench.models.specs import parse_spec
 
 BROKEN = {
     "has a strange config": (
-        "from tinyllm_bench.training.method import Method\nclass METHOD(Method):\n    paper = 'none'\n    Config = dict\n"
+        "from tinyllm_bench.training.method import Method\nclass METHOD(Method):\n    paper = 'none'\n"
+        "    Config = dict\n"
         "    def examples(self, record, annotations, ask): return []\n"
         "    def loss(self, batch, student, teacher, step): return []",
         "its Config is no subclass of MethodConfig",

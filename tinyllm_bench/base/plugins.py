@@ -12,7 +12,8 @@ What the objects are:
 
 - method: a class made from `training.method.Method`. `<name>.yaml` beside its module holds its defaults, if it has any.
 - task: a `data.records.TaskInfo` of that name. `samples/<name>.jsonl` beside its module holds its sample.
-- teacher: a function `(rest, settings) -> generation.requests.Writer`. Its name is a kind of spec: `teachers=[name:rest]`.
+- teacher: a function `(rest, settings) -> generation.requests.Writer`; its name is a kind of spec:
+  `teachers=[name:rest]`.
 - reporter: a function `(leaderboard.exports.BoardData) -> {file name: text}`, called whenever a board is built.
 
 One name has one owner: a built-in's is refused, and so is one that two plugins claim. A plugin that does not load, is

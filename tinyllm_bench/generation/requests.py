@@ -1,7 +1,7 @@
 """What writes a teacher's texts: the one interface of local transformers, local vLLM and an API.
 
-A writer knows nothing of tasks: it turns prompts into texts. What is asked stands in `teachers.prompts`, what was answered
-is kept by `teachers.cache`.
+A writer knows nothing of tasks: it turns prompts into texts. What is asked stands in `teachers.prompts`, what was
+answered is kept by `teachers.cache`.
 """
 
 from collections.abc import Iterator, Sequence

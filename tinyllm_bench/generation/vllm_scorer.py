@@ -1,8 +1,8 @@
 """A local teacher scored by vLLM in one child process: its distributions over given responses, for a logit cache.
 
 What vLLM returns is a distribution over all rows of the model's table, at temperature 1. Where the table has more rows
-than the tokenizer has entries, the tail holds their probability; a teacher in memory (`training.teacher_signals`) cuts them off
-before the softmax instead.
+than the tokenizer has entries, the tail holds their probability; a teacher in memory (`training.teacher_signals`) cuts
+them off before the softmax instead.
 """
 
 from __future__ import annotations

@@ -70,9 +70,10 @@ class Row:
 class Lift(NamedTuple):
     """A row against the floor; `why_not` says why there is no lift.
 
-    `low` and `high` are its 95 % interval and `p` the test against 0 (`leaderboard.stats.intervals.difference`), `p_holm` after
-    Holm's correction within the table; `seeds` are the runs of the row that has fewer; `speaks_of` what it generalises
-    to. With different numbers of seeds on the two sides it is given all the same: seeds are runs, not pairs.
+    `low` and `high` are its 95 % interval and `p` the test against 0 (`leaderboard.stats.intervals.difference`),
+    `p_holm` after Holm's correction within the table; `seeds` are the runs of the row that has fewer; `speaks_of` what
+    it generalises to. With different numbers of seeds on the two sides it is given all the same: seeds are runs, not
+    pairs.
     """
 
     value: float | None = None

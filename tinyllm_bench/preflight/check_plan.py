@@ -96,8 +96,8 @@ def _flops(planned: Planned, cell: Cell) -> float:
 def power(planned: Planned) -> list[Finding]:
     """The smallest difference between two rows that the test questions can show with 80 % power.
 
-    Computed by `leaderboard/stats/power.py` for the planned number of seeds, at a discordance of 20 %, with 2 points of spread
-    between seeds.
+    Computed by `leaderboard/stats/power.py` for the planned number of seeds, at a discordance of 20 %, with 2 points of
+    spread between seeds.
     """
     seeds = len({cell.seed for cell in planned.cells})
     found = []

@@ -1,4 +1,4 @@
-"""In which words a live teacher is asked, and how its reply is read: as `teachers.prompts` has it, or as the student is."""
+"""How a live teacher is prompted and its reply read: as `teachers.prompts` has it, or as the student is."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

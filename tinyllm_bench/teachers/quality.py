@@ -3,9 +3,10 @@
 The same figures for recorded and for live teachers. Shares are counts out of counts, so that a reader sees both.
 
 On the release's train splits the figures lie within one percentage point of those measured before this code was
-written (tests/teachers/test_quality.py). The patterns behind two of the old figures were not kept: `ends_on_punctuation`
-and `invented_question` are plain definitions that were searched for until they gave the old shares on all five sets
-with a LLaMA-2 part, so that their agreement says that the same thing is counted, not that it was counted twice.
+written (tests/teachers/test_quality.py). The patterns behind two of the old figures were not kept:
+`ends_on_punctuation` and `invented_question` are plain definitions that were searched for until they gave the old
+shares on all five sets with a LLaMA-2 part, so that their agreement says that the same thing is counted, not that it
+was counted twice.
 
 words: white-space words of the text as recorded, the trigger "Let's think step by step." included.
 under_five_words: fewer than five words after the trigger; empty texts and "nan" are among them.
