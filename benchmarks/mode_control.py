@@ -13,13 +13,13 @@ from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.answers.voting import COT, POT
 from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths
 from tinyllm_bench.evaluation.sampling import HfDrawer
+from tinyllm_bench.experiment.annotate import annotate, taught
+from tinyllm_bench.experiment.cell import Cell, plan_cells
+from tinyllm_bench.experiment.predict import Engines
+from tinyllm_bench.experiment.request import Request
+from tinyllm_bench.experiment.sample_answers import student_specs
+from tinyllm_bench.experiment.stages import run_cell
 from tinyllm_bench.models.load import load_model
-from tinyllm_bench.run.annotate import annotate, taught
-from tinyllm_bench.run.cell import Cell, plan_cells
-from tinyllm_bench.run.predict import Engines
-from tinyllm_bench.run.request import Request
-from tinyllm_bench.run.sample_answers import student_specs
-from tinyllm_bench.run.stages import run_cell
 
 
 def quiet(event: object) -> None:

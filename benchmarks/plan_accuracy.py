@@ -34,7 +34,7 @@ def drawn_cells(count: int, seed: int, preset: str, settings: list[str]) -> list
     """The first `count` of all combinations, shuffled by the seed, that can be run here."""
     from tinyllm_bench.base.errors import UserError
     from tinyllm_bench.base.plugins import names
-    from tinyllm_bench.run.request import expand
+    from tinyllm_bench.experiment.request import expand
 
     every = [Drawn(*one) for one in product(names("method"), expand("task", ("all",)), LIMITS)]
     random.Random(seed).shuffle(every)
@@ -53,8 +53,8 @@ def drawn_cells(count: int, seed: int, preset: str, settings: list[str]) -> list
 
 def cell_of(one: Drawn, runs: Path, preset: str, settings: list[str]) -> Any:
     """The cell, the first of its method's variants."""
-    from tinyllm_bench.run.cell import plan_cells
-    from tinyllm_bench.run.request import Request
+    from tinyllm_bench.experiment.cell import plan_cells
+    from tinyllm_bench.experiment.request import Request
 
     limit = f"data.train_limit={one.records}"
     request = Request(
@@ -86,8 +86,8 @@ def happened(cell: Any) -> dict[str, Any]:
     import psutil
 
     from tinyllm_bench.base.files import read_checked, read_json
-    from tinyllm_bench.run.predict import Engines
-    from tinyllm_bench.run.stages import run_cell
+    from tinyllm_bench.experiment.predict import Engines
+    from tinyllm_bench.experiment.stages import run_cell
 
     with Engines() as engines:
         record = run_cell(cell, cell.runs, engines, report=lambda event: None).record

@@ -25,13 +25,13 @@ from lm_eval.api.instance import Instance
 
 from tinyllm_bench.base import provenance
 from tinyllm_bench.evaluation.hf import hf_lm
+from tinyllm_bench.experiment.annotate import annotate
+from tinyllm_bench.experiment.cell import Cell, plan_cells
+from tinyllm_bench.experiment.request import Request
+from tinyllm_bench.experiment.train import encode_groups
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded, load_model
 from tinyllm_bench.models.specs import parse_spec
-from tinyllm_bench.run.annotate import annotate
-from tinyllm_bench.run.cell import Cell, plan_cells
-from tinyllm_bench.run.request import Request
-from tinyllm_bench.run.train import encode_groups
 from tinyllm_bench.training.batching import Collator, Group, collator_of
 from tinyllm_bench.training.layout import Row
 from tinyllm_bench.training.losses import channel_cross_entropy

@@ -138,7 +138,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _presets() -> dict[str, dict[str, Any]]:
     """What each preset sets for every cell, by dotted key."""
-    from tinyllm_bench.run.request import load_preset, preset_names
+    from tinyllm_bench.experiment.request import load_preset, preset_names
 
     return {name: _flat(load_preset(name).config) for name in preset_names()}
 
@@ -201,7 +201,7 @@ def _method(name: str) -> Iterator[str]:
 def settings_page() -> str:
     """The page of all settings."""
     from tinyllm_bench.base.plugins import folder
-    from tinyllm_bench.run.settings import BenchConfig
+    from tinyllm_bench.experiment.settings import BenchConfig
     from tinyllm_bench.training.divergences import DivergenceConfig
 
     built_in = sorted(one.name[:-3] for one in folder("method").iterdir() if re.fullmatch(r"[a-z]\w*\.py", one.name))

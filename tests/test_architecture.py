@@ -25,7 +25,7 @@ PACKAGES = (
     "training",
     "evaluation",
     "leaderboard",
-    "run",
+    "experiment",
     "preflight",
     "audit",
     "publish",
@@ -95,8 +95,8 @@ def test_imports_see_relative_and_late_ones() -> None:
     tree = ast.parse(
         "def f():\n    from ..leaderboard import board\n    from . import cell\n    import tinyllm_bench.cli.app"
     )
-    found = set(imports(tree, "tinyllm_bench.run"))
-    assert found == {"tinyllm_bench.leaderboard.board", "tinyllm_bench.run.cell", "tinyllm_bench.cli.app"}
+    found = set(imports(tree, "tinyllm_bench.experiment"))
+    assert found == {"tinyllm_bench.leaderboard.board", "tinyllm_bench.experiment.cell", "tinyllm_bench.cli.app"}
 
 
 @pytest.mark.parametrize("file", CORE, ids=label)

@@ -19,7 +19,7 @@ CHECKS = (  # what looks at every method and every task by itself
     "tests/test_tasks_contract.py",
     "tests/test_lm_eval_tasks.py",
     "tests/test_architecture.py",
-    "tests/run/test_request.py",
+    "tests/experiment/test_request.py",
     "tests/cli/test_app.py::test_lists",
     "tests/data/test_checks.py",
 )

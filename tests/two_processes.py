@@ -66,10 +66,10 @@ def run_a_cell(folder: Path) -> None:
     """Annotate, train, predict and record with all processes; its folder is the cell's run."""
     from accelerate import PartialState
 
-    from tinyllm_bench.run.cell import plan_cells
-    from tinyllm_bench.run.predict import Engines
-    from tinyllm_bench.run.request import Request
-    from tinyllm_bench.run.stages import run_cell
+    from tinyllm_bench.experiment.cell import plan_cells
+    from tinyllm_bench.experiment.predict import Engines
+    from tinyllm_bench.experiment.request import Request
+    from tinyllm_bench.experiment.stages import run_cell
     from tinyllm_bench.testing.tiny_models import saved
 
     state = PartialState()

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base.config import as_assignments
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.experiment.cell import Cell, plan_cells
+from tinyllm_bench.experiment.request import Request, split_names
+from tinyllm_bench.experiment.runner import Watch, run_matrix
+from tinyllm_bench.experiment.stages import Outcome
 from tinyllm_bench.leaderboard.compare import Report
 from tinyllm_bench.leaderboard.compare import compare as compare_pairs
 from tinyllm_bench.leaderboard.compare_sides import find_pairs, pair_of
 from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.record import load_record as load_record
-from tinyllm_bench.run.cell import Cell, plan_cells
-from tinyllm_bench.run.request import Request, split_names
-from tinyllm_bench.run.runner import Watch, run_matrix
-from tinyllm_bench.run.stages import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd

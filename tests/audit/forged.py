@@ -11,8 +11,8 @@ import zstandard
 
 from tinyllm_bench.base.files import append_checked, canonical_json, write_json
 from tinyllm_bench.data.records import Prediction
+from tinyllm_bench.experiment.predict import load_predictions, predictions_digest
 from tinyllm_bench.leaderboard.record import RECORD_FILE, ids_digest, protocol_hash
-from tinyllm_bench.run.predict import load_predictions, predictions_digest
 
 
 class Forged:

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from tests.run.runs import run_all
+from tests.experiment.runs import run_all
 from tinyllm_bench.audit import reproduce as tables
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.experiment.cell import plan_cells
 from tinyllm_bench.leaderboard.record import load_record
 from tinyllm_bench.leaderboard.reported import reported_value
 from tinyllm_bench.leaderboard.reported_files import load_reported, reported_folder
 from tinyllm_bench.leaderboard.rows import Lift
 from tinyllm_bench.leaderboard.stats.intervals import Estimate
-from tinyllm_bench.run.cell import plan_cells
 
 pytestmark = pytest.mark.slow
 

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from tests.audit.forged import Forged
-from tests.run.runs import cells_of, one_cell, quick, run_all
+from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.audit import verify_answers
 from tinyllm_bench.audit.verify import Verification, keep_verdict, verify
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import write_json
+from tinyllm_bench.experiment.predict import predictions_digest
 from tinyllm_bench.leaderboard.record import RECORD_FILE, load_record, protocol_hash, save_record
 from tinyllm_bench.leaderboard.verdicts import tier_of, verdict_file, verdict_of
-from tinyllm_bench.run.predict import predictions_digest
 
 pytestmark = pytest.mark.slow
 

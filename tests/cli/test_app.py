@@ -184,7 +184,7 @@ def test_show_config_names_the_layer_of_every_setting(call: Call, small: list[An
 
 
 def test_without_a_preset_the_chosen_one_is_said_first(call: Call, tiny_llama_dir: Path) -> None:
-    from tinyllm_bench.run.request import default_preset
+    from tinyllm_bench.experiment.request import default_preset
 
     said = call(
         *("run", "--method", "finetune", "--task", "obqa", "--dry-run", "data.source=sample"),

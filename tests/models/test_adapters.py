@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.run.runs import one_cell, run_all
+from tests.experiment.runs import one_cell, run_all
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import canonical_json
+from tinyllm_bench.experiment.predict import Engines, StudentAsker
 from tinyllm_bench.leaderboard.public import machine_paths, public_text
 from tinyllm_bench.leaderboard.record import load_record
 from tinyllm_bench.models.adapters import CONFIG, WEIGHTS
 from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.models.load import Loaded, check_spec, load_model, save_model, weights_digest
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
-from tinyllm_bench.run.predict import Engines, StudentAsker
 from tinyllm_bench.teachers.open import _why_not_vllm, live_key
 from tinyllm_bench.testing import tiny_models
 

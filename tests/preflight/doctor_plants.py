@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.data.toy_release import rationale
+from tinyllm_bench.experiment.cell import Cell, plan_cells
+from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.preflight.machine import Machine
-from tinyllm_bench.run.cell import Cell, plan_cells
-from tinyllm_bench.run.request import Request
 
 TASK = "toycheck"
 SIZES = {"train": 60, "valid": 40, "test": 200}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.run.runs import cells_of, one_cell, quick
+from tests.experiment.runs import cells_of, one_cell, quick
 from tinyllm_bench.preflight.counts import Training
 from tinyllm_bench.preflight.memory import LIBRARIES, memory_of, peak_bytes
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
@@ -51,7 +51,7 @@ def test_of_anchors_and_encoder_decoders(tiny_llama_dir: Path, tiny_t5_dir: Path
 REAL = """
 import json, sys
 from pathlib import Path
-from tests.run.runs import one_cell, run_all
+from tests.experiment.runs import one_cell, run_all
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 from tinyllm_bench.preflight.memory import peak_bytes
 folder = Path(sys.argv[1])

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from tests.run.runs import cells_of, one_cell, quick, run_all
+from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.base.files import read_json
+from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.preflight.estimate import CellPlan, Planner, totals
 from tinyllm_bench.preflight.plan import plan_request
-from tinyllm_bench.run.cell import Cell
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
 pytestmark = pytest.mark.slow

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.run.runs import cells_of, one_cell, quick, run_all
+from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_json, write_json
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.predict import load_predictions, predictions_file
 from tinyllm_bench.leaderboard.record import load_record
 from tinyllm_bench.publish.export import Bundle, find_run, make_bundle, write_bundle
-from tinyllm_bench.run.cell import Cell
-from tinyllm_bench.run.predict import load_predictions, predictions_file
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
 pytestmark = pytest.mark.slow

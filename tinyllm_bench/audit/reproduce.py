@@ -21,13 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from tinyllm_bench.base.config import parse_yaml
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import write_text
+from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.leaderboard.judgements import Judge
 from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.reported import Reported, reported_table, reported_value, reported_values
 from tinyllm_bench.leaderboard.rows import Lift, Row, make_rows
 from tinyllm_bench.leaderboard.stats.intervals import Estimate
 from tinyllm_bench.leaderboard.tables import Cells, percent, points, text_table
-from tinyllm_bench.run.request import Request
 
 Verdict = Literal["reproduced", "not reproduced", "underpowered", "not judged", "not run"]
 How = Literal["as_published", "as_corrected"]

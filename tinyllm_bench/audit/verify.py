@@ -16,11 +16,11 @@ from tinyllm_bench.audit.verify_files import Problem, missing, shown
 from tinyllm_bench.base import provenance
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Prediction, TaskRecord
+from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.leaderboard import verdicts
 from tinyllm_bench.leaderboard.consistency import broken_claims
 from tinyllm_bench.leaderboard.record import RECORD_FILE, RunRecord, load_record
 from tinyllm_bench.leaderboard.verdicts import RE_RUN, RE_SCORED, SELF_REPORTED, Rerun, Tier, Verdict
-from tinyllm_bench.run.cell import Cell
 
 ALONE = "everything but arithmetic (that needs the run's folder)"
 

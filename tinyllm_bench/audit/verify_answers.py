@@ -17,11 +17,11 @@ from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
 from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths
 from tinyllm_bench.evaluation.sampling import Wanted, Written
 from tinyllm_bench.evaluation.scoring import best, option_scores
-from tinyllm_bench.run.identity import GUESSES
-from tinyllm_bench.run.predict import guesser
+from tinyllm_bench.experiment.identity import GUESSES
+from tinyllm_bench.experiment.predict import guesser
 
 if TYPE_CHECKING:
-    from tinyllm_bench.run.cell import Cell
+    from tinyllm_bench.experiment.cell import Cell
 
 
 class Differs(NamedTuple):

@@ -11,8 +11,8 @@ from tinyllm_bench.base.config import read_yaml
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_checked, read_json
 from tinyllm_bench.data.records import Prediction
+from tinyllm_bench.experiment.predict import load_predictions, predictions_digest
 from tinyllm_bench.leaderboard.record import RECORD_FILE, Look, RunRecord, public
-from tinyllm_bench.run.predict import load_predictions, predictions_digest
 
 _SHOWN = 60
 

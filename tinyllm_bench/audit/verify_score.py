@@ -12,10 +12,10 @@ from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.evaluation.reference_baselines import chance, expected
 from tinyllm_bench.evaluation.sampled_answers import path_report
 from tinyllm_bench.evaluation.scoring import TaskScore, score, shared_gold
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.protocol import protocol_of
 from tinyllm_bench.leaderboard.record import RunRecord, ids_digest, protocol_difference
 from tinyllm_bench.leaderboard.stats.averages import UNPARSED, macro_f1
-from tinyllm_bench.run.cell import Cell
-from tinyllm_bench.run.protocol import protocol_of
 
 
 def data_problems(file: Path, record: RunRecord, cell: Cell) -> Iterator[Problem]:

@@ -36,7 +36,7 @@ from tinyllm_bench.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from tinyllm_bench.run.request import Request
+    from tinyllm_bench.experiment.request import Request
 
 app = typer.Typer(
     name="tinyllm-bench",
@@ -189,7 +189,7 @@ def teachers_report(
     """Per teacher and task: accuracy, lengths, rejected texts by reason, agreement, some texts to read."""
     from tinyllm_bench.cli.console import Console
     from tinyllm_bench.cli.quality import report_teachers
-    from tinyllm_bench.run.teacher_report import reports_of
+    from tinyllm_bench.experiment.teacher_report import reports_of
 
     with Console() as console:
         found = reports_of(request, report=console.event)

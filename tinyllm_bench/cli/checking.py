@@ -17,8 +17,8 @@ from tinyllm_bench.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from tinyllm_bench.experiment.request import Request
     from tinyllm_bench.preflight.findings import Finding
-    from tinyllm_bench.run.request import Request
 
 QUIET_SECONDS = 3.0  # a check that is done by then needs no word of progress
 Strict = Annotated[bool, typer.Option("--strict", help="Status 1 also when there are warnings.")]
@@ -44,8 +44,8 @@ def doctor(
 
     Status 1 when there is an error, with --strict also when there is a warning.
     """
+    from tinyllm_bench.experiment.cell import plan_cells
     from tinyllm_bench.preflight.doctor import examine
-    from tinyllm_bench.run.cell import plan_cells
 
     _, cells = plan_cells(request, anchors=anchors, check_hub=False)
     found = examine(cells, report=_progress())

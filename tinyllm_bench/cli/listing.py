@@ -43,7 +43,7 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    from tinyllm_bench.run.request import load_preset, preset_names
+    from tinyllm_bench.experiment.request import load_preset, preset_names
 
     return [{"name": name, "about": load_preset(name).about} for name in preset_names()]
 
@@ -97,7 +97,7 @@ def print_info(task: str, data_dir: str | None, *, sample: bool, as_json: bool) 
     """Facts about tasks and their data."""
     from tinyllm_bench.data.checks import task_facts
     from tinyllm_bench.data.sources import find_source
-    from tinyllm_bench.run.request import expand
+    from tinyllm_bench.experiment.request import expand
 
     source = find_source("sample", None) if sample else find_source("auto", data_dir)
     rows = [asdict(task_facts(source, name)) for name in expand("task", task.split(","))]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tinyllm_bench.run.request import Request
+    from tinyllm_bench.experiment.request import Request
 
 Methods = Annotated[str, typer.Option("--method", help="Methods, comma-separated, or all.")]
 Tasks = Annotated[str, typer.Option("--task", help="Tasks, comma-separated, or all.")]
@@ -51,7 +51,7 @@ def request_of(
     Raises:
         UserError: no seed at all.
     """
-    from tinyllm_bench.run.request import Request, split_names
+    from tinyllm_bench.experiment.request import Request, split_names
 
     return Request(
         methods=split_names(method),

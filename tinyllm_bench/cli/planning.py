@@ -14,7 +14,7 @@ from tinyllm_bench.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from tinyllm_bench.run.request import Request
+    from tinyllm_bench.experiment.request import Request
 
 Detect = Annotated[
     float | None, typer.Option("--detect", help="A difference in points: how many seeds and questions it needs.")

@@ -33,8 +33,8 @@ def reproduce(
     """Run a paper's table again; each cell gets the paper's value, ours, and a verdict."""
     from tinyllm_bench.audit import reproduce as tables
     from tinyllm_bench.cli.running import run_cells
+    from tinyllm_bench.experiment.cell import plan_cells
     from tinyllm_bench.leaderboard.reported_files import load_reported, reported_folder
-    from tinyllm_bench.run.cell import plan_cells
 
     if published and corrected:
         raise UserError("--as-published and --as-corrected: give one of them")

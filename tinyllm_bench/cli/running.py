@@ -9,10 +9,10 @@ import typer
 from tinyllm_bench.base.config import flatten
 from tinyllm_bench.cli.console import Console, is_main_process, on_terminal
 from tinyllm_bench.cli.options import own_command
-from tinyllm_bench.run.request import Request
+from tinyllm_bench.experiment.request import Request
 
 if TYPE_CHECKING:
-    from tinyllm_bench.run.runner import Matrix
+    from tinyllm_bench.experiment.runner import Matrix
 
 
 def run_request(
@@ -26,7 +26,7 @@ def run_request(
     show_config: bool = False,
 ) -> int:
     """Plan, run and record the cells of a request; returns the exit status."""
-    from tinyllm_bench.run.cell import plan_cells
+    from tinyllm_bench.experiment.cell import plan_cells
 
     preset, cells = plan_cells(request, anchors=anchors, check_hub=not (dry_run or show_config))
     if is_main_process():
@@ -81,7 +81,7 @@ def _run(cells: list[Any], runs: Path, *, until: str, board: Path | None) -> int
 
 def run_cells(cells: list[Any], runs: Path, *, until: str = "predict", console: Console | None = None) -> "Matrix":
     """Run cells one after another, telling what goes on; returns their outcomes and the cells that failed."""
-    from tinyllm_bench.run.runner import run_matrix
+    from tinyllm_bench.experiment.runner import run_matrix
 
     with console or Console(cells, until=until) as watch:
         return run_matrix(cells, runs, until=until, command=own_command(), watch=watch)

@@ -13,8 +13,8 @@ from tinyllm_bench.leaderboard.tables import Cells, duration, percent, text_tabl
 from tinyllm_bench.leaderboard.terminal import filled
 
 if TYPE_CHECKING:
+    from tinyllm_bench.experiment.runner import Matrix
     from tinyllm_bench.leaderboard.record import RunRecord
-    from tinyllm_bench.run.runner import Matrix
 
 COLUMNS = 80  # what is no table is broken here where no terminal says how wide it is
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from tinyllm_bench.data.checks import context_cut_share, context_words_cut_share
 from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import SPLITS, Split
+from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.models.load import max_input_tokens
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.preflight.findings import Finding, graded, share
 from tinyllm_bench.preflight.planned import Planned, own_student, place
-from tinyllm_bench.run.cell import Cell
 
 CONTEXT_CUT = 0.10  # of questions with a passage
 TARGETS_CUT = 0.05  # of a channel's targets

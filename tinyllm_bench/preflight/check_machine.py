@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import cache_root
+from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.generation.api import KEY_VARIABLE
 from tinyllm_bench.generation.api_client import FALLBACK_KEY_VARIABLE
 from tinyllm_bench.models.load import parameter_count
@@ -12,7 +13,6 @@ from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.preflight.findings import Finding, Severity
 from tinyllm_bench.preflight.memory import peak_bytes
 from tinyllm_bench.preflight.planned import Planned, own_signal, own_student, place
-from tinyllm_bench.run.cell import Cell
 from tinyllm_bench.training.logit_cache import Header
 
 FULL = 0.8  # of what is free

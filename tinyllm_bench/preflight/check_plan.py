@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
+from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.leaderboard.stats.power import planned_detectable
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import parameter_count
 from tinyllm_bench.preflight.findings import Finding, Severity
 from tinyllm_bench.preflight.planned import Planned, own_signal, place
-from tinyllm_bench.run.cell import Cell
 from tinyllm_bench.training.result import flops_per_token
 
 FEW_STEPS = 10

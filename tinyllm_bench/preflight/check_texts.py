@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from tinyllm_bench.answers.parser import normalised, numbers_in
 from tinyllm_bench.data.records import Annotation, TaskRecord
+from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.preflight.findings import Finding, graded, share
 from tinyllm_bench.preflight.planned import Planned
-from tinyllm_bench.run.cell import Cell
 from tinyllm_bench.teachers.filters import body
 from tinyllm_bench.teachers.quality_report import TeacherReport
 from tinyllm_bench.teachers.teacher import Teacher

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.program_targets import fit_programs
+from tinyllm_bench.experiment.train import adapted, encode_groups, plan_of
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded
 from tinyllm_bench.models.tokens import Encoded
@@ -21,9 +24,6 @@ from tinyllm_bench.preflight.shapes import (
     teacher_shape,
 )
 from tinyllm_bench.preflight.texts import Texts, texts_of
-from tinyllm_bench.run.cell import Cell
-from tinyllm_bench.run.program_targets import fit_programs
-from tinyllm_bench.run.train import adapted, encode_groups, plan_of
 from tinyllm_bench.training.batching import Collator, Group
 from tinyllm_bench.training.budget import Plan
 from tinyllm_bench.training.layout import Row

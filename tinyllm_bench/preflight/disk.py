@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
+from tinyllm_bench.experiment.cached_logits import header_of
 from tinyllm_bench.generation.top_k import response_digest
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.preflight.counts import Training
 from tinyllm_bench.preflight.time import model_bytes, trained_bytes
-from tinyllm_bench.run.cached_logits import header_of
 from tinyllm_bench.training.logit_cache import Header, LogitCache
 
 _TOKENIZER = 4 * 2**20  # bytes beside the student's weights

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
+from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.preflight import check_data as doctor_data
 from tinyllm_bench.preflight import check_lengths as doctor_lengths
 from tinyllm_bench.preflight import check_machine as doctor_room
@@ -12,7 +13,6 @@ from tinyllm_bench.preflight import check_texts as doctor_texts
 from tinyllm_bench.preflight.findings import SEVERITIES, Finding
 from tinyllm_bench.preflight.machine import Machine, this_machine
 from tinyllm_bench.preflight.planned import Planned
-from tinyllm_bench.run.cell import Cell
 
 Check = Callable[[Planned], list[Finding]]
 

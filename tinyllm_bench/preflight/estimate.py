@@ -6,6 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tinyllm_bench.base.files import read_checked, read_json
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.identity import GUESSES
+from tinyllm_bench.experiment.predict import part_file, predictions_file
+from tinyllm_bench.experiment.train import init_cost
 from tinyllm_bench.leaderboard.record import RECORD_FILE
 from tinyllm_bench.preflight.counts import Counts, Training
 from tinyllm_bench.preflight.disk import Disk, disk_of, missing_logits
@@ -19,10 +23,6 @@ from tinyllm_bench.preflight.time import (
     step_seconds,
     training_seconds,
 )
-from tinyllm_bench.run.cell import Cell
-from tinyllm_bench.run.identity import GUESSES
-from tinyllm_bench.run.predict import part_file, predictions_file
-from tinyllm_bench.run.train import init_cost
 
 Report = Callable[[Mapping[str, Any]], None]
 

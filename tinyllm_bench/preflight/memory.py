@@ -10,13 +10,13 @@ micro-batch, and autograd tells what it saves.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.identity import GUESSES
+from tinyllm_bench.experiment.train import device_of
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.shape import load_shape
 from tinyllm_bench.preflight.counts import Training
 from tinyllm_bench.preflight.shapes import as_it_can_be_read, small_copy
-from tinyllm_bench.run.cell import Cell
-from tinyllm_bench.run.identity import GUESSES
-from tinyllm_bench.run.train import device_of
 from tinyllm_bench.training.batching import Collator
 from tinyllm_bench.training.layout import Row
 from tinyllm_bench.training.trainer import TrainConfig

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from tinyllm_bench.base import provenance
+from tinyllm_bench.experiment.cell import plan_cells
+from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.preflight.estimate import CellPlan, Planner, totals
 from tinyllm_bench.preflight.power import detectable_of
-from tinyllm_bench.run.cell import plan_cells
-from tinyllm_bench.run.request import Request
 
 
 def plan_request(
@@ -54,7 +54,7 @@ def start_seconds() -> float:
     import psutil
 
     import tinyllm_bench.evaluation.memory_lm
-    import tinyllm_bench.run.stages  # noqa: F401
+    import tinyllm_bench.experiment.stages  # noqa: F401
 
     return time.time() - psutil.Process().create_time()
 

@@ -10,13 +10,13 @@ from typing import Any
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Annotation, Example, Split
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.validate import encoder_of
 from tinyllm_bench.models.load import Loaded
 from tinyllm_bench.models.shape import load_shape
 from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded, Encoder
 from tinyllm_bench.preflight.machine import Machine
-from tinyllm_bench.run.cell import Cell
-from tinyllm_bench.run.validate import encoder_of
 from tinyllm_bench.teachers.live import LiveTeacher
 from tinyllm_bench.teachers.quality import teacher_reports
 from tinyllm_bench.teachers.quality_report import TeacherReport

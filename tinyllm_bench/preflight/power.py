@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.checks import clusters
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.protocol import protocol_of
 from tinyllm_bench.leaderboard.record import RECORD_FILE, RunRecord, load_record, protocol_hash
 from tinyllm_bench.leaderboard.stats.power import (
     Assumed,
@@ -14,8 +16,6 @@ from tinyllm_bench.leaderboard.stats.power import (
     questions_needed,
     seeds_needed,
 )
-from tinyllm_bench.run.cell import Cell
-from tinyllm_bench.run.protocol import protocol_of
 
 
 class Detectable(NamedTuple):

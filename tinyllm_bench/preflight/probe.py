@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm_bench.base import provenance
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.program_targets import fit_programs
+from tinyllm_bench.experiment.train import adapted, collator_for, device_of, trainer_of
+from tinyllm_bench.experiment.validate import gold_groups, validator
+from tinyllm_bench.experiment.verified_texts import learns_paths
+from tinyllm_bench.experiment.white_box_teacher import open_teacher_model
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded, load_model, weights_digest
 from tinyllm_bench.models.tokens import count_by_channel
 from tinyllm_bench.preflight.counts import Training, shortened, trial_step, with_eval
 from tinyllm_bench.preflight.time import Line, line_through, question_chars
-from tinyllm_bench.run.cell import Cell
-from tinyllm_bench.run.program_targets import fit_programs
-from tinyllm_bench.run.train import adapted, collator_for, device_of, trainer_of
-from tinyllm_bench.run.validate import gold_groups, validator
-from tinyllm_bench.run.verified_texts import learns_paths
-from tinyllm_bench.run.white_box_teacher import open_teacher_model
 from tinyllm_bench.training.budget import Plan
 from tinyllm_bench.training.layout import Row
 from tinyllm_bench.training.method import TeacherSignal

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded, spec_folder
 from tinyllm_bench.models.shape import load_shape
 from tinyllm_bench.models.specs import ModelSpec
-from tinyllm_bench.run.cell import Cell
 from tinyllm_bench.training.batching import Collator, collator_of
 from tinyllm_bench.training.layout import Layout
 from tinyllm_bench.training.sharing import choose_layout

@@ -6,8 +6,8 @@ from itertools import cycle
 from typing import Any, NamedTuple
 
 from tinyllm_bench.data.records import Annotation, TaskRecord
-from tinyllm_bench.run.annotate import taught
-from tinyllm_bench.run.cell import Cell
+from tinyllm_bench.experiment.annotate import taught
+from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.teachers.teacher import Teacher, Unwritten
 
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tinyllm_bench.data.records import TaskRecord
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.predict import CHUNK
+from tinyllm_bench.experiment.sample_answers import how_to_ask
+from tinyllm_bench.experiment.validate import PROBED
 from tinyllm_bench.generation.worker import vllm_installed
 from tinyllm_bench.models.specs import parse_spec
-from tinyllm_bench.run.cell import Cell
-from tinyllm_bench.run.predict import CHUNK
-from tinyllm_bench.run.sample_answers import how_to_ask
-from tinyllm_bench.run.validate import PROBED
 
 if TYPE_CHECKING:
     from tinyllm_bench.preflight.counts import Counts, Training

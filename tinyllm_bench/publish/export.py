@@ -15,6 +15,7 @@ from tinyllm_bench.audit.verify_cell import trainings_of
 from tinyllm_bench.audit.verify_files import read_settings, shown
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import read_json
+from tinyllm_bench.experiment.sample_answers import joint_digest
 from tinyllm_bench.leaderboard.board import board_config
 from tinyllm_bench.leaderboard.external_forms import eval_results_file
 from tinyllm_bench.leaderboard.public import machine_paths
@@ -27,7 +28,6 @@ from tinyllm_bench.models.load import Loaded, load_model, needs_bos, tokenizer_d
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.publish.card_parts import base_of
 from tinyllm_bench.publish.model_card import CARD, Exported, Form, decoding_of, model_card
-from tinyllm_bench.run.sample_answers import joint_digest
 
 # Weights, configuration and tokenizer of a Hugging Face folder; nothing else of a student's folder is passed on.
 _PASSED_ON = (".safetensors", ".json", ".jinja", ".txt", ".model")

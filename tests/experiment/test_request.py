@@ -1,0 +1,292 @@
+"""From a request to settings: layers and their order, unknown keys, presets, readings."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.experiment.runs import cells_of, one_cell, quick
+from tinyllm_bench.base import plugins
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.experiment.cell import Cell, choose_reading, plan_cells
+from tinyllm_bench.experiment.request import Request, check_method_keys, expand, load_preset, preset_names, settings_of
+
+PRESETS = ("cpu", "modern", "paper", "quickstart")
+MAIN = tuple(name for name in plugins.names("task") if plugins.load_task(name).suite == "main")
+TABLES = ("mixed_distillation_table",)  # a paper's own comparison: one method, its own tasks
+
+
+def settings(*assignments: str, method: str = "tinyllm", preset: str = "quickstart", **changes: Any) -> Any:
+    """The resolved settings of one method on one task."""
+    request = Request(assignments=assignments, methods=(method,), tasks=("obqa",), **changes)
+    check_method_keys(request, (method,))
+    return settings_of(request, load_preset(preset), method=method, task="obqa", variant={})[0]
+
+
+def config_file(folder: Path, text: str) -> Path:
+    file = folder / "settings.yaml"
+    file.write_text(text)
+    return file
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+def test_later_layers_win_and_every_value_knows_its_layer(tmp_path: Path) -> None:
+    file = config_file(tmp_path, "train: {learning_rate: 2.0e-3, warmup: 0.1}\nmethod: {alpha: 0.25}\n")
+    found = settings("train.warmup=0.2", config_file=file)
+    assert (found.config.train.learning_rate, found.config.train.warmup) == (2e-3, 0.2)
+    assert (found.config.train.batch_records, found.config.train.max_grad_norm) == (8, 1.0)
+    assert found.config.method == {"gamma": 1.0, "alpha": 0.25}
+    assert found.origin["train.warmup"] == "command line"
+    assert found.origin["train.learning_rate"] == "--config"
+    assert found.origin["train.batch_records"] == "preset quickstart"
+    assert "train.max_grad_norm" not in found.origin, "a default has no layer"
+    assert found.origin["method.alpha"] == "--config"
+    assert found.origin["method.gamma"] == "tinyllm.yaml"
+
+
+def test_a_presets_task_part_wins_over_its_common_part_only(tmp_path: Path) -> None:
+    cpu = load_preset("cpu")
+    request = Request(methods=("finetune",), tasks=("pubmedqa",))
+    found = settings_of(request, cpu, method="finetune", task="pubmedqa", variant={})[0]
+    assert found.config.data.train_limit == 250 and found.origin["data.train_limit"] == "preset cpu, task pubmedqa"
+    assert found.config.data.max_context_words == 160 and found.origin["data.max_context_words"] == "preset cpu"
+    file = config_file(tmp_path, "data: {train_limit: 7}")
+    over = Request(methods=("finetune",), tasks=("pubmedqa",), config_file=file)
+    assert settings_of(over, cpu, method="finetune", task="pubmedqa", variant={})[0].config.data.train_limit == 7
+
+
+def test_options_of_the_command_line_are_settings_too() -> None:
+    found = settings(engine="hf", data_dir="/some/where", method="finetune")
+    assert found.config.backend.engine == "hf" and found.origin["backend.engine"] == "command line"
+    assert (found.config.data.dir, found.config.data.source) == ("/some/where", "release")
+
+
+def test_numbers_null_and_lists_are_read() -> None:
+    found = settings("train.learning_rate=1e-4", "eval.limit=null", "train.looks=[0.5, 1]", "student.lora={r: 4}")
+    assert found.config.train.learning_rate == 1e-4 and found.config.eval.limit is None
+    assert found.config.train.looks == (0.5, 1.0)
+    assert (found.config.student.lora.r, found.config.student.lora.alpha) == (4, 32)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("trian.learning_rate=1", r"trian'\. Did you mean 'train'\? Known: .*student"),
+        ("train.learning_rat=1", r"train\.learning_rat'\. Did you mean 'train\.learning_rate'\?"),
+        ("student.lora.rank=4", r"student\.lora\.rank'.*Known: .*student\.lora\.r\b"),
+        ("method.alhpa=1", r"method setting 'alhpa'\. Did you mean 'alpha'\?"),
+        ("method.tinyllm.alhpa=1", r"alhpa'\. Did you mean 'alpha'\?"),
+        ("train.learning_rate=fast", r"train\.learning_rate='fast' \(command line\): .*number"),
+        ("train.learning_rate=0", r"train\.learning_rate=0 \(command line\): .*greater than 0"),
+        ("eval.reading=aloud", r"eval\.reading='aloud' \(command line\): .*'gen', 'mc' or 'cloze'"),
+        ("train=3", r"train=3 \(command line\)"),
+        ("method=3", r"method=3 is not a group"),
+        ("method.tinyllm=3", r"method\.tinyllm=3 is not a group"),
+        ("method.alpha=-1", r"alpha.*-1.*greater than or equal to 0"),
+        ("learning", r"'learning' is not a setting; write key=value"),
+        ("=3", r"'=3' is not a setting"),
+        ("train.looks=[", r"'train\.looks=\[': the value is not valid YAML"),
+        ("data.markers=3", r"data\.markers=3 \(command line\)"),
+    ],
+)
+def test_wrong_settings_are_one_line_with_the_fix(assignment: str, says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        settings(assignment)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_group_after_a_value_is_refused() -> None:
+    with pytest.raises(UserError, match="'train' is a value already"):
+        settings("train=3", "train.warmup=1")
+
+
+def test_wrong_config_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config file not found: .*nowhere\.yaml"):
+        settings(config_file=tmp_path / "nowhere.yaml")
+    with pytest.raises(UserError, match=r"settings\.yaml must be a mapping of settings, not list"):
+        settings(config_file=config_file(tmp_path, "- 1\n"))
+    with pytest.raises(UserError, match=r"settings\.yaml is not valid YAML"):
+        settings(config_file=config_file(tmp_path, "a: [1\n"))
+    with pytest.raises(UserError, match=r"setting \(--config\) 'train\.lr'"):
+        settings(config_file=config_file(tmp_path, "train: {lr: 1}\n"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"methods": ("finetun",)}, "unknown method 'finetun'. Did you mean 'finetune'?"),
+        ({"tasks": ("obqaa",)}, "unknown task 'obqaa'. Did you mean 'obqa'?"),
+        ({"preset": "quick"}, "unknown preset 'quick'. Did you mean 'quickstart'?"),
+        ({"methods": ()}, "nothing to run: give --method"),
+    ],
+)
+def test_unknown_names(tiny_llama_dir: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        cells_of(quick(tiny_llama_dir, **changes))
+    assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize("given", [("budget.epochs=1",), ("budget.student_tokens=null",)])
+def test_exactly_one_budget(tiny_llama_dir: Path, given: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="exactly one of budget.student_tokens, budget.epochs"):
+        one_cell(tiny_llama_dir, *given)
+
+
+def test_a_teacher_recorded_on_other_data_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    import json
+
+    folder = tmp_path / "other"
+    rows = [{"id": "x1", "question": "What?", "choices": ["a", "b"], "answer": "a"}]
+    (folder / "obqa").mkdir(parents=True)
+    (folder / "obqa" / "obqa_train.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"obqa_train\.json"):
+        one_cell(tiny_llama_dir, f'teachers=["replay:{folder}#flan-t5-xl"]', method="tinyllm")
+
+
+# --- methods' own settings --------------------------------------------------------------------------------------------
+
+
+def test_a_method_setting_reaches_all_that_have_it_or_the_one_that_is_named(tiny_llama_dir: Path) -> None:
+    both = ("tinyllm", "finetune")
+    found = [cell.config.method for cell in cells_of(quick(tiny_llama_dir, "method.alpha=2", methods=both))]
+    assert found == [{"gamma": 1.0, "alpha": 2}, {}], "finetune has no alpha and is left alone"
+    named = [cell.config.method for cell in cells_of(quick(tiny_llama_dir, "method.tinyllm.alpha=2", methods=both))]
+    assert named[0]["alpha"] == 2
+    over = ("method.alpha=2", "method.tinyllm.alpha=3")
+    assert one_cell(tiny_llama_dir, *over, method="tinyllm").config.method["alpha"] == 3
+    teacher = ("method.dss.teacher=terse", "method.tinyllm.alpha=3")
+    cells = cells_of(quick(tiny_llama_dir, *teacher, methods=("dss", "tinyllm")))
+    assert [[t.key for t in cell.teachers] for cell in cells] == [["terse"], ["terse", "stepwise"]]
+
+
+def test_a_setting_of_a_method_that_is_not_selected_is_refused(tiny_llama_dir: Path) -> None:
+    with pytest.raises(UserError, match="method.tinyllm is set, but tinyllm is not among --method finetune"):
+        one_cell(tiny_llama_dir, "method.tinyllm.alpha=2")
+    with pytest.raises(UserError, match="unknown method setting 'alpha'"):
+        one_cell(tiny_llama_dir, "method.alpha=2")
+
+
+def test_dss_needs_to_be_told_its_teacher_when_there_are_several(tiny_llama_dir: Path) -> None:
+    with pytest.raises(UserError, match="teacher"):
+        one_cell(tiny_llama_dir, "method.dss.teacher=null", method="dss")
+
+
+# --- presets ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_presets() -> None:
+    assert preset_names() == sorted([*PRESETS, *TABLES])
+    assert all(load_preset(name).about for name in (*PRESETS, *TABLES))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("method", ["finetune", "dss", "tinyllm", None])
+def test_presets_are_valid_for_every_task(name: str, method: str | None) -> None:
+    preset, request = load_preset(name), Request()
+    known = set(plugins.names("task"))
+    assert {*preset.tasks} <= known and {*preset.methods, *preset.variants} <= set(plugins.names("method"))
+    for task in sorted(name for name in known if plugins.load_task(name).suite == "main"):
+        variants = {"": {}, **preset.variants.get(method or "", {})}
+        for values in variants.values():
+            config = settings_of(request, preset, method=method, task=task, variant=values)[0].config
+            assert (config.budget.student_tokens is None) != (config.budget.epochs is None) or method is None
+
+
+def plan(release: Path, name: str, *settings: str) -> list[Cell]:
+    """What `--dry-run` plans: nothing is asked of the hub."""
+    request = Request(
+        methods=("finetune", "dss", "tinyllm"), tasks=("all",), preset=name, data_dir=str(release), assignments=settings
+    )
+    return plan_cells(request, anchors=True, check_hub=False)[1]
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("name", ["cpu", "paper", "modern"])
+@pytest.mark.slow
+def test_presets_plan_on_the_real_data_without_the_hub(name: str, release: Path, tiny_llama_dir: Path) -> None:
+    local = (f"student.model=dir:{tiny_llama_dir}",) if name == "cpu" else ()
+    cells = plan(release, name, *local)
+    rows = {"cpu": 8, "paper": 7, "modern": 12}[name]  # modern's two live teachers are asked as anchors, twice each
+    assert len(cells) == len(MAIN) * rows and len({cell.run_id for cell in cells}) == len(cells)
+    assert {cell.reading for cell in cells} == {"cloze" if name == "cpu" else "gen"}
+    piqa = [cell for cell in cells if cell.task.name == "piqa" and cell.name == "tinyllm"]
+    if name == "modern":
+        assert [t.recorded for t in piqa[0].teachers] == [False, False] and not piqa[0].notes
+    else:
+        assert [t.key for t in piqa[0].teachers] == ["flan-t5-xl"] and "llama-2-7b" in piqa[0].notes[0]
+    assert all(len(cell.records("test")) == (200 if name == "cpu" else cell.task.sizes["test"]) for cell in cells
+               if cell.task.sizes["test"] >= 200)  # fmt: skip
+
+
+def test_a_hub_student_is_looked_for_only_when_something_will_run(tmp_path: Path) -> None:
+    request = Request(
+        methods=("finetune",), tasks=("obqa",), preset="quickstart", assignments=("student.model=hf:nobody/nothing",)
+    )
+    assert len(plan_cells(request, check_hub=False)[1]) == 1
+    with pytest.raises(UserError, match="hf:nobody/nothing is not in the local"):
+        plan_cells(request)
+    local = Request(
+        methods=("finetune",), tasks=("obqa",), preset="quickstart", assignments=(f"student.model=dir:{tmp_path}",)
+    )
+    with pytest.raises(UserError, match="has no config.json"):
+        plan_cells(local, check_hub=False)
+
+
+# --- readings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offered", "answered", "chosen"),
+    [
+        ("cloze", ("gen", "mc", "cloze"), ("gen", "mc", "cloze"), "cloze"),
+        ("auto", ("gen", "mc", "cloze"), ("gen", "mc", "cloze"), "gen"),
+        ("cloze", ("gen",), ("gen", "cloze"), "gen"),
+        ("cloze", ("gen", "mc", "cloze"), ("gen",), "gen"),
+        ("gen", ("mc", "cloze"), ("cloze",), "cloze"),
+    ],
+)
+def test_the_reading_both_allow(wanted: str, offered: Any, answered: Any, chosen: str) -> None:
+    assert choose_reading(wanted, offered, answered) == chosen
+
+
+def test_no_shared_reading_is_an_error() -> None:
+    with pytest.raises(UserError, match="the task offers gen, the method answers cloze"):
+        choose_reading("auto", ("gen",), ("cloze",))
+
+
+# --- which cells ------------------------------------------------------------------------------------------------------
+
+
+def test_all_tasks_methods_and_seeds(tiny_llama_dir: Path) -> None:
+    cells = cells_of(quick(tiny_llama_dir, tasks=("all",), methods=("finetune", "tinyllm"), seeds=2), anchors=True)
+    assert len(cells) == len(MAIN) * (4 + 2 * 2)
+    assert [(cell.name, cell.seed) for cell in cells[:8]] == [
+        *[(name, 0) for name in ("random", "majority", "zero_shot", "few_shot", "finetune", "tinyllm")],
+        ("finetune", 1),
+        ("tinyllm", 1),
+    ]
+    assert tuple(cell.task.name for cell in cells[::8]) == MAIN
+
+
+def test_all_means_the_main_suite_and_other_tasks_are_named() -> None:
+    assert {"arc", "bioasq", "obqa", "piqa", "pubmedqa", "riddle"} <= set(MAIN) and "svamp" not in MAIN
+    assert expand("task", ("all",)) == MAIN
+    assert expand("task", ("all", "svamp", "obqa")) == (*MAIN, "svamp")
+    assert expand("task", ("gsm8k", "svamp")) == ("gsm8k", "svamp")
+    assert expand("method", ("all",)) == tuple(plugins.names("method"))
+    with pytest.raises(UserError, match="Did you mean 'svamp'"):
+        expand("task", ("svmap",))
+
+
+def test_a_name_given_twice_is_one_cell(tiny_llama_dir: Path) -> None:
+    assert len(cells_of(quick(tiny_llama_dir, methods=("finetune", "finetune"), tasks=("obqa", "obqa")))) == 1
+
+
+def test_a_place_is_not_kept_in_the_request() -> None:
+    request = Request(assignments=("data.dir=/data/of/someone", "train.warmup=0.1"), data_dir="/data/of/someone")
+    assert "someone" not in str(request.asked()) and request.asked()["settings"] == ["train.warmup=0.1"]

@@ -1,0 +1,69 @@
+"""Plain text beside the task's questions, for methods that keep a student's language in shape (MiniLLM's L_PT)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.data.prompts import PLAIN
+from tinyllm_bench.models.tokens import Encoded
+from tinyllm_bench.training.batching import Group
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tinyllm_bench.experiment.cell import Cell
+
+
+def check_plain_text(cell: "Cell") -> "Cell":
+    """The cell, with a note where its method would train on plain text and none is named.
+
+    Raises:
+        UserError: the file is not there.
+    """
+    assert cell.method is not None
+    named = cell.config.data.plain_text
+    if not cell.method.needs().plain_text:
+        return cell
+    if named is None:
+        return replace(cell, notes=(*cell.notes, "no data.plain_text: the method's loss on plain text is left out"))
+    if not Path(named).expanduser().is_file():
+        raise UserError(f"data.plain_text={named}: no such file; name a UTF-8 text file")
+    return cell
+
+
+def with_plain_text(
+    cell: "Cell", groups: Sequence[Group], tokenizer: "PreTrainedTokenizerBase", *, encoder_decoder: bool
+) -> list[Group]:
+    """Every question's group with one piece of plain text; pieces are given out in order, again from the start.
+
+    A decoder-only student reads a piece's first token and writes the rest; an encoder-decoder reads the first half.
+
+    Raises:
+        UserError: the text is shorter than one piece.
+    """
+    assert cell.method is not None
+    named, size = cell.config.data.plain_text, cell.config.data.plain_tokens
+    if named is None or not cell.method.needs().plain_text:
+        return list(groups)
+    ids = _ids(Path(named).expanduser(), tokenizer)
+    pieces = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
+    if not pieces:
+        raise UserError(f"data.plain_text={named}: {len(ids)} tokens; at least data.plain_tokens={size} are needed")
+    border = size // 2 if encoder_decoder else 1
+    items = cycle([Encoded("", PLAIN, piece[:border], piece[border:], False) for piece in pieces])
+    return [group._replace(items=(*group.items, _of(group, next(items)))) for group in groups]
+
+
+def _of(group: Group, item: Encoded) -> Encoded:
+    return item._replace(record_id=group.record_id)
+
+
+def _ids(file: Path, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """All of the text; paragraphs (separated by blank lines) end with the end-of-text token."""
+    end = tokenizer.eos_token_id
+    paragraphs = [text.strip() for text in file.read_text(encoding="utf-8").split("\n\n")]
+    encoded = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in paragraphs if text)
+    return tuple(token for ids in encoded for token in (*ids, end))

@@ -1,0 +1,271 @@
+"""Stage 4: the run record of a finished cell, made from what the stages left behind."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tinyllm_bench.answers.programs import kind_of
+from tinyllm_bench.base import provenance
+from tinyllm_bench.base.files import read_json
+from tinyllm_bench.data.checks import clusters, overlap
+from tinyllm_bench.data.records import Prediction, TaskRecord
+from tinyllm_bench.evaluation.reference_baselines import chance, expected
+from tinyllm_bench.evaluation.sampled_answers import path_report
+from tinyllm_bench.evaluation.scoring import TaskScore, score, shared_gold
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.identity import plugins_of
+from tinyllm_bench.experiment.predict import predictions_digest
+from tinyllm_bench.experiment.protocol import protocol_of
+from tinyllm_bench.experiment.settings import WATCHING
+from tinyllm_bench.experiment.train import init_cost
+from tinyllm_bench.leaderboard.record import (
+    BackendInfo,
+    Budget,
+    DataInfo,
+    GitInfo,
+    ModelInfo,
+    RunRecord,
+    Score,
+    TeacherInfo,
+    Training,
+    ids_digest,
+    protocol_hash,
+    public,
+    public_text,
+)
+from tinyllm_bench.leaderboard.stats.averages import UNPARSED, macro_f1
+from tinyllm_bench.teachers.teacher import Teacher
+
+_ASKED = {"kind", "demonstrations", "draw", "chat"}
+
+
+def make_record(
+    cell: Cell,
+    predictions: Sequence[Prediction],
+    *,
+    training: Mapping[str, Any] | None,
+    annotations: Sequence[Mapping[str, Any]],
+    asked: Mapping[str, Any],
+    spent: Mapping[str, Any],
+    test_looks: int,
+    command: str,
+) -> RunRecord:
+    """The record of a cell.
+
+    `training` is the result of the training stage (None for an anchor), `asked` what the asker tells of the student
+    and its backend, `spent` wall seconds, peak bytes and device.
+    """
+    records = cell.asked_records("test")
+    whole = {record.id: record for record in cell.records("test")}
+    found = score(predictions, records, context_cut=sum(one.context != whole[one.id].context for one in records))
+    protocol = protocol_of(cell)
+    return RunRecord(
+        run_id=cell.run_id,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        kind=cell.kind,
+        name=cell.name,
+        label=cell.label,
+        sample=cell.source.kind == "sample",
+        task=cell.task.name,
+        task_version=cell.task.version,
+        reading=cell.reading,
+        seed=cell.seed,
+        asked=public(dict(cell.asked)),
+        config=public_config(cell),
+        own_settings=_own_settings(cell),
+        protocol=protocol,
+        protocol_hash=protocol_hash(protocol),
+        student=_student(cell, training, asked),
+        teachers=(*(_teacher(cell, teacher) for teacher in cell.teachers), *_white_box(cell)),
+        data=_data(cell),
+        annotations=tuple(dict(counts) for counts in annotations),
+        budget=_budget(cell, training, annotations, spent),
+        training=_training(cell, training),
+        score=_score(found),
+        secondary=_secondary(found, predictions, records),
+        paths=_paths(cell, predictions, records),
+        expected_accuracy=expected(records, cell.records("train")) if cell.name == "random" else None,
+        chance=chance(records),
+        test_looks=test_looks + (len(training["looks"]) if training and cell.looks_at_test else 0),
+        selected_on="test" if cell.looks_at_test else "valid",
+        notes=_notes(cell, training),
+        items=tuple((p.record_id, p.answer, int(p.correct)) for p in predictions),
+        clusters=clusters(list(whole.values())),
+        gold=shared_gold(records),
+        predictions_digest=predictions_digest(predictions),
+        backend=BackendInfo(**asked["backend"]) if "backend" in asked else None,
+        git=_git(),
+        packages={**provenance.packages(), **plugins_of(cell)},
+        command=public_text(command),
+    )
+
+
+def _git() -> GitInfo:
+    commit, dirty = provenance.git_state()
+    return GitInfo(commit=commit, dirty=dirty)
+
+
+def public_config(cell: Cell) -> dict[str, Any]:
+    """The cell's settings as they may be published: no place on a machine, no key."""
+    config = cell.config.model_dump(mode="json", exclude=WATCHING)
+    config["data"].pop("dir")  # a place on somebody's machine; the data's digests stand in `data`
+    return public(config)
+
+
+def _own_settings(cell: Cell) -> tuple[str, ...]:
+    """Settings whose value comes from the method's own defaults."""
+    own = f"{cell.name}.yaml"
+    return tuple(sorted(key for key, layer in cell.origin.items() if layer == own and not key.startswith("method.")))
+
+
+def _student(cell: Cell, training: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> ModelInfo | None:
+    if "student" not in asked:
+        return None
+    initial = training["initial_digest"] if training else None
+    first, base = cell.student_from, None
+    if first is not None:
+        base = read_json(cell.runs / first.run_id / "train" / "result.json")["initial_digest"]
+    spec = public_text((cell if first is None else first).student.text)
+    return ModelInfo(spec=spec, initial_digest=initial, base_digest=base, **asked["student"])
+
+
+def _data(cell: Cell) -> DataInfo:
+    train, valid = (cell.records(split) for split in ("train", "valid"))
+    trained = cell.kind == "method"
+    return DataInfo(
+        source=cell.source.kind,
+        splits={split: dict(facts) for split, facts in cell.data.items()},
+        train_ids_digest=ids_digest(r.id for r in train) if trained else None,
+        n_train=len(train) if trained else None,
+        overlap=overlap(train, cell.records("test")) if trained else None,
+        valid_ids_digest=ids_digest(r.id for r in valid) if trained else None,
+    )
+
+
+def _teacher(cell: Cell, teacher: Teacher) -> TeacherInfo:
+    asked = {} if teacher.recorded else cell.config.annotations.model_dump(mode="json", include=_ASKED)
+    note = "recorded text" if teacher.recorded else "live"
+    return TeacherInfo(
+        spec=public_text(teacher.spec), note=note, gold_visible=teacher.gold_visible, asked=public(asked)
+    )
+
+
+def _white_box(cell: Cell) -> tuple[TeacherInfo, ...]:
+    if cell.signal is None:
+        return ()
+    return (TeacherInfo(spec=public_text(cell.signal.text), note="distributions", gold_visible=False),)
+
+
+def _init_tokens(cell: Cell) -> dict[str, int]:
+    """Student tokens that the cells spent that made the initial student and the teacher."""
+    cells = {"student_init_tokens": cell.student_from, "teacher_init_tokens": cell.teacher_from}
+    return {key: round(init_cost(first, cell.runs)) for key, first in cells.items() if first is not None}
+
+
+def _budget(
+    cell: Cell,
+    training: Mapping[str, Any] | None,
+    annotations: Sequence[Mapping[str, Any]],
+    spent: Mapping[str, Any],
+) -> Budget:
+    common = {key: spent[key] for key in ("seconds", "peak_memory_bytes", "device")}
+    costs = [found["cost"] for found in annotations if found["cost"] is not None]
+    if costs:
+        common |= {f"teacher_{key}": sum(cost[key] for cost in costs) for key in ("tokens_in", "tokens_out", "seconds")}
+        common["teacher_shared_by"] = cell.shared_by
+    if training is None:
+        return Budget(**common)
+    common |= _init_tokens(cell)
+    tokens, seconds = training["student_tokens"], training["seconds"]
+    track, asked = cell.config.budget.asked
+    targets = sum(training["tokens_by_channel"].values())
+    return Budget(
+        track=track,
+        asked=asked,
+        asked_student_tokens=cell.config.budget.student_tokens,
+        student_tokens=tokens,
+        computed_tokens=training["computed_tokens"],
+        tokens_by_channel=training["tokens_by_channel"],
+        prompt_tokens=tokens - targets,
+        target_tokens=targets,
+        rollout_tokens=training["rollout_tokens"],
+        rollout_seconds=training["rollout_seconds"],
+        steps=training["steps"],
+        epochs=training["epochs"],
+        train_flops=_flops(training),
+        train_seconds=seconds,
+        tokens_per_second=round(tokens / seconds, 2) if seconds else None,
+        **common,
+    )
+
+
+def _flops(training: Mapping[str, Any]) -> float | None:
+    """The estimate of `training.result.flops_per_token`; None where it does not hold."""
+    return None if training["encoder_decoder"] else training["flops"]
+
+
+def _training(cell: Cell, training: Mapping[str, Any] | None) -> Training | None:
+    if training is None:
+        return None
+    return Training(
+        steps=training["steps"],
+        first_loss=training["first_loss"],
+        last_loss=training["last_loss"],
+        start=training["start"],
+        looks=tuple(dict(look) for look in training["looks"]),
+        measured=training["measured"],
+        select=cell.config.train.select,
+        layout=training["layout"],
+        layout_reason=training["layout_reason"],
+    )
+
+
+def _score(found: TaskScore) -> Score:
+    return Score(
+        n=found.n,
+        correct=found.correct,
+        wrong=found.wrong,
+        unparsed=found.unparsed,
+        hit_token_limit=found.hit_token_limit,
+        context_cut=found.context_cut,
+        ties=found.ties,
+    )
+
+
+def _secondary(found: TaskScore, predictions: Sequence[Prediction], records: Sequence[TaskRecord]) -> dict[str, float]:
+    """Accuracy by plain log-probability in rankings; macro-F1 where the answers are yes, no and maybe."""
+    second = {} if found.accuracy_plain is None else {"accuracy_plain": found.accuracy_plain}
+    if {kind_of(record.choices) for record in records} == {"yes_no"}:
+        by_id = {record.id: record for record in records}
+        asked = [by_id[prediction.record_id] for prediction in predictions]
+        labels = sorted({choice for record in records for choice in record.choices})
+        gold = [labels.index(record.choices[record.answer]) for record in asked]
+        said = [
+            [labels.index(record.choices[p.answer]) if isinstance(p.answer, int) else UNPARSED]
+            for record, p in zip(asked, predictions, strict=True)
+        ]
+        second["macro_f1"] = macro_f1(gold, said)
+    return second
+
+
+def _paths(cell: Cell, predictions: Sequence[Prediction], records: Sequence[TaskRecord]) -> dict[str, float]:
+    if cell.method is None or not cell.students:
+        return {}
+    decoding = cell.method.decoding()
+    return path_report(predictions, records, decoding.channels, every=decoding.every)
+
+
+def _notes(cell: Cell, training: Mapping[str, Any] | None) -> tuple[str, ...]:
+    notes = [public_text(note) for note in cell.notes]
+    if cell.name == "random":
+        notes.append("items are one seeded guess each; the accuracy shown is the exact expectation")
+    if cell.looks_at_test:
+        notes.append("weights were selected on the test split, as the released code does: the number is optimistic")
+    if training and training["targets_dropped"]:
+        notes.append(
+            f"{training['targets_dropped']} programs were left out: the student's tokenizer loses a part of them"
+        )
+    if training and training["targets_cut"]:
+        limit = cell.config.train.max_target_tokens
+        notes.append(f"{training['targets_cut']} training targets were cut at {limit} tokens")
+    return tuple(notes)

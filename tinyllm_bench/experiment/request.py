@@ -1,0 +1,192 @@
+"""From a request to resolved settings: presets, layers, and which cells are meant."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tinyllm_bench.base import plugins
+from tinyllm_bench.base.config import Layer, Resolved, parse_assignments, parse_yaml, read_yaml, resolve
+from tinyllm_bench.base.errors import UserError, unknown_name
+from tinyllm_bench.base.plugins import load_method, load_task, method_defaults, names
+from tinyllm_bench.experiment.settings import BenchConfig
+from tinyllm_bench.training.method import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a person asked for; `looks_at_test` is for reproductions of code that does it.
+
+    Raises:
+        UserError: no seed at all.
+    """
+
+    methods: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    preset: str | None = None
+    config_file: Path | None = None
+    assignments: tuple[str, ...] = ()
+    seeds: int = 1
+    data_dir: str | None = None
+    engine: str | None = None
+    runs: Path = Path("runs")
+    looks_at_test: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise UserError(f"--seeds {self.seeds}: at least 1 is needed; 3 means seeds 0, 1 and 2")
+
+    def asked(self) -> dict[str, Any]:
+        """The request as plain values, for the record. A folder's place is nobody's business; its digests are kept."""
+        return {
+            "methods": list(self.methods),
+            "tasks": list(self.tasks),
+            "preset": self.preset,
+            "settings": [text for text in self.assignments if not text.startswith("data.dir=")],
+            "seeds": self.seeds,
+            "engine": self.engine,
+        }
+
+
+def split_names(asked: str | Iterable[str]) -> tuple[str, ...]:
+    """Names of methods or tasks: one text with commas, or several."""
+    texts = [asked] if isinstance(asked, str) else asked
+    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named set of settings: for every cell, per method, per task, and further rows of a method (`variants`)."""
+
+    name: str
+    about: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with the project."""
+    entries = (files("tinyllm_bench.experiment") / "presets").iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> Preset:
+    """A preset by name."""
+    if name not in preset_names():
+        raise unknown_name("preset", name, preset_names())
+    text = (files("tinyllm_bench.experiment") / "presets" / f"{name}.yaml").read_text()
+    return Preset(name=name, **parse_yaml(text, f"preset {name}"))
+
+
+def default_preset() -> str:
+    """`modern` where there is an accelerator, `cpu` elsewhere."""
+    import torch
+
+    return "modern" if torch.cuda.is_available() else "cpu"
+
+
+def expand(kind: str, asked: Sequence[str]) -> tuple[str, ...]:
+    """Names of methods or tasks. Unknown names are errors before anything starts.
+
+    `all` means every method that loads, or every such task of the main suite: the tasks of other suites are asked for
+    by name.
+    """
+    known = names(kind)
+    for name in asked:
+        if name not in (*known, "all"):
+            raise plugins.unknown(kind, name, "all")
+    if "all" not in asked:
+        return tuple(dict.fromkeys(asked))
+    everyone = [name for name in plugins.working(kind) if kind != "task" or load_task(name).suite == "main"]
+    return tuple(dict.fromkeys([*everyone, *(name for name in asked if name != "all")]))
+
+
+def _layers(request: Request, preset: Preset, task: str, variant: Mapping[str, Any]) -> list[Layer]:
+    """Layers without methods' own settings, lowest first."""
+    given: dict[str, Any] = {}
+    if request.data_dir is not None:
+        given["data"] = {"dir": request.data_dir, "source": "release"}
+    if request.engine is not None:
+        given["backend"] = {"engine": request.engine}
+    return [
+        Layer(f"preset {preset.name}", preset.config),
+        Layer(f"preset {preset.name}, task {task}", preset.tasks.get(task, {})),
+        *([Layer("--config", read_yaml(request.config_file))] if request.config_file else []),
+        Layer("command line", given),
+        Layer("command line", parse_assignments(request.assignments)),
+        Layer("variant", variant),
+    ]
+
+
+def settings_of(
+    request: Request, preset: Preset, *, method: str | None, task: str, variant: Mapping[str, Any]
+) -> tuple[Resolved, Method | None]:
+    """All settings of one cell, and its method ready to use (None for an anchor).
+
+    Raises:
+        UserError: an unknown key or a wrong value, with the layer that set it.
+    """
+    layers = _layers(request, preset, task, variant)
+    bare = [Layer(name, {k: v for k, v in values.items() if k != "method"}) for name, values in layers]
+    if method is None:
+        return resolve(BenchConfig, bare), None
+    defaults = parse_yaml(method_defaults(method), f"{method}.yaml")
+    kind: type[Method] = load_method(method)
+    own: list[Layer] = [Layer(f"{method}.yaml", defaults.get("method", {}))]
+    own.append(Layer(f"preset {preset.name}", preset.methods.get(method, {})))
+    own += [Layer(name, method_keys(method, kind, values["method"])) for name, values in layers if "method" in values]
+    settings = resolve(kind.Config, own)
+    rest = Layer(f"{method}.yaml", {k: v for k, v in defaults.items() if k != "method"})
+    found = resolve(BenchConfig, [rest, *bare, Layer("method", {"method": settings.config.model_dump(mode="json")})])
+    origin = {k: v for k, v in found.origin.items() if k != "method"}
+    origin |= {f"method.{key}": layer for key, layer in settings.origin.items()}
+    return Resolved(found.config, origin), kind(settings.config)
+
+
+def method_keys(method: str, kind: type[Method], asked: Any) -> dict[str, Any]:
+    """The part of `method.*` that is meant for one method: `alpha` for all that have it, `<name>.alpha` for one."""
+    everyone = {k: v for k, v in _group("method", asked).items() if k not in names("method")}
+    common = {k: v for k, v in everyone.items() if k in kind.Config.model_fields}
+    return {**common, **_group(f"method.{method}", asked.get(method))}
+
+
+def _group(key: str, asked: Any) -> Mapping[str, Any]:
+    """What was asked under a key that holds settings; nothing asked is an empty group."""
+    if asked is not None and not isinstance(asked, Mapping):
+        raise UserError(f"{key}={asked!r} is not a group of settings; set {key}.NAME=VALUE (--method chooses methods)")
+    return asked or {}
+
+
+def check_method_keys(request: Request, methods: Iterable[str]) -> None:
+    """Refuse `method.*` keys that reach no selected method."""
+    selected = list(methods)
+    fields = {name: set(load_method(name).Config.model_fields) for name in selected}
+    sources = [parse_assignments(request.assignments)]
+    sources += [read_yaml(request.config_file)] if request.config_file else []
+    for source in sources:
+        for key in _group("method", source.get("method")):
+            if key in names("method"):
+                if key not in selected:
+                    raise UserError(f"method.{key} is set, but {key} is not among --method {','.join(selected)}")
+            elif not any(key in own for own in fields.values()):
+                raise unknown_name("method setting", key, set().union(*fields.values()))
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Refuse a tracker that is not installed, before anything starts.
+
+    Raises:
+        UserError: with the line that installs it.
+    """
+    asked = list(names)
+    if not asked:
+        return
+    from accelerate.tracking import get_available_trackers
+
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    for name in asked:
+        if name not in installed:
+            raise UserError(f"report_to={name}: {name} is not installed; pip install {name}, or leave it out")

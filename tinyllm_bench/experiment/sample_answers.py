@@ -1,0 +1,128 @@
+"""Stage 3 for methods that answer by paths: whose texts, drawn by what, and the sandbox that runs programs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyllm_bench.answers.sandbox import Sandbox
+from tinyllm_bench.base.files import digest, read_json
+from tinyllm_bench.data.records import Prediction, TaskRecord
+from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths, possible
+from tinyllm_bench.evaluation.sampling import Drawer, HfDrawer, VllmDrawer
+from tinyllm_bench.experiment.verified_texts import layout_of
+from tinyllm_bench.models.load import Loaded
+from tinyllm_bench.models.specs import ModelSpec, parse_spec
+from tinyllm_bench.training.result import Checked
+
+if TYPE_CHECKING:
+    from tinyllm_bench.experiment.cell import Cell
+    from tinyllm_bench.experiment.predict import Engines, StudentAsker
+    from tinyllm_bench.models.lm import LM
+
+
+def how_to_ask(cell: "Cell", *, greedy: bool = False) -> HowToAsk:
+    """The cell's policy; `greedy`: the cheapest that uses every channel, for looks at validation."""
+    assert cell.method is not None
+    decoding = cell.method.decoding()
+    policies: Any = possible(decoding.channels)
+    quick = "pot_then_cot" if "pot_then_cot" in policies else policies[0]
+    return HowToAsk(
+        channels=decoding.channels,
+        policy=quick if greedy else decoding.policy,  # type: ignore[arg-type]
+        samples=decoding.samples,
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        max_new_tokens=decoding.max_new_tokens,
+        every=decoding.every and not greedy,
+        seed=cell.seed,
+        layout=layout_of(cell),
+    )
+
+
+def student_specs(cell: "Cell") -> dict[str, ModelSpec]:
+    """Per channel the trained student that writes it."""
+    return {channel: parse_spec(f"run:{one.run_id}", role="student") for channel, one in cell.students.items()}
+
+
+class PathAsker:
+    """Asks one cell's students, each loaded when its first text is wanted."""
+
+    def __init__(self, cell: "Cell", engines: "Engines", scratch: Path) -> None:
+        self.cell, self.engines, self.scratch = cell, engines, scratch
+
+    @cached_property
+    def askers(self) -> "Mapping[ModelSpec, StudentAsker]":
+        """One per distinct student."""
+        from tinyllm_bench.experiment.predict import StudentAsker
+
+        specs = dict.fromkeys(student_specs(self.cell).values())
+        return {
+            spec: StudentAsker(self.cell, spec, self.engines, self.scratch / str(number))
+            for number, spec in enumerate(specs)
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What is asked and by what; of several students the digests together."""
+        found = [asker.facts() for asker in self.askers.values()]
+        if len(found) == 1:
+            return found[0]
+        student = {**found[0]["student"], "digest": joint_digest([one["student"]["digest"] for one in found])}
+        return {**found[0], "student": student}
+
+    def ask(self, ids: Sequence[str]) -> list[Prediction]:
+        """Answers to test records."""
+        records = {record.id: record for record in self.cell.asked_records("test")}
+        drawers = {channel: self._drawer(spec) for channel, spec in student_specs(self.cell).items()}
+        sandbox = self.engines.sandbox()
+        return ask_paths([records[i] for i in ids], self.cell.ask, drawers, how_to_ask(self.cell), sandbox)
+
+    def _drawer(self, spec: ModelSpec) -> Drawer:
+        asker = self.askers[spec]
+        if asker.backend == "vllm":
+            return VllmDrawer(self.engines.vllm(), asker.use)
+        return HfDrawer(asker.loaded)
+
+
+def joint_digest(digests: Sequence[str]) -> str:
+    """The digest of several students that answer together."""
+    return digests[0] if len(digests) == 1 else digest(list(digests))
+
+
+def path_validator(cell: "Cell", loaded: Loaded) -> "Callable[[LM], Checked]":
+    """Looks at validation by one greedy path of each channel."""
+    valid = cell.asked_records("valid")
+    how = how_to_ask(cell, greedy=True)
+
+    def validate(student: "LM") -> Checked:
+        drawer = HfDrawer(Loaded(student.plain, loaded.tokenizer))
+        predictions = _asked(cell, valid, drawer, how)
+        return Checked(sum(one.correct for one in predictions) / len(predictions), None, len(predictions))
+
+    return validate
+
+
+def _asked(cell: "Cell", records: Sequence[TaskRecord], drawer: Drawer, how: HowToAsk) -> list[Prediction]:
+    with Sandbox() as sandbox:
+        return ask_paths(records, cell.ask, dict.fromkeys(how.channels, drawer), how, sandbox)
+
+
+def joint_training(cell: "Cell") -> dict[str, Any]:
+    """What the trainings of the cell's students did, together; of one student its own result."""
+    cells = dict.fromkeys(one.run_id for one in cell.students.values())
+    found = [read_json(cell.runs / run_id / "train" / "result.json") for run_id in cells]
+    if len(found) == 1:
+        return found[0]
+    summed = ("steps", "student_tokens", "computed_tokens", "flops", "rollout_tokens", "rollout_seconds", "seconds")
+    channels = [channel for one in found for channel in one["tokens_by_channel"]]
+    return {
+        **found[0],
+        **{key: sum(one[key] for one in found) for key in (*summed, "targets_cut", "targets_dropped")},
+        "tokens_by_channel": {c: sum(one["tokens_by_channel"].get(c, 0) for one in found) for c in sorted(channels)},
+        "peak_memory_bytes": max(one["peak_memory_bytes"] for one in found),
+        "student_digest": joint_digest([one["student_digest"] for one in found]),
+        "first_loss": None,
+        "last_loss": None,
+        "measured": {},
+        "looks": [],
+    }

@@ -1,0 +1,111 @@
+"""Which of a teacher's rationales and programs lead to the right answer: those that a method of paths may learn.
+
+A program is brought into its canonical form and run in the sandbox. A rationale is read by the answer parser; where the
+teacher saw the gold answer there is nothing to check. Each rejection has a named reason that the record counts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tinyllm_bench.answers.codec import Layout, encode_program
+from tinyllm_bench.answers.program_source import Prepared
+from tinyllm_bench.answers.programs import answer_of, inputs_for, kind_of
+from tinyllm_bench.answers.sandbox import Sandbox
+from tinyllm_bench.data.prompts import LETTERS
+from tinyllm_bench.data.records import Annotation, TaskRecord
+from tinyllm_bench.evaluation.sampled_answers import gold_key, read_key
+from tinyllm_bench.models.load import is_encoder_decoder
+
+if TYPE_CHECKING:
+    from tinyllm_bench.experiment.cell import Cell
+
+# With two options half of all nonsense programs are right: there a program must agree with the teacher's own text.
+AGREE_BELOW = 3
+
+
+def learns_paths(cell: "Cell") -> bool:
+    """Whether the cell's method answers by paths, so that only right ones may be learned."""
+    return cell.method is not None and cell.method.decoding().policy is not None
+
+
+def layout_of(cell: "Cell") -> Layout | None:
+    """How programs are written for the cell's student: on one line for T5, whose tokenizer loses newlines."""
+    return Layout() if is_encoder_decoder(cell.student, runs=cell.runs) else None
+
+
+def verified(cell: "Cell", annotations: Sequence[Annotation]) -> list[Annotation]:
+    """Annotations with the wrong ones rejected and the right ones as targets; those of other methods as they are.
+
+    Raises:
+        UserError: there are programs and the sandbox cannot run them.
+    """
+    if not learns_paths(cell):
+        return list(annotations)
+    records = {record.id: record for record in cell.records("train")}
+    programs = [a for a in annotations if a.kind == "program" and a.rejected is None]
+    done = _programs(programs, records, layout_of(cell)) if programs else {}
+    found = [
+        done[id(a)] if id(a) in done else _rationale(a, records[a.record_id]) if a.kind == "rationale" else a
+        for a in annotations
+    ]
+    return _agreeing(found, records)
+
+
+def _rationale(said: Annotation, record: TaskRecord) -> Annotation:
+    if said.rejected is not None:
+        return said
+    reason = None if said.gold_visible else _wrong(said, record)
+    return replace(said, rejected=reason) if reason else replace(said, text=rationale_target(said.text, record))
+
+
+def _wrong(said: Annotation, record: TaskRecord) -> str | None:
+    """What a live teacher named is known; of recorded text it is read."""
+    key = read_key(said.answer if said.answer is not None else said.text, record)
+    if key is None:
+        return "no_answer"
+    return None if key == gold_key(record) else "wrong_answer"
+
+
+def rationale_target(text: str, record: TaskRecord) -> str:
+    """A rationale in one line that ends in `The answer is X.`: a letter in brackets, or the number."""
+    line = " ".join(text.split())
+    head, found, tail = line.rpartition("The answer is ")
+    line = head.strip() if found and ". " not in tail else line  # what stands behind the answer is kept
+    said = f"({LETTERS[record.answer]})" if record.choices else record.gold_text
+    stop = "" if not line or line.endswith((".", "!", "?")) else "."
+    return f"{line}{stop} The answer is {said}.".strip()
+
+
+def _programs(
+    said: Sequence[Annotation], records: Mapping[str, TaskRecord], layout: Layout | None
+) -> dict[int, Annotation]:
+    """By identity of the annotation, so that several programs of one question stay apart."""
+    with Sandbox() as sandbox:
+        prepared = sandbox.prepare([a.text for a in said])
+        able = [(a, one) for a, one in zip(said, prepared, strict=True) if one.code is not None]
+        inputs = [inputs_for(records[a.record_id].choices) for a, _ in able]
+        results = sandbox.map([one.code or "" for _, one in able], inputs)
+    found = {id(a): replace(a, rejected=one.reason) for a, one in zip(said, prepared, strict=True) if one.code is None}
+    for (a, one), result in zip(able, results, strict=True):
+        record = records[a.record_id]
+        key = answer_of(result, record.choices)
+        reason = key.reason or ("wrong_answer" if key.key != gold_key(record) else _degenerate(one, record))
+        found[id(a)] = replace(a, rejected=reason) if reason else replace(a, text=encode_program(one, layout))
+    return found
+
+
+def _degenerate(program: Prepared, record: TaskRecord) -> str | None:
+    """A label with boilerplate is no program; a number that is computed from constants is."""
+    return "degenerate" if program.degenerate and kind_of(record.choices) != "number" else None
+
+
+def _agreeing(found: Sequence[Annotation], records: Mapping[str, TaskRecord]) -> list[Annotation]:
+    """On questions with two options, programs of teachers who gave no right text of their own are rejected too."""
+    right = {(a.teacher, a.record_id) for a in found if a.kind == "rationale" and a.rejected is None}
+
+    def doubtful(a: Annotation) -> bool:
+        few = 0 < len(records[a.record_id].choices) < AGREE_BELOW
+        return few and a.kind == "program" and a.rejected is None and (a.teacher, a.record_id) not in right
+
+    return [replace(a, rejected="disagrees") if doubtful(a) else a for a in found]
