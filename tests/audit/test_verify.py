@@ -16,11 +16,13 @@ from tests.audit.forged import Forged
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.audit import verify_answers
 from tinyllm_bench.audit.verify import Verification, keep_verdict, verify
+from tinyllm_bench.base.config import read_yaml
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import write_json
 from tinyllm_bench.experiment.predict import predictions_digest
+from tinyllm_bench.leaderboard.board import board_add
 from tinyllm_bench.leaderboard.record import RECORD_FILE, load_record, protocol_hash, save_record
-from tinyllm_bench.leaderboard.verdicts import tier_of, verdict_file, verdict_of
+from tinyllm_bench.leaderboard.verdicts import tier_of, verdict_of
 
 pytestmark = pytest.mark.slow
 
@@ -296,12 +298,12 @@ def test_a_record_alone_is_arithmetic_and_says_so(forged: Forged, tmp_path: Path
     found = verify(place)
     assert found.ok and found.tier == "self-reported"
     assert found.not_checked == ["everything but arithmetic (that needs the run's folder)"]
-    assert keep_verdict(found) is None and not verdict_file(place).exists()
+    assert keep_verdict(found, tmp_path) is None
     forged.record["budget"]["tokens_per_second"] = 1.0
     write_json(place, forged.record)
     broken = verify(place)
     assert "budget.tokens_per_second is 1.0; expected" in texts(broken)
-    assert keep_verdict(broken) == tmp_path / "row.verified" and tier_of(place) == "self-reported"
+    assert broken.tier == "self-reported"
 
 
 def test_without_the_data_nothing_is_scored(
@@ -346,20 +348,44 @@ def test_broken_and_missing_files_are_named(forged: Forged) -> None:
 # --- verdicts -------------------------------------------------------------------------------------------------------
 
 
-def test_a_verdict_is_kept_and_belongs_to_the_record_s_content(forged: Forged) -> None:
-    kept = keep_verdict(verify(forged.folder), by="Someone\nElse")
-    assert kept == forged.folder / "verified.json" and tier_of(forged.folder) == "re-scored"
-    verdict = verdict_of(forged.folder)
+def test_a_verdict_is_kept_on_a_board_and_belongs_to_the_record_s_content(forged: Forged, tmp_path: Path) -> None:
+    board = tmp_path / "board"
+    with pytest.raises(UserError, match="is not on the board"):
+        keep_verdict(verify(forged.folder), board)
+    [place] = board_add([forged.folder], board)
+    kept = keep_verdict(verify(forged.folder), board, by="Someone\nElse")
+    assert kept == place.with_suffix(".verified") and tier_of(place) == "re-scored"
+    verdict = verdict_of(place)
     assert verdict and verdict.by == "Someone Else" and verdict.parser_version and verdict.problems == ()
+    assert str(forged.folder.parent) not in kept.read_text(), "no place on this machine"
+    assert not list(forged.folder.rglob("*verified*")), "a run's folder says nothing of its own trust"
     forged.record["notes"] = ["edited since"]
     forged.write()
-    assert tier_of(forged.folder) == "self-reported" and verdict_of(forged.folder) is None
-    forged.record["seed"] = 1
+    with pytest.raises(UserError, match="with other content than what was checked"):
+        keep_verdict(verify(forged.folder), board)
+    board_add([forged.folder], board, replace=True)
+    assert tier_of(place) == "self-reported" and verdict_of(place) is None
+    forged.record["test_looks"] = 5
     forged.write()
-    keep_verdict(verify(forged.folder))
-    failed = verdict_of(forged.folder)
-    assert failed and not failed.ok and "run_id is" in failed.problems[0] and tier_of(forged.folder) == "self-reported"
-    assert str(forged.folder.parent) not in kept.read_text(), "no place on this machine"
+    board_add([forged.folder], board, replace=True)
+    keep_verdict(verify(forged.folder), board)
+    failed = verdict_of(place)
+    assert failed and not failed.ok and "test_looks is 5" in failed.problems[0] and tier_of(place) == "self-reported"
+
+
+def test_the_right_answers_are_the_checker_s_own(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A submitted folder may bring a release of its own along, and name it in its settings."""
+    monkeypatch.delenv("TINYLLM_BENCH_DATA", raising=False)
+    forged = Forged(made["mc"], tmp_path / "runs")
+    forged.record["sample"], forged.record["data"]["source"] = False, "release"
+    forged.write()
+    (forged.folder / "release").mkdir()
+    settings = read_yaml(forged.folder / "config.yaml")
+    settings["data"] |= {"dir": str(forged.folder / "release"), "source": "release"}
+    (forged.folder / "config.yaml").write_text(json.dumps(settings))
+    assert "the data is not at hand" in "".join(verify(forged.folder).not_checked)
 
 
 def test_a_second_run_of_the_cell_makes_it_re_run(made: dict[str, Path], tiny_llama_dir: Path, tmp_path: Path) -> None:

@@ -25,10 +25,11 @@ def run_of(runs: Path, start: str) -> Path:
 
 @pytest.mark.slow
 def test_the_whole_way(call: Call, runs: Path) -> None:
-    said = call("verify", runs, "--by", "A. Maintainer")
+    said = call("verify", runs, "--board-dir", runs / "board", "--by", "A. Maintainer")
     assert said.status == 0 and len(re.findall(r"^ok .*: re-scored$", said.out, re.MULTILINE)) == 8
     run = run_of(runs, "finetune")
-    assert tier_of(run) == "re-scored" and '"by": "A. Maintainer"' in (run / "verified.json").read_text()
+    (kept,) = (runs / "board").rglob(f"{run.name}.verified")
+    assert tier_of(kept.with_suffix(".json")) == "re-scored" and '"by": "A. Maintainer"' in kept.read_text()
     said = call("verify", runs / "board", "--json")
     assert said.status == 0 and {one["tier"] for one in json.loads(said.out)} == {"self-reported"}
 
@@ -48,7 +49,7 @@ def test_the_whole_way(call: Call, runs: Path) -> None:
     assert call("protocol", "diff", *pair).out.startswith("same protocol ")
     said = call("verify", run, "--refute", "trained on the test split", "--by", "B")
     assert said.status == 0 and said.out.startswith("refuted finetune-") and len(refutations_of(run)) == 1
-    assert "trained on the test split" in call("verify", run, "--no-keep").out
+    assert "trained on the test split" in call("verify", run).out
 
 
 def test_what_does_not_hold_has_status_1_and_a_line_each(call: Call, small: list[Any], tmp_path: Path) -> None:
@@ -93,3 +94,21 @@ def test_wrong_requests_are_one_line(call: Call, tmp_path: Path) -> None:
         assert (
             said.status == 2 and said.err.startswith("error: ") and said.err.count("\n") == 1 and expected in said.err
         )
+
+
+def test_a_board_s_owner_verifies_what_is_added(call: Call, small: list[Any], tmp_path: Path) -> None:
+    assert call("run", "--method", "finetune", "--task", "obqa", "--no-anchors", *small).status == 0
+    (run,) = (tmp_path / "runs").glob("finetune-*")
+    board = tmp_path / "owner"
+    assert call("verify", run, "--board-dir", board).err.startswith(f"error: run {run.name} is not on the board")
+    assert call("board", "add", run, "--board-dir", board).status == 0
+    assert call("verify", run, "--refute", "no", "--board-dir", board).status == 0
+    said = call("board", "add", run, "--board-dir", board, "--verify", "--by", "The owner")
+    assert said.status == 0 and f"re-scored: {board}" in said.out
+    page = (board / "README.md").read_text()
+    assert "| re-scored" in page and "refuted on" in page and not list(run.glob("*refut*"))
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"test_looks": 3}))
+    said = call("board", "add", run, "--board-dir", tmp_path / "other", "--verify")
+    assert said.status == 2 and "test_looks is 3; expected 1" in said.err and len(said.err.splitlines()) == 1
+    assert not (tmp_path / "other").exists()

@@ -12,11 +12,12 @@ from tests.leaderboard.fakes import CONFIG, add, column, flags, make_anchor, mak
 from tests.leaderboard.test_page import data_of
 from tests.leaderboard.test_verdicts import verdict
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import append_checked
 from tinyllm_bench.leaderboard.board import board_add, board_build, board_config, board_markdown, board_show
 from tinyllm_bench.leaderboard.board_folder import board_records
 from tinyllm_bench.leaderboard.exports import BoardData
 from tinyllm_bench.leaderboard.record import load_record, save_record
-from tinyllm_bench.leaderboard.verdicts import refute, save_verdict
+from tinyllm_bench.leaderboard.verdicts import refutation_file, refute, save_verdict
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,13 +92,12 @@ def test_another_track_is_refused_and_anchors_have_none(board: Path) -> None:
 # --- shown ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_tier_of_a_row_is_that_of_its_least_checked_run(board: Path, tmp_path: Path) -> None:
+def test_the_tier_of_a_row_is_that_of_its_least_checked_run(board: Path) -> None:
     records = [make_record("mine", flags(20, 13), seed=seed) for seed in (0, 1)]
     tiers: tuple[Any, ...] = ("re-run", "re-scored")
     for record, tier in zip(records, tiers, strict=True):
-        run = save_record(record, tmp_path / "runs" / record.run_id).parent
-        save_verdict(verdict(record, tier), run)
-        board_add([run], board)
+        [place] = add(board, record)
+        save_verdict(verdict(record, tier), place)
     add(board, make_record("floor", flags(20, 10)))
     assert column(board, "mine", "trust") == "re-scored" and column(board, "floor", "trust") == "self-reported"
     board_build(board)
@@ -136,15 +136,43 @@ def test_a_refutation_stands_under_its_table_everywhere(board: Path) -> None:
     assert [run["refutations"] for run in csv.DictReader(io.StringIO((board / "runs.csv").read_text()))] == ["0", "1"]
 
 
-def test_adding_a_run_brings_along_what_was_found_about_it(board: Path, tmp_path: Path) -> None:
+def test_what_a_submitted_folder_says_of_its_own_trust_is_not_believed(board: Path, tmp_path: Path) -> None:
+    record = make_record("mine", flags(20, 20))
+    run = save_record(record, tmp_path / "runs" / "mine").parent
+    for claim in (verdict(record, "re-run").model_dump_json(), "{}", "no verdict at all"):
+        for name in ("verified.json", "run.verified", f"{record.run_id}.verified"):
+            (run / name).write_text(claim)
+        board_add([run], board)
+        assert column(board, "mine", "trust") == "self-reported"
+    # a record's file from somebody else's board, with that board's verdict beside it
+    other = tmp_path / "other" / f"{record.run_id}.json"
+    save_record(record, other)
+    save_verdict(verdict(record, "re-run"), other)
+    board_add([other], board)
+    board_build(board)
+    files = [file for file in board.rglob("*") if file.is_file()]
+    assert column(board, "mine", "trust") == "self-reported" and not list(board.rglob("*.verified"))
+    assert not [file for file in files if '"re-run"' in file.read_text() or "| re-run" in file.read_text()]
+
+
+def test_what_a_submitter_holds_against_its_own_run_is_told_as_the_submitter_s(board: Path, tmp_path: Path) -> None:
     record = make_record("mine", flags(20, 13))
     run = save_record(record, tmp_path / "runs" / "mine").parent
-    save_verdict(verdict(record), run)
-    refute(run, "no")
+    found = refute(run, "a bug in its filter", by="The board's owner")
     board_add([run], board)
-    assert column(board, "mine", "trust") == "re-scored" and ": no\n" in board_markdown(board)
-    (run / "verified.json").write_text("{}")
-    with pytest.raises(UserError, match="holds no verdict"):
+    told = f"mine: refuted by its submitter, naming The board's owner on {found.date[:10]}: a bug in its filter"
+    assert told in board_markdown(board)
+    refutation_file(run).unlink()
+    append_checked(refutation_file(run), [found.model_dump() | {"run_id": "of-another"}])
+    with pytest.raises(UserError, match=f"speaks of run 'of-another', not of {record.run_id}; delete the file"):
+        board_add([run], board)
+    refutation_file(run).unlink()
+    append_checked(refutation_file(run), [found.model_dump() | {"reason": f"no. {i}"} for i in range(21)])
+    with pytest.raises(UserError, match="holds 21 refutations, a board takes at most 20"):
+        board_add([run], board)
+    refutation_file(run).unlink()
+    append_checked(refutation_file(run), [{"reason": 1}])
+    with pytest.raises(UserError, match="no refutation"):
         board_add([run], board)
 
 

@@ -7,14 +7,15 @@ import pytest
 
 from tests.leaderboard.fakes import add, flags, make_fields, make_record
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.leaderboard.board import board_add
 from tinyllm_bench.leaderboard.board_folder import board_records
 from tinyllm_bench.leaderboard.consistency import broken_claims
 from tinyllm_bench.leaderboard.record import RunRecord, save_record
 from tinyllm_bench.leaderboard.verdicts import (
     Verdict,
     content_digest,
-    copy_verdicts,
     now,
+    on_board,
     record_paths,
     refutation_file,
     refutations_of,
@@ -43,26 +44,39 @@ def run(tmp_path: Path) -> Path:
     return save_record(make_record("mine", flags(20, 13)), tmp_path / "runs" / "mine").parent
 
 
-def test_a_record_is_self_reported_until_a_verdict_says_more(run: Path) -> None:
+def test_a_record_is_self_reported_until_a_verdict_says_more(board: Path) -> None:
     record = make_record("mine", flags(20, 13))
-    assert tier_of(run) == "self-reported" and verdict_of(run) is None
+    [place] = add(board, record)
+    assert tier_of(place) == "self-reported" and verdict_of(place) is None
     for tier in ("re-scored", "re-run"):
-        assert save_verdict(verdict(record, tier), run) == run / "verified.json"
-        assert tier_of(run) == tier == tier_of(run / "run.json")
-    save_verdict(verdict(record, ok=False), run)
-    assert tier_of(run) == "self-reported"
+        assert save_verdict(verdict(record, tier), place) == place.with_suffix(".verified") == verdict_file(place)
+        assert tier_of(place) == tier
+    save_verdict(verdict(record, ok=False), place)
+    assert tier_of(place) == "self-reported"
 
 
-def test_a_verdict_is_about_what_the_record_said(run: Path) -> None:
-    save_verdict(verdict(make_record("mine", flags(20, 13))), run)
-    save_record(make_record("mine", flags(20, 14)), run)
-    assert tier_of(run) == "self-reported"
+def test_a_verdict_is_about_what_the_record_said(board: Path) -> None:
+    [place] = add(board, make_record("mine", flags(20, 13)))
+    save_verdict(verdict(make_record("mine", flags(20, 13))), place)
+    save_record(make_record("mine", flags(20, 14)), place)
+    assert tier_of(place) == "self-reported"
 
 
-def test_a_file_that_is_no_verdict_is_named(run: Path) -> None:
-    (run / "verified.json").write_text('{"tier": "re-run"}')
-    with pytest.raises(UserError, match=r"verified.json holds no verdict .*delete it"):
-        tier_of(run)
+def test_a_file_that_is_no_verdict_is_named(board: Path) -> None:
+    [place] = add(board, make_record("mine", flags(20, 13)))
+    verdict_file(place).write_text('{"tier": "re-run"}')
+    with pytest.raises(UserError, match=r"verified holds no verdict .*delete it"):
+        tier_of(place)
+
+
+def test_a_verdict_goes_to_the_record_of_the_same_content_alone(board: Path) -> None:
+    record, other = make_record("mine", flags(20, 13)), make_record("mine", flags(20, 14))
+    with pytest.raises(UserError, match=r"is not on the board .*add it first"):
+        on_board(record, board)
+    [place] = add(board, record)
+    assert on_board(record, board) == place
+    with pytest.raises(UserError, match="with other content than what was checked"):
+        on_board(other, board)
 
 
 def test_refutations_are_kept_in_order_and_hold_no_place(run: Path) -> None:
@@ -74,41 +88,40 @@ def test_refutations_are_kept_in_order_and_hold_no_place(run: Path) -> None:
         ("trained on the test split, see file:log.txt", "A"),
         ("second", None),
     ]
-    assert tier_of(run) == "self-reported"
     for reason in ("", "x" * 501):
         with pytest.raises(UserError, match="give the reason in one to 500 characters"):
             refute(run, reason)
 
 
-def test_on_a_board_both_stand_beside_the_record_and_are_no_records(board: Path, run: Path) -> None:
+def test_on_a_board_both_stand_beside_the_record_and_are_no_records(board: Path) -> None:
     record = make_record("mine", flags(20, 13))
     [place] = add(board, record)
-    save_verdict(verdict(record), run)
-    refute(run, "no")
-    copied = copy_verdicts(run, place)
-    assert copied == [verdict_file(place), refutation_file(place)]
-    assert [file.name for file in copied] == [f"{record.run_id}.verified", f"{record.run_id}.refutations"]
+    save_verdict(verdict(record), place)
+    refute(place, "no")
+    assert [file.name for file in (verdict_file(place), refutation_file(place))] == [
+        f"{record.run_id}.verified",
+        f"{record.run_id}.refutations",
+    ]
     assert tier_of(place) == "re-scored" and [one.reason for one in refutations_of(place)] == ["no"]
     assert board_records(board) == [record]
-    assert copy_verdicts(place, place) == []
 
 
-def test_adding_again_takes_back_neither_a_later_verdict_nor_a_refutation(board: Path, run: Path) -> None:
+def test_adding_again_takes_back_neither_a_verdict_nor_a_refutation(board: Path, run: Path) -> None:
     record = make_record("mine", flags(20, 13))
     [place] = add(board, record)
-    first = verdict(record, date="2026-01-01T00:00:00+00:00")
-    save_verdict(first, run)
     refute(run, "from its maker")
-    later = verdict(record, "re-run", date="2026-02-01T00:00:00+00:00")
-    save_verdict(later, place)
-    refute(place, "from a reader")
-    assert copy_verdicts(run, place) == [refutation_file(place)]
-    assert verdict_of(place) == later
-    assert [one.reason for one in refutations_of(place)] == ["from a reader", "from its maker"]
-    assert copy_verdicts(run, place) == []
-    failed = verdict(record, ok=False, date="2026-03-01T00:00:00+00:00")
-    save_verdict(failed, run)
-    assert copy_verdicts(run, place) == [verdict_file(place)] and tier_of(place) == "self-reported"
+    kept = verdict(record, "re-run")
+    save_verdict(kept, place)
+    refute(place, "from the owner")
+    for _ in range(2):
+        board_add([run], board)
+        assert verdict_of(place) == kept
+        assert [(one.reason, one.by) for one in refutations_of(place)] == [
+            ("from the owner", None),
+            ("from its maker", "its submitter"),
+        ]
+    board_add([place], board)
+    assert len(refutations_of(place)) == 2, "the board's own file is no submitted folder"
 
 
 def test_paths_stand_for_runs_records_boards_and_folders(board: Path, run: Path) -> None:

@@ -66,7 +66,7 @@ def verify(path: Path, *, data_dir: str | None = None, rerun: Path | None = None
 
     Args:
         path: The folder or the file.
-        data_dir: Where the release is, if not where the environment or the run's settings say.
+        data_dir: Where the release is, if not where the environment says.
         rerun: The folder of a second run of the same cell, made by whoever verifies.
     """
     found = Verification(Path(path))
@@ -121,7 +121,7 @@ def _verify_folder(found: Verification, folder: Path, record: RunRecord, data_di
     if not settings or not stored:
         return
     try:
-        source = source_of(record, settings, data_dir)
+        source = source_of(record, data_dir)
     except UserError as error:
         found.not_checked.append(f"answers, score and protocol: the data is not at hand ({error})")
         return
@@ -246,15 +246,16 @@ def _second_run(found: Verification, record: RunRecord, rerun: Path, data_dir: s
     )
 
 
-def keep_verdict(found: Verification, *, by: str | None = None) -> Path | None:
-    """Write the verdict beside its record; None where there is nothing to keep: no record, or no run's folder.
+def keep_verdict(found: Verification, board: Path, *, by: str | None = None) -> Path | None:
+    """Keep the verdict on a board, for the record there that says the same; None where nothing was decided.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the record is not on this board or says something else there, or the board cannot be written.
     """
     record = found.record
     if record is None or (found.ok and not found.scored):
         return None
+    place = verdicts.on_board(record, board)
     commit, _ = provenance.git_state()
     verdict = Verdict(
         run_id=record.run_id,
@@ -272,11 +273,9 @@ def keep_verdict(found: Verification, *, by: str | None = None) -> Path | None:
         rerun=found.rerun,
     )
     try:
-        return verdicts.save_verdict(verdict, found.path)
+        return verdicts.save_verdict(verdict, place)
     except OSError as error:
-        raise UserError(
-            f"{found.path}: the verdict cannot be kept there ({error.strerror}); --no-keep drops it"
-        ) from None
+        raise UserError(f"{board}: the verdict cannot be kept there ({error.strerror})") from None
 
 
 def _parser_version(record: RunRecord) -> str:

@@ -27,10 +27,15 @@ from tinyllm_bench.training.method import Method
 SUMMED = ("steps", "student_tokens", "computed_tokens", "rollout_tokens")
 
 
-def source_of(record: RunRecord, settings: Mapping[str, Any], data_dir: str | None) -> Source:
+def source_of(record: RunRecord, data_dir: str | None) -> Source:
     """The data that a record was made from, where it is at hand.
 
-    A task of the hub has the same questions in the release's folder: where one is named, it serves as well.
+    It is the checker's own: a folder that the run's settings name may have come with the run, right answers included. A
+    task of the hub has the same questions in the release's folder: where one is named, it serves as well.
+
+    Args:
+        record: Of the run.
+        data_dir: The release's folder, if not where the environment says.
 
     Raises:
         UserError: it is not at hand.
@@ -38,8 +43,7 @@ def source_of(record: RunRecord, settings: Mapping[str, Any], data_dir: str | No
     kind: Any = record.data.source
     if kind == "sample" or (kind == "hub" and data_dir is None):
         return find_source(kind, None)
-    own = (settings.get("data") or {}).get("dir")
-    return find_source("release", data_dir or (own if own and Path(own).is_dir() else None))
+    return find_source("release", data_dir)
 
 
 def cell_of(record: RunRecord, settings: Mapping[str, Any], source: Source, runs: Path) -> Cell:

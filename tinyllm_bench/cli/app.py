@@ -21,6 +21,7 @@ from tinyllm_bench.cli import (
     reproducing,
     scaffolding,
 )
+from tinyllm_bench.cli.judging import By
 from tinyllm_bench.cli.options import (
     AddedRuns,
     Anchors,
@@ -227,12 +228,23 @@ def teachers_info(
 
 
 @board_app.command("add")
-def board_add(runs: AddedRuns, board_dir: BoardFolder = Path("runs/board")) -> None:
-    """Copy run records onto a board, and build it."""
+def board_add(
+    runs: AddedRuns,
+    board_dir: BoardFolder = Path("runs/board"),
+    verify: Annotated[
+        bool, typer.Option("--verify", help="First verify each run as `verify` does, and keep the verdicts.")
+    ] = False,
+    data_dir: DataDir = None,
+    by: By = None,
+) -> None:
+    """Copy run records onto a board, and build it. They are self-reported, unless you verify them."""
     from tinyllm_bench.leaderboard import board
 
+    found = judging.verified(runs, data_dir) if verify else []
     for path in board.board_add(runs, board_dir):
         typer.echo(f"added {path}")
+    for one in found:
+        typer.echo(judging.kept_text(one, board_dir, by))
     typer.echo(f"board: {board.board_build(board_dir)}")
 
 

@@ -1,6 +1,7 @@
 """`compare`, `verify` and `protocol diff`: what two results are worth against each other, and whether one holds."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,26 +67,34 @@ def verify(
     paths: Annotated[list[Path], typer.Argument(help="Run folders, records, boards or folders of runs.")],
     data_dir: DataDir = None,
     by: By = None,
+    board_dir: Annotated[Path | None, typer.Option("--board-dir", help="Your board, which keeps the verdicts.")] = None,
     rerun: Annotated[Path | None, typer.Option("--rerun", help="Your own second run of the same cell.")] = None,
     refute: Annotated[str | None, typer.Option("--refute", help="Attach a reason not to believe the record.")] = None,
-    keep: Annotated[bool, typer.Option(help="Keep the verdict beside the record.")] = True,
     as_json: AsJson = False,
 ) -> int:
-    """Score stored predictions again and check a record, without a GPU. Status 1 when something does not hold."""
+    """Score stored predictions again and check a record, without a GPU. Status 1 when something does not hold.
+
+    With --board-dir the verdict is kept on that board, for its record of the same content: it is the record's tier of
+    trust there.
+    """
     from tinyllm_bench.audit.verify import keep_verdict
     from tinyllm_bench.audit.verify import verify as verify_one
     from tinyllm_bench.base.errors import UserError
-    from tinyllm_bench.leaderboard.verdicts import record_paths
+    from tinyllm_bench.leaderboard.record import load_record
+    from tinyllm_bench.leaderboard.verdicts import on_board, record_paths
 
     found = record_paths(paths)
     if refute is not None:
-        return _refute(found, refute, by)
+        return _refute(found, refute, by, board_dir)
     if rerun is not None and len(found) != 1:
         raise UserError(f"--rerun {rerun} belongs to one run, {len(found)} were given; verify that run alone")
+    if board_dir is not None:
+        for path in found:  # one that is not there is told before the work
+            on_board(load_record(path), board_dir)
     results = []
     for path in found:
         result = verify_one(path, data_dir=data_dir, rerun=rerun)
-        kept = keep_verdict(result, by=by) if keep else None
+        kept = None if board_dir is None else keep_verdict(result, board_dir, by=by)
         results.append(result)
         if not as_json:
             typer.echo(_text(result, kept))
@@ -94,10 +103,36 @@ def verify(
     return 0 if all(result.ok for result in results) else 1
 
 
-def _refute(paths: list[Path], reason: str, by: str | None) -> int:
-    from tinyllm_bench.leaderboard.verdicts import refutation_file, refute
+def verified(runs: Sequence[Path], data_dir: str | None) -> "list[Verification]":
+    """Verify runs before they are added to a board.
 
-    for path in paths:
+    Raises:
+        UserError: something does not hold in one of them.
+    """
+    from tinyllm_bench.audit.verify import verify as verify_one
+    from tinyllm_bench.base.errors import UserError
+
+    found = [verify_one(path, data_dir=data_dir) for path in runs]
+    for one in found:
+        if not one.ok:
+            more = f" (and {len(one.problems) - 1} more)" if len(one.problems) > 1 else ""
+            raise UserError(f"{one.problems[0].text}{more}; `tinyllm-bench verify {one.path}` tells all")
+    return found
+
+
+def kept_text(found: "Verification", board: Path, by: str | None) -> str:
+    """Keep a verdict on a board, and say so or why there is none."""
+    from tinyllm_bench.audit.verify import keep_verdict
+
+    file = keep_verdict(found, board, by=by)
+    return f"{found.tier}: {file}" if file else f"{found.path}: stays self-reported, {'; '.join(found.not_checked)}"
+
+
+def _refute(paths: list[Path], reason: str, by: str | None, board: Path | None) -> int:
+    from tinyllm_bench.leaderboard.record import load_record
+    from tinyllm_bench.leaderboard.verdicts import on_board, refutation_file, refute
+
+    for path in [path if board is None else on_board(load_record(path), board) for path in paths]:
         said = refute(path, reason, by=by)
         typer.echo(f"refuted {said.run_id}: {said.reason} ({refutation_file(path)})")
     return 0

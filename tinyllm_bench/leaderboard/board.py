@@ -26,7 +26,7 @@ from tinyllm_bench.leaderboard.reporters import FOLDER, reporter_files
 from tinyllm_bench.leaderboard.section_files import section_files
 from tinyllm_bench.leaderboard.tables import BoardNames, Cells, Section, text_table
 from tinyllm_bench.leaderboard.terminal import filled, fitted
-from tinyllm_bench.leaderboard.verdicts import copy_verdicts, verdict_of
+from tinyllm_bench.leaderboard.verdicts import Refutation, add_refutations, submitted_refutations
 
 _CONFIG = Path("boards") / "main.yaml"
 _OPTIONAL = ("every_eval_ever.jsonl", "eval_results.yaml")
@@ -66,8 +66,10 @@ def _default_config() -> str:
 def board_add(paths: Sequence[Path], folder: Path, *, replace: bool = False) -> list[Path]:
     """Copy records (files or run folders) to a board; returns where they lie there.
 
-    All are checked before the first is copied; adding one again changes nothing. What others found about a run goes
-    with it. A folder without `boards/main.yaml` gets the default one.
+    All are checked before the first is copied; adding one again changes nothing. Nothing else of a submitted folder is
+    believed: a run is self-reported until the board's owner verifies it (`verify --board-dir`, `board add --verify`).
+    What its submitter holds against it is kept as the submitter's. A folder without `boards/main.yaml` gets the default
+    one.
 
     Raises:
         UserError: a record that fails its checks or that the board does not take (sample data, another track, a
@@ -76,25 +78,25 @@ def board_add(paths: Sequence[Path], folder: Path, *, replace: bool = False) -> 
     folder = Path(folder)
     config = board_config(folder)
     found: dict[Path, RunRecord] = {}
-    added: list[tuple[Path, Path]] = []
+    against: dict[Path, tuple[Refutation, ...]] = {}
     for path in map(Path, paths):
         record = load_record(path)
-        verdict_of(path, record)  # one that cannot be read is told before anything is copied
         _check_taken(record, path, config, folder)
         place = folder / record_path(record)
         known = found.get(place) or (load_record(place) if place.exists() and not replace else record)
         if known != record:
             raise UserError(f"{path}: run {record.run_id} is known with other content; remove {place} to replace it")
         found[place] = record
-        added.append((path, place))
+        if not (place.exists() and path.is_file() and path.samefile(place)):
+            against[place] = submitted_refutations(path, record)
     if config.protocols == "one":
         _check_protocols(found.values(), folder)
     with locked(folder / ".board"):
         if not (folder / _CONFIG).exists():
             write_text(folder / _CONFIG, _default_config())
         places = [save_record(record, place) for place, record in found.items()]
-        for run, place in added:
-            copy_verdicts(run, place)
+        for place, refutations in against.items():
+            add_refutations(refutations, place)
     return places
 
 

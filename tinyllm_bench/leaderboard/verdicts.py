@@ -1,13 +1,16 @@
-"""What others found when they checked a record: its trust tier and its refutations, in files beside it.
+"""What a board's owner found when checking a record: its trust tier and its refutations, in files beside it.
 
-Beside a run's `run.json` these are `verified.json` and `refutations.jsonl`; beside a record file `NAME.json` on a board
-`NAME.verified` and `NAME.refutations`. They are no part of the record, so that checking it changes nothing. A verdict
-names the content it is about: a record that was edited since is self-reported again.
+Beside a record `NAME.json` on a board lie `NAME.verified` and `NAME.refutations`. They are no part of the record, so
+that checking it changes nothing, and `board add` copies no verdict: a tier is what this board's owner found, never what
+came with a submitted folder. A verdict names the content it is about: a record that was edited since is self-reported
+again.
+
+A run's folder holds no verdict. A reason not to believe it (`verify RUN --refute`) lies in its `refutations.jsonl`; on
+a board it is told as its submitter's.
 """
 
 import datetime
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -24,6 +27,7 @@ SELF_REPORTED: Tier = "self-reported"
 RE_SCORED: Tier = "re-scored"
 RE_RUN: Tier = "re-run"
 TIERS: tuple[Tier, ...] = (SELF_REPORTED, RE_SCORED, RE_RUN)
+_MOST_SUBMITTED = 20
 Words = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Who = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
@@ -94,14 +98,13 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def verdict_file(path: Path) -> Path:
-    """Where the verdict on a run's folder or a record's file is kept."""
-    file = _record_file(path)
-    return file.with_name("verified.json") if file.name == RECORD_FILE else file.with_suffix(".verified")
+def verdict_file(place: Path) -> Path:
+    """Where the verdict on a board's record lies, beside its file."""
+    return Path(place).with_suffix(".verified")
 
 
 def refutation_file(path: Path) -> Path:
-    """Where the refutations of a run's folder or a record's file are kept."""
+    """Where the refutations of a run's folder or a board's record are kept."""
     file = _record_file(path)
     return file.with_name("refutations.jsonl") if file.name == RECORD_FILE else file.with_suffix(".refutations")
 
@@ -111,22 +114,39 @@ def _record_file(path: Path) -> Path:
     return path / RECORD_FILE if path.is_dir() else path
 
 
-def save_verdict(verdict: Verdict, path: Path) -> Path:
-    """Keep a verdict beside its record; an earlier one is replaced."""
-    file = verdict_file(path)
+def on_board(record: RunRecord, board: Path) -> Path:
+    """Where a record lies on a board, with the same content.
+
+    Raises:
+        UserError: it is not on this board, or stands there with other content.
+    """
+    place = Path(board) / record_path(record)
+    if not place.is_file():
+        raise UserError(f"run {record.run_id} is not on the board {board}; add it first: tinyllm-bench board add RUN")
+    if content_digest(load_record(place)) != content_digest(record):
+        raise UserError(
+            f"run {record.run_id} stands on the board {board} with other content than what was checked; remove {place} "
+            "and add the run again"
+        )
+    return place
+
+
+def save_verdict(verdict: Verdict, place: Path) -> Path:
+    """Keep a verdict beside a board's record; an earlier one is replaced."""
+    file = verdict_file(place)
     write_json(file, verdict.model_dump(mode="json"))
     return file
 
 
-def verdict_of(path: Path, record: RunRecord | None = None) -> Verdict | None:
-    """The verdict on a run's folder or a record's file, if it is about what the record says now.
+def verdict_of(place: Path, record: RunRecord | None = None) -> Verdict | None:
+    """The verdict on a board's record, if it is about what the record says now.
 
-    `record` is what lies at `path`, where the caller has read it already.
+    `record` is what lies at `place`, where the caller has read it already.
 
     Raises:
         UserError: a file that holds no verdict.
     """
-    file = verdict_file(path)
+    file = verdict_file(place)
     if not file.exists():
         return None
     try:
@@ -134,12 +154,12 @@ def verdict_of(path: Path, record: RunRecord | None = None) -> Verdict | None:
     except ValidationError as error:
         reason = " ".join(str(error.errors(include_url=False)[0]["msg"]).split())
         raise UserError(f"{file} holds no verdict ({reason}); delete it, or let `verify` write it again") from None
-    return verdict if verdict.record_digest == content_digest(record or load_record(path)) else None
+    return verdict if verdict.record_digest == content_digest(record or load_record(place)) else None
 
 
-def tier_of(path: Path, record: RunRecord | None = None) -> Tier:
-    """How far a record was checked by others: `self-reported` unless a verdict on its present content says more."""
-    verdict = verdict_of(path, record)
+def tier_of(place: Path, record: RunRecord | None = None) -> Tier:
+    """How far a board's owner checked a record there: `self-reported` unless a verdict on its content says more."""
+    verdict = verdict_of(place, record)
     return verdict.tier if verdict is not None and verdict.ok else SELF_REPORTED
 
 
@@ -165,8 +185,17 @@ def refute(path: Path, reason: str, *, by: str | None = None) -> Refutation:
 
 
 def refutations_of(path: Path) -> tuple[Refutation, ...]:
-    """The refutations of a run's folder or a record's file, oldest first."""
-    return tuple(Refutation.model_validate(row) for row in read_checked(refutation_file(path)))
+    """The refutations of a run's folder or a board's record, oldest first.
+
+    Raises:
+        UserError: a file that holds something else.
+    """
+    file = refutation_file(path)
+    try:
+        return tuple(Refutation.model_validate(row) for row in read_checked(file))
+    except ValidationError as error:
+        reason = " ".join(str(error.errors(include_url=False)[0]["msg"]).split())
+        raise UserError(f"{file} holds something that is no refutation ({reason}); delete the file") from None
 
 
 def checks_on(folder: Path, records: Sequence[RunRecord]) -> dict[str, Checked]:
@@ -197,32 +226,32 @@ def least_checked(checks: Checks, records: Iterable[RunRecord]) -> Tier:
     return min((checked(checks, record).tier for record in records), key=TIERS.index)
 
 
-def copy_verdicts(run: Path, place: Path) -> list[Path]:
-    """Take what was found about a run along to its place on a board; returns the files written there.
-
-    A later verdict that stands there about the same content stays, and so do all refutations that stand there: adding
-    a run again takes nothing back.
+def submitted_refutations(run: Path, record: RunRecord) -> tuple[Refutation, ...]:
+    """What a submitted folder itself holds against its record, told as its submitter's, whatever name it gives.
 
     Raises:
-        UserError: a verdict that cannot be read.
+        UserError: a file that holds no refutations of this run, or more than a board shows.
     """
-    found, known = verdict_of(run), verdict_of(place) if place.exists() else None
-    written = []
-    if found is not None and (known is None or (known != found and known.date <= found.date)):
-        written.append(_copied(verdict_file(run), verdict_file(place)))
+    found = refutations_of(run)
+    foreign = next((one.run_id for one in found if one.run_id != record.run_id), None)
+    if foreign is not None:
+        raise UserError(f"{refutation_file(run)} speaks of run {foreign!r}, not of {record.run_id}; delete the file")
+    if len(found) > _MOST_SUBMITTED:
+        raise UserError(
+            f"{refutation_file(run)} holds {len(found)} refutations, a board takes at most {_MOST_SUBMITTED} with a run"
+        )
+    return tuple(
+        one.model_copy(update={"by": "its submitter" + (f", naming {one.by[:60]}" if one.by else "")}) for one in found
+    )
+
+
+def add_refutations(found: Sequence[Refutation], place: Path) -> None:
+    """Add to those that stand beside a board's record; none is taken back."""
     there = refutations_of(place)
-    new = [one.model_dump(mode="json") for one in refutations_of(run) if one not in there]
+    new = [one.model_dump(mode="json") for one in found if one not in there]
     if new:
         with locked(refutation_file(place)):
             append_checked(refutation_file(place), new)
-        written.append(refutation_file(place))
-    return written
-
-
-def _copied(source: Path, target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    return target
 
 
 def record_paths(paths: Sequence[Path]) -> list[Path]:

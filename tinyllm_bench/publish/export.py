@@ -21,7 +21,7 @@ from tinyllm_bench.leaderboard.external_forms import eval_results_file
 from tinyllm_bench.leaderboard.public import machine_paths
 from tinyllm_bench.leaderboard.record import RECORD_FILE, RunRecord, load_record, record_path
 from tinyllm_bench.leaderboard.tables import BoardNames
-from tinyllm_bench.leaderboard.verdicts import Checked, refutations_of, tier_of
+from tinyllm_bench.leaderboard.verdicts import Checked, checked, refutations_of, tier_of
 from tinyllm_bench.models.adapters import CONFIG as ADAPTER_CONFIG
 from tinyllm_bench.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from tinyllm_bench.models.load import Loaded, load_model, needs_bos, tokenizer_digest, weights_digest
@@ -115,16 +115,16 @@ def make_bundle(
         raise UserError(f"{record.run_id} is an anchor: nothing was trained, there is no student to export")
     student = _student(record, folder, channel)
     form = _form(record, student, adapter=adapter)
+    others, checks, left_out = _beside(folder, record)
     exported = Exported(
         form=form,
         encoder_decoder=bool(student.loaded.model.config.is_encoder_decoder),
         add_bos=needs_bos(*student.loaded),
         channel=student.channel,
         repo=repo,
-        tier=tier_of(folder, record),
+        tier=checked(checks, record).tier,
         with_predictions=predictions,
     )
-    others, checks, left_out = _beside(folder, record)
     config = board_config(folder.parent / "board")
     names = BoardNames(floor=config.floor, floor_title=config.floor_title, order=config.order)
     files = dict(_adapter_files(record, student) if form == "adapter" else _passed_on(student.folder / "student"))
@@ -267,8 +267,13 @@ def _finfo_eps(tensor: Any) -> float:
 
 
 def _beside(folder: Path, record: RunRecord) -> tuple[list[RunRecord], dict[str, Checked], tuple[str, ...]]:
-    """The records of the runs beside a run, what others found about them, and those that could not be read."""
+    """The records of the runs beside a run, what was found about them on the board of these runs, and those that could
+    not be read.
+
+    What a run's folder itself holds against its record is told as well.
+    """
     found, checks, left_out = [], {}, []
+    board = folder.parent / "board"
     for file in sorted(folder.parent.glob(f"*/{RECORD_FILE}")):
         try:
             one = load_record(file)
@@ -277,7 +282,9 @@ def _beside(folder: Path, record: RunRecord) -> tuple[list[RunRecord], dict[str,
             continue
         if one.protocol_hash == record.protocol_hash:
             found.append(one)
-            checks[record_path(one)] = Checked(tier_of(file.parent, one), refutations_of(file.parent))
+            place = board / record_path(one)
+            known = (*refutations_of(place), *refutations_of(file.parent))
+            checks[record_path(one)] = Checked(tier_of(place, one), known)
     return found, checks, tuple(left_out)
 
 
