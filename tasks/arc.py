@@ -26,8 +26,8 @@ def to_record(row: Mapping[str, Any], split: Split) -> TaskRecord:
 
 def from_hub(row: Mapping[str, Any], index: int, hub_split: str) -> Mapping[str, Any]:
     """The release's row of a hub row `{id, question, choices: {text, label}, answerKey}`; labels are A.. or 1.. ."""
-    choices = list(row["choices"]["text"])
-    answer = choices[list(row["choices"]["label"]).index(row["answerKey"])]
+    choices = row["choices"]["text"]
+    answer = choices[row["choices"]["label"].index(row["answerKey"])]
     return {"id": row["id"], "question": row["question"], "choices": choices, "answer": answer}
 
 

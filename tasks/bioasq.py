@@ -18,14 +18,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinyllm_bench.data.records import Split, TaskInfo, TaskRecord
-from tinyllm_bench.data.rows import multiple_choice, split_passages
+from tinyllm_bench.data.rows import multiple_choice, split_passages, text_field
 
 NAME = "bioasq"
 
 
 def to_record(row: Mapping[str, Any], split: Split) -> TaskRecord:
     """The record of a row of the release: passages and question apart."""
-    context, question = split_passages(row["question"])
+    context, question = split_passages(text_field(row, "question"))
     return multiple_choice(row, task=NAME, split=split, question=question, context=context)
 
 

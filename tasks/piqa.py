@@ -16,6 +16,7 @@ The release holds the rationales of one teacher only.
 from collections.abc import Mapping
 from typing import Any
 
+from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import HubSource, Split, TaskInfo, TaskRecord
 from tinyllm_bench.data.rows import multiple_choice
 
@@ -30,6 +31,8 @@ def to_record(row: Mapping[str, Any], split: Split) -> TaskRecord:
 def from_hub(row: Mapping[str, Any], index: int, hub_split: str) -> Mapping[str, Any]:
     """The release's row of a hub row `{goal, sol1, sol2, label}`, whose id is its position."""
     choices = [row["sol1"], row["sol2"]]
+    if row["label"] not in (0, 1, "0", "1"):  # hidden labels are -1, which would be the last choice
+        raise UserError(f"label {row['label']!r} is neither 0 nor 1")
     return {"id": index, "question": row["goal"], "choices": choices, "answer": choices[int(row["label"])]}
 
 

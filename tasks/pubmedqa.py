@@ -15,8 +15,9 @@ Licence: MIT (the texts of the abstracts stay their owners').
 from collections.abc import Mapping
 from typing import Any
 
+from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import HubSource, Split, TaskInfo, TaskRecord
-from tinyllm_bench.data.rows import PASSAGE_BREAK, multiple_choice, split_passages
+from tinyllm_bench.data.rows import PASSAGE_BREAK, multiple_choice, split_passages, text_field
 
 NAME = "pubmedqa"
 CHOICES = ("yes", "no", "maybe")
@@ -24,13 +25,16 @@ CHOICES = ("yes", "no", "maybe")
 
 def to_record(row: Mapping[str, Any], split: Split) -> TaskRecord:
     """The record of a row of the release: passages and question apart."""
-    context, question = split_passages(row["question"])
+    context, question = split_passages(text_field(row, "question"))
     return multiple_choice(row, task=NAME, split=split, question=question, context=context)
 
 
 def from_hub(row: Mapping[str, Any], index: int, hub_split: str) -> Mapping[str, Any]:
     """The release's row of a hub row `{pubid, question, context: {contexts, ...}, final_decision}`."""
-    text = PASSAGE_BREAK.join([*row["context"]["contexts"], row["question"]])
+    contexts = row["context"]["contexts"]
+    if isinstance(contexts, str):
+        raise UserError("field 'contexts' is text, not a list of passages")
+    text = PASSAGE_BREAK.join([*contexts, row["question"]])
     return {"id": row["pubid"], "question": text, "choices": CHOICES, "answer": row["final_decision"]}
 
 

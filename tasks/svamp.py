@@ -35,7 +35,7 @@ def to_record(row: Mapping[str, Any], split: Split) -> TaskRecord:
 def splits_of(rows: Sequence[Mapping[str, Any]]) -> list[Split]:
     """The split of every row: `test` as the row says, the rest cut in two by the hash of the id."""
     valid = set(lowest_hashes(row["id"] for row in rows if row["split"] == "train")[:VALID])
-    return ["test" if row["split"] == "test" else "valid" if row["id"] in valid else "train" for row in rows]
+    return [row["split"] if row["split"] != "train" else "valid" if row["id"] in valid else "train" for row in rows]
 
 
 def text_of(row: Mapping[str, Any], kind: Recorded, key: str) -> str | None:

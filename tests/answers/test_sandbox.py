@@ -82,6 +82,51 @@ def test_failures_have_names(box: Sandbox, code: str, error: str) -> None:
     assert (result.ok, result.value, result.error) == (False, None, error)
 
 
+FORGED = {
+    "MemoryError": ["memory limit exceeded: 67108865 bytes > 67108864 bytes", ""],
+    "TimeoutError": ["feed time limit exceeded: 1.000065095s > 1s", "limit exceeded"],
+    "PermissionError": ["Permission denied: '/'", ""],
+    "NameError": ["name 'answer' is not defined"],
+    "SyntaxError": ["invalid syntax"],
+    "RecursionError": ["maximum recursion depth exceeded"],
+    "KeyboardInterrupt": [""],
+}
+
+
+@pytest.mark.parametrize(("name", "words"), [(name, words) for name, said in FORGED.items() for words in said])
+def test_a_program_cannot_choose_the_reason_for_its_failure(box: Sandbox, name: str, words: str) -> None:
+    raised = f'{name}("{words}")' if words else name
+    programs = [
+        f"raise {raised}",
+        f"def f(n):\n    raise {raised}\nanswer = f(1)",
+        f"try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise {raised} from e",
+        f"BaseException = ValueError\nraise {raised}",
+        f"def solution():\n    raise {raised}\n    return 3",
+    ]
+    assert {result.error for result in box.map(programs)} == {f"exec_error:{name}"}
+
+
+def test_a_limit_is_a_limit_whatever_the_program_raised_or_would_catch(box: Sandbox) -> None:
+    large = "answer = 'a' * 10**12"
+    programs = [
+        f"try:\n    raise ValueError('x')\nexcept ValueError:\n    {large}",
+        f"try:\n    {large}\nexcept BaseException:\n    raise ValueError('mine')",
+        "raise ValueError('a' * 10**12)",
+        f"try:\n    raise TimeoutError('limit exceeded')\nfinally:\n    {large}",
+    ]
+    assert {result.error for result in box.map(programs)} == {"memory"}
+
+
+def test_only_a_program_that_came_to_its_end_has_no_answer(box: Sandbox) -> None:
+    codes = ["x = 1", "x = answer + 1", "answer = 1\nraise NameError(\"name 'answer' is not defined\")"]
+    assert [r.error for r in box.map(codes)] == ["no_answer", "exec_error:NameError", "exec_error:NameError"]
+
+
+def test_a_program_that_could_raise_and_does_not_is_run_as_written(box: Sandbox) -> None:
+    code = "def f(n):\n    if n < 0:\n        raise ValueError\n    return str(n) + '''\n  two'''\nanswer = f(3)"
+    assert box.run(code).value == "3\n  two"
+
+
 def test_inputs_variables_and_print(box: Sandbox) -> None:
     choices = {"a": "ice", "b": "steam"}
     assert box.run("answer = max(choices, key=lambda k: len(choices[k]))", inputs={"choices": choices}).value == "b"

@@ -1,6 +1,11 @@
 """Files survive crashes and notice damage."""
 
+import json
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,9 +16,11 @@ from tinyllm_bench.base.files import (
     cache_root,
     checked_line,
     digest,
+    json_lines,
     locked,
     read_checked,
     read_json,
+    temporary_folder,
     try_locked,
     write_bytes,
     write_json,
@@ -57,8 +64,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> No
 
 def test_broken_json_is_one_line_with_the_file(tmp_path: Path) -> None:
     (tmp_path / "f.json").write_text('{"a": ')
-    (tmp_path / "g.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match=r"g\.json is not valid JSON \(no text\)"):
+    (tmp_path / "g.json").write_bytes(b"{}\n\xff\xfe")
+    with pytest.raises(UserError, match=r"g\.json, line 2: byte 0xff is not UTF-8"):
         read_json(tmp_path / "g.json")
     with pytest.raises(UserError, match=r"f\.json is not valid JSON \(line 1\)"):
         read_json(tmp_path / "f.json")
@@ -110,3 +117,74 @@ def test_unknown_names_say_what_exists_and_the_nearest() -> None:
     text = str(unknown_name("task", "obqq", ["obqa", "arc"]))
     assert text == "unknown task 'obqq'. Did you mean 'obqa'? Known: arc, obqa."
     assert "Did you mean" not in str(unknown_name("task", "zzz", ["obqa"]))
+
+
+def test_a_byte_order_mark_is_read_over_and_other_encodings_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "f.json"
+    file.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(file) == {"a": 1}
+    for encoding, name in (("utf-16", "UTF-16"), ("utf-16-be", "UTF-16"), ("utf-32", "UTF-32")):
+        file.write_bytes('{"a": 1}'.encode(encoding))
+        with pytest.raises(UserError, match=f"f.json is {name} text, and UTF-8 is wanted"):
+            read_json(file)
+    with pytest.raises(UserError, match="is a folder"):
+        read_json(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="no regular file"):
+        read_json(tmp_path / "pipe")
+
+
+def test_json_lines_end_at_a_newline_only() -> None:
+    rows = [{"text": f"a{chr(code)}b"} for code in (0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029, 0x0D)]
+    text = "".join(f"{json.dumps(row, ensure_ascii=False)}\r\n" for row in rows)
+    assert list(json_lines(text)) == rows and list(json_lines("\ufeff" + text)) == rows
+    with pytest.raises(ValueError, match=r"not valid JSON \(line 2\)"):
+        list(json_lines('{"a": 1}\n{"a": \n'))
+
+
+def _write_and_stop(path: str, word: str) -> None:
+    """Write a file, and stop for good where `word` says: before it is renamed, or while a temporary folder is open."""
+
+    def stop(*_: object) -> None:
+        print("here", flush=True)
+        time.sleep(60)
+
+    if word == "file":
+        os.replace = stop  # type: ignore[assignment]
+        write_bytes(Path(path) / "f.json", b"half")
+    else:
+        with temporary_folder("work", Path(path)) as folder:
+            (folder / "inner").mkdir()
+            stop()
+
+
+@pytest.mark.parametrize("word", ["file", "folder"])
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_has_is_not(tmp_path: Path, word: str) -> None:
+    def write() -> None:
+        if word == "file":
+            write_bytes(tmp_path / "other.json", b"whole")
+        else:
+            with temporary_folder("work", tmp_path):
+                pass
+
+    call = f"from tests.base.test_files import _write_and_stop; _write_and_stop({str(tmp_path)!r}, {word!r})"
+    with subprocess.Popen([sys.executable, "-c", call], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"here\n"
+        (left,) = tmp_path.iterdir()
+        write()
+        assert left.exists()
+        process.kill()
+    stranger = tmp_path / ".other.json.kept"
+    stranger.touch()
+    write()
+    assert not left.exists() and stranger.exists()
+
+
+def test_a_temporary_folder_that_died_before_its_lock_is_swept_when_it_is_old(tmp_path: Path) -> None:
+    new, old = tmp_path / "work-new", tmp_path / "work-old"
+    for folder in (new, old):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    with temporary_folder("work", tmp_path) as folder:
+        assert new.exists() and not old.exists() and folder.is_dir()
+    assert not folder.exists()

@@ -121,10 +121,16 @@ def test_a_missing_file_is_one_clear_line(source: Source) -> None:
     [
         (lambda rows: rows[1:], ["10 rows, expected 11", "copy it again"]),
         (lambda rows: [{"question": "?"}, *rows[1:]], ["a row names no id or split", "copy it again"]),
-        (lambda rows: ["text", *rows[1:]], ["a row names no id or split"]),
-        (lambda rows: [{**rows[0], "split": "dev"}, *rows[1:]], ["rows, expected"]),
-        (lambda rows: [{**one, "gold": "five"} for one in rows], ["row 1 of", "'five' is not a finite number"]),
-        (lambda rows: [{**one, "gold": True} for one in rows], ["row 1 of", "True is not a finite number"]),
+        (lambda rows: ["text", *rows[1:]], ["row 1 of 11 is text, not an object"]),
+        (lambda rows: [{**rows[0], "split": "dev"}, *rows[1:]], ["row 1 of 11: split 'dev' is none of train, valid"]),
+        (lambda rows: [{**rows[0], "split": None}, *rows[1:]], ["row 1 of 11: split None is none of train, valid"]),
+        (lambda rows: [{**one, "id": None} for one in rows], ["row 1 of", "field 'id' is null"]),
+        (lambda rows: [{**one, "question": 7} for one in rows], ["row 1 of", "'question' is the number 7, not text"]),
+        (lambda rows: [{**one, "gold": None} for one in rows], ["row 1 of", "None, not a finite number"]),
+        (lambda rows: [{**one, "gold": 10**400} for one in rows], ["row 1 of", "not a finite number"]),
+        (lambda rows: [{**one, "gold": float("nan")} for one in rows], ["row 1 of", "nan, not a finite number"]),
+        (lambda rows: [{**one, "gold": "five"} for one in rows], ["row 1 of", "'five', not a finite number"]),
+        (lambda rows: [{**one, "gold": True} for one in rows], ["row 1 of", "True, not a finite number"]),
         (lambda rows: [{**one, "question": " "} for one in rows], ["empty question"]),
         (lambda rows: [{**one, "id": 0} for one in rows], ["twice"]),
     ],
@@ -140,7 +146,7 @@ def test_a_damaged_file_is_refused(source: Source, edit: Callable[..., list[Any]
 def test_a_truncated_line_is_refused(source: Source) -> None:
     file_of(source).write_text(file_of(source).read_text()[:-20])
     with pytest.raises(
-        UserError, match=r"toysums\.jsonl: not valid JSON after 10 good lines \(truncated\?\), expected"
+        UserError, match=r"toysums\.jsonl: not valid JSON \(line 11\), expected 11 rows \(truncated\?\)"
     ):
         load_split(source, TASK, "test")
 
@@ -150,6 +156,27 @@ def test_a_row_without_its_teacher_is_refused(source: Source) -> None:
     assert load_split(source, TASK, "test")
     with pytest.raises(UserError, match="holds no rationale of 'two'; copy it again"):
         load_rationales(source, TASK, "test", "two")
+
+
+@pytest.mark.parametrize("said", [5, ["a", "b"], False, {"text": "a"}])
+def test_a_teacher_s_text_of_another_kind_is_refused(source: Source, said: Any) -> None:
+    change(source, lambda rows: [{**one, "two": {**one["two"], "rationale": said}} for one in rows])
+    with pytest.raises(
+        UserError, match=r"toysums/test/\d: the rationale of 'two' is .*, not text or null; copy it again"
+    ):
+        load_rationales(source, TASK, "test", "two")
+
+
+def test_a_text_may_hold_what_other_readers_take_for_the_end_of_a_line(source: Source) -> None:
+    said = "one\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven\x1deight\x1enine\rten"
+    rows = [json.loads(line) for line in file_of(source).read_text().split("\n")]
+    for one in rows:
+        one["question"] = one["two"]["rationale"] = said
+    lines = (json.dumps(one, ensure_ascii=False) for one in rows)
+    file_of(source).write_bytes("".join(f"{line}\r\n" for line in lines).encode("utf-8-sig"))
+    load_split.cache_clear()
+    assert {record.question for record in load_split(source, TASK, "test")} == {said}
+    assert set(load_rationales(source, TASK, "test", "two").values()) == {said}
 
 
 def test_the_check_counts_programs_and_does_not_miss_a_file_that_no_other_task_needs(source: Source) -> None:

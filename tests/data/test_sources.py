@@ -107,7 +107,53 @@ def test_a_truncated_file_is_refused(tmp_path: Path, lines: bool) -> None:
 
 def test_a_file_cut_inside_a_character_is_refused(folder: Path) -> None:
     (folder / TASK / f"{TASK}_test.json").write_bytes('[{"question": "é'.encode()[:-1])
-    assert_refused(folder, "toyquiz_test.json", "cannot be read", "expected 3 rows")
+    assert_refused(folder, "toyquiz_test.json, line 1: byte 0xc3 is not UTF-8", "truncated", "expected 3 rows")
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_byte_order_mark_is_no_damage(tmp_path: Path, lines: bool) -> None:
+    plain, marked = (toy_release.write(tmp_path / name, lines=lines) for name in ("plain", "marked"))
+    for path in marked.rglob("*.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert manifest(at(marked), TASK) == manifest(at(plain), TASK)
+    texts = [load_rationales(at(folder), TASK, "train", "first") for folder in (plain, marked)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_another_encoding_is_named(folder: Path, encoding: str) -> None:
+    path = folder / TASK / f"{TASK}_test.json"
+    path.write_bytes(path.read_text().replace("thing", "thé").encode(encoding))
+    named = "Latin-1" if encoding == "latin-1" else encoding[:6].upper()
+    assert_refused(folder, "toyquiz_test.json", named, "UTF-8", "expected 3 rows")
+
+
+def test_a_folder_in_place_of_a_file_is_refused(folder: Path) -> None:
+    (folder / TASK / f"{TASK}_test.json").unlink()
+    (folder / TASK / f"{TASK}_test.json").mkdir()
+    assert_refused(folder, "toyquiz_test.json is a folder", "expected 3 rows")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "nested too deep"),
+        (f"[{'9' * 5000}]", "a number of thousands of digits"),
+        ('["\\ud800"]', "half a character"),
+        ("", "0 rows"),
+        ('{"id": 1}', "1 rows"),
+        ("null", "1 rows"),
+    ],
+)
+def test_json_that_nobody_can_use_is_refused(folder: Path, text: str, words: str) -> None:
+    (folder / TASK / f"{TASK}_test.json").write_text(text)
+    assert_refused(folder, "toyquiz_test.json", words, "expected 3")
+
+
+def test_a_rationale_that_is_no_text_is_refused(folder: Path) -> None:
+    edit(folder / TASK / "llm" / "train_CoT_0.json", lambda strings: [strings[0], None, *strings[2:]])
+    with pytest.raises(UserError, match=r"train_CoT_0\.json: rationale 1 is null, not text; copy it again"):
+        load_rationales(at(folder), TASK, "train", "first")
 
 
 def test_a_deleted_row_names_file_and_both_counts(folder: Path) -> None:
@@ -129,7 +175,24 @@ def test_an_answer_that_is_no_option_is_refused(folder: Path) -> None:
         ({"choices": ["a", " "], "answer": "a"}, ["none empty"]),
         ({"choices": ["a"], "answer": "a"}, ["two or more"]),
         ({"question": " \n "}, ["empty question"]),
-        ({"choices": None}, ["row 2"]),
+        ({"choices": None}, ["field 'choices' is null, not a list"]),
+        ({"choices": "abc", "answer": "a"}, ["field 'choices' is text, not a list"]),
+        ({"choices": {"a": 1, "b": 2}, "answer": "a"}, ["field 'choices' is an object, not a list"]),
+        ({"choices": ["a", None], "answer": "a"}, ["option 2 of field 'choices' is null"]),
+        ({"choices": ["1", 1], "answer": "1"}, ["option 2 of field 'choices' is the number 1, not text"]),
+        ({"choices": ["1", 1.0], "answer": "1"}, ["option 2 of field 'choices' is the number 1.0, not text"]),
+        ({"choices": ["yes", True], "answer": "yes"}, ["option 2 of field 'choices' is true, not text"]),
+        ({"choices": ["a", ["b"]], "answer": "a"}, ["option 2 of field 'choices' is a list, not text"]),
+        ({"choices": ["a", "\u200b"], "answer": "a"}, ["none empty"]),
+        ({"question": None}, ["field 'question' is null, not text"]),
+        ({"question": ["a", "b"]}, ["field 'question' is a list, not text"]),
+        ({"answer": None}, ["field 'answer' is null, not text"]),
+        ({"answer": 1}, ["field 'answer' is the number 1, not text"]),
+        ({"answer": "b"}, ["not among", "not its letter or number"]),
+        ({"id": None}, ["field 'id' is null"]),
+        ({"id": True}, ["field 'id' is true"]),
+        ({"id": 1.5}, ["field 'id' is the number 1.5"]),
+        ({"id": " "}, ["field 'id' is empty"]),
         ({"id": 0}, ["toyquiz/test/0", "twice"]),
     ],
 )

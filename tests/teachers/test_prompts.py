@@ -189,6 +189,11 @@ def test_no_stop_text_ends_a_reply_of_the_wanted_form(kind: Kind) -> None:
     assert len(elicit.stops(kind)) <= 4, "the most that common servers take"
 
 
+def test_a_program_s_lines_end_where_python_ends_them() -> None:
+    said = "a = 'x\u2028y\x85z\x0b'  \r\nb = 1\t\ranswer = a\n"
+    assert elicit.read("program", said, BATH).text == "a = 'x\u2028y\x85z\x0b'\nb = 1\nanswer = a"
+
+
 def test_a_forced_text_loses_its_trigger_alone() -> None:
     said = "Let's think step by step. Cork is light. So the answer is (b)."
     assert elicit.read("forced", said, BATH) == Reply("Cork is light. So the answer is (b).", None)

@@ -1,6 +1,7 @@
 """Packs: texts travel with where they come from, arrive whole or not at all, and never replace others."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def test_files_that_are_no_packs(elsewhere: Callable[[str], None], tmp_path: Pat
     write_lines(file, [b"plain words\n"])
     with pytest.raises(UserError, match="its first line is no header"):
         info(file)
-    with pytest.raises(UserError, match="directory"):
+    with pytest.raises(UserError, match="is no file"):
         import_pack(tmp_path)
 
 
@@ -224,3 +225,37 @@ def test_info_is_the_same_of_a_pack_and_of_the_cache(packed: Path) -> None:
     import_pack(packed)
     assert info() == of_pack
     assert info("two") == info(texts_folder("two", TWO)) == of_pack[1:]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"teacher": True}, {"teacher": -1}, {"teacher": 1.0}, {"text": None}, {"text": ["a"]}, {"seed": True},
+     {"tokens_out": True}, {"prompt": None}, {"seconds": "1"}],
+)  # fmt: skip
+def test_a_field_of_another_kind_is_no_text(packed: Path, changes: dict[str, Any]) -> None:
+    edited(packed, -1, **changes)
+    with pytest.raises(UserError, match="edited"):
+        import_pack(packed)
+
+
+def test_a_pack_that_unpacks_without_end_is_refused(packed: Path) -> None:
+    packed.write_bytes(zstandard.ZstdCompressor().compress(b" " * (1 << 25)))
+    assert packed.stat().st_size < 10_000
+    with pytest.raises(UserError, match="a line is longer than"):
+        import_pack(packed)
+
+
+def test_a_folder_or_a_pipe_is_no_pack(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(UserError, match="is no file; name a pack"):
+            import_pack(place)
+
+
+def test_a_teacher_s_name_shows_what_it_is(packed: Path) -> None:
+    lines = lines_of(packed)
+    header = json.loads(lines[0])
+    header["teachers"][0]["name"] = "one\u202eowt"
+    write_lines(packed, [canonical_json(header).encode() + b"\n", *lines[1:]])
+    with pytest.raises(UserError, match="is no teacher's short name"):
+        read_header(packed)

@@ -17,6 +17,7 @@ from tinyllm_bench.answers.program_check import MAX_CHARS, Rejected, checked, ch
 from tinyllm_bench.answers.program_flow import degenerate
 
 ANSWER = "answer"
+RAISED = "_raised"  # set where an exception of the program's own ended it; a name that no checked program has
 _FENCE = re.compile(r"^[ \t]*```[\w+-]*[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
 _IMPORT = "import math\n"
 
@@ -58,13 +59,26 @@ def runnable(text: str) -> Prepared:
     try:
         text = unfenced(text)
         tree = checked(text)
-        changed = unwrap(tree) | _call_methods(tree) | getattr(tree, "dropped", False)
+        changed = unwrap(tree) | _call_methods(tree) | getattr(tree, "dropped", False) | _guard(tree)
         code = ast.unparse(tree) if changed else text
     except Rejected as error:
         return Prepared(None, error.reason, error.detail)
     except (RecursionError, MemoryError, ValueError):
         return Prepared(None, "rejected_by_gate", "nested too deeply to be read")
     return Prepared(_IMPORT + code if "math" in code else code)
+
+
+def _guard(tree: ast.Module) -> bool:
+    """Let a program that raises exceptions itself leave a mark when one of them ends it; whether anything changed.
+
+    A limit of the interpreter cannot be caught, whatever the clause; what a program raises can. So the mark tells a
+    memory limit from `raise MemoryError("memory limit exceeded")`.
+    """
+    if not any(isinstance(node, ast.Raise) for node in ast.walk(tree)):
+        return False
+    mark = ast.Assign([ast.Name(RAISED, ast.Store())], ast.Constant(True), lineno=0)
+    tree.body = [ast.Try(tree.body, [ast.ExceptHandler(None, None, [mark, ast.Raise(None, None)])], [], [])]
+    return True
 
 
 def _call_methods(tree: ast.Module) -> bool:

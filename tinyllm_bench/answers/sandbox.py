@@ -12,7 +12,6 @@ import os
 import queue
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata, util
@@ -25,6 +24,7 @@ from tinyllm_bench.answers.sandbox_reader import Reader
 from tinyllm_bench.answers.sandbox_runner import INSTALL, ExecResult, Limits, Runner, not_started
 from tinyllm_bench.answers.sandbox_values import is_name, unplain
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import temporary_folder
 
 __all__ = ["ExecResult", "Prepared", "Sandbox"]
 
@@ -72,8 +72,8 @@ class Sandbox:
         interpreter = find_interpreter()
         self._owner, self._closing = os.getpid(), False
         with contextlib.ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tinyllm-bench-sandbox-"))
-            launcher = _write_launcher(Path(folder), interpreter, self._limits)
+            folder = stack.enter_context(temporary_folder("tinyllm-bench-sandbox"))
+            launcher = _write_launcher(folder, interpreter, self._limits)
             # A worker dies with the thread that started it: only these threads, which live until the end, start any.
             self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="sandbox")
             stack.callback(self._close_slots)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tinyllm_bench.answers.program_source import RAISED
 from tinyllm_bench.answers.sandbox_values import read_value
 from tinyllm_bench.base.errors import UserError
 
@@ -28,7 +29,7 @@ _SUSPENSIONS = 16  # requests of a program to its host, all of which are refused
 _DETAIL = 200  # characters
 _ENDS_WORKER = frozenset({"timeout", "memory", "exec_error:WorkerDied"})
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,63}")
-_EXPORT = "\nimport json\njson.dumps({var})"
+_EXPORT = "import json\njson.dumps({var})"
 # Below the source check, too, no clock and no chance: a program that gets at them sees these.
 _POLICY = {"datetime": datetime.datetime(2000, 1, 1), "sleep": "zero", "random_start": {"seed": 0}}
 
@@ -137,9 +138,15 @@ class Runner:
         printed = pydantic_monty.CollectString(MAX_STDOUT)
         try:
             with pool.checkout(limits=heap, os_policy=_POLICY) as session:
-                text = session.feed_run(code + _EXPORT.format(var=var), inputs=inputs, print_callback=printed)
+                try:
+                    session.feed_run(code, inputs=inputs, print_callback=printed)
+                except pydantic_monty.MontyError as error:
+                    reason, detail = classify(error, raised=_raised(session, error))
+                    return ExecResult(False, None, reason, detail, printed.output[:KEPT_STDOUT])
+                # Only now, so that no exception of the program is taken for one of this.
+                text = session.feed_run(_EXPORT.format(var=var))
         except Exception as error:
-            reason, detail = classify(error, var)
+            reason, detail = classify(error, missing=var)
             return ExecResult(False, None, reason, detail, printed.output[:KEPT_STDOUT])
         value, why = read_value(text)
         failed = "exec_error:ValueError" if why else None
@@ -154,11 +161,30 @@ def not_started(said: str) -> UserError:
     )
 
 
-def classify(error: Exception, var: str) -> tuple[str, str]:
-    """The rejection reason of what Monty raised, and a short text for people."""
+def _raised(session: Any, error: Exception) -> bool:
+    """Whether what ended a program is an exception that it raised itself (see `program_source.runnable`)."""
+    import pydantic_monty as monty
+
+    if isinstance(error, monty.MontyCrashedError | monty.MontyDisconnectError):
+        return False
+    try:
+        return session.feed_run(RAISED) is True
+    except monty.MontyError:  # no such name: the program raises nothing, or a limit ended it
+        return False
+
+
+def classify(error: Exception, *, raised: bool = False, missing: str | None = None) -> tuple[str, str]:
+    """The rejection reason of what Monty raised, and a short text for people.
+
+    The reason is what the sandbox saw: an exception that the program raised itself (`raised`) is never a limit, a
+    refusal or bad syntax, whatever its type and words. `missing` is the variable that was read when this came.
+    """
     import pydantic_monty as monty
 
     detail = str(error)[:_DETAIL]
+    if raised:
+        name = type(error.exception()).__name__ if isinstance(error, monty.MontySyntaxError) else detail
+        return _own(name), detail
     if isinstance(error, monty.MontyCrashedError):
         return ("timeout" if error.timed_out else "exec_error:WorkerDied"), detail
     if isinstance(error, monty.MontySyntaxError):
@@ -169,12 +195,12 @@ def classify(error: Exception, var: str) -> tuple[str, str]:
         return "exec_error:WorkerDied", detail  # it broke the protocol
     if not isinstance(error, monty.MontyRuntimeError):
         return f"exec_error:{type(error).__name__}", detail
-    return _reason(detail, var), detail
+    return _reason(detail, missing), detail
 
 
-def _reason(said: str, var: str) -> str:
+def _reason(said: str, missing: str | None) -> str:
     name, _, message = said.partition(": ")
-    if name == "NameError" and message.startswith(f"name '{var}' is not defined"):
+    if missing is not None and name == "NameError" and message.startswith(f"name '{missing}' is not defined"):
         return "no_answer"
     if name == "TimeoutError" and "limit exceeded" in message:
         return "timeout"
@@ -182,4 +208,10 @@ def _reason(said: str, var: str) -> str:
         return "memory"
     if name == "PermissionError":
         return "forbidden"
+    return _own(said)
+
+
+def _own(said: str) -> str:
+    """The reason for an exception by its type, the first word of what is said of it."""
+    name = said.partition(": ")[0]
     return f"exec_error:{name if _TYPE.fullmatch(name) else 'Exception'}"

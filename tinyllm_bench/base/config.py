@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tinyllm_bench.base.errors import UserError, unknown_name
+from tinyllm_bench.base.files import read_text
 
 
 class Layer(NamedTuple):
@@ -33,9 +34,9 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as a mapping."""
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"config file not found: {path}")
-    return parse_yaml(path.read_text(), str(path))
+    return parse_yaml(read_text(path), str(path))
 
 
 def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:

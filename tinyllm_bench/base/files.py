@@ -1,12 +1,17 @@
 """Files that survive a crash: written aside and renamed, checksummed line by line, digested."""
 
+import codecs
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +37,104 @@ def digest_file(path: Path) -> str:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    It is written aside first, into a file that is locked while its writer lives; those of killed writers in the same
+    folder are removed on the way.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    _sweep_files(path.parent)
+    handle, temporary = _locked_temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)  # before the lock is given up
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+_ASIDE = ".writing"  # how the name of a file ends that is being written
+_FOLDER_LOCK = ".owner"  # lies in a temporary folder and is locked while its owner lives
+_UNLOCKED_SECONDS = (
+    3600.0  # a temporary folder without that file is somebody's that died making it, once it is this old
+)
+
+
+def _locked_temporary(path: Path) -> tuple[int, str]:
+    """A new file beside `path`, and its open handle, which holds its lock."""
+    while True:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_ASIDE)
+        _try_lock(handle)
+        if os.path.exists(temporary):
+            return handle, temporary
+        os.close(handle)  # another process swept it in the moment before it was locked
+
+
+def _try_lock(handle: int) -> bool:
+    """Whether a file's lock is ours now; never where the file system has no locks. The system frees it at our end."""
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _is_abandoned(lock: Path) -> bool:
+    """Whether nobody alive holds a file's lock."""
+    try:
+        handle = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return _try_lock(handle)
+    finally:
+        os.close(handle)
+
+
+def _sweep_files(folder: Path) -> None:
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if entry.name.endswith(_ASIDE) and entry.name.startswith(".") and _is_abandoned(Path(entry.path)):
+                Path(entry.path).unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(name: str, parent: Path | None = None) -> Iterator[Path]:
+    """A folder of this process that is removed at the end: by us, or by the next that makes one of the same `name`.
+
+    `parent` is the system's folder for temporary files by default. Folders of processes that live, and of other users,
+    are left alone.
+    """
+    parent = Path(tempfile.gettempdir()) if parent is None else parent
+    _sweep_folders(parent, f"{name}-")
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{name}-"))
+        with suppress(FileNotFoundError):  # another process swept the folder in the moment before it was locked
+            handle = os.open(folder / _FOLDER_LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+            _try_lock(handle)
+            if (folder / _FOLDER_LOCK).exists():
+                break
+            os.close(handle)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _sweep_folders(parent: Path, prefix: str) -> None:
+    with suppress(OSError):
+        for entry in list(os.scandir(parent)):
+            if not entry.name.startswith(prefix) or not entry.is_dir(follow_symlinks=False):
+                continue
+            with suppress(OSError):
+                state, lock = entry.stat(follow_symlinks=False), Path(entry.path) / _FOLDER_LOCK
+                unlocked = not lock.exists() and time.time() - state.st_mtime > _UNLOCKED_SECONDS
+                if state.st_uid == os.getuid() and (unlocked or _is_abandoned(lock)):
+                    shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,16 +147,96 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing or broken one is a user error that names it."""
+def read_text(path: Path | Traversable) -> str:
+    """The text of a file that people may have written: UTF-8, without the byte order mark that some editors put first.
+
+    Line ends stay as they are.
+
+    Raises:
+        UserError: no such file, not a file, not readable, or of another encoding; one line that names it and the fix.
+    """
+    if isinstance(path, Path) and path.exists() and not path.is_file():
+        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; name a file")
     try:
-        return json.loads(path.read_text())
+        return decode(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise UserError(f"file not found: {path}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not valid JSON (no text): truncated or edited?") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+_OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # begins like UTF-16's, so it is looked for first
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def decode(data: bytes, where: str) -> str:
+    """UTF-8 bytes as text; `where` names them in the error.
+
+    Raises:
+        UserError: another encoding, named where its mark or its zero bytes tell which.
+    """
+    other = next((name for mark, name in _OTHER_MARKS.items() if data.startswith(mark)), None)
+    if other is None and b"\0" in data[:2]:  # text begins with ASCII: as UTF-16 one of its two bytes is zero
+        other = "UTF-16"
+    if other is not None:
+        raise UserError(f"{where} is {other} text, and UTF-8 is wanted; save it as UTF-8 (iconv -f {other} -t UTF-8)")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{where}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8 (truncated, or another encoding such as"
+            " Latin-1 or Windows-1252?); save it as UTF-8"
+        ) from None
+
+
+def parse_json(text: str, *, line: int | None = None) -> Any:
+    """The value of a JSON text that people may have written; `line` is its number where it is a line of a file.
+
+    Raises:
+        ValueError: a few words on what is wrong and where: no JSON, nested too deep, a number of thousands of digits,
+            or half a character (a lone surrogate, which UTF-8 has no form for).
+    """
+    where = "" if line is None else f" (line {line})"
+    try:
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON (line {error.lineno}): truncated or edited?") from None
+        raise ValueError(f"not valid JSON (line {line or error.lineno})") from None
+    except RecursionError:
+        raise ValueError(f"JSON nested too deep{where}") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"JSON with half a character, such as a lone \\ud800{where}") from None
+    except ValueError:
+        raise ValueError(f"JSON with a number of thousands of digits{where}") from None
+    return value
+
+
+def json_lines(text: str) -> Iterator[Any]:
+    """The values of JSON lines. A line ends at a newline and at nothing else: texts may hold any other character.
+
+    Blank lines are passed over, and the byte order marks of files that were joined.
+
+    Raises:
+        ValueError: as `parse_json`, with the line's number.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line := line.removeprefix("\ufeff").strip(" \t\r"):
+            yield parse_json(line, line=number)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or broken one is a user error that names it."""
+    text = read_text(path)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{path} is {error}: truncated or edited?") from None
 
 
 def checked_line(row: Any) -> str:

@@ -64,13 +64,17 @@ def read_rows(info: TaskInfo, split: Split, *, load: Load = load_dataset) -> tup
     wanted = shipped_ids(info.name).get(split, ())
     if not wanted:
         raise UserError(f"task {info.name!r} ships no id list for {split!r}, so the hub cannot be used; {BRING}")
+    name = f"{info.hub.path}@{info.hub.revision} ({hub_split})"
     keep = set(wanted)
     by_id: dict[str, Mapping[str, Any]] = {}
     for index, hub_row in enumerate(load(info.hub, hub_split)):
-        row = info.hub.to_row(hub_row, index, hub_split)
+        try:
+            row = info.hub.to_row(hub_row, index, hub_split)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            raise UserError(f"{name}: row {index} is not of the task's form ({said}); {BRING}") from None
         if row is not None and str(row["id"]) in keep:
             by_id[str(row["id"])] = row
-    name = f"{info.hub.path}@{info.hub.revision} ({hub_split})"
     missing = [source_id for source_id in wanted if source_id not in by_id]
     if missing:
         raise UserError(

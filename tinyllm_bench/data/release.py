@@ -13,16 +13,17 @@ folder or beside it:
     mixed_distillation/<name>.jsonl         one JSON object a line
 """
 
-import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import json_lines, parse_json, read_text
 from tinyllm_bench.data.prompts import LETTERS
-from tinyllm_bench.data.records import Recorded, Split, TaskInfo, TaskRecord
+from tinyllm_bench.data.records import SPLITS, Recorded, Split, TaskInfo, TaskRecord
+from tinyllm_bench.data.rows import kind_of
 
 AGAIN = "copy it again from the release"
 ROWS_PER_FILE = 500
@@ -97,31 +98,33 @@ def _read_own(folder: Path, info: TaskInfo) -> tuple[Path, list[tuple[Any, Split
     rows = _read_array(path, f"{size} rows", again(info))
     if len(rows) != size:
         raise UserError(f"{path}: {len(rows)} rows, expected {size} ({info.name}); {again(info)}")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise UserError(f"{path}: row {number} of {size} is {kind_of(row)}, not an object of fields; {again(info)}")
     try:
-        return path, list(zip(rows, info.file.splits_of(rows), strict=True))
-    except (KeyError, TypeError) as error:
+        splits = list(info.file.splits_of(rows))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: a row names no id or split ({error}), expected {size} rows; {again(info)}") from None
+    for number, split in enumerate(splits, start=1):
+        if split not in SPLITS:
+            raise UserError(
+                f"{path}: row {number} of {size}: split {split!r} is none of {', '.join(SPLITS)}; {again(info)}"
+            )
+    return path, list(zip(rows, splits, strict=True))
 
 
 def _read_array(path: Path, expected: str, again: str = AGAIN) -> list[Any]:
+    """The values of a JSON array or of JSON lines."""
+    if not path.exists():
+        raise UserError(f"{path}: file not found, expected {expected}; {again}, or name another --data-dir")
     try:
-        text = path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise UserError(f"{path}: file not found, expected {expected}; {again}, or name another --data-dir") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}), expected {expected}; {again}") from None
-    done = 0
+        text = read_text(path)
+    except UserError as error:
+        raise UserError(f"{error}; expected {expected}; {again}") from None
     try:
-        if text.startswith("["):
-            return list(json.loads(text))
-        rows = []
-        for line in filter(str.strip, text.split("\n")):
-            rows.append(json.loads(line))
-            done += 1
-        return rows
-    except json.JSONDecodeError as error:
-        where = f"after {done} good lines" if done else f"at line {error.lineno}"
-        raise UserError(f"{path}: not valid JSON {where} (truncated?), expected {expected}; {again}") from None
+        return list(parse_json(text) if text.lstrip().startswith("[") else json_lines(text))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}, expected {expected} (truncated?); {again}") from None
 
 
 def _rationale_pattern(folder: Path, task: str, split: Split) -> Path:
@@ -138,7 +141,10 @@ def _read_rationale_strings(folder: Path, info: TaskInfo, split: Split) -> list[
         found = _read_array(path, f"{expected} rationales")
         if len(found) != expected:
             raise UserError(f"{path}: {len(found)} rationales, expected {expected}; {AGAIN}")
-        strings += [str(text) for text in found]
+        for at, text in enumerate(found):
+            if not isinstance(text, str):
+                raise UserError(f"{path}: rationale {at} is {kind_of(text)}, not text; {AGAIN}")
+        strings += found
     return strings
 
 
@@ -200,10 +206,22 @@ def read_own_texts(
     texts = {}
     for record, row in zip(records, rows, strict=True):
         try:
-            texts[record.id] = (info.file.text_of(row, kind, key) or "").strip()
-        except (KeyError, TypeError, AttributeError):
+            text = info.file.text_of(row, kind, key)
+        except (LookupError, TypeError, ValueError, AttributeError):
             raise UserError(f"{path}: {record.id} holds no {kind} of {key!r}; {again(info)}") from None
+        texts[record.id] = recorded_text(text, f"{path}: {record.id}: the {kind} of {key!r}", again(info))
     return texts
+
+
+def recorded_text(text: Any, what: str, fix: str) -> str:
+    """A teacher's text as a row holds it; null, and a missing one, are empty.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    if text is not None and not isinstance(text, str):
+        raise UserError(f"{what} is {kind_of(text)}, not text or null; {fix}")
+    return (text or "").strip()
 
 
 def _check_aligned(pattern: Path, number: int, record: TaskRecord, text: str) -> None:

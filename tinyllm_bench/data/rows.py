@@ -1,8 +1,8 @@
 """From a row of a data set to a record: the helpers that every `tasks/<name>.py` uses, and the records' digest."""
 
 import hashlib
-import math
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Context, Decimal
 from typing import Any
 
@@ -20,8 +20,10 @@ def multiple_choice(
 ) -> TaskRecord:
     """The record of a row `{"id", "question", "choices", "answer"}` whose answer is the text of one choice.
 
-    White space around the question, the choices and the answer is dropped, an integer id becomes text. Two equal
-    wrong options are allowed (three rows of one public set have them); two that equal the answer are not.
+    White space around the question, the choices and the answer is dropped, an integer id becomes text. Nothing else is
+    made into text: null, true, a number or a list where a text is wanted is refused, and so is a text where the list of
+    choices is wanted. Two equal wrong options are allowed (three rows of one public set have them); two that equal the
+    answer are not.
 
     Args:
         row: The row as the release has it.
@@ -31,21 +33,29 @@ def multiple_choice(
         context: The passages before the question.
 
     Raises:
-        UserError: A missing field, an empty question or option, an answer that is no option or is two of them.
+        UserError: A missing field or one of another kind, an empty question or option, an answer that is no option or
+            is two of them.
     """
-    for field in ("id", "question", "choices", "answer"):
-        if field not in row:
-            raise UserError(f"field {field!r} is missing (allowed: id, question, choices, answer)")
-    source_id, answer = str(row["id"]), str(row["answer"]).strip()
-    choices = tuple(str(choice).strip() for choice in row["choices"])
-    asked = str(row["question"] if question is None else question).strip()
-    if not asked:
+    check_fields(row, ("id", "question", "choices", "answer"))
+    source_id = _id(row)
+    asked = text_field(row, "question") if question is None else question.strip()
+    if _is_blank(asked):
         raise UserError(f"id {source_id!r} has an empty question")
-    if len(choices) < 2 or not all(choices):
+    given = row["choices"]
+    if not isinstance(given, list | tuple):
+        raise UserError(f"id {source_id!r}: field 'choices' is {kind_of(given)}, not a list of texts")
+    for place, choice in enumerate(given, start=1):
+        if not isinstance(choice, str):
+            raise UserError(f"id {source_id!r}: option {place} of field 'choices' is {kind_of(choice)}, not text")
+    choices, answer = tuple(choice.strip() for choice in given), text_field(row, "answer")
+    if len(choices) < 2 or any(map(_is_blank, choices)):
         raise UserError(f"id {source_id!r} needs two or more options and none empty, found {list(choices)}")
     if choices.count(answer) != 1:
         found = "not among" if answer not in choices else "more than once among"
-        raise UserError(f"id {source_id!r}: answer {answer!r} is {found} the options {list(choices)}")
+        raise UserError(
+            f"id {source_id!r}: answer {answer!r} is {found} the options {list(choices)}; the answer is the text of one"
+            " option, not its letter or number"
+        )
     return TaskRecord(
         id=f"{task}/{split}/{source_id}",
         task=task,
@@ -61,16 +71,15 @@ def word_problem(row: Mapping[str, Any], *, task: str, split: Split) -> TaskReco
     """The record of a row `{"id", "question", "gold"}` whose answer is a number.
 
     Raises:
-        UserError: A missing field, an empty question, or an answer that is no finite number.
+        UserError: A missing field or one of another kind, an empty question, or an answer that is no finite number.
     """
-    for field in ("id", "question", "gold"):
-        if field not in row:
-            raise UserError(f"field {field!r} is missing (allowed: id, question, gold)")
-    name, asked, gold = str(row["id"]), str(row["question"]).strip(), row["gold"]
-    if not asked:
+    check_fields(row, ("id", "question", "gold"))
+    name, asked, gold = _id(row), text_field(row, "question"), row["gold"]
+    if _is_blank(asked):
         raise UserError(f"id {name!r} has an empty question")
-    if type(gold) not in (int, float) or not math.isfinite(gold):
-        raise UserError(f"id {name!r}: answer {gold!r} is not a finite number, such as 51 or 2.5")
+    if type(gold) not in (int, float) or not abs(gold) <= sys.float_info.max:  # not nan either
+        shown = repr(gold) if len(repr(gold)) < 40 else f"{repr(gold)[:30]}..."
+        raise UserError(f"id {name!r}: field 'gold' is {shown}, not a finite number, such as 51 or 2.5")
     key, full = number_key(gold), format(Decimal(str(gold)).normalize(), "f")
     return TaskRecord(
         id=f"{task}/{split}/{name}",
@@ -80,6 +89,55 @@ def word_problem(row: Mapping[str, Any], *, task: str, split: Split) -> TaskReco
         number=key,
         written="" if full == key else full,
     )
+
+
+def check_fields(row: Any, fields: Sequence[str]) -> None:
+    """Do nothing for an object that has all the fields.
+
+    Raises:
+        UserError: it is of another kind, or one is missing.
+    """
+    if not isinstance(row, Mapping):
+        raise UserError(f"it is {kind_of(row)}, not an object with {', '.join(fields)}")
+    for field in fields:
+        if field not in row:
+            raise UserError(f"field {field!r} is missing (allowed: {', '.join(fields)})")
+
+
+def text_field(row: Mapping[str, Any], field: str) -> str:
+    """A field's text without white space around it.
+
+    Raises:
+        UserError: it is missing, or of another kind: null does not become "None", nor 1 become "1".
+    """
+    check_fields(row, (field,))
+    if not isinstance(row[field], str):
+        raise UserError(f"id {row.get('id')!r}: field {field!r} is {kind_of(row[field])}, not text")
+    return row[field].strip()
+
+
+def _id(row: Mapping[str, Any]) -> str:
+    found = row["id"]
+    if type(found) not in (str, int):
+        raise UserError(f"field 'id' is {kind_of(found)}, not text or a whole number")
+    if _is_blank(str(found)):
+        raise UserError("field 'id' is empty")
+    return str(found)
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words that a data file's author knows."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return f"the number {value}" if abs(value) < 10**20 else "a number"
+    kinds = ((str, "text"), (Mapping, "an object"), (list | tuple, "a list"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), f"of type {type(value).__name__}")
+
+
+def _is_blank(text: str) -> bool:
+    """Whether nobody sees anything of a text: white space and invisible characters alone."""
+    return not any(char.isprintable() and not char.isspace() for char in text)
 
 
 def number_key(value: int | float | Decimal) -> str:
@@ -92,7 +150,15 @@ def number_key(value: int | float | Decimal) -> str:
 
 
 def lowest_hashes(ids: Iterable[str]) -> list[str]:
-    """Ids by rising SHA-256 of their text: a fixed order that depends on nothing but the ids."""
+    """Ids by rising SHA-256 of their text: a fixed order that depends on nothing but the ids.
+
+    Raises:
+        UserError: an id that is no text.
+    """
+    ids = list(ids)
+    for place, name in enumerate(ids, start=1):
+        if not isinstance(name, str):
+            raise UserError(f"id {place} is {kind_of(name)}, not text")
     return sorted(ids, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
 
 

@@ -5,9 +5,8 @@ options, no id twice, and the content digest that ships with the project.
 """
 
 import functools
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import Any, Literal
 
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError, unknown_name
+from tinyllm_bench.base.files import json_lines, read_text
 from tinyllm_bench.data import hub, release
 from tinyllm_bench.data.facts import SplitFacts, facts_of, shipped_facts
 from tinyllm_bench.data.records import SPLITS, Recorded, Split, TaskInfo, TaskRecord
+from tinyllm_bench.data.rows import kind_of
 
 DATA_VARIABLE = "TINYLLM_BENCH_DATA"
 # Of built-in tasks; the sample of another package has the sizes that its author gave it.
@@ -108,8 +109,11 @@ def to_records(
     for number, row in enumerate(rows, start=1):
         try:
             record = info.to_record(row, split)
-        except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except UserError as error:
             raise UserError(f"{where}: row {number} of {size}: {error}; {fix}") from None
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            said = f"{type(error).__name__}: {error}"
+            raise UserError(f"{where}: row {number} of {size} is not of the task's form ({said}); {fix}") from None
         if record.id in seen:
             raise UserError(f"{where}: row {number} of {size}: id {record.id!r} stands twice; {fix}")
         if records and bool(record.choices) != bool(records[0].choices):
@@ -152,7 +156,7 @@ def _keys(source: Source, task: str, kind: Recorded) -> tuple[str, ...]:
         return info.rationale_keys if kind == "rationale" else info.program_keys
     if source.kind == "hub":
         return ()
-    keys = (key for row in _sample_rows(info)[1] for key in row.get(f"{kind}s", {}))
+    keys = (key for row in _sample_rows(info)[1] for key in _recorded(row, kind))
     return tuple(dict.fromkeys(keys))
 
 
@@ -180,8 +184,13 @@ def load_rationales(
     records, info = load_split(source, task, split), plugins.load_task(task)
     if source.kind == "sample":
         rows = [row for row in _sample_rows(info)[1] if row["split"] == split]
-        texts = (str(row.get(f"{kind}s", {}).get(key, "")).strip() for row in rows)
-        return {record.id: text for record, text in zip(records, texts, strict=True)}
+        where = _sample_file(info)
+        return {
+            record.id: release.recorded_text(
+                _recorded(row, kind).get(key), f"{where}: {record.id}: the {kind} of {key!r}", "correct the sample"
+            )
+            for record, row in zip(records, rows, strict=True)
+        }
     folder = Path(source.folder or "")
     if info.file is not None:
         return release.read_own_texts(folder, info, records, key=key, kind=kind)
@@ -197,21 +206,30 @@ def _sample_rows(info: TaskInfo) -> tuple[str, list[Any]]:
     if not file.is_file():
         raise UserError(f"task {info.name!r} has no sample ({file}); use the release folder (--data-dir)")
     try:
-        rows = [json.loads(line) for line in _lines(file.read_text(encoding="utf-8"))]
-    except json.JSONDecodeError:
+        rows = list(json_lines(read_text(file)))
+    except ValueError as error:
         raise UserError(
-            f"{file}: not valid JSON lines (truncated?), expected 48 rows; install the package again"
+            f"{file}: {error}, expected JSON lines (truncated?); correct it, or install the package again"
         ) from None
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise UserError(f"{file}: row {number} is {kind_of(row)}, not an object of fields; correct it")
+        if row.get("split") not in SPLITS:
+            raise UserError(f"{file}: row {number}: split {row.get('split')!r} is none of {', '.join(SPLITS)}")
     return str(file), rows
 
 
-def _lines(text: str) -> Iterable[str]:
-    return (line for line in text.split("\n") if line.strip())
+def _recorded(row: Mapping[str, Any], kind: Recorded) -> Mapping[str, Any]:
+    """What a sample's row records of teachers."""
+    found = row.get(f"{kind}s") or {}
+    if not isinstance(found, Mapping):
+        raise UserError(f"id {row.get('id')!r}: field '{kind}s' is {kind_of(found)}, not an object of teachers' texts")
+    return found
 
 
 def _sample_split(info: TaskInfo, split: Split) -> tuple[TaskRecord, ...]:
     where, rows = _sample_rows(info)
-    mine = [row for row in rows if row.get("split") == split]
+    mine = [row for row in rows if row["split"] == split]
     built_in = plugins.origin("task", info.name) is None
     size = SAMPLE_SIZES[split] if built_in else max(1, len(mine))
     fix = "install the package again" if built_in else "every split needs a row"

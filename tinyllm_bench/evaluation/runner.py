@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tinyllm_bench.answers.parser import read, to_the_letter
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import temporary_folder
 from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Prediction, Sample
 from tinyllm_bench.evaluation import task_yaml
@@ -98,13 +98,13 @@ def _manager(task: str) -> Any:
     if (home / f"{task}.py").is_file():
         return _built_in_manager(home)
     info = plugins.load_task(task)
-    with tempfile.TemporaryDirectory() as made:
+    with temporary_folder("tinyllm-bench-task") as made:
         for reading in info.readings:
             text = task_yaml.task_text(info, reading, shared=f"{home}/")
-            (Path(made) / f"{task}_{reading}.yaml").write_text(text)
-        manager = TaskManager(include_path=[str(home), made], include_defaults=False)
+            (made / f"{task}_{reading}.yaml").write_text(text, encoding="utf-8")
+        manager = TaskManager(include_path=[str(home), str(made)], include_defaults=False)
         for entry in manager.task_index.values():  # keep what the folder said before it goes
-            if entry.yaml_path and Path(made) in Path(entry.yaml_path).parents:
+            if entry.yaml_path and made in Path(entry.yaml_path).parents:
                 _keep(entry)
     return manager
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import read_text
 from tinyllm_bench.data.prompts import PLAIN
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.training.batching import Group
@@ -21,7 +22,7 @@ def check_plain_text(cell: "Cell") -> "Cell":
     """The cell, with a note where its method would train on plain text and none is named.
 
     Raises:
-        UserError: the file is not there.
+        UserError: the file is not there, or is no UTF-8 text.
     """
     assert cell.method is not None
     named = cell.config.data.plain_text
@@ -29,8 +30,9 @@ def check_plain_text(cell: "Cell") -> "Cell":
         return cell
     if named is None:
         return replace(cell, notes=(*cell.notes, "no data.plain_text: the method's loss on plain text is left out"))
-    if not Path(named).expanduser().is_file():
+    if not Path(named).expanduser().exists():
         raise UserError(f"data.plain_text={named}: no such file; name a UTF-8 text file")
+    read_text(Path(named).expanduser())  # raises before the work rather than after it
     return cell
 
 
@@ -64,6 +66,6 @@ def _of(group: Group, item: Encoded) -> Encoded:
 def _ids(file: Path, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """All of the text; paragraphs (separated by blank lines) end with the end-of-text token."""
     end = tokenizer.eos_token_id
-    paragraphs = [text.strip() for text in file.read_text(encoding="utf-8").split("\n\n")]
+    paragraphs = [text.strip() for text in read_text(file).replace("\r\n", "\n").split("\n\n")]
     encoded = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in paragraphs if text)
     return tuple(token for ids in encoded for token in (*ids, end))

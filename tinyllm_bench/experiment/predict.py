@@ -4,7 +4,6 @@ A chunk is redone whole after a crash, so that an interrupted run ends with the 
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -17,7 +16,7 @@ import zstandard
 from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.base import provenance
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import append_checked, canonical_json, read_checked, write_bytes
+from tinyllm_bench.base.files import append_checked, canonical_json, json_lines, read_checked, write_bytes
 from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
 from tinyllm_bench.evaluation.hf import hf_lm
 from tinyllm_bench.evaluation.reference_baselines import guess_majority, guess_random
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
 CHUNK = 32
+_MOST_BYTES = 1 << 31  # of a cell's predictions, unpacked: a frame may claim any size, and that much is allocated
 
 
 class Engines:
@@ -91,9 +91,16 @@ def part_file(cell: Cell, folder: Path) -> Path:
 
 
 def load_predictions(file: Path) -> list[Prediction]:
-    """Stored predictions, in the order they were asked."""
-    lines = zstandard.ZstdDecompressor().decompress(file.read_bytes(), max_output_size=1 << 31).decode().splitlines()
-    return [_read(json.loads(line)) for line in lines]
+    """Stored predictions, in the order they were asked.
+
+    Raises:
+        ValueError, zstandard.ZstdError: they are damaged, or larger than predictions are.
+    """
+    packed = file.read_bytes()
+    if zstandard.frame_content_size(packed) > _MOST_BYTES:
+        raise ValueError(f"{file}: more than {_MOST_BYTES} bytes of predictions")
+    text = zstandard.ZstdDecompressor().decompress(packed, max_output_size=_MOST_BYTES).decode()
+    return [_read(row) for row in json_lines(text)]
 
 
 def _read(row: dict[str, Any]) -> Prediction:

@@ -11,7 +11,6 @@ import os
 import queue
 import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import temporary_folder
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -65,15 +65,15 @@ class Child:
         self._module, self._name, self._instead = module, name, instead
         self._environment = dict(environment or {})
         self._log = log
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary = contextlib.ExitStack()
         self._answer_seconds = answer_seconds
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
 
     def __enter__(self) -> Self:
         if self._log is None:
-            self._temporary = tempfile.TemporaryDirectory()
-            self._log = Path(self._temporary.name) / "child.log"
+            self._log = self._temporary.enter_context(temporary_folder("tinyllm-bench-child")) / "child.log"
+            self._temporary.callback(setattr, self, "_log", None)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         return self
 
@@ -81,9 +81,7 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        if self._temporary is not None:
-            self._temporary.cleanup()
-            self._temporary, self._log = None, None
+        self._temporary.close()
 
     @property
     def pid(self) -> int | None:

@@ -5,7 +5,6 @@ folder. Times of a busy machine are as they are met; the median of repeated ones
 """
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm_bench.base import provenance
+from tinyllm_bench.base.files import temporary_folder
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.program_targets import fit_programs
 from tinyllm_bench.experiment.train import adapted, collator_for, device_of, trainer_of
@@ -94,12 +94,12 @@ def probed(training: Training, *, limit: float = PROBE_SECONDS) -> Pace:
     lm.check()
     teacher, signal = _timed(lambda: _signal(training, loaded, device))
     settle, (collator, _) = _timed(lambda: collator_for(cell, lm, loaded, signal))
-    with tempfile.TemporaryDirectory() as folder:
-        write = _write_speed(Path(folder))
+    with temporary_folder("tinyllm-bench-probe") as folder:
+        write = _write_speed(folder)
         sample = _by_work(training)
         trainer = trainer_of(
             cell,
-            Path(folder),
+            folder,
             lm,
             loaded,
             [training.groups[n] for n in sample],

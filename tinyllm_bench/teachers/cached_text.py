@@ -84,7 +84,7 @@ def check_row(row: Any, teacher: Mapping[str, Any], where: str, *, fix: str) -> 
     """
     if not isinstance(row, dict) or row.keys() != _SHAPE.keys():
         raise UserError(f"{where}: a row has not the fields of this version; {fix}")
-    wrong = [name for name, kind in _SHAPE.items() if not isinstance(row[name], kind)]
+    wrong = [n for n, kind in _SHAPE.items() if not isinstance(row[n], kind) or isinstance(row[n], bool)]
     if wrong or _key(teacher, row["prompt"], row["sampling"], row["seed"]) != row["key"]:
         why = f"its {wrong[0]} is of the wrong type" if wrong else "its key is not that of its teacher and prompt"
         raise UserError(f"{where}: row {str(row['key'])[:12]} was edited: {why}; {fix}")

@@ -165,4 +165,5 @@ def _unwrapped(text: str) -> str:
 
 
 def _trimmed(code: str) -> str:
-    return "\n".join(line.rstrip() for line in code.strip("\r\n").rstrip().splitlines())
+    """The code without space at the ends of its lines, which end where Python ends them: not at U+2028 in a text."""
+    return "\n".join(line.rstrip() for line in re.split(r"\r\n?|\n", code.strip("\r\n").rstrip()))

@@ -26,6 +26,7 @@ from tinyllm_bench.teachers.cache import TextCache, texts_folder
 from tinyllm_bench.teachers.cached_text import Row, check_row, today
 
 SUFFIX = ".jsonl.zst"
+_LONGEST_LINE = 1 << 24  # bytes of a text with its prompt: a few kilobytes can unpack to any size
 _PLAIN = re.compile(r"[^\W_][^/\\\x00-\x1f]*")  # it becomes a folder, and must not lead out of the cache
 
 
@@ -200,13 +201,13 @@ def read_header(file: Path) -> Header:
     with closing(_lines(file)) as lines:
         first = next(lines, b"")
     try:
-        header = Header.model_validate_json(first)
+        header = Header.model_validate_json(first, strict=True)
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
         why = f"its {field} is not what this version reads" if field else "its first line is no header"
         raise UserError(f"{file} is not a pack of texts: {why}; make one with `teachers pack`") from None
     for teacher in header.teachers:
-        if not _PLAIN.fullmatch(teacher.name):
+        if not _PLAIN.fullmatch(teacher.name) or not teacher.name.isprintable():
             raise UserError(f"{file}: {teacher.name!r} is no teacher's short name; the pack was edited, get it again")
     return header
 
@@ -223,6 +224,8 @@ def _rows(file: Path, header: Header) -> Iterator[tuple[int, Row]]:
                 raise UserError(f"{file}: {row['key'][:12]} is out of order; the pack was edited, get it again")
             last = (number, row["key"])
             counts[number] += 1
+            if counts[number] > header.teachers[number].texts:
+                raise UserError(f"{file} was edited: it holds more texts than its first line says; get it again")
             yield number, row
     if counts != [one.texts for one in header.teachers] or sha.hexdigest() != header.digest:
         raise UserError(
@@ -237,8 +240,10 @@ def _parse(line: bytes, header: Header, where: str) -> tuple[int, Row]:
         if f"{canonical_json(row)}\n".encode() != line:  # also refuses what JSON allows and our files may not hold
             raise ValueError
         number = row.pop("teacher")
+        if type(number) is not int or number < 0:
+            raise ValueError
         identity = header.teachers[number].identity
-    except (ValueError, TypeError, AttributeError, LookupError):
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
         raise UserError(
             f"{where} was truncated or edited: a line is not a text of its teachers; get it again"
         ) from None
@@ -246,9 +251,15 @@ def _parse(line: bytes, header: Header, where: str) -> tuple[int, Row]:
 
 
 def _lines(file: Path) -> Generator[bytes, None, None]:
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file} is no file; name a pack of texts, such as texts{SUFFIX}")
     try:
         with file.open("rb") as raw:
-            yield from io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+            unpacked = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+            while line := unpacked.readline(_LONGEST_LINE + 1):
+                if len(line) > _LONGEST_LINE:
+                    raise UserError(f"{file} is not a pack of texts: a line is longer than {_LONGEST_LINE} bytes")
+                yield line
     except OSError as error:
         raise UserError(f"{file}: {error.strerror or error}") from None
     except zstandard.ZstdError as error:
