@@ -24,7 +24,7 @@ from tinyllm_bench.training.divergences import DivergenceConfig
 from tinyllm_bench.training.losses import channel_sums
 from tinyllm_bench.training.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
 from tinyllm_bench.training.responses import Response, annotations_for, readings_for, response_examples
-from tinyllm_bench.training.rollouts import draw, happens, probe, with_drawn
+from tinyllm_bench.training.rollouts import draw, happens, named, probe, with_drawn
 
 if TYPE_CHECKING:
     from tinyllm_bench.models.lm import LM
@@ -78,19 +78,21 @@ class Gkd(Method):
     def rollout(self, group: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step) -> "list[Group]":
         """Replace a share lambda of the responses by the student's own."""
         assert teacher is not None
-        chosen = [one for one in group if happens(step.seed_of(one.record_id), self.config.student_share)]
-        items = [item for one in chosen for item in one.items]
+        chosen = [happens(step.seed_of(one.key), self.config.student_share) for one in group]
+        items = named([one for one, is_drawn in zip(group, chosen, strict=True) if is_drawn])
         drawn = draw(
-            [item.prompt for item in items],
+            [item.prompt for _, item in items],
             student,
-            seeds=[step.seed_of(item.record_id) for item in items],
+            seeds=[step.seed_of(key) for key, _ in items],
             max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
             vocabulary=teacher.vocabulary,
         )
-        made = iter([with_drawn(item, text) for item, text in zip(items, drawn, strict=True)])
-        ids = {one.record_id for one in chosen}
-        return [g._replace(items=tuple(next(made) for _ in g.items)) if g.record_id in ids else g for g in group]
+        made = iter([with_drawn(item, text) for (_, item), text in zip(items, drawn, strict=True)])
+        return [
+            one._replace(items=tuple(next(made) for _ in one.items)) if is_drawn else one
+            for one, is_drawn in zip(group, chosen, strict=True)
+        ]
 
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
         """D(p, q) per target token, drawn or given."""

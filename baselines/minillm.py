@@ -7,7 +7,7 @@ L = Single + Long + L_PT:
   Single  exact KL(q | p) at every drawn position (equation 3), not weighed with w_t (`weigh_single` does), since the
           weight leaves its expectation unchanged; the released code leaves it out as well.
   Long    PPO's clipped policy gradient of the mean log-ratio *after* t (equation 6); rho_t = q / p~, the weight of the
-          current step (equation 5) and the clip's ratio in one.
+          current step (equation 5) and the clip's ratio in one; the q of p~ is read anew by the pass that trains.
   L_PT    cross-entropy on plain text (channel `plain`), where `data.plain_text` names some.
 `parity: released_code` takes that code's values where the paper says otherwise: it counts r_t in its own return, with
 gamma 0.95, divided by the undiscounted number of tokens, whitened, rewards cut at 100, half of L_PT from the teacher.
@@ -37,10 +37,11 @@ from tinyllm_bench.training.policy_gradient import (
     whitened_NT,
 )
 from tinyllm_bench.training.responses import Response, annotations_for, readings_for, response_examples
-from tinyllm_bench.training.rollouts import Drawn, draw, probe, with_drawn
+from tinyllm_bench.training.rollouts import draw, named, probe, with_drawn
 
 if TYPE_CHECKING:
     from tinyllm_bench.models.lm import LM
+    from tinyllm_bench.models.tokens import Encoded
     from tinyllm_bench.training.batching import Batch, Group
 
 RELEASED_CODE = {
@@ -137,11 +138,11 @@ class Minillm(Method):
     def rollout(self, group: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step) -> "list[Group]":
         """Draw every response anew, and give each of its tokens an advantage."""
         assert teacher is not None
-        items = [item for one in group for item in one.items if item.channel == LABEL]
+        items = [(key, item) for key, item in named(group) if item.channel == LABEL]
         drawn = draw(
-            [item.prompt for item in items],
+            [item.prompt for _, item in items],
             student,
-            seeds=[step.seed_of(item.record_id) for item in items],
+            seeds=[step.seed_of(key) for key, _ in items],
             max_new_tokens=self.config.max_new_tokens,
             teacher=teacher.lm,
             teacher_share=self.config.teacher_mix,
@@ -150,15 +151,17 @@ class Minillm(Method):
         tokens = sum(len(one.ids) for one in drawn)
         step.note("rollout_length", tokens, len(drawn))
         step.note("rollout_reverse_kl", sum(sum(one.kl) for one in drawn), tokens)
-        advantages_NT = self._advantages(_padded(drawn), step).tolist()
-        made = iter(
-            with_drawn(item, one, advantage=row[: len(one.ids)])
-            for item, one, row in zip(items, drawn, advantages_NT, strict=True)
+        group = _replaced(group, [with_drawn(item, one) for (_, item), one in zip(items, drawn, strict=True)])
+        group = step.reread(group)
+        texts = [item for one in group for item in one.items if item.channel == LABEL]
+        advantages_NT = self._advantages(_padded(texts), step).tolist()
+        return _replaced(
+            group,
+            [
+                item._replace(drawn={**item.drawn, "advantage": tuple(row[: len(item.target)])})
+                for item, row in zip(texts, advantages_NT, strict=True)
+            ],
         )
-        return [
-            one._replace(items=tuple(next(made) if item.channel == LABEL else item for item in one.items))
-            for one in group
-        ]
 
     def _advantages(self, texts: _Round, step: Step) -> Tensor:
         config = self.config
@@ -211,15 +214,23 @@ class Minillm(Method):
         return probe(groups, student, teacher, channel=LABEL, step=step, max_new_tokens=self.config.max_new_tokens)
 
 
-def _padded(drawn: Sequence[Drawn]) -> _Round:
-    width = max((len(one.ids) for one in drawn), default=1)
+def _replaced(group: "list[Group]", drawn: "Sequence[Encoded]") -> "list[Group]":
+    """The groups with these as their examples of channel `label`, in order."""
+    texts = iter(drawn)
+    return [
+        one._replace(items=tuple(next(texts) if item.channel == LABEL else item for item in one.items)) for one in group
+    ]
+
+
+def _padded(texts: "Sequence[Encoded]") -> _Round:
+    width = max((len(item.target) for item in texts), default=1)
 
     def rows(kind: str) -> Tensor:
-        found = [[*getattr(one, kind), *([0.0] * (width - len(one.ids)))] for one in drawn]
-        return torch.tensor(found, dtype=torch.float64).reshape(len(drawn), width)
+        found = [[*item.drawn[kind], *([0.0] * (width - len(item.target)))] for item in texts]
+        return torch.tensor(found, dtype=torch.float64).reshape(len(texts), width)
 
-    mask = [[1.0] * len(one.ids) + [0.0] * (width - len(one.ids)) for one in drawn]
-    return _Round(rows("logp"), rows("logq"), torch.tensor(mask, dtype=torch.float64).reshape(len(drawn), width))
+    mask = [[1.0] * len(item.target) + [0.0] * (width - len(item.target)) for item in texts]
+    return _Round(rows("logp"), rows("logq"), torch.tensor(mask, dtype=torch.float64).reshape(len(texts), width))
 
 
 METHOD = Minillm

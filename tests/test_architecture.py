@@ -35,7 +35,12 @@ PACKAGES = (
 FUNCTIONS = ("losses", "divergences", "distributions", "policy_gradient", "responses", "rollouts")  # what methods share
 INTERFACE = ("training.method", *(f"training.{name}" for name in FUNCTIONS), "data.records", "data.prompts", "answers")
 BASELINE_MAY = tuple(f"{PACKAGE}.{name}" for name in INTERFACE)
-BASELINE_TYPES = {f"{PACKAGE}.training.batching.Batch", f"{PACKAGE}.training.batching.Group", f"{PACKAGE}.models.lm.LM"}
+BASELINE_TYPES = {
+    f"{PACKAGE}.training.batching.Batch",
+    f"{PACKAGE}.training.batching.Group",
+    f"{PACKAGE}.models.lm.LM",
+    f"{PACKAGE}.models.tokens.Encoded",
+}
 TASK_MAY = (f"{PACKAGE}.base", f"{PACKAGE}.data")
 HEAVY = {"torch", "transformers", "pandas", "lm_eval", "datasets", "vllm", "accelerate", "scipy"}
 AUTHORS_MACHINE = re.compile(r"(?<![\w.<}])/(?:work|workspace|opt|root|home/\w+|Users/\w+)/")

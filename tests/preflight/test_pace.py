@@ -121,9 +121,10 @@ def test_a_budget_in_flops_counts_what_is_computed(name: str, tmp_path: Path) ->
     per_token = flops_per_token(trainer.module, theirs // 2)
     assert per_token.trained == 6 * parameters + theirs
     drawing = trained.flops - trained.computed_tokens * per_token.trained
-    read = {"gkd": 2 * parameters, "minillm": 2 * parameters + theirs}.get(name)  # GKD's teacher reads no drawn token
+    # GKD's teacher reads no drawn token; MiniLLM's student reads each again, by the pass that trains
+    read = {"gkd": 2 * parameters, "minillm": 4 * parameters + theirs}.get(name)
     assert drawing == 0 if read is None else drawing >= trained.drawn_tokens * read
-    assert read is None or drawing % read == 0
+    assert drawing % (2 * parameters) == 0
     assert trained.flops == pytest.approx(5e8, rel=0.25)
     assert [look.fraction for look in trained.looks][-1] == 1.0
 

@@ -7,6 +7,7 @@ from zlib import crc32
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from tests.learning import make_groups, make_method, make_signal, make_trainer
@@ -14,6 +15,7 @@ from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.testing.tiny_models import tiny_llama, tiny_t5
 from tinyllm_bench.training.batching import Group, collator_of
+from tinyllm_bench.training.budget import make_plan
 from tinyllm_bench.training.method import Step
 from tinyllm_bench.training.rollouts import Drawn, distinct, draw, end_ids, happens, probe, with_drawn
 from tinyllm_bench.training.teacher_signals import InMemoryTeacher
@@ -204,7 +206,7 @@ def test_numbers_stand_beside_the_drawn_tokens() -> None:
 
 
 def test_texts_are_drawn_in_the_precision_that_is_trained(tmp_path: Path) -> None:
-    """Under bf16 the ratios of the first update would else be the rounding, and PPO would clip it."""
+    """Under bf16 texts would else come from another student than the one that is trained."""
 
     def log_ratio(*, as_trained: bool) -> float:
         model, tokenizer = tiny_llama()
@@ -215,7 +217,8 @@ def test_texts_are_drawn_in_the_precision_that_is_trained(tmp_path: Path) -> Non
         )
         if not as_trained:
             trainer.module.precision = nullcontext
-        items = [item for group in trainer.roll(groups, 0) for item in group.items if item.drawn]
+        rolled = method.rollout(groups, trainer.module, trainer.teacher, step_of())
+        items = [item for group in rolled for item in group.items if item.drawn]
         batch = trainer.collator.collate(trainer.collator.rows(items))
 
         def read(logits_NV: Tensor, rows: slice) -> Tensor:
@@ -228,3 +231,76 @@ def test_texts_are_drawn_in_the_precision_that_is_trained(tmp_path: Path) -> Non
             return float((trainer.lm(batch, read) - batch.drawn_N("logq")).abs().mean())
 
     assert log_ratio(as_trained=True) < log_ratio(as_trained=False) / 3
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@families
+def test_the_ratio_of_the_first_inner_step_is_one(
+    family: str, precision: str, checkpointing: bool, tmp_path: Path
+) -> None:
+    """With dropout in the model and in adapters, with texts drawn in bf16 token by token, and in several
+    micro-batches: at the first step of a round the student is what drew its texts, so every ratio is 1."""
+    rates = {"dropout_rate": 0.3} if family == "t5" else {"attention_dropout": 0.3}
+    model, tokenizer = FAMILIES[family](**rates)
+    adapted = get_peft_model(model, LoraConfig(r=2, lora_dropout=0.3, target_modules="all-linear"))
+    method = make_method("minillm", teacher_mix=0.0, group_size=2, inner_epochs=2)
+    groups = make_groups(method, tokenizer, encoder_decoder=family == "t5")
+    plan = make_plan(groups, batch_records=4, seed=0, epochs=1, group_size=2, inner_epochs=2)
+    how: dict[str, Any] = {"mixed_precision": precision, "gradient_checkpointing": checkpointing}
+    trainer = make_trainer(adapted, tokenizer, method, groups, tmp_path, plan=plan, micro_batch_tokens=300, **how)
+    ratios: list[list[float]] = []
+    loss = method.loss
+
+    def watched(batch: Any, student: Any, teacher: Any, step: Step) -> Any:
+        ratios.extend([] for _ in range(step.index + 1 - len(ratios)))
+        old_N, size = batch.drawn_N("logq"), teacher.vocabulary
+
+        def log_ratio(logits_NV: Tensor, rows: slice) -> Tensor:
+            new_NV = logits_NV[:, :size].float().log_softmax(-1).detach()
+            return new_NV.gather(1, batch.target_ids_N[rows][:, None])[:, 0] - old_N[rows]
+
+        ratios[step.index] += student(batch, log_ratio).tolist()
+        return loss(batch, student, teacher, step)
+
+    method.loss = watched  # type: ignore[method-assign]
+    trainer.run()
+    assert len(ratios) == 4 and len(ratios[0]) > 40
+    assert max(map(abs, ratios[0])) < 1e-6
+    assert max(map(abs, ratios[1])) > 1e-6, "the second mini-batch's were drawn before the first step"
+
+
+def test_a_question_is_drawn_as_often_as_it_stands_in_a_round(tmp_path: Path) -> None:
+    """Four questions in a round of 16: 16 texts, not four that count four times."""
+    for name, settings in (("minillm", {"group_size": 2, "inner_epochs": 2}), ("gkd", {"student_share": 1.0})):
+        model, tokenizer = tiny_llama()
+        method = make_method(name, **settings)
+        groups = make_groups(method, tokenizer, count=4)
+        sizes = {"group_size": method.group_size, "inner_epochs": method.inner_epochs}
+        plan = make_plan(groups, batch_records=8, seed=0, epochs=4, **sizes)
+        trainer = make_trainer(model, tokenizer, method, groups, tmp_path / name, plan=plan)
+        seen: list[list[Group]] = []
+        optimise = trainer.optimise
+
+        def watched(found: Any, index: int, seen: Any = seen, optimise: Any = optimise) -> None:
+            seen.append(list(found))
+            optimise(found, index)
+
+        trainer.optimise = watched  # type: ignore[method-assign]
+        trained = trainer.run()
+        first_pass = [group for groups in seen[: method.group_size] for group in groups]
+        texts = [group.items[0].target for group in first_pass]
+        assert len(texts) == 8 * method.group_size and len(set(texts)) == len(texts)
+        assert all(item.drawn for group in first_pass for item in group.items)
+        if method.inner_epochs == 2:
+            assert sorted(g.items[0].target for groups in seen[2:4] for g in groups) == sorted(texts)
+            assert trained.drawn_tokens == sum(map(len, texts))
+
+
+def test_examples_of_one_question_draw_apart() -> None:
+    student, _, tokenizer = pair("llama")
+    method = make_method("gkd", student_share=1.0)
+    (group,) = make_groups(method, tokenizer, count=1)
+    twice = [group._replace(items=group.items * 2), group._replace(occurrence=1)]
+    rolled = method.rollout(twice, student, InMemoryTeacher(student), step_of())
+    assert len({item.target for one in rolled for item in one.items}) == 3

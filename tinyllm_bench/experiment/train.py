@@ -135,7 +135,8 @@ def collator_for(cell: Cell, lm: LM, loaded: Loaded, signal: TeacherSignal | Non
             raise UserError("train.attention=flex needs a GPU; use train.attention=sdpa")
         lm.plain.set_attn_implementation("flex_attention")
     collator = collator_of(loaded.model, loaded.tokenizer)
-    layout, reason = choose_layout(lm, collator, asked.layout, training=True)
+    draws = cell.method is not None and cell.method.rolls  # and is trained without dropout
+    layout, reason = choose_layout(lm, collator, asked.layout, training=not draws)
     if signal is not None and signal.lm is not None and layout == "shared":
         layout, reason = choose_layout(signal.lm, collator, asked.layout, training=False)
         reason = reason and f"the teacher: {reason}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tinyllm_bench.base.errors import UserError
 
@@ -176,6 +177,16 @@ class LM(nn.Module):
                 f"model type {self.plain.config.model_type!r} computes its logits in a way this project does not know;"
                 " use a Llama, Qwen, Gemma, SmolLM or T5 type student"
             )
+
+
+def eval_mode(lm: nn.Module) -> None:
+    """Put a module into evaluation mode and leave gradient checkpointing on, which transformers ties to training."""
+    lm.eval()
+    for layer in lm.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+            layer.training = True  # of itself alone: its parts stay as they are
+            for name in [name for name, value in vars(layer).items() if "drop" in name and isinstance(value, float)]:
+                setattr(layer, name, 0.0)  # a rate that the layer applies by itself
 
 
 class _Probe:

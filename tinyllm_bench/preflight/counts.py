@@ -64,11 +64,12 @@ def size_of(lm: LM) -> Size:
 
 
 class Drawing(NamedTuple):
-    """What a method draws: the share of each channel's texts, whether the teacher reads along, tokens of a text by
-    channel, and whether that length was measured."""
+    """What a method draws: the share of each channel's texts, whether the teacher reads along, whether the student
+    reads them again, tokens of a text by channel, and whether that length was measured."""
 
     shares: Mapping[str, float]
     with_teacher: bool
+    reread: bool
     tokens: Mapping[str, float]
     measured: bool
 
@@ -232,14 +233,14 @@ class Training:
         rolled: list[Amounts],
     ) -> Iterator[Sequence[int]]:
         """The mini-batches that the trainer takes: it ends by the same rule, on the same numbers. What is drawn for
-        each round, whose questions are drawn for once, is added to `rolled`."""
+        each round, once for all its passes, is added to `rolled`."""
         tokens = spent = drawing = 0.0
         for number in range(len(plan.rounds)):
             minis = list(plan.steps_of(number))
             first = self.amounts(minis[0])
             if drawing and plan.ends_before(drawing + first.tokens * spent / tokens, spent):
                 return
-            rolled.append(self.amounts(list(dict.fromkeys(index for mini in minis for index in mini))))
+            rolled.append(self.amounts(plan.members_of(number)))
             drawing = self._drawing_flops(rolled[-1]) if unit == "flops" else 0.0
             spent += drawing
             for mini in minis:
@@ -258,7 +259,10 @@ class Training:
         return seconds(mini) if unit == "seconds" and seconds is not None else own.tokens
 
     def _drawing_flops(self, rolled: Amounts) -> float:
-        return rolled.read * self.rates.drawn(self.drawing.with_teacher) if self.drawing else 0.0
+        if self.drawing is None:
+            return 0.0
+        again = rolled.computed * self.rates.student if self.drawing.reread else 0.0
+        return rolled.read * self.rates.drawn(self.drawing.with_teacher) + again
 
 
 def _sum(parts: Sequence[Amounts]) -> Amounts:
@@ -286,7 +290,14 @@ def _rehearsed(method: Method, groups: Sequence[Group], lm: LM) -> Drawing:
     sample = [_within(group, rows) for group in groups[:_REHEARSED_OF]]
     short, student, teacher = shortened(method, 1), LM(small), InMemoryTeacher(LM(small), vocabulary=rows)
     times = -(-_REHEARSED // len(sample))
-    rolled = [short.rollout(sample, student, teacher, trial_step(index)) for index in range(times)]
+    reread: list[Group] = []
+
+    def noted(groups: list[Group]) -> list[Group]:
+        reread.extend(groups)
+        return groups
+
+    steps = [replace(trial_step(index), reread=noted) for index in range(times)]
+    rolled = [short.rollout(sample, student, teacher, step) for step in steps]
     items = [item for groups in rolled for group in groups for item in group.items]
     channels = {item.channel for item in items}
     of = {channel: [item for item in items if item.channel == channel] for channel in channels}
@@ -294,6 +305,7 @@ def _rehearsed(method: Method, groups: Sequence[Group], lm: LM) -> Drawing:
     return Drawing(
         shares={channel: share for channel, share in shares.items() if share},
         with_teacher=any("logp" in item.drawn for item in items),
+        reread=bool(reread),
         tokens={
             channel: _mean_target(groups, channel, method.most_drawn) for channel, share in shares.items() if share
         },

@@ -234,7 +234,7 @@ class _Trial:
         """Seconds of a micro-batch, forward and backward."""
         items = [branch.item for row in rows for branch in row.branches]
         step = trial_step(tokens=count_by_channel(items))
-        self.trainer.lm.train()
+        self.trainer.training_mode()
         took, _ = _timed(lambda: self.trainer.micro(rows, step, {}))
         self.trainer.optimizer.zero_grad(set_to_none=True)
         return took
@@ -250,9 +250,9 @@ class _Trial:
         most = training.method.most_drawn
         short = min(_MOST_DRAWN if is_made else _longest(training), most)
         method = shortened(training.method, short)
-        step = trial_step()
         student = self.trainer.module.eval()
         groups = [training.groups[n] for n in self.order[:: max(len(self.order) // 16, 1)]][:16]
+        step = replace(trial_step(), reread=lambda found: self.trainer.reread(found, [range(len(groups))]))
         with torch.no_grad():
             took, rolled = _timed(lambda: method.rollout(groups, student, self.signal, step))
             gold = list(self.trainer.probed)[:16]

@@ -68,7 +68,8 @@ def small_copy(model: Any, layers: int = 1) -> Any:
 def collator_without_weights(cell: Cell, lm: LM, loaded: Loaded, teacher: Loaded | None) -> Collator:
     """The collator in the layout that training will choose, tried on small copies of the models."""
     collator = collator_of(loaded.model, loaded.tokenizer)
-    layout = _layout(cell, lm.plain, collator, training=True)
+    draws = cell.method is not None and cell.method.rolls  # and is trained without dropout
+    layout = _layout(cell, lm.plain, collator, training=not draws)
     if teacher is not None and layout == "shared" and cell.config.teacher.cache is None and _reads_ids(cell):
         layout = _layout(cell, teacher.model, collator, training=False)
     return replace(collator, layout=layout)

@@ -16,10 +16,19 @@ from tinyllm_bench.training.layout import Branch, Layout, Row, decoder_rows, enc
 
 
 class Group(NamedTuple):
-    """All examples of one question: they meet the same optimiser step."""
+    """All examples of one question: they meet the same optimiser step.
+
+    occurrence: how often the question stands in its round already; where texts are drawn, each time is drawn anew.
+    """
 
     record_id: str
     items: tuple[Encoded, ...]
+    occurrence: int = 0
+
+    @property
+    def key(self) -> str:
+        """Names this occurrence among all of its round; what is random about it is seeded by it."""
+        return f"{self.record_id}#{self.occurrence}" if self.occurrence else self.record_id
 
     @property
     def tokens(self) -> int:

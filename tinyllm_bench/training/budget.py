@@ -61,19 +61,26 @@ class Plan:
         """Whether a mini-batch of this cost would end farther from the limit than no more does."""
         return self.limit is not None and spent > 0 and spent + cost / 2 > self.limit.amount
 
-    def steps_of(self, number: int) -> Iterator[tuple[int, ...]]:
-        """The mini-batches of one round in the order they are trained: reshuffled over the round in each inner
-        epoch.
+    def members_of(self, number: int) -> tuple[int, ...]:
+        """The groups of one round, each as often as it stands there, in the order of the first pass."""
+        return tuple(index for mini in self.rounds[number] for index in mini)
+
+    def places_of(self, number: int) -> Iterator[tuple[int, ...]]:
+        """The mini-batches of one round, as places among its members, in the order they are trained: reshuffled over
+        the round in each inner epoch.
         """
-        minis = self.rounds[number]
+        sizes = [len(mini) for mini in self.rounds[number]]
         for epoch in range(self.inner_epochs):
-            if epoch == 0:
-                yield from minis
-                continue
-            flat = [index for mini in minis for index in mini]
-            random.Random(f"{self.seed}/inner/{number}/{epoch}").shuffle(flat)
-            sizes = iter(flat)
-            yield from (tuple(next(sizes) for _ in mini) for mini in minis)
+            flat = list(range(sum(sizes)))
+            if epoch > 0:
+                random.Random(f"{self.seed}/inner/{number}/{epoch}").shuffle(flat)
+            places = iter(flat)
+            yield from (tuple(next(places) for _ in range(size)) for size in sizes)
+
+    def steps_of(self, number: int) -> Iterator[tuple[int, ...]]:
+        """The mini-batches of one round as indices of groups, in the order they are trained."""
+        members = self.members_of(number)
+        yield from (tuple(members[place] for place in places) for places in self.places_of(number))
 
 
 def make_plan(

@@ -57,8 +57,11 @@ class Step:
     """What a method may know of the optimiser step it is in.
 
     total: steps of the whole run, an estimate where lengths are not known yet; tokens: target tokens per channel of
-    this mini-batch over all processes; all_reduce sums a tensor over processes; seed_of(record_id) seeds anything
-    random, so that results do not depend on batching; note(name, sum, count) puts a mean into the metrics.
+    this mini-batch over all processes; all_reduce sums a tensor over processes; seed_of(group.key) seeds anything
+    random, so that results do not depend on batching and a question that stands twice in a round is drawn twice;
+    note(name, sum, count) puts a mean into the metrics; reread(groups) gives a rollout's groups back with log q of
+    their drawn tokens (`drawn["logq"]`) as the forward pass of training computes it, in the very micro-batches that
+    are trained, so that the importance ratio of the first inner step is 1. Processes call all_reduce and reread alike.
     """
 
     index: int
@@ -67,6 +70,7 @@ class Step:
     all_reduce: Callable[[Tensor], Tensor]
     seed_of: Callable[[str], int]
     note: Callable[[str, float, float], None] = lambda name, total, count: None
+    reread: "Callable[[list[Group]], list[Group]]" = lambda groups: groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +134,8 @@ class Method(ABC):
 
     @property
     def rolls(self) -> bool:
-        """Whether the student writes texts of its own during training."""
+        """Whether the student writes texts of its own during training; it is then trained without dropout, as it
+        draws."""
         return self.needs().signal == "on_policy"
 
     @property

@@ -213,6 +213,11 @@ def end_ids(lm: LM) -> frozenset[int]:
     return frozenset(token for token in found if token is not None)
 
 
+def named(groups: Sequence[Group]) -> list[tuple[str, Encoded]]:
+    """Every example of some questions with the name that seeds what is drawn for it, different for each."""
+    return [(f"{one.key}/{n}" if n else one.key, item) for one in groups for n, item in enumerate(one.items)]
+
+
 def with_drawn(item: Encoded, drawn: Drawn, **numbers: Sequence[float]) -> Encoded:
     """The example with the drawn text as its target, and numbers per token beside it."""
     kept = {"logq": drawn.logq, "logp": drawn.logp, **numbers}
@@ -245,13 +250,13 @@ def probe(
     reverse_kl: mean over tokens of the exact KL(q | p) in nats, absent where the teacher cannot read the student's
     ids; length: mean tokens of a text, its end included; ended: share of texts that end; distinct_2, distinct_4.
     """
-    items = [item for group in groups for item in group.items if item.channel == channel]
+    items = [(key, item) for key, item in named(groups) if item.channel == channel]
     if not items:
         return {}
     found = draw(
-        [item.prompt for item in items],
+        [item.prompt for _, item in items],
         student,
-        seeds=[step.seed_of(item.record_id) for item in items],
+        seeds=[step.seed_of(key) for key, _ in items],
         max_new_tokens=max_new_tokens,
         teacher=teacher.lm,
         vocabulary=teacher.vocabulary,

@@ -6,9 +6,11 @@ divides, by the target tokens of a channel in the whole mini-batch over all proc
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from torch import Tensor
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import append_checked, read_checked
-from tinyllm_bench.models.lm import LM
-from tinyllm_bench.training.batching import Collator, Group, count_targets
+from tinyllm_bench.models.lm import LM, eval_mode
+from tinyllm_bench.models.tokens import Encoded
+from tinyllm_bench.training.batching import Batch, Collator, Group, count_targets
 from tinyllm_bench.training.budget import Plan
 from tinyllm_bench.training.checkpoint import (
     kept_random_state,
@@ -34,6 +37,7 @@ from tinyllm_bench.training.checkpoint import (
     trainable_state,
 )
 from tinyllm_bench.training.layout import Row
+from tinyllm_bench.training.losses import cross_entropy_N
 from tinyllm_bench.training.method import Method, Step, TeacherSignal
 from tinyllm_bench.training.packing import step_micros
 from tinyllm_bench.training.result import (
@@ -103,22 +107,23 @@ class Trainer:
             self.state.start = self._looked(0, 0.0)
         index = 0
         for number in range(len(self.plan.rounds)):
-            minis = list(self.plan.steps_of(number))
-            if index + len(minis) > done and not self._round(minis, index):
+            steps = self.plan.inner_epochs * len(self.plan.rounds[number])
+            if index + steps > done and not self._round(number, index):
                 break
-            index += len(minis)
+            index += steps
         self._look_at_the_end()
         self.state.seconds += time.monotonic() - self._clock
         return self._finish()
 
-    def _round(self, minis: list[tuple[int, ...]], index: int) -> bool:
+    def _round(self, number: int, index: int) -> bool:
         """Train one round; False where the budget ended in it."""
-        members = list(dict.fromkeys(i for mini in minis for i in mini))
-        if self._ends_before_drawing([self.groups[i] for i in minis[0]]):
+        members = self._members(number)
+        minis = list(self.plan.places_of(number))
+        if self._ends_before_drawing([members[place] for place in minis[0]]):
             return False
-        groups_of = dict(zip(members, self.roll([self.groups[i] for i in members], index), strict=True))
+        members = self.roll(members, index, minis[: len(self.plan.rounds[number])])
         for offset, mini in enumerate(minis):
-            groups = [groups_of[i] for i in mini]
+            groups = [members[place] for place in mini]
             if self.state.losses and self.plan.ends_before(self._cost(groups), self._spent()):
                 return False
             self.optimise(groups, index + offset)
@@ -127,6 +132,16 @@ class Trainer:
         if self._save_due:
             self._save(index + len(minis))
         return True
+
+    def _members(self, number: int) -> list[Group]:
+        """The questions of a round, each as often as it stands there, and told apart."""
+        seen: Counter[str] = Counter()
+        members = []
+        for index in self.plan.members_of(number):
+            group = self.groups[index]
+            members.append(group._replace(occurrence=seen[group.record_id]))
+            seen[group.record_id] += 1
+        return members
 
     def _tick(self) -> None:
         """Read the main process's clock: all must stop, look, save and set the rate at the same step."""
@@ -142,19 +157,20 @@ class Trainer:
         drawing = self.state.roll_cost
         return drawing > 0 and self.plan.ends_before(drawing + self._cost(first), self._spent())
 
-    def roll(self, members: list[Group], index: int) -> list[Group]:
-        """The round's groups with their drawn texts, in order; every process draws its share of them."""
+    def roll(self, members: list[Group], index: int, minis: Sequence[Sequence[int]] = ()) -> list[Group]:
+        """The round's groups with their drawn texts, in order; every process draws its share of them.
+
+        minis: the mini-batches of the round's first pass as places in `members`; one of all where none are given.
+        """
         if not self.method.rolls:
             return members
         began, before = time.monotonic(), self._spent()
-        accelerator = self.accelerator
-        share = members[accelerator.process_index :: accelerator.num_processes]
+        share = members[self.accelerator.process_index :: self.accelerator.num_processes]
         self.module.eval()
+        step = self._step(index, {})
+        step = replace(step, reread=lambda groups: self.reread(groups, minis or [range(len(members))]))
         with torch.no_grad():
-            rolled = self.method.rollout(share, self.module, self.teacher, self._step(index, {}))
-        if accelerator.num_processes > 1:
-            by_id = {group.record_id: group for group in gather_object(rolled)}
-            rolled = [by_id[group.record_id] for group in members]
+            rolled = self._of_all(self.method.rollout(share, self.module, self.teacher, step))
         drawn = [item for group in rolled for item in group.items if item.drawn]
         self.state.drawn_tokens += sum(len(item.target) for item in drawn)
         self.state.flops += sum(item.tokens * self._flops.drawn("logp" in item.drawn) for item in drawn)
@@ -162,6 +178,58 @@ class Trainer:
         self._tick()
         self.state.roll_cost = self._spent() - before
         return rolled
+
+    def _of_all(self, share: list[Group]) -> list[Group]:
+        """The groups of all processes in the order of the round, which they had shared out in turn."""
+        if self.accelerator.num_processes == 1:
+            return share
+        shares = gather_object([share])
+        return [shares[n % len(shares)][n // len(shares)] for n in range(sum(map(len, shares)))]
+
+    def reread(self, share: list[Group], minis: Sequence[Sequence[int]]) -> list[Group]:
+        """The groups that this process drew, with log q of their drawn tokens by the forward pass of training.
+
+        A text is drawn token by token from kept keys and values; in 16 bits a pass over the whole text comes out
+        otherwise, by more than the clip of a policy gradient allows. So each mini-batch of `minis` (places among the
+        groups of all processes) is read once as it will be trained: the same micro-batches, on the same process.
+        """
+        members = self._of_all(share)
+        vocabulary = self.teacher.vocabulary if self.teacher is not None else None
+        found: dict[int, tuple[float, ...]] = {}
+        for mini in minis:
+            groups = [members[place] for place in mini]
+            micros, is_own = self._micros(groups)
+            for micro in micros if is_own else ():
+                batch = self.collator.collate(micro).to(self.accelerator.device)
+                logq_N = self.module(batch, partial(_log_q, batch, vocabulary)).cpu()
+                for number, item in enumerate(batch.items):
+                    found[id(item)] = tuple(logq_N[batch.item_N.cpu() == number].tolist())
+            computed = sum(row.width for group in groups for row in self.collator.rows(group.items))
+            self.state.flops += computed * self._flops.student
+        # by place, since each text was read by one process, and not always by the one that drew it
+        places = [(m, n, id(item)) for m, group in enumerate(members) for n, item in enumerate(group.items)]
+        read = {(m, n): found[item] for m, n, item in places if item in found}
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        if world > 1:
+            read = {place: logq for part in gather_object([read]) for place, logq in part.items()}
+        return [
+            group._replace(items=tuple(_with_log_q(item, read[m, n]) for n, item in enumerate(group.items)))
+            for m, group in zip(range(rank, len(members), world), share, strict=True)
+        ]
+
+    def training_mode(self) -> None:
+        """Ready to train: with dropout, but for a student that draws, which is trained as it draws."""
+        if self.method.rolls:
+            eval_mode(self.lm)
+        else:
+            self.lm.train()
+
+    def _micros(self, groups: Sequence[Group]) -> tuple[list[list[Row]], bool]:
+        """This process's micro-batches of a mini-batch, and whether they are its own: one without a question takes
+        part with another's, or the others would wait for it."""
+        rows = [self.collator.rows(group.items) for group in groups]
+        share = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        return step_micros(share or rows[:1], self.method, self.collator, self.config), bool(share)
 
     def _spent(self) -> float:
         """What is spent of the limit's unit; student tokens where there is none."""
@@ -176,26 +244,22 @@ class Trainer:
 
     def optimise(self, groups: Sequence[Group], index: int) -> None:
         """One optimiser step, the `index`th, on the questions of one mini-batch."""
-        self.lm.train()
+        self.training_mode()
         counts = count_targets(groups)
         step = self._step(index, counts)
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        rows = [self.collator.rows(group.items) for group in groups]
-        share = rows[rank::world]
-        # without a question it takes part with weight 0, or the others would wait for it
-        micros = step_micros(share or rows[:1], self.method, self.collator, self.config)
+        micros, is_own = self._micros(groups)
         losses = dict.fromkeys(counts, 0.0)
         for number, micro in enumerate(micros):
             is_last = number == len(micros) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.lm):
-                self.micro(micro, step, losses, weight=1.0 if share else 0.0)
+                self.micro(micro, step, losses, weight=1.0 if is_own else 0.0)
         self.accelerator.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
         progress = self.plan.progress(index, self._spent())
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * rate(*progress, self.config.warmup)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        computed = sum(row.width for group in rows for row in group)
+        computed = sum(row.width for group in groups for row in self.collator.rows(group.items))
         self.state.computed_tokens += computed
         self.state.flops += computed * self._flops.trained
         self._count(groups, counts, losses, index)
@@ -383,3 +447,15 @@ class Trainer:
             start=state.start,
             means=means_of(state.sums),
         )
+
+
+def _log_q(batch: Batch, vocabulary: int | None, logits_NV: Tensor, rows: slice) -> Tensor:
+    """log q of a chunk's targets, among zeros for the batch's others, as chunks are added up."""
+    logq_N = -cross_entropy_N(logits_NV[:, :vocabulary], batch.target_ids_N[rows])
+    among_N = logq_N.new_zeros(len(batch.target_ids_N))
+    among_N[rows] = logq_N
+    return among_N
+
+
+def _with_log_q(item: Encoded, logq: tuple[float, ...]) -> Encoded:
+    return item._replace(drawn={**item.drawn, "logq": logq}) if "logq" in item.drawn else item
