@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.cli.conftest import Call
 from tinyllm_bench.cli.checking import told
-from tinyllm_bench.preflight.findings import Finding
+from tinyllm_bench.preflight.inspection import Finding
 
 
 def test_findings_the_table_and_the_status(call: Call, small: list[Any], tmp_path: Path) -> None:

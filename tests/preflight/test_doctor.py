@@ -13,7 +13,7 @@ from tests.preflight.doctor_plants import Rows
 from tests.tokenizer_pair import numerals
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.preflight.doctor import CHECKS, examine
-from tinyllm_bench.preflight.findings import Finding
+from tinyllm_bench.preflight.inspection import Finding
 from tinyllm_bench.testing.tiny_models import bpe_tokenizer, saved, tiny_llama, unigram_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -268,7 +268,7 @@ def test_a_teacher_with_another_vocabulary_is_told(clean_data: Path, tmp_path: P
 
 def test_a_refused_hub_teacher_is_told_as_an_error(clean_data: Path, tiny_llama_dir: Path, tmp_path: Path) -> None:
     """Planning compares local models only; here one goes missing after it, as a hub model's tokenizer would come."""
-    teacher = saved((tiny_llama()[0], bpe_tokenizer()), tmp_path / "teacher")
+    teacher = saved((tiny_llama(seed=1)[0], bpe_tokenizer()), tmp_path / "teacher")
     settings = (f"teacher.model=dir:{teacher}", "teacher.init=null")
     cells = plants.cells(clean_data, f"dir:{tiny_llama_dir}", *settings, method="kd")
     unigram_tokenizer().save_pretrained(teacher)

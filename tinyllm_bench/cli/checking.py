@@ -18,7 +18,7 @@ from tinyllm_bench.cli.options import (
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.request import Request
-    from tinyllm_bench.preflight.findings import Finding
+    from tinyllm_bench.preflight.inspection import Finding
 
 QUIET_SECONDS = 3.0  # a check that is done by then needs no word of progress
 Strict = Annotated[bool, typer.Option("--strict", help="Status 1 also when there are warnings.")]

@@ -10,18 +10,17 @@ from tinyllm_bench.generation.stopping import end_tokens
 from tinyllm_bench.models.load import Loaded, needs_bos, pad_is_eos
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.models.vocabulary import overlap, same_tokenizer
-from tinyllm_bench.preflight.findings import Finding, graded, share
-from tinyllm_bench.preflight.planned import Planned, own_signal, own_student, place
+from tinyllm_bench.preflight.inspection import Finding, Preflight, graded, own_signal, own_student, place, share
 
 SHARED_VOCABULARY = 0.5  # of the smaller vocabulary's entries
 LOST = 0.01  # of prompts or answers
 
 
-def models(planned: Planned) -> list[Finding]:
+def models(preflight: Preflight) -> list[Finding]:
     """Whether every student and every teacher that runs here can be had: files, configuration, tokenizer."""
     found = []
-    for spec in _specs(planned):
-        why = planned.why_not(spec)
+    for spec in _specs(preflight):
+        why = preflight.why_not(spec)
         if why is None:
             found.append(Finding(severity="ok", check="models", where=spec.text, measured="can be had"))
         else:
@@ -30,10 +29,10 @@ def models(planned: Planned) -> list[Finding]:
     return found
 
 
-def _specs(planned: Planned) -> list[ModelSpec]:
+def _specs(preflight: Preflight) -> list[ModelSpec]:
     """Every model that is loaded here, each once: students, white-box teachers and live local ones."""
     found: dict[str, ModelSpec] = {}
-    for cell in [*planned.trained, *planned.cells]:
+    for cell in [*preflight.trained, *preflight.cells]:
         live = [parse_spec(teacher.spec, role="teacher") for teacher in cell.teachers if not teacher.recorded]
         local = [spec for spec in live if spec.kind not in ("api", "run")]
         signal = own_signal(cell)
@@ -42,20 +41,20 @@ def _specs(planned: Planned) -> list[ModelSpec]:
     return list(found.values())
 
 
-def special_tokens(planned: Planned) -> list[Finding]:
+def special_tokens(preflight: Preflight) -> list[Finding]:
     """Traps of end, pad and begin tokens, of every model that is loaded here.
 
     That end and pad token are one is harmless here, where rows carry their lengths (`training/batching.py`); trainers
     that mask padding by its id never train the end.
     """
     found: list[Finding] = []
-    for spec in _specs(planned):
-        loaded = planned.model(spec)
+    for spec in _specs(preflight):
+        loaded = preflight.model(spec)
         if loaded is not None:
             traps = list(_traps(spec, loaded))
             measured = f"ends with {loaded.tokenizer.eos_token!r}, pads with {loaded.tokenizer.pad_token!r}"
             found += traps or [Finding(severity="ok", check="special_tokens", where=spec.text, measured=measured)]
-    return found + list(_chat(planned))
+    return found + list(_chat(preflight))
 
 
 def _traps(spec: ModelSpec, loaded: Loaded) -> Iterator[Finding]:
@@ -93,28 +92,28 @@ def _promises_bos(spec: ModelSpec, tokenizer: Any) -> bool:
     return bool(said.get("add_bos_token", False))
 
 
-def _chat(planned: Planned) -> Iterator[Finding]:
+def _chat(preflight: Preflight) -> Iterator[Finding]:
     """Models that are to be asked in a chat template and have none."""
-    for cell in planned.cells:
+    for cell in preflight.cells:
         asked = cell.kind == "anchor" and cell.config.eval.chat_template == "always"
         signal = own_signal(cell) if cell.config.teacher.chat else None
         for spec, key in ((own_student(cell) if asked else None, "eval.chat_template"), (signal, "teacher.chat")):
-            loaded = None if spec is None else planned.model(spec)
+            loaded = None if spec is None else preflight.model(spec)
             if spec is not None and loaded is not None and loaded.tokenizer.chat_template is None:
                 measured = f"is to be asked in its chat template ({key}) and has none"
                 fix = f"set {key} to never or false, or name an instruction-tuned model"
                 yield Finding(severity="error", check="special_tokens", where=spec.text, measured=measured, fix=fix)
 
 
-def vocabularies(planned: Planned) -> list[Finding]:
+def vocabularies(preflight: Preflight) -> list[Finding]:
     """What the vocabularies of a student and of its white-box teacher share, where they differ.
 
     Planning refuses another tokenizer only where both models lie on this machine; hub models are compared here.
     """
     found = []
-    for cell in planned.trained:
-        signal, student = own_signal(cell), planned.student(cell)
-        teacher = None if signal is None else planned.model(signal)
+    for cell in preflight.trained:
+        signal, student = own_signal(cell), preflight.student(cell)
+        teacher = None if signal is None else preflight.model(signal)
         if signal is not None and student is not None and teacher is not None and cell.method is not None:
             same = same_tokenizer(student.tokenizer, teacher.tokenizer)
             where = f"{place(cell)}, teacher {signal.text}"
@@ -145,17 +144,17 @@ def _shared(where: str, student: Loaded, teacher: Loaded, *, same: bool, needed:
     )
 
 
-def spelling(planned: Planned) -> list[Finding]:
+def spelling(preflight: Preflight) -> list[Finding]:
     """Prompts with unknown tokens, and answers that the student's tokenizer does not give back as they were.
 
     T5's vocabulary has no braces and no newline, for one.
     """
     found = []
-    for cell in planned.trained:
-        student = planned.student(cell)
+    for cell in preflight.trained:
+        student = preflight.student(cell)
         if student is None:
             continue
-        items = [item for group in planned.groups(cell) for item in group.items]
+        items = [item for group in preflight.groups(cell) for item in group.items]
         unknown = student.tokenizer.unk_token_id
         odd = 0 if unknown is None else sum(unknown in item.prompt for item in items)
         where = f"{cell.task.name}, student {own_student(cell).text}"

