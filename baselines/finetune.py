@@ -7,14 +7,21 @@ arXiv:2402.04616, "full fine-tuning").
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tinyllm_bench.data.prompts import LABEL, Ask
-from tinyllm_bench.data.records import Annotation, Example, TaskRecord
-from tinyllm_bench.training.losses import channel_cross_entropy
-from tinyllm_bench.training.method import Method, Step, TeacherSignal, Term
+from tinyllm_bench import (
+    LABEL,
+    Annotation,
+    Ask,
+    Example,
+    Method,
+    Step,
+    TaskRecord,
+    TeacherSignal,
+    Term,
+    channel_cross_entropy,
+)
 
 if TYPE_CHECKING:
-    from tinyllm_bench.models.lm import LM
-    from tinyllm_bench.training.batching import Batch
+    from tinyllm_bench import LM, Batch
 
 
 class Finetune(Method):

@@ -17,18 +17,39 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
-from tinyllm_bench.data.prompts import LABEL, Ask
-from tinyllm_bench.data.records import Annotation, Example, Reading, TaskRecord
-from tinyllm_bench.training.distributions import CrossTokenizer, check_one_divergence, divergence_from, signal_for
-from tinyllm_bench.training.divergences import DivergenceConfig
-from tinyllm_bench.training.losses import channel_sums
-from tinyllm_bench.training.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
-from tinyllm_bench.training.responses import Response, annotations_for, readings_for, response_examples
-from tinyllm_bench.training.rollouts import draw, happens, named, probe, with_drawn
+from tinyllm_bench import (
+    LABEL,
+    Annotation,
+    Ask,
+    CrossTokenizer,
+    DivergenceConfig,
+    Example,
+    Method,
+    MethodConfig,
+    Needs,
+    Reading,
+    Response,
+    Step,
+    TaskRecord,
+    TeacherSignal,
+    Term,
+    annotations_for,
+    channel_sums,
+    check_one_divergence,
+    choose_teacher,
+    divergence_from,
+    draw,
+    happens,
+    named,
+    probe,
+    readings_for,
+    response_examples,
+    signal_for,
+    with_drawn,
+)
 
 if TYPE_CHECKING:
-    from tinyllm_bench.models.lm import LM
-    from tinyllm_bench.training.batching import Batch, Group
+    from tinyllm_bench import LM, Batch, Group
 
 
 class GkdConfig(MethodConfig):

@@ -24,25 +24,44 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from tinyllm_bench.data.prompts import LABEL, PLAIN, Ask
-from tinyllm_bench.data.records import Annotation, Example, Reading, TaskRecord
-from tinyllm_bench.training.divergences import DivergenceConfig, divergence_of
-from tinyllm_bench.training.losses import PerPosition, channel_sums, cross_entropy_N, cross_entropy_of
-from tinyllm_bench.training.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
-from tinyllm_bench.training.policy_gradient import (
+from tinyllm_bench import (
+    LABEL,
+    PLAIN,
+    Annotation,
+    Ask,
+    DivergenceConfig,
+    Example,
+    Method,
+    MethodConfig,
+    Needs,
+    PerPosition,
+    Reading,
+    Response,
+    Step,
+    TaskRecord,
+    TeacherSignal,
+    Term,
+    annotations_for,
+    channel_sums,
+    choose_teacher,
     clipped_policy_loss_NT,
+    cross_entropy_N,
+    cross_entropy_of,
+    divergence_of,
+    draw,
     importance_log_weight_NT,
+    named,
+    probe,
+    readings_for,
+    response_examples,
     returns_NT,
     rewards_NT,
     whitened_NT,
+    with_drawn,
 )
-from tinyllm_bench.training.responses import Response, annotations_for, readings_for, response_examples
-from tinyllm_bench.training.rollouts import draw, named, probe, with_drawn
 
 if TYPE_CHECKING:
-    from tinyllm_bench.models.lm import LM
-    from tinyllm_bench.models.tokens import Encoded
-    from tinyllm_bench.training.batching import Batch, Group
+    from tinyllm_bench import LM, Batch, Encoded, Group
 
 RELEASED_CODE = {
     "gamma": 0.95,

@@ -15,24 +15,29 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinyllm_bench.answers.voting import COT, POT, Policy
-from tinyllm_bench.data.prompts import LABEL, Ask
-from tinyllm_bench.data.records import Annotation, Example, Reading, TaskRecord
-from tinyllm_bench.training.losses import channel_cross_entropy
-from tinyllm_bench.training.method import (
+from tinyllm_bench import (
+    COT,
+    LABEL,
+    POT,
+    Annotation,
+    Ask,
     Decoding,
+    Example,
     Method,
     MethodConfig,
     Needs,
+    Policy,
+    Reading,
     Step,
+    TaskRecord,
     TeacherSignal,
     Term,
+    channel_cross_entropy,
     choose_teacher,
 )
 
 if TYPE_CHECKING:
-    from tinyllm_bench.models.lm import LM
-    from tinyllm_bench.training.batching import Batch
+    from tinyllm_bench import LM, Batch
 
 _NEEDS: dict[str, frozenset[Literal["rationale", "program", "response"]]] = {
     COT: frozenset({"rationale"}),

@@ -9,15 +9,25 @@ The teacher answers the student's own prompt, and sees no gold answer. Its token
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tinyllm_bench.data.prompts import Ask
-from tinyllm_bench.data.records import Annotation, Example, TaskRecord
-from tinyllm_bench.training.losses import channel_cross_entropy
-from tinyllm_bench.training.method import Method, MethodConfig, Needs, Step, TeacherSignal, Term, choose_teacher
-from tinyllm_bench.training.responses import annotations_for, response_examples
+from tinyllm_bench import (
+    Annotation,
+    Ask,
+    Example,
+    Method,
+    MethodConfig,
+    Needs,
+    Step,
+    TaskRecord,
+    TeacherSignal,
+    Term,
+    annotations_for,
+    channel_cross_entropy,
+    choose_teacher,
+    response_examples,
+)
 
 if TYPE_CHECKING:
-    from tinyllm_bench.models.lm import LM
-    from tinyllm_bench.training.batching import Batch
+    from tinyllm_bench import LM, Batch
 
 
 class SeqkdConfig(MethodConfig):

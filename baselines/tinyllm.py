@@ -13,23 +13,26 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from tinyllm_bench.data.prompts import LABEL, Ask, rationale_channel
-from tinyllm_bench.data.records import Annotation, Example, TaskRecord
-from tinyllm_bench.training.losses import channel_cross_entropy
-from tinyllm_bench.training.method import (
+from tinyllm_bench import (
+    LABEL,
+    Annotation,
+    Ask,
+    Example,
     Method,
     MethodConfig,
     Needs,
     Step,
+    TaskRecord,
     TeacherSignal,
     Term,
+    channel_cross_entropy,
     label_and_rationales,
+    rationale_channel,
     unknown_teachers,
 )
 
 if TYPE_CHECKING:
-    from tinyllm_bench.models.lm import LM
-    from tinyllm_bench.training.batching import Batch
+    from tinyllm_bench import LM, Batch
 
 Weight = Annotated[float, Field(ge=0)]
 

@@ -17,8 +17,7 @@ release folder.
 from collections.abc import Mapping
 from typing import Any
 
-from tinyllm_bench.data.records import Split, TaskInfo, TaskRecord
-from tinyllm_bench.data.rows import multiple_choice, split_passages, text_field
+from tinyllm_bench import Split, TaskInfo, TaskRecord, multiple_choice, split_passages, text_field
 
 NAME = "bioasq"
 

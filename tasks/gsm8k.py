@@ -20,8 +20,7 @@ Licence: MIT.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinyllm_bench.data.records import FileSource, Recorded, Split, TaskInfo, TaskRecord
-from tinyllm_bench.data.rows import lowest_hashes, word_problem
+from tinyllm_bench import FileSource, Recorded, Split, TaskInfo, TaskRecord, lowest_hashes, word_problem
 
 NAME = "gsm8k"
 TEST, VALID = 500, 500

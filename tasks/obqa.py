@@ -13,8 +13,7 @@ Three training rows hold two equal wrong options; 23 test questions also stand i
 from collections.abc import Mapping
 from typing import Any
 
-from tinyllm_bench.data.records import HubSource, Split, TaskInfo, TaskRecord
-from tinyllm_bench.data.rows import multiple_choice
+from tinyllm_bench import HubSource, Split, TaskInfo, TaskRecord, multiple_choice
 
 NAME = "obqa"
 

@@ -16,9 +16,7 @@ The release holds the rationales of one teacher only.
 from collections.abc import Mapping
 from typing import Any
 
-from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.data.records import HubSource, Split, TaskInfo, TaskRecord
-from tinyllm_bench.data.rows import multiple_choice
+from tinyllm_bench import HubSource, Split, TaskInfo, TaskRecord, UserError, multiple_choice
 
 NAME = "piqa"
 

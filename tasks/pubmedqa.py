@@ -15,9 +15,17 @@ Licence: MIT (the texts of the abstracts stay their owners').
 from collections.abc import Mapping
 from typing import Any
 
-from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.data.records import HubSource, Split, TaskInfo, TaskRecord
-from tinyllm_bench.data.rows import PASSAGE_BREAK, multiple_choice, split_passages, text_field
+from tinyllm_bench import (
+    PASSAGE_BREAK,
+    HubSource,
+    Split,
+    TaskInfo,
+    TaskRecord,
+    UserError,
+    multiple_choice,
+    split_passages,
+    text_field,
+)
 
 NAME = "pubmedqa"
 CHOICES = ("yes", "no", "maybe")

@@ -13,8 +13,7 @@ Licence: non-commercial, given out on request, no redistribution: never fetched,
 from collections.abc import Mapping
 from typing import Any
 
-from tinyllm_bench.data.records import Split, TaskInfo, TaskRecord
-from tinyllm_bench.data.rows import multiple_choice
+from tinyllm_bench import Split, TaskInfo, TaskRecord, multiple_choice
 
 NAME = "riddle"
 

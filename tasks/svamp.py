@@ -19,8 +19,7 @@ Licence: MIT, the questions and the teachers' texts alike.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinyllm_bench.data.records import FileSource, Recorded, Split, TaskInfo, TaskRecord
-from tinyllm_bench.data.rows import lowest_hashes, word_problem
+from tinyllm_bench import FileSource, Recorded, Split, TaskInfo, TaskRecord, lowest_hashes, word_problem
 
 NAME = "svamp"
 TEACHERS = ("gpt-3.5-turbo", "gpt4")

@@ -1,6 +1,7 @@
 """The rules that a program can check: order of imports, names, docstrings, a cold start without torch, version."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm_bench import __version__
+import tinyllm_bench
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "tinyllm_bench"
@@ -32,16 +33,6 @@ PACKAGES = (
     "cli",
     "testing",
 )  # low to high
-FUNCTIONS = ("losses", "divergences", "distributions", "policy_gradient", "responses", "rollouts")  # what methods share
-INTERFACE = ("training.method", *(f"training.{name}" for name in FUNCTIONS), "data.records", "data.prompts", "answers")
-BASELINE_MAY = tuple(f"{PACKAGE}.{name}" for name in INTERFACE)
-BASELINE_TYPES = {
-    f"{PACKAGE}.training.batching.Batch",
-    f"{PACKAGE}.training.batching.Group",
-    f"{PACKAGE}.models.lm.LM",
-    f"{PACKAGE}.models.tokens.Encoded",
-}
-TASK_MAY = (f"{PACKAGE}.base", f"{PACKAGE}.data")
 HEAVY = {"torch", "transformers", "pandas", "lm_eval", "datasets", "vllm", "accelerate", "scipy"}
 AUTHORS_MACHINE = re.compile(r"(?<![\w.<}])/(?:work|workspace|opt|root|home/\w+|Users/\w+)/")
 
@@ -114,16 +105,21 @@ def test_every_folder_of_the_core_is_a_package() -> None:
     assert folders - {"baselines", "tasks"} == set(PACKAGES)  # a wheel carries those two inside
 
 
-@pytest.mark.parametrize("file", [f for f in BASELINES if f.name != "__init__.py"], ids=label)
-def test_baseline_imports_only_the_interface(file: Path) -> None:
-    package = f"{PACKAGE}.baselines"
-    types = {name for name in for_types(tree_of(file), package) if name in BASELINE_TYPES}
-    assert [name for name in ours(file, package) if not inside(name, BASELINE_MAY) and name not in types] == []
+PLUGINS = [f for f in [*BASELINES, *TASKS, *files("examples")] if not f.name.startswith("_") or "examples" in f.parts]
 
 
-@pytest.mark.parametrize("file", [f for f in TASKS if not f.name.startswith("_")], ids=label)
-def test_task_imports_only_base_and_data(file: Path) -> None:
-    assert [name for name in ours(file, f"{PACKAGE}.tasks") if not inside(name, TASK_MAY)] == []
+@pytest.mark.parametrize("file", PLUGINS, ids=label)
+def test_methods_and_tasks_import_from_the_public_face_alone(file: Path) -> None:
+    public = {f"{PACKAGE}.{name}" for name in tinyllm_bench.__all__}
+    assert set(ours(file, f"{PACKAGE}.baselines")) <= public
+
+
+def test_every_public_name_is_there_and_known_to_type_checkers() -> None:
+    shown = for_types(tree_of(ROOT / PACKAGE / "__init__.py"), PACKAGE)
+    assert {name.rpartition(".")[2] for name in shown} == set(tinyllm_bench.__all__) - {"__version__"}
+    homes = {name.rpartition(".")[2]: name.rpartition(".")[0] for name in shown}
+    for name, home in homes.items():
+        assert getattr(tinyllm_bench, name) is getattr(importlib.import_module(home), name)
 
 
 @cache
@@ -181,7 +177,7 @@ def test_everything_public_has_a_docstring(file: Path) -> None:
 def test_one_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     newest = re.search(r"^## \[?v?([0-9][^\s\]]*)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
-    assert newest and __version__ == project["version"] == newest[1]
+    assert newest and tinyllm_bench.__version__ == project["version"] == newest[1]
 
 
 RUN_MODULE = "runpy.run_module('tinyllm_bench', run_name='__main__')"

@@ -1,6 +1,6 @@
 """The test kit for methods and tasks, ours and other people's: what each must keep, on tiny models and sample data.
 
-    from tinyllm_bench.testing import MethodContract
+    from tinyllm_bench import MethodContract
 
     class TestMine(MethodContract):
         method = "mine"        # or the class itself
@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tinyllm_bench.testing.methods import MethodContract, method_contract
     from tinyllm_bench.testing.tasks import TaskContract, task_contract
+    from tinyllm_bench.testing.training import loss_terms
 
-__all__ = ["MethodContract", "TaskContract", "method_contract", "task_contract"]
+__all__ = ["MethodContract", "TaskContract", "loss_terms", "method_contract", "task_contract"]
 
 _FILES = {
     "MethodContract": "tinyllm_bench.testing.methods",
     "method_contract": "tinyllm_bench.testing.methods",
     "TaskContract": "tinyllm_bench.testing.tasks",
     "task_contract": "tinyllm_bench.testing.tasks",
+    "loss_terms": "tinyllm_bench.testing.training",
 }
 
 
@@ -31,5 +33,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import pytest
 
-    pytest.register_assert_rewrite(*set(_FILES.values()))
+    pytest.register_assert_rewrite("tinyllm_bench.testing.methods", "tinyllm_bench.testing.tasks")
     return getattr(importlib.import_module(_FILES[name]), name)

@@ -21,7 +21,7 @@ from tinyllm_bench.testing.tiny_models import tiny_llama, tiny_t5
 from tinyllm_bench.training.batching import Group, collator_of
 from tinyllm_bench.training.budget import Plan, make_plan
 from tinyllm_bench.training.layout import Layout
-from tinyllm_bench.training.method import Method
+from tinyllm_bench.training.method import Method, Step, Term
 from tinyllm_bench.training.teacher_signals import InMemoryTeacher
 from tinyllm_bench.training.trainer import TrainConfig, Trained, Trainer
 
@@ -87,6 +87,16 @@ def make_groups(
         Group(r.id, tuple(encoder.encode(e) for e in method.examples(r, said.get(r.id, []), ask)))
         for r in sample_records(count)
     ]
+
+
+def loss_terms(kind: str | type[Method], *, count: int = 2, **settings: Any) -> list[Term]:
+    """The loss terms of a method on a few sample questions, for a tiny random student and teacher."""
+    model, tokenizer = tiny_llama()
+    method = make_method(kind, **settings)
+    collator = collator_of(model, tokenizer)
+    items = [item for group in make_groups(method, tokenizer, count=count) for item in group.items]
+    step = Step(index=0, total=1, tokens={}, all_reduce=lambda tensor: tensor, seed_of=hash)
+    return method.loss(collator.collate(collator.rows(items)), LM(model), make_signal(method, model), step)
 
 
 def make_trainer(

@@ -7,8 +7,7 @@ import torch
 from todi import ToDi, todi_N
 from torch import Tensor
 
-from tinyllm_bench.base.plugins import load_method
-from tinyllm_bench.testing import MethodContract
+from tinyllm_bench import MethodContract, load_method
 
 
 class TestToDi(MethodContract):

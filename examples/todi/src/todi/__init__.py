@@ -26,22 +26,26 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tinyllm_bench.data.prompts import LABEL, Ask
-from tinyllm_bench.data.records import Annotation, Example, TaskRecord
-from tinyllm_bench.training.losses import PerPosition, channel_sums, cross_entropy_of
-from tinyllm_bench.training.method import (
+from tinyllm_bench import (
+    LABEL,
+    Annotation,
+    Ask,
+    Example,
     Method,
     MethodConfig,
     Needs,
+    PerPosition,
     Step,
+    TaskRecord,
     TeacherSignal,
     Term,
+    channel_sums,
     choose_teacher,
+    cross_entropy_of,
 )
 
 if TYPE_CHECKING:
-    from tinyllm_bench.models.lm import LM
-    from tinyllm_bench.training.batching import Batch
+    from tinyllm_bench import LM, Batch
 
 __all__ = ["ToDi", "ToDiConfig", "todi_N"]
 
