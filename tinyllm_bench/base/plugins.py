@@ -10,11 +10,12 @@ A built-in method or task is a file, and the file's name is its name. Other peop
 
 What the objects are:
 
-- method: a class made from `training.method.Method`. `<name>.yaml` beside its module holds its defaults, if it has any.
-- task: a `data.records.TaskInfo` of that name. `samples/<name>.jsonl` beside its module holds its sample.
-- teacher: a function `(rest, settings) -> generation.requests.Writer`; its name is a kind of spec:
-  `teachers=[name:rest]`.
-- reporter: a function `(leaderboard.exports.BoardData) -> {file name: text}`, called whenever a board is built.
+- method: a subclass of `Method`. `<name>.yaml` beside its module holds its defaults, if it has any.
+- task: a `TaskInfo` of that name. `samples/<name>.jsonl` beside its module holds its sample.
+- teacher: a function `(rest, settings) -> Writer`; its name is a kind of spec: `teachers=[name:rest]`.
+- reporter: a function `(BoardData) -> {file name: text}`, called whenever a board is built.
+
+The modules that define these types tell this one what it must check of them (`define`).
 
 One name has one owner: a built-in's is refused, and so is one that two plugins claim. A plugin that does not load, is
 of the wrong type or lacks something is told about in one warning and left out; asked for by name it is an error that
@@ -27,7 +28,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
@@ -41,10 +42,12 @@ from tinyllm_bench.base.files import digest, digest_file
 
 KINDS = ("method", "task", "teacher", "reporter")
 VARIABLE = "TINYLLM_BENCH_PLUGINS"
-_HOMES = {"method": "tinyllm_bench.baselines", "task": "tinyllm_bench.tasks"}
-_TYPES = {"method": ("tinyllm_bench.training.method", "Method"), "task": ("tinyllm_bench.data.records", "TaskInfo")}
+_FOLDERS = {"method": "baselines", "task": "tasks"}  # beside the package in a checkout, inside it in a wheel
+_PACKAGE = __name__.partition(".")[0]
 _BROKEN = (Exception, SystemExit)  # what importing somebody's code may raise
 _importing: set[Path] = set()
+_faults: dict[str, Callable[[str, Any], str | None]] = {}
+_reserved: dict[str, frozenset[str]] = {}
 
 
 class PluginWarning(UserWarning):
@@ -77,9 +80,22 @@ class Plugin:
         return {"package": self.package, "version": self.version, "digest": self.code()}
 
 
+def define(kind: str, *, fault: Callable[[str, Any], str | None] | None = None, reserved: Iterable[str] = ()) -> None:
+    """Say what the objects of a kind must be; the module that defines their type calls this.
+
+    Args:
+        kind: One of `KINDS`.
+        fault: What is wrong with an object of a name, in words; None if nothing is.
+        reserved: Names that no plugin may take.
+    """
+    if fault is not None:
+        _faults[kind] = fault
+    _reserved[kind] = frozenset(reserved)
+
+
 def folder(kind: str) -> Traversable:
     """The folder of the built-in methods or tasks, in a checkout or in an installed wheel."""
-    return files(_HOMES[kind])
+    return files(f"{_PACKAGE}.{_FOLDERS[kind]}")
 
 
 def names(kind: str) -> list[str]:
@@ -124,7 +140,7 @@ def load(kind: str, name: str) -> Any:
         return _checked(claims[0])
     if name not in _built_in(kind):
         raise unknown(kind, name)
-    return getattr(importlib.import_module(f"{_HOMES[kind]}.{name}"), kind.upper())
+    return getattr(importlib.import_module(f"{_PACKAGE}.{_FOLDERS[kind]}.{name}"), kind.upper())
 
 
 def load_method(name: str) -> Any:
@@ -296,10 +312,8 @@ def _package_code(name: str) -> str:
 
 
 def _built_in(kind: str) -> set[str]:
-    if kind == "teacher":
-        return set(importlib.import_module("tinyllm_bench.models.specs").KINDS)
-    if kind == "reporter":
-        return set()
+    if kind not in _FOLDERS:
+        return set(_reserved.get(kind, ()))
     entries = (entry.name for entry in folder(kind).iterdir())
     return {name[:-3] for name in entries if name.endswith(".py") and not name.startswith("_")}
 
@@ -329,26 +343,8 @@ def _checked(plugin: Plugin) -> Any:
 
 def _fault(kind: str, name: str, found: Any) -> str | None:
     """What is wrong with an object of a kind, in words; None if nothing is."""
-    if kind not in _TYPES:
+    if kind not in _FOLDERS:
         return None if callable(found) else f"a {kind} is a function, not {found!r}"
-    module, attribute = _TYPES[kind]
-    home = importlib.import_module(module)
-    wanted = getattr(home, attribute)
-    if kind == "method":
-        return _method_fault(found, wanted)
-    if not isinstance(found, wanted):
-        return f"a task is a {attribute}, not {found!r}"
-    if not isinstance(found.sizes, Mapping) or set(found.sizes) != set(home.SPLITS):
-        return f"its sizes are {found.sizes!r}, not rows of {', '.join(home.SPLITS)}"
-    return None if found.name == name else f"its {attribute} is called {found.name!r}, not {name!r}"
-
-
-def _method_fault(found: Any, wanted: Any) -> str | None:
-    if not (isinstance(found, type) and issubclass(found, wanted)):
-        return f"a method is a subclass of {wanted.__module__}.{wanted.__name__}, not {found!r}"
-    config = getattr(found, "Config", None)
-    if not (isinstance(config, type) and issubclass(config, wanted.Config)):
-        return f"its Config is no subclass of {wanted.Config.__name__}"
-    missing = sorted(getattr(found, "__abstractmethods__", ()))
-    missing += [] if isinstance(getattr(found, "paper", None), str) else ["paper"]
-    return f"it lacks {', '.join(missing)}" if missing else None
+    if kind not in _faults:  # its type was never imported, so this cannot be one
+        return f"a {kind} is made from what {_PACKAGE} offers for it, not {found!r}"
+    return _faults[kind](name, found)

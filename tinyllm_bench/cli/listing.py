@@ -49,6 +49,7 @@ def _presets() -> list[dict[str, Any]]:
 
 
 def _plugins() -> list[dict[str, Any]]:
+    import tinyllm_bench.models.specs  # noqa: F401  (its kinds of spec are names that no plugin may take)
     from tinyllm_bench.base.plugins import KINDS, broken_files, outside, state
 
     found = [plugin for kind in KINDS for plugin in outside(kind)]

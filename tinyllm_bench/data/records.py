@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from tinyllm_bench.base import plugins
+
 Split = Literal["train", "valid", "test"]
 Reading = Literal["gen", "mc", "cloze"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -197,3 +199,15 @@ def cut_context(record: TaskRecord, max_words: int) -> TaskRecord:
     if len(words) <= max_words:
         return record
     return replace(record, context=" ".join(words[len(words) - max_words :]))
+
+
+def _fault(name: str, found: Any) -> str | None:
+    """What keeps an object from being the task of a plugin."""
+    if not isinstance(found, TaskInfo):
+        return f"a task is a tinyllm_bench.TaskInfo, not {found!r}"
+    if not isinstance(found.sizes, Mapping) or set(found.sizes) != set(SPLITS):
+        return f"its sizes are {found.sizes!r}, not rows of {', '.join(SPLITS)}"
+    return None if found.name == name else f"its TaskInfo is called {found.name!r}, not {name!r}"
+
+
+plugins.define("task", fault=_fault)

@@ -23,6 +23,7 @@ Role = Literal["student", "teacher"]
 Layers = tuple[int, int, int]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+plugins.define("teacher", reserved=KINDS)
 TEACHER_ONLY: tuple[Kind, ...] = ("api", "replay")
 ALLOWED = (
     "hf:NAME@REVISION, dir:FOLDER, gguf:FILE, bundled:NAME, run:CELL_ID "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.data.prompts import LABEL, Ask, rationale_channel
 from tinyllm_bench.data.records import READINGS, Annotation, Example, Reading, TaskRecord
@@ -229,3 +230,18 @@ def unknown_teachers(method: str, wanted: Iterable[str], teachers: Sequence[str]
     for key in wanted:
         if key not in teachers:
             raise unknown_name(f"teacher in method.{method}", key, teachers)
+
+
+def _fault(name: str, found: Any) -> str | None:
+    """What keeps an object from being the method of a plugin."""
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        return f"a method is a subclass of tinyllm_bench.Method, not {found!r}"
+    config = getattr(found, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, Method.Config)):
+        return f"its Config is no subclass of {Method.Config.__name__}"
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    missing += [] if isinstance(getattr(found, "paper", None), str) else ["paper"]
+    return f"it lacks {', '.join(missing)}" if missing else None
+
+
+plugins.define("method", fault=_fault)
