@@ -7,9 +7,11 @@ import pytest
 
 from tests.experiment.runs import cells_of, one_cell, quick
 from tinyllm_bench.base import plugins
+from tinyllm_bench.base.config import Layer, flatten, parse_yaml, resolve
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.experiment.cell import Cell, choose_reading, plan_cells
 from tinyllm_bench.experiment.request import Request, check_method_keys, expand, load_preset, preset_names, settings_of
+from tinyllm_bench.experiment.settings import BenchConfig
 
 PRESETS = ("cpu", "modern", "paper", "quickstart")
 MAIN = tuple(name for name in plugins.names("task") if plugins.load_task(name).suite == "main")
@@ -55,6 +57,29 @@ def test_a_presets_task_part_wins_over_its_common_part_only(tmp_path: Path) -> N
     file = config_file(tmp_path, "data: {train_limit: 7}")
     over = Request(methods=("finetune",), tasks=("pubmedqa",), config_file=file)
     assert settings_of(over, cpu, method="finetune", task="pubmedqa", variant={})[0].config.data.train_limit == 7
+
+
+def test_a_presets_method_part_wins_over_its_common_part_for_that_method_only() -> None:
+    found = settings(method="minillm")
+    assert (found.config.train.learning_rate, found.config.train.batch_records) == (5e-6, 64)
+    assert found.origin["train.learning_rate"] == "preset quickstart, method minillm"
+    assert settings(method="kd").config.train.learning_rate == 1e-4
+    assert settings("train.learning_rate=0.5", method="minillm").config.train.learning_rate == 0.5
+    found = settings(method="dss")
+    assert found.config.method["teacher"] == "terse" and found.origin["method.teacher"].endswith("method dss")
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("method", plugins.names("method"))
+def test_no_preset_silently_changes_what_a_method_s_own_file_says(method: str, preset: str) -> None:
+    own = parse_yaml(plugins.method_defaults(method), method)
+    said = resolve(BenchConfig, [Layer("own", {key: value for key, value in own.items() if key != "method"})])
+    wanted = flatten(said.config)
+    for task in plugins.names("task"):
+        found = settings_of(Request(), load_preset(preset), method=method, task=task, variant={})[0]
+        now = flatten(found.config)
+        changed = {key: found.origin[key] for key in said.origin if now.get(key) != wanted[key]}
+        assert set(changed.values()) <= {f"preset {preset}, method {method}"}, (task, changed)
 
 
 def test_options_of_the_command_line_are_settings_too() -> None:

@@ -216,6 +216,13 @@ PLANTED = {
         "after student.init",
         settings=("budget={student_tokens: 9000, epochs: null}", "student.init={method: finetune, epochs: 9}"),
     ),
+    "few steps on samples": Planted(
+        "budget",
+        "warning",
+        "below 100 steps on sampled texts",
+        settings=("teacher.model=dir:{teacher}", "teacher.init=null", "student.init=null", "budget.epochs=20"),
+        method="minillm",
+    ),
     "few test questions": Planted("power", "warning", "30 test questions and 3 seeds", settings=("eval.limit=30",)),
     "one seed": Planted("seeds", "note", "1 seed for 1 row", request={"seeds": 1}),
     "one seed of two rows": Planted(
@@ -255,6 +262,23 @@ def test_a_planted_problem_is_found(name: str, clean_data: Path, tiny_llama_dir:
     own = [one for one in found if one.check == problem.check and problem.says in one.text]
     assert [one.severity for one in own][:1] == [problem.severity], grave(found)
     assert all(one.fix for one in own if one.severity != "ok")
+
+
+def test_a_preset_that_changes_a_method_s_own_value_is_told(
+    clean_data: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "method: {}\ndata: {train_limit: 40}\ntrain: {warmup: 0.1}\n"
+    monkeypatch.setattr("tinyllm_bench.experiment.request.method_defaults", lambda name: text)
+    monkeypatch.setattr("tinyllm_bench.preflight.doctor.method_defaults", lambda name: text)
+
+    def told(*settings: str) -> Finding:
+        cells = plants.cells(clean_data, f"dir:{tiny_llama_dir}", *settings, method="finetune")
+        return next(one for one in examine(cells, machine=plants.machine()) if one.check == "own_settings")
+
+    found = told()
+    assert found.severity == "warning" and "train_limit=500 by preset cpu, finetune.yaml has 40" in found.measured
+    assert "data.train_limit=40" in found.fix and "warmup" not in found.text
+    assert told("data.train_limit=60").severity == "ok", "what a person asks for is no surprise"
 
 
 def test_a_teacher_with_another_vocabulary_is_told(clean_data: Path, tmp_path: Path) -> None:
@@ -308,4 +332,4 @@ def test_every_check_has_its_paragraph() -> None:
     for name in CHECKS:
         assert all(f"**{word}**" in told[name] for word in ("Why", "Measures", "Threshold", "Mend")), name
     planted = {problem.check for problem in PLANTED.values()}
-    assert planted | {"vocabularies", "digests"} == set(CHECKS), "each check has a planted problem"
+    assert planted | {"vocabularies", "digests", "own_settings"} == set(CHECKS), "each check has a planted problem"

@@ -1,6 +1,7 @@
 """Layered configuration: every value knows the layer it came from; unknown keys are errors with the nearest name.
 
-Order, later wins: model default < method YAML < preset < preset's task part < `--config` file < `key=value`.
+Order, later wins: model default < method YAML < preset < preset's task part < preset's method part < `--config` file <
+`key=value`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -113,9 +113,9 @@ def public_config(cell: Cell) -> dict[str, Any]:
 
 
 def _own_settings(cell: Cell) -> tuple[str, ...]:
-    """Settings whose value comes from the method's own defaults."""
-    own = f"{cell.name}.yaml"
-    return tuple(sorted(key for key, layer in cell.origin.items() if layer == own and not key.startswith("method.")))
+    """Settings that the method itself brings along: by its own file, or by what the preset sets for it alone."""
+    own = (f"{cell.name}.yaml", f"preset {cell.asked['preset']}, method {cell.name}")
+    return tuple(sorted(key for key, layer in cell.origin.items() if layer in own and not key.startswith("method.")))
 
 
 def _student(cell: Cell, training: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> ModelInfo | None:

@@ -57,7 +57,11 @@ def split_names(asked: str | Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A named set of settings: for every cell, per method, per task, and further rows of a method (`variants`)."""
+    """A named set of settings: for every cell, per task, per method, and further rows of a method (`variants`).
+
+    What stands in `config` wins over a method's own file; a method whose paper names other values (a learning rate, a
+    batch) gets them back in `methods`.
+    """
 
     name: str
     about: str = ""
@@ -104,7 +108,7 @@ def expand(kind: str, asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*everyone, *(name for name in asked if name != "all")]))
 
 
-def _layers(request: Request, preset: Preset, task: str, variant: Mapping[str, Any]) -> list[Layer]:
+def _layers(request: Request, preset: Preset, method: str | None, task: str, variant: Mapping[str, Any]) -> list[Layer]:
     """Layers without methods' own settings, lowest first."""
     given: dict[str, Any] = {}
     if request.data_dir is not None:
@@ -114,6 +118,7 @@ def _layers(request: Request, preset: Preset, task: str, variant: Mapping[str, A
     return [
         Layer(f"preset {preset.name}", preset.config),
         Layer(f"preset {preset.name}, task {task}", preset.tasks.get(task, {})),
+        *([Layer(f"preset {preset.name}, method {method}", preset.methods.get(method, {}))] if method else []),
         *([Layer("--config", read_yaml(request.config_file))] if request.config_file else []),
         Layer("command line", given),
         Layer("command line", parse_assignments(request.assignments)),
@@ -129,14 +134,13 @@ def settings_of(
     Raises:
         UserError: an unknown key or a wrong value, with the layer that set it.
     """
-    layers = _layers(request, preset, task, variant)
+    layers = _layers(request, preset, method, task, variant)
     bare = [Layer(name, {k: v for k, v in values.items() if k != "method"}) for name, values in layers]
     if method is None:
         return resolve(BenchConfig, bare), None
     defaults = parse_yaml(method_defaults(method), f"{method}.yaml")
     kind: type[Method] = load_method(method)
     own: list[Layer] = [Layer(f"{method}.yaml", defaults.get("method", {}))]
-    own.append(Layer(f"preset {preset.name}", preset.methods.get(method, {})))
     own += [Layer(name, method_keys(method, kind, values["method"])) for name, values in layers if "method" in values]
     settings = resolve(kind.Config, own)
     rest = Layer(f"{method}.yaml", {k: v for k, v in defaults.items() if k != "method"})

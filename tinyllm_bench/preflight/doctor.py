@@ -4,7 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from tinyllm_bench.base.config import Layer, flatten, parse_yaml, resolve
+from tinyllm_bench.base.plugins import method_defaults
 from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.settings import BenchConfig
 from tinyllm_bench.leaderboard.stats.power import planned_detectable
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import parameter_count
@@ -15,6 +18,7 @@ from tinyllm_bench.training.result import flops_per_token
 
 FEW_STEPS = 10
 FEW_EPOCHS = 0.5
+FEW_SAMPLING_STEPS = 100  # of a method that samples: its steps are small and its gradients noisy
 DETECTABLE = 0.10
 # What is assumed of runs not yet made: two rows differ on a fifth of the questions, two seeds of one row on 14 %, and
 # seeds move an accuracy by 2 points.
@@ -33,7 +37,8 @@ def budget(preflight: Preflight) -> list[Finding]:
     """Steps and epochs that the budget buys, after what making the initial student takes.
 
     Steps below ten leave no room for a learning-rate schedule and four looks; below half an epoch most records are
-    never seen. Seconds buy what the machine gives and are not judged.
+    never seen. A method that learns from its own samples needs more: below a hundred steps its student is still the one
+    that it began as. Seconds buy what the machine gives and are not judged.
     """
     found = []
     for cell in preflight.trained:
@@ -61,6 +66,9 @@ def _judged(cell: Cell, bought: _Bought) -> Finding:
     elif epochs < FEW_EPOCHS or steps < FEW_STEPS:
         severity, told = "warning", f"warning below {FEW_EPOCHS:g} epochs or {FEW_STEPS} steps"
         fix = f"one epoch takes {bought.epoch:,.0f} tokens: raise the budget, or lower data.train_limit or the batch"
+    elif cell.method is not None and cell.method.rolls and steps < FEW_SAMPLING_STEPS:
+        severity, told = "warning", f"warning below {FEW_SAMPLING_STEPS} steps on sampled texts"
+        fix = f"one step takes {bought.step:,.0f} tokens: raise the budget, or lower student.init or train.batch_records"
     return Finding(severity=severity, check="budget", where=place(cell), measured=measured, threshold=told, fix=fix)
 
 
@@ -94,6 +102,32 @@ def _flops(preflight: Preflight, cell: Cell) -> float:
     teacher = None if signal is None else preflight.model(signal)
     assert student is not None
     return flops_per_token(LM(student.model), 0 if teacher is None else parameter_count(teacher.model))[0]
+
+
+def own_settings(preflight: Preflight) -> list[Finding]:
+    """Values of a method's own file that a preset's common part changes without a word of the method.
+
+    A method's file gives what its paper says; a preset's `methods` part is where other values are meant for it.
+    """
+    found = []
+    for cell in preflight.trained:
+        own = {key: value for key, value in parse_yaml(method_defaults(cell.name), cell.name).items() if key != "method"}
+        said = resolve(BenchConfig, [Layer(f"{cell.name}.yaml", own)])
+        wanted, now = flatten(said.config), flatten(cell.config)
+        common = [key for key in said.origin if cell.origin.get(key, "").startswith("preset ")]
+        changed = [k for k in common if ", method " not in cell.origin[k] and now.get(k) != wanted[k]]
+        values = ", ".join(f"{k}={now.get(k)} by {cell.origin[k]}, {cell.name}.yaml has {wanted[k]}" for k in changed)
+        found.append(
+            Finding(
+                severity="warning" if changed else "ok",
+                check="own_settings",
+                where=place(cell),
+                measured=values or f"{len(said.origin)} values of its own file, none changed by a preset",
+                threshold="warning where a preset changes a method's own value for all methods alike" * bool(changed),
+                fix=f"set {' '.join(f'{k}={wanted[k]}' for k in changed)} for this method alone" if changed else "",
+            )
+        )
+    return found
 
 
 def power(preflight: Preflight) -> list[Finding]:
@@ -161,6 +195,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             data.duplicates,
             data.balance,
             budget,
+            own_settings,
             power,
             seeds,
             environment.memory,
