@@ -10,6 +10,7 @@ from tinyllm_bench.base import plugins
 from tinyllm_bench.base.config import Layer, flatten, parse_yaml, resolve
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.experiment.cell import Cell, choose_reading, plan_cells
+from tinyllm_bench.experiment.record import _own_settings
 from tinyllm_bench.experiment.request import Request, check_method_keys, expand, load_preset, preset_names, settings_of
 from tinyllm_bench.experiment.settings import BenchConfig
 
@@ -67,6 +68,12 @@ def test_a_presets_method_part_wins_over_its_common_part_for_that_method_only() 
     assert settings("train.learning_rate=0.5", method="minillm").config.train.learning_rate == 0.5
     found = settings(method="dss")
     assert found.config.method["teacher"] == "terse" and found.origin["method.teacher"].endswith("method dss")
+
+
+def test_what_a_preset_sets_for_a_method_alone_counts_as_the_method_s_own(tiny_llama_dir: Path) -> None:
+    cell = one_cell(tiny_llama_dir, f"teacher.model=dir:{tiny_llama_dir}", "student.init=null", method="minillm")
+    assert "train.batch_records" in _own_settings(cell) and "data.source" not in _own_settings(cell)
+    assert "train.learning_rate" not in _own_settings(cell), "this one is the command line's"
 
 
 @pytest.mark.parametrize("preset", preset_names())

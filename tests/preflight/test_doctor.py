@@ -220,7 +220,7 @@ PLANTED = {
         "budget",
         "warning",
         "below 100 steps on sampled texts",
-        settings=("teacher.model=dir:{teacher}", "teacher.init=null", "student.init=null", "budget.epochs=20"),
+        settings=("teacher.model=dir:{teacher}", "student.init=null", "budget.epochs=20"),
         method="minillm",
     ),
     "few test questions": Planted("power", "warning", "30 test questions and 3 seeds", settings=("eval.limit=30",)),

@@ -114,8 +114,9 @@ def public_config(cell: Cell) -> dict[str, Any]:
 
 def _own_settings(cell: Cell) -> tuple[str, ...]:
     """Settings that the method itself brings along: by its own file, or by what the preset sets for it alone."""
-    own = (f"{cell.name}.yaml", f"preset {cell.asked['preset']}, method {cell.name}")
-    return tuple(sorted(key for key, layer in cell.origin.items() if layer in own and not key.startswith("method.")))
+    own = (f"{cell.name}.yaml", f", method {cell.name}")  # the second closes the name of a preset's layer
+    found = (key for key, layer in cell.origin.items() if layer.endswith(own) and not key.startswith("method."))
+    return tuple(sorted(found))
 
 
 def _student(cell: Cell, training: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> ModelInfo | None:

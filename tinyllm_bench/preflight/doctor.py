@@ -68,7 +68,9 @@ def _judged(cell: Cell, bought: _Bought) -> Finding:
         fix = f"one epoch takes {bought.epoch:,.0f} tokens: raise the budget, or lower data.train_limit or the batch"
     elif cell.method is not None and cell.method.rolls and steps < FEW_SAMPLING_STEPS:
         severity, told = "warning", f"warning below {FEW_SAMPLING_STEPS} steps on sampled texts"
-        fix = f"one step takes {bought.step:,.0f} tokens: raise the budget, or lower student.init or train.batch_records"
+        fix = (
+            f"one step takes {bought.step:,.0f} tokens: raise the budget, or lower student.init or train.batch_records"
+        )
     return Finding(severity=severity, check="budget", where=place(cell), measured=measured, threshold=told, fix=fix)
 
 
@@ -111,7 +113,9 @@ def own_settings(preflight: Preflight) -> list[Finding]:
     """
     found = []
     for cell in preflight.trained:
-        own = {key: value for key, value in parse_yaml(method_defaults(cell.name), cell.name).items() if key != "method"}
+        own = {
+            key: value for key, value in parse_yaml(method_defaults(cell.name), cell.name).items() if key != "method"
+        }
         said = resolve(BenchConfig, [Layer(f"{cell.name}.yaml", own)])
         wanted, now = flatten(said.config), flatten(cell.config)
         common = [key for key in said.origin if cell.origin.get(key, "").startswith("preset ")]
