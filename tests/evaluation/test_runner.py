@@ -2,6 +2,8 @@
 
 import logging
 import random
+import unicodedata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,13 +11,15 @@ import pytest
 from tests.evaluation import fakes
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import Ask
-from tinyllm_bench.data.records import READINGS, Reading
+from tinyllm_bench.data.records import READINGS, Reading, cut_context
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluation import runner
 from tinyllm_bench.evaluation.hf import hf_lm
 from tinyllm_bench.evaluation.request import Asked
 from tinyllm_bench.evaluation.runner import answer
 from tinyllm_bench.evaluation.scoring import score
+from tinyllm_bench.models.tokens import respelled
+from tinyllm_bench.testing.tiny_models import unigram_tokenizer
 
 SAMPLE = Source(kind="sample")
 RECORDS = load_split(SAMPLE, "obqa", "test")
@@ -54,6 +58,56 @@ def test_ties_take_the_first_option_and_are_counted() -> None:
     predictions = answer(lm, asked("cloze"))
     assert {p.answer for p in predictions} == {0}
     assert score(predictions, RECORDS).ties == len(RECORDS)
+
+
+class Writer(fakes.FakeLM):
+    """Writes to each prompt the text of a mapping, as well as its tokenizer can."""
+
+    def __init__(self, tokenizer: Any, texts: dict[str, str]) -> None:
+        super().__init__(write=lambda prompt: " " + respelled(tokenizer, texts[prompt]))
+        self.tokenizer = tokenizer
+
+
+def lossy(alphabet: set[str]) -> Any:
+    """A tokenizer of single characters that loses what T5's does: NFKC, one space for many, no `{}<>~^\\``."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted({c for text in alphabet for c in unicodedata.normalize("NFKC", text)} - set("{}<~^\\` \n\t"))
+    entries = ["<pad>", "</s>", "<unk>", "▁", *letters]
+    backend = Tokenizer(models.Unigram([(entry, -1.0) for entry in entries], unk_id=2))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+# Of the golds of each test split, how many this tokenizer cannot write letter for letter.
+@pytest.mark.parametrize(("task", "lost"), [("piqa", 79), ("arc", 15), ("obqa", 0)])
+def test_a_gold_is_compared_as_the_student_s_tokenizer_writes_it(task: str, lost: int, release: Path) -> None:
+    source = Source(kind="release", folder=str(release))
+    records = load_split(source, task, "test")
+    tokenizer = lossy({choice for record in records for choice in record.choices})
+    assert sum(respelled(tokenizer, record.gold_text) != record.gold_text for record in records) == lost
+    ask = Ask(reading="gen")
+    lm = Writer(tokenizer, {ask.prompt(cut_context(record, 160)): record.gold_text for record in records})
+    ids = tuple(record.id for record in records)
+    predictions = answer(lm, asked("gen", ids, task=task, source=source, match="exact"))
+    assert score(predictions, records).accuracy == 1.0
+    assert all(one.choices_read == tuple(respelled(tokenizer, c) for c in r.choices)
+               for one, r in zip(predictions, records, strict=True))  # fmt: skip
+
+
+def test_exact_match_is_to_the_letter_all_the_same() -> None:
+    ask = Ask(reading="gen")
+    tokenizer = unigram_tokenizer()
+    near = Writer(tokenizer, {ask.prompt(record): record.gold_text + "." for record in RECORDS})
+    assert {one.answer for one in answer(near, asked("gen", match="exact"))} == {None}
 
 
 def test_what_cannot_be_read_is_unparsed() -> None:

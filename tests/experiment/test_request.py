@@ -70,6 +70,11 @@ def test_a_presets_method_part_wins_over_its_common_part_for_that_method_only() 
     assert found.config.method["teacher"] == "terse" and found.origin["method.teacher"].endswith("method dss")
 
 
+def test_exact_match_needs_choices_to_match(tiny_llama_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"eval\.match=exact compares with a choice's text; svamp has none"):
+        one_cell(tiny_llama_dir, "eval.match=exact", "teachers=[]", tasks=("svamp",))
+
+
 def test_what_a_preset_sets_for_a_method_alone_counts_as_the_method_s_own(tiny_llama_dir: Path) -> None:
     cell = one_cell(tiny_llama_dir, f"teacher.model=dir:{tiny_llama_dir}", "student.init=null", method="minillm")
     assert "train.batch_records" in _own_settings(cell) and "data.source" not in _own_settings(cell)

@@ -64,7 +64,11 @@ def read(text: str, choices: Sequence[str]) -> Read:
 
 def to_the_letter(text: str, choices: Sequence[str]) -> Read:
     """Read a text that is a choice's text, white space around it apart, and nothing else: exact match, as released code
-    of the field scores. A text that is no choice's is unparsed."""
+    of the field scores. A text that is no choice's is unparsed.
+
+    `choices` are the texts as the student's tokenizer gives them back (`models.tokens.respelled`): other spellings it
+    cannot write.
+    """
     found = [index for index, choice in enumerate(choices) if choice.strip() == text.strip()]
     return Read(found[0], "to the letter") if found else Read(None, None)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinyllm_bench.answers.codec import Layout
-from tinyllm_bench.answers.parser import Read, read, to_the_letter
+from tinyllm_bench.answers.parser import read, to_the_letter
 from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.answers.voting import POT
 from tinyllm_bench.data.prompts import LABEL
@@ -51,6 +51,9 @@ def _lacking(cell: Cell, one: Prediction, record: TaskRecord) -> Iterator[Differ
             told = f"{len(chars)} finite numbers that are not positive"
             yield Differs(one.record_id, "option_logprobs", list(one.option_logprobs), told)
         return
+    spelled = len(record.choices) if cell.config.eval.match == "exact" and not _by_paths(cell) else 0
+    if len(one.choices_read) != spelled:
+        yield Differs(one.record_id, "choices_read", list(one.choices_read), f"{spelled} texts")
     wanted = _wanted(cell)
     texts = {channel: [s for s in one.samples if s.channel == channel] for channel in wanted}
     found = {c: (sum(not s.drawn for s in said), sum(s.drawn for s in said)) for c, said in texts.items()}
@@ -87,8 +90,7 @@ def answers_again(
         return _paths_again(cell, stored, [records[one.record_id] for one in stored], architecture)
     if cell.reading != "gen":
         return [_ranked_again(one, records[one.record_id]) for one in stored]
-    reader = to_the_letter if cell.config.eval.match == "exact" else read
-    return [_read_again(one, records[one.record_id], reader) for one in stored]
+    return [_read_again(one, records[one.record_id]) for one in stored]
 
 
 def _ranked_again(one: Prediction, record: TaskRecord) -> Prediction:
@@ -97,8 +99,9 @@ def _ranked_again(one: Prediction, record: TaskRecord) -> Prediction:
     return replace(one, answer=index, correct=index == record.gold_key, parsed_by=rule)
 
 
-def _read_again(one: Prediction, record: TaskRecord, reader: Callable[[str, Sequence[str]], Read]) -> Prediction:
-    found = reader(one.samples[0].text, record.choices)
+def _read_again(one: Prediction, record: TaskRecord) -> Prediction:
+    text = one.samples[0].text
+    found = to_the_letter(text, one.choices_read) if one.choices_read else read(text, record.choices)
     return replace(one, answer=found.key, correct=found.key == record.gold_key, parsed_by=found.rule)
 
 

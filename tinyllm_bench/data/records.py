@@ -179,7 +179,8 @@ class Prediction:
     """One answered question. `answer` is a choice's index or a number's key, None when nothing could be read (wrong).
 
     `option_logprobs` are natural-log probabilities of the options' texts (cloze) or letters (mc), `option_chars` their
-    lengths in characters; both are empty in `gen`.
+    lengths in characters; both are empty in `gen`. `choices_read` are the choices as the student's tokenizer gives them
+    back, where the written answer must be one of them to the letter; empty elsewhere.
     """
 
     record_id: str
@@ -189,6 +190,7 @@ class Prediction:
     option_logprobs: tuple[float, ...] = ()
     option_chars: tuple[int, ...] = ()
     samples: tuple[Sample, ...] = ()
+    choices_read: tuple[str, ...] = ()
     parsed_by: str | None = None
     stopped: str | None = None
 

@@ -25,6 +25,7 @@ from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Prediction, Sample
 from tinyllm_bench.evaluation import task_yaml
 from tinyllm_bench.evaluation.scoring import best
+from tinyllm_bench.models.tokens import respelled
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -65,7 +66,9 @@ def answer(lm: LM, asked: Asked) -> list[Prediction]:
         )
     logged = {sample["doc"]["id"]: sample for sample in results["samples"][name]}
     finished: Mapping[str, Finish] = getattr(lm, "finished", {})
-    return [_prediction(asked, logged[name], finished) for name in asked.ids]
+    # the tokenizer of a proxy is loaded when it is first read: only exact match needs it
+    tokenizer = lm.tokenizer if asked.match == "exact" and asked.reading == "gen" else None
+    return [_prediction(asked, logged[name], finished, tokenizer) for name in asked.ids]
 
 
 def build_task(asked: Asked) -> ConfigurableTask:
@@ -122,11 +125,14 @@ def _built_in_manager(home: Path) -> Any:
     return TaskManager(include_path=str(home), include_defaults=False)
 
 
-def _prediction(asked: Asked, sample: Mapping[str, Any], finished: Mapping[str, Finish]) -> Prediction:
+def _prediction(
+    asked: Asked, sample: Mapping[str, Any], finished: Mapping[str, Finish], tokenizer: Any = None
+) -> Prediction:
     doc, prompt = sample["doc"], sample["arguments"][0][0]
     assert not asked.shots or prompt.count(doc["prompt"]) == 1, f"{doc['id']} is among its own few-shot examples"
     if asked.reading == "gen":
-        return _generated(doc, sample["resps"][0][0], finished.get(prompt), match=asked.match)
+        spelled = tuple(respelled(tokenizer, choice) for choice in doc["choices"]) if asked.match == "exact" else ()
+        return _generated(doc, sample["resps"][0][0], finished.get(prompt), spelled)
     logprobs = tuple(float(response[0][0]) for response in sample["resps"])
     chars = tuple(len(option) for option in doc["options"])
     if not all(map(math.isfinite, logprobs)):
@@ -147,14 +153,16 @@ def _prediction(asked: Asked, sample: Mapping[str, Any], finished: Mapping[str, 
     )
 
 
-def _generated(doc: Mapping[str, Any], text: str, finish: Finish | None, *, match: str) -> Prediction:
-    found = to_the_letter(text, doc["choices"]) if match == "exact" else read(text, doc["choices"])
+def _generated(doc: Mapping[str, Any], text: str, finish: Finish | None, spelled: tuple[str, ...]) -> Prediction:
+    """`spelled`: the choices one of which the text must be, to the letter; empty where the parser reads."""
+    found = to_the_letter(text, spelled) if spelled else read(text, doc["choices"])
     return Prediction(
         record_id=doc["id"],
         reading="gen",
         answer=found.key,
         correct=found.key == doc["gold"],
         samples=(Sample(channel=LABEL, text=text, tokens=finish.tokens if finish else None),),
+        choices_read=spelled,
         parsed_by=found.rule,
         stopped="limit" if finish and finish.hit_limit else "stop",
     )

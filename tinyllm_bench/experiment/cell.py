@@ -344,6 +344,8 @@ def _cell(
     reading = choose_reading(config.eval.reading, info.readings, method.readings if method is not None else READINGS)
     if config.data.cut_tokens and reading != "gen":
         raise UserError(f"data.cut_tokens cuts prompts of generated answers; reading {reading} ranks options: drop one")
+    if config.eval.match == "exact" and not load_split(source, info.name, "test")[0].choices:
+        raise UserError(f"eval.match=exact compares with a choice's text; {info.name} has none: set eval.match=parser")
     backend_for(config.backend.engine, reading, is_encoder_decoder(student, runs=request.runs))
     for filter_name in config.annotations.filters:  # each alone: the first that rejects would hide an unknown one
         rejected_by("", (filter_name,))

@@ -104,8 +104,8 @@ def load_predictions(file: Path) -> list[Prediction]:
 
 
 def _read(row: dict[str, Any]) -> Prediction:
-    row = {**row, "option_logprobs": tuple(row["option_logprobs"]), "option_chars": tuple(row["option_chars"])}
-    return Prediction(**{**row, "samples": tuple(Sample(**sample) for sample in row["samples"])})
+    lists = {name: tuple(row[name]) for name in ("option_logprobs", "option_chars", "choices_read")}
+    return Prediction(**{**row, **lists, "samples": tuple(Sample(**sample) for sample in row["samples"])})
 
 
 def predictions_digest(predictions: Sequence[Prediction]) -> str:

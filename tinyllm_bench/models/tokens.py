@@ -96,6 +96,16 @@ class Encoder:
         return tuple(self.tokenizer(text)["input_ids"])
 
 
+def respelled(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """A text as a student with this tokenizer can at best write it: decode(encode(text)), special tokens left out.
+
+    T5's tokenizer makes one space of many, writes `²` as `2` and has no braces: a text that is compared to the letter
+    must have gone through it, as golds do in the released code of TinyLLM (`compute_metrics_text`).
+    """
+    ids = tokenizer(text)["input_ids"]
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
 def cut_behind(ids: Sequence[int], size: int, end: int | None) -> list[int]:
     """The first `size` ids; an end token that closed them stays the last, as tokenizers truncate."""
     if len(ids) <= size:
