@@ -9,9 +9,9 @@ whose teacher saw it carry `gold_visible`, and the row says so.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tinyllm_bench import (
     LABEL,
@@ -41,6 +41,12 @@ class DssConfig(MethodConfig):
     label_weight: float = Field(1.0, ge=0)
     rationale_weight: float = Field(1.0, ge=0)
 
+    @model_validator(mode="after")
+    def _teaches_something(self) -> Self:
+        if not self.label_weight and not self.rationale_weight:
+            raise ValueError("label_weight and rationale_weight are both 0: there is nothing to learn; set one above 0")
+        return self
+
 
 class Dss(Method):
     """Learn the gold answer and one teacher's rationale."""
@@ -49,24 +55,28 @@ class Dss(Method):
     Config = DssConfig
 
     def needs(self) -> Needs:
-        """Recorded or written rationales."""
-        return Needs(annotations=frozenset({"rationale"}))
+        """Recorded or written rationales, where they have a weight."""
+        return Needs(annotations=frozenset({"rationale"} if self.config.rationale_weight else ()))
 
     def uses(self, teachers: Sequence[str]) -> tuple[str, ...]:
-        """The one teacher: the only one given, or `method.dss.teacher`."""
+        """The one teacher: the only one given, or `method.dss.teacher`; none where rationales have no weight."""
+        if not self.config.rationale_weight:
+            return ()
         return (choose_teacher("dss", self.config.teacher, teachers),)
 
     def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
-        """The label, and the rationale where the teacher gave a usable one."""
-        return label_and_rationales(record, annotations, ask)
+        """The label, and the rationale where the teacher gave a usable one; nothing whose weight is 0."""
+        return [
+            example for example in label_and_rationales(record, annotations, ask) if self._weight(example.channel) > 0
+        ]
 
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
         """Weighted cross-entropies of label and rationale."""
-        weight = {LABEL: self.config.label_weight}
         sums = channel_cross_entropy(batch, student)
-        return [
-            Term(channel, weight.get(channel, self.config.rationale_weight), total) for channel, total in sums.items()
-        ]
+        return [Term(channel, self._weight(channel), total) for channel, total in sums.items()]
+
+    def _weight(self, channel: str) -> float:
+        return self.config.label_weight if channel == LABEL else self.config.rationale_weight
 
 
 METHOD = Dss

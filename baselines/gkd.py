@@ -4,6 +4,9 @@ L = (1 - lambda) E_(x,y)~D [D(p, q)] + lambda E_x~D, y~q [D(p, q)], without a gr
 Paper: Agarwal et al., arXiv:2306.13649: D is the generalized JSD(beta), lambda in {0, 0.5, 1}, texts drawn at
 temperature 1, and the student starts from supervised fine-tuning. Each question's text is the student's with
 probability lambda, from a seed of its own (TRL decides once per batch and process).
+D of a text is the mean over its tokens, as the paper defines it (equation 2): `average: sequence`, where every text
+counts the same. `average: token` is the mean over all tokens of a mini-batch; TRL has it, of a micro-batch and process.
+With lambda 0 it is `kd` with alpha 1, the same divergence and the same `average`, to the byte.
 Scale: JSD(beta) falls to 0 with beta and with 1 - beta; `divergence.normalize` divides that out (see
 `DivergenceConfig`). TRL and Liger read beta 0 and 1 as forward and reverse KL: set `divergence.kind` for these.
 Special cases: ImitKD (forward KL, lambda < 1); with lambda 1 and reverse KL, on-policy distillation with every token's
@@ -21,6 +24,7 @@ from tinyllm_bench import (
     LABEL,
     Annotation,
     Ask,
+    Average,
     CrossTokenizer,
     DivergenceConfig,
     Example,
@@ -34,6 +38,7 @@ from tinyllm_bench import (
     TeacherSignal,
     Term,
     annotations_for,
+    averaged,
     channel_sums,
     check_one_divergence,
     choose_teacher,
@@ -53,12 +58,13 @@ if TYPE_CHECKING:
 
 
 class GkdConfig(MethodConfig):
-    """Settings: student_share is lambda; temperature is that of drawing, never of the loss; max_new_tokens bounds a
-    drawn text."""
+    """Settings: student_share is lambda; average: the mean of the loss, over a text's tokens and then over texts, or
+    over all tokens; temperature is that of drawing, never of the loss; max_new_tokens bounds a drawn text."""
 
     teacher: str | None = None
     student_share: float = Field(0.5, ge=0, le=1)
     divergence: DivergenceConfig = DivergenceConfig(kind="jsd")
+    average: Average = "sequence"
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(64, ge=1)
     response: Response = "answer"
@@ -86,7 +92,7 @@ class Gkd(Method):
         config = self.config
         signal = "on_policy" if config.student_share else signal_for(config.divergence, config.cross_tokenizer)
         same = config.cross_tokenizer == "none"
-        return Needs(annotations=annotations_for(config.response), signal=signal, same_tokenizer=same)
+        return Needs(annotations=annotations_for(self._given), signal=signal, same_tokenizer=same)
 
     def uses(self, teachers: Sequence[str]) -> tuple[str, ...]:
         """The one teacher: the only one given, or `method.gkd.teacher`."""
@@ -94,7 +100,12 @@ class Gkd(Method):
 
     def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
         """The data set's response."""
-        return response_examples(record, annotations, ask, self.config.response)
+        return response_examples(record, annotations, ask, self._given)
+
+    @property
+    def _given(self) -> Response:
+        """What is trained where the student does not draw; with lambda 1 only its prompt is, which all share."""
+        return "answer" if self.config.student_share == 1 else self.config.response
 
     def rollout(self, group: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step) -> "list[Group]":
         """Replace a share lambda of the responses by the student's own."""
@@ -120,8 +131,9 @@ class Gkd(Method):
         assert teacher is not None
         config = self.config
         divergence = divergence_from(teacher, batch, config.divergence, config.cross_tokenizer, step.note)
-        (sums,) = channel_sums(batch, student, [divergence], whole_items=config.cross_tokenizer != "none")
-        return [Term(channel, 1.0, total) for channel, total in sums.items()]
+        losses = averaged([divergence], batch, config.average)
+        (sums,) = channel_sums(batch, student, losses, whole_items=config.cross_tokenizer != "none")
+        return [Term(channel, 1.0, total, per=config.average) for channel, total in sums.items()]
 
     def probe(
         self, groups: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step

@@ -7,6 +7,8 @@ after the same words. Papers: Hinton et al., arXiv:1503.02531; for language mode
 (arXiv:2306.13649) with lambda 0, with `adaptive_kl` AKL (arXiv:2404.02657).
 y is the gold answer, a rationale and the gold answer, or what the teacher answers (`response`; the last is what the
 released scripts of MiniLLM call SeqKD: teacher text and word-level KD).
+Both means are over all target tokens of a mini-batch, as in MiniLLM's released baseline; with `average: sequence` over
+each text's tokens and then over texts, as GKD's paper has it.
 A teacher with another tokenizer is read through `cross_tokenizer` (`tinyllm_bench/training/cross_losses.py`); the
 divergence is then that method's own.
 Differences: the released code of MiniLLM's baseline logs -sum p log q, which is no divergence; here D is one and falls
@@ -21,6 +23,7 @@ from pydantic import Field, model_validator
 from tinyllm_bench import (
     Annotation,
     Ask,
+    Average,
     CrossTokenizer,
     DivergenceConfig,
     Example,
@@ -34,6 +37,7 @@ from tinyllm_bench import (
     TeacherSignal,
     Term,
     annotations_for,
+    averaged,
     channel_sums,
     check_one_divergence,
     choose_teacher,
@@ -49,11 +53,13 @@ if TYPE_CHECKING:
 
 
 class KdConfig(MethodConfig):
-    """Settings: teacher, if several are given; alpha weighs the divergence, 1 - alpha the cross-entropy."""
+    """Settings: teacher, if several are given; alpha weighs the divergence, 1 - alpha the cross-entropy; average:
+    the mean of both, over all target tokens, or over a text's tokens and then over texts."""
 
     teacher: str | None = None
     alpha: float = Field(0.5, ge=0, le=1)
     divergence: DivergenceConfig = DivergenceConfig()
+    average: Average = "token"
     response: Response = "answer"
     cross_tokenizer: CrossTokenizer = "none"
 
@@ -75,8 +81,10 @@ class Kd(Method):
         return readings_for(self.config.response)
 
     def needs(self) -> Needs:
-        """The teacher's distributions, and the texts that responses are made of."""
+        """The teacher's distributions, where they have a weight, and the texts that responses are made of."""
         config = self.config
+        if config.alpha == 0:
+            return Needs(annotations=annotations_for(config.response))
         return Needs(
             annotations=annotations_for(config.response),
             signal=signal_for(config.divergence, config.cross_tokenizer),
@@ -84,7 +92,9 @@ class Kd(Method):
         )
 
     def uses(self, teachers: Sequence[str]) -> tuple[str, ...]:
-        """The one teacher: the only one given, or `method.kd.teacher`."""
+        """The one teacher: the only one given, or `method.kd.teacher`; none with alpha 0 and the gold answer."""
+        if self.config.alpha == 0 and self.config.response == "answer":
+            return ()
         return (choose_teacher("kd", self.config.teacher, teachers),)
 
     def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
@@ -93,12 +103,18 @@ class Kd(Method):
 
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
         """(1 - alpha) * CE + alpha * D, both from one pass of the student."""
-        assert teacher is not None
-        config = self.config
-        divergence = divergence_from(teacher, batch, config.divergence, config.cross_tokenizer, step.note)
-        losses = [cross_entropy_of(batch), divergence]
-        label_sums, sums = channel_sums(batch, student, losses, whole_items=config.cross_tokenizer != "none")
-        return [Term(c, 1.0, (1 - config.alpha) * label_sums[c] + config.alpha * sums[c]) for c in sums]
+        config, parts, crosses = self.config, [], False
+        if config.alpha < 1:
+            parts.append((1 - config.alpha, cross_entropy_of(batch)))
+        if config.alpha > 0:
+            assert teacher is not None
+            divergence = divergence_from(teacher, batch, config.divergence, config.cross_tokenizer, step.note)
+            parts.append((config.alpha, divergence))
+            crosses = config.cross_tokenizer != "none"
+        weights, losses = zip(*parts, strict=True)
+        found = channel_sums(batch, student, averaged(losses, batch, config.average), whole_items=crosses)
+        totals = {c: sum(w * sums[c] for w, sums in zip(weights, found, strict=True)) for c in batch.channels}
+        return [Term(channel, 1.0, total, per=config.average) for channel, total in totals.items()]
 
 
 METHOD = Kd

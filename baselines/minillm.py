@@ -41,7 +41,6 @@ from tinyllm_bench import (
     TaskRecord,
     TeacherSignal,
     Term,
-    annotations_for,
     channel_sums,
     choose_teacher,
     clipped_policy_loss_NT,
@@ -138,21 +137,21 @@ class Minillm(Method):
         return self.config.inner_epochs
 
     def needs(self) -> Needs:
-        """The teacher itself, and plain text where L_PT counts."""
-        return Needs(
-            annotations=annotations_for(self.config.response),
-            signal="on_policy",
-            same_tokenizer=True,
-            plain_text=self.config.plain_weight > 0,
-        )
+        """The teacher itself, and plain text where L_PT counts; no response is ever read, since all are drawn."""
+        return Needs(signal="on_policy", same_tokenizer=True, plain_text=self.config.plain_weight > 0)
+
+    @property
+    def reads_teacher(self) -> bool:
+        """For Single, and for the share of L_PT that is KL; what Long needs was told when the texts were drawn."""
+        return self.config.single_weight > 0 or (self.config.plain_weight > 0 and self.config.plain_kd > 0)
 
     def uses(self, teachers: Sequence[str]) -> tuple[str, ...]:
         """The one teacher: the only one given, or `method.minillm.teacher`."""
         return (choose_teacher("minillm", self.config.teacher, teachers),)
 
     def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
-        """The data set's response; only its prompt is kept, the rollout writes another."""
-        return response_examples(record, annotations, ask, self.config.response)
+        """The data set's answer; only its prompt is kept, the rollout writes another response."""
+        return response_examples(record, annotations, ask, "answer")
 
     def rollout(self, group: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step) -> "list[Group]":
         """Draw every response anew, and give each of its tokens an advantage."""
@@ -197,12 +196,16 @@ class Minillm(Method):
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
         """Long + single_weight * Single of drawn texts, and L_PT of plain ones."""
         assert teacher is not None
-        config, found, size = self.config, teacher.on(batch), teacher.vocabulary
-        single = divergence_of(found, DivergenceConfig(kind="reverse_kl"), vocabulary=size)
-        kept = divergence_of(found, DivergenceConfig(kind="forward_kl"), vocabulary=size)
-        losses = [self._drawn_loss(batch, single, size)]
-        if PLAIN in batch.channels:
-            losses += [cross_entropy_of(batch), *([kept] if config.plain_kd else [])]
+        config, size = self.config, teacher.vocabulary
+        has_plain = PLAIN in batch.channels
+        single = kept = None
+        if config.single_weight or (has_plain and config.plain_kd):
+            found = teacher.on(batch)
+            single = divergence_of(found, DivergenceConfig(kind="reverse_kl"), vocabulary=size)
+            kept = divergence_of(found, DivergenceConfig(kind="forward_kl"), vocabulary=size)
+        losses = [self._drawn_loss(batch, single if config.single_weight else None, size)]
+        if has_plain:
+            losses += [cross_entropy_of(batch), *([kept] if kept and config.plain_kd else [])]
         drawn, *plain = channel_sums(batch, student, losses)
         terms = [Term(channel, 1.0, total) for channel, total in drawn.items() if channel != PLAIN]
         if plain:
@@ -211,7 +214,7 @@ class Minillm(Method):
             terms.append(Term(PLAIN, config.plain_weight, total))
         return terms
 
-    def _drawn_loss(self, batch: "Batch", single: PerPosition, vocabulary: int | None) -> PerPosition:
+    def _drawn_loss(self, batch: "Batch", single: PerPosition | None, vocabulary: int | None) -> PerPosition:
         config = self.config
         logq_N, logp_N, advantages_N = (batch.drawn_N(name) for name in ("logq", "logp", "advantage"))
 
@@ -220,6 +223,8 @@ class Minillm(Method):
             ratio_N = importance_log_weight_NT(new_N, logq_N[rows], logp_N[rows], config.teacher_mix)
             epsilon = float("inf") if config.epsilon is None else config.epsilon
             long_N = clipped_policy_loss_NT(ratio_N, advantages_N[rows], epsilon=epsilon)
+            if single is None:
+                return long_N
             weights_N = config.single_weight * (ratio_N.detach().exp() if config.weigh_single else 1.0)
             return long_N + weights_N * single(logits_NV, rows)
 

@@ -9,9 +9,9 @@ term. Each cross-entropy is the token mean over the whole mini-batch, not over a
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tinyllm_bench import (
     LABEL,
@@ -45,6 +45,12 @@ class TinyllmConfig(MethodConfig):
     gamma: Weight = 1.0
     alpha: Weight | dict[str, Weight] = 1.0
 
+    @model_validator(mode="after")
+    def _teaches_something(self) -> Self:
+        if not self.gamma and self.alpha == 0:
+            raise ValueError("gamma and alpha are both 0: there is nothing to learn; set one above 0")
+        return self
+
 
 class Tinyllm(Method):
     """Learn the gold answer and every teacher's rationale."""
@@ -53,18 +59,20 @@ class Tinyllm(Method):
     Config = TinyllmConfig
 
     def needs(self) -> Needs:
-        """Recorded or written rationales."""
-        return Needs(annotations=frozenset({"rationale"}))
+        """Recorded or written rationales, where they have a weight."""
+        return Needs(annotations=frozenset() if self.config.alpha == 0 else frozenset({"rationale"}))
 
     def uses(self, teachers: Sequence[str]) -> tuple[str, ...]:
-        """Every teacher given; a weight for one that is not given is an error."""
+        """Every teacher given that has a weight; a weight for one that is not given is an error."""
         if isinstance(self.config.alpha, dict):
             unknown_teachers("tinyllm", self.config.alpha, teachers)
-        return super().uses(teachers)
+        return tuple(key for key in super().uses(teachers) if self._weight(rationale_channel(key)) > 0)
 
     def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
-        """The label, and one rationale example per teacher that gave a usable one."""
-        return label_and_rationales(record, annotations, ask)
+        """The label, and one rationale example per teacher that gave a usable one; nothing whose weight is 0."""
+        return [
+            example for example in label_and_rationales(record, annotations, ask) if self._weight(example.channel) > 0
+        ]
 
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
         """gamma * CE of the label + sum over teachers of alpha^m * CE of the rationale."""

@@ -58,10 +58,12 @@ if TYPE_CHECKING:
     from tinyllm_bench.training.divergences import DivergenceConfig as DivergenceConfig
     from tinyllm_bench.training.divergences import divergence_of as divergence_of
     from tinyllm_bench.training.losses import PerPosition as PerPosition
+    from tinyllm_bench.training.losses import averaged as averaged
     from tinyllm_bench.training.losses import channel_cross_entropy as channel_cross_entropy
     from tinyllm_bench.training.losses import channel_sums as channel_sums
     from tinyllm_bench.training.losses import cross_entropy_N as cross_entropy_N
     from tinyllm_bench.training.losses import cross_entropy_of as cross_entropy_of
+    from tinyllm_bench.training.method import Average as Average
     from tinyllm_bench.training.method import Decoding as Decoding
     from tinyllm_bench.training.method import Method as Method
     from tinyllm_bench.training.method import MethodConfig as MethodConfig
@@ -100,10 +102,10 @@ _MODULES = {
     "data.sources": "Source load_rationales load_split",
     "answers.voting": "COT POT Policy",
     "models.lm": "LM",
-    "training.method": "Decoding Method MethodConfig Needs Step "
+    "training.method": "Average Decoding Method MethodConfig Needs Step "
     "TeacherSignal Term choose_teacher label_and_rationales unknown_teachers",
     "training.batching": "Batch Group",
-    "training.losses": "PerPosition channel_cross_entropy channel_sums cross_entropy_N cross_entropy_of",
+    "training.losses": "PerPosition averaged channel_cross_entropy channel_sums cross_entropy_N cross_entropy_of",
     "training.divergences": "DivergenceConfig divergence_of",
     "training.distributions": "CrossTokenizer check_one_divergence divergence_from signal_for",
     "training.responses": "Response annotations_for readings_for response_examples",

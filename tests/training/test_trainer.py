@@ -10,7 +10,9 @@ from tests.learning import gradients, make_groups, make_method, make_trainer, ru
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_checked
 from tinyllm_bench.models.lm import LM
+from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.testing.tiny_models import tiny_llama as make_llama
+from tinyllm_bench.training.batching import Group
 from tinyllm_bench.training.budget import Plan, make_plan
 from tinyllm_bench.training.checkpoint import kept_random_state
 from tinyllm_bench.training.trainer import Trainer
@@ -113,19 +115,94 @@ def test_channel_means_are_over_the_whole_mini_batch(tiny_llama: tuple[Any, Any]
     assert trained.first_loss == pytest.approx(wanted, rel=1e-5)
 
 
-def test_weights_of_a_method_scale_its_channels(tmp_path: Path) -> None:
-    from tinyllm_bench.base.plugins import load_method
+@pytest.mark.parametrize("average", ["sequence", "token"])
+@pytest.mark.parametrize("name", ["gkd", "kd"])
+def test_a_loss_is_a_mean_over_texts_or_over_tokens(name: str, average: str, tmp_path: Path) -> None:
+    """One text of 64 tokens beside three of 4: a third or more of all tokens, and a quarter of the texts.
 
-    kind = load_method("tinyllm")
+    GKD's paper (arXiv:2306.13649, equation 2) takes each text's mean first; the reference here is in float64, text by
+    text, and the trainer has it in several micro-batches.
+    """
     model, tokenizer = make_llama()
-    silent = kind(kind.Config(alpha={"terse": 0.0, "stepwise": 0.0}))
-    groups = make_groups(silent, tokenizer)
-    floor = make_groups(make_method("finetune"), tokenizer)
-    first = gradients(make_trainer(model, tokenizer, silent, groups, tmp_path / "a"))
-    model.zero_grad()
-    second = gradients(make_trainer(model, tokenizer, make_method("finetune"), floor, tmp_path / "b"))
-    for key in first:
-        torch.testing.assert_close(first[key], second[key], rtol=1e-4, atol=1e-6)
+    model = model.double()
+    settings: dict[str, Any] = {"student_share": 0.0} if name == "gkd" else {"alpha": 1.0}
+    method = make_method(name, average=average, divergence={"kind": "jsd"}, **settings)
+    texts = [tuple(range(20, 84)), (5, 6, 7, 8), (9, 8, 7, 6), (11, 12, 13, 14)]
+    groups = [Group(f"r{n}", (Encoded(f"r{n}", "label", (3, 4, n), text, False),)) for n, text in enumerate(texts)]
+    trainer = make_trainer(model, tokenizer, method, groups, tmp_path, micro_batch_tokens=12)
+    lm, signal, means, tokens = LM(model), trainer.teacher, [], 0
+    for group in groups:
+        batch = trainer.collator.collate(trainer.collator.rows(group.items))
+        q, p = (one.logits(one.at_targets(batch)).log_softmax(-1) for one in (lm, signal.lm))
+        m = (0.5 * (q.exp() + p.detach().exp())).log()
+        value = 0.5 * (p.detach().exp() * (p.detach() - m)).sum(-1) + 0.5 * (q.exp() * (q - m)).sum(-1)
+        means.append(value.mean() if average == "sequence" else value.sum())
+        tokens += len(value)
+    wanted = torch.stack(means).sum() / (len(texts) if average == "sequence" else tokens)
+    grads = torch.autograd.grad(wanted, list(model.parameters()))
+    found = gradients(trainer)
+    assert trainer.state.losses[0] == pytest.approx(float(wanted.detach()), rel=1e-6)
+    for (key, _), grad in zip(trainer.module.named_parameters(), grads, strict=True):
+        torch.testing.assert_close(found[key], grad, rtol=0, atol=1e-6 * float(grad.abs().max()))
+
+
+def test_gkd_averages_per_sequence_and_kd_per_token_by_default() -> None:
+    assert make_method("gkd").config.average == "sequence"
+    assert make_method("kd").config.average == "token"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "channels"),
+    [
+        ("tinyllm", {"alpha": 0.0}, {"label"}),
+        ("tinyllm", {"alpha": {"terse": 0.0}}, {"label", "rationale:stepwise"}),
+        ("tinyllm", {"gamma": 0.0}, {"rationale:terse", "rationale:stepwise"}),
+        ("dss", {"rationale_weight": 0.0}, {"label"}),
+        ("dss", {"label_weight": 0.0}, {"rationale:terse"}),
+        ("mixed_distillation", {"pot_weight": 0.0, "policy": "single_cot"}, {"cot"}),
+        ("mixed_distillation", {"cot_weight": 0.0, "policy": "single_pot"}, {"pot"}),
+    ],
+)
+def test_a_channel_without_a_weight_is_not_taught(
+    name: str, settings: dict[str, Any], channels: set[str], tmp_path: Path
+) -> None:
+    model, tokenizer = make_llama()
+    method = make_method(name, **settings)
+    groups = make_groups(method, tokenizer)
+    trainer = make_trainer(model, tokenizer, method, groups, tmp_path)
+    trained = trainer.run()
+    assert trained.tokens_by_channel.keys() == channels
+    assert trained.tokens == sum(item.tokens for group in groups for item in group.items)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("tinyllm", {"alpha": 0.0, "gamma": 0.0}),
+        ("dss", {"label_weight": 0.0, "rationale_weight": 0.0}),
+        ("mixed_distillation", {"cot_weight": 0.0, "pot_weight": 0.0}),
+    ],
+)
+def test_nothing_to_learn_is_refused(name: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="both 0: there is nothing"):
+        make_method(name, **settings)
+
+
+def test_a_teacher_that_no_loss_reads_is_not_run_and_not_charged(tmp_path: Path) -> None:
+    """On-policy distillation (Single left out) asks the teacher while texts are drawn, and not again."""
+    flops = []
+    for number, single in enumerate((0.0, 1.0)):
+        model, tokenizer = make_llama()
+        method = make_method("minillm", single_weight=single)
+        groups = make_groups(method, tokenizer)
+        trainer = make_trainer(model, tokenizer, method, groups, tmp_path / str(number))
+        read: list[Any] = []
+        on = trainer.teacher.on
+        trainer.teacher.on = lambda batch, read=read, on=on: read.append(batch) or on(batch)
+        trained = trainer.run()
+        assert bool(read) == bool(single)
+        flops.append((trained.flops, trained.computed_tokens))
+    assert flops[1][0] - flops[0][0] == 2 * trainer.teacher.parameters * flops[0][1]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_fix(tmp_path: Path) -> None:

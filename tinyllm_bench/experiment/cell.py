@@ -192,7 +192,8 @@ def _method(
     teachers, notes = text_teachers(config, method, info.name, request.runs)
     if not config.budget.is_one:
         raise UserError(f"set exactly one of {', '.join(f'budget.{key}' for key in BUDGETS)} (the others to null)")
-    if not teachers and not method.needs().annotations.isdisjoint({"rationale", "program"}):
+    # without such a note there is none because none has a weight
+    if not teachers and notes and not method.needs().annotations.isdisjoint({"rationale", "program"}):
         kinds = " and ".join(f"{kind}s" for kind in sorted(method.needs().annotations - {"response"}))
         raise UserError(f"{name} needs {kinds} and no teacher has any for task {task}")
     label = f"{name} ({variant})" if variant else name

@@ -136,7 +136,8 @@ class Training:
     def rates(self) -> FlopsPerToken:
         """FLOPs of a token, as the trainer counts them."""
         teacher = self.teacher_in_memory
-        return flops_per_token(self.lm, 0 if teacher is None else sum(p.numel() for p in teacher.parameters()))
+        theirs = 0 if teacher is None else sum(p.numel() for p in teacher.parameters())
+        return flops_per_token(self.lm, theirs, reads_teacher=self.method.reads_teacher)
 
     def measured_lengths(self, tokens: Mapping[str, float]) -> None:
         """Take lengths of drawn texts that were measured."""
@@ -187,7 +188,7 @@ class Training:
 
     def work_of(self, rows: Sequence[Row]) -> float:
         """Floating-point operations of a micro-batch: thrice the student's reading, and the teacher's."""
-        teacher = self._sizes[1]
+        teacher = self._sizes[1] if self.method.reads_teacher else None
         return 3 * self._sizes[0].forward(rows) + (teacher.forward(rows) if teacher else 0.0)
 
     @cached_property

@@ -102,8 +102,9 @@ def _flops(preflight: Preflight, cell: Cell) -> float:
     """FLOPs of one student token in training."""
     student, signal = preflight.student(cell), own_signal(cell)
     teacher = None if signal is None else preflight.model(signal)
-    assert student is not None
-    return flops_per_token(LM(student.model), 0 if teacher is None else parameter_count(teacher.model))[0]
+    assert student is not None and cell.method is not None
+    theirs = 0 if teacher is None else parameter_count(teacher.model)
+    return flops_per_token(LM(student.model), theirs, reads_teacher=cell.method.reads_teacher).trained
 
 
 def own_settings(preflight: Preflight) -> list[Finding]:

@@ -6,6 +6,7 @@ folder. Times of a busy machine are as they are met; the median of repeated ones
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -233,7 +234,7 @@ class _Trial:
     def _micro(self, rows: list[Row]) -> float:
         """Seconds of a micro-batch, forward and backward."""
         items = [branch.item for row in rows for branch in row.branches]
-        step = trial_step(tokens=count_by_channel(items))
+        step = replace(trial_step(tokens=count_by_channel(items)), examples=Counter(item.channel for item in items))
         self.trainer.training_mode()
         took, _ = _timed(lambda: self.trainer.micro(rows, step, {}))
         self.trainer.optimizer.zero_grad(set_to_none=True)

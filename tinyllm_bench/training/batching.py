@@ -3,6 +3,7 @@
 Shape suffixes: B rows, T positions, D decoder rows of an encoder-decoder, N target positions.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
@@ -144,3 +145,8 @@ def _until(rows: Sequence[Sequence[int]]) -> Tensor:
 def count_targets(groups: Sequence[Group]) -> Mapping[str, int]:
     """Target tokens per channel of a mini-batch."""
     return count_by_channel([item for group in groups for item in group.items])
+
+
+def count_examples(groups: Sequence[Group]) -> Mapping[str, int]:
+    """Examples per channel of a mini-batch."""
+    return Counter(item.channel for group in groups for item in group.items)

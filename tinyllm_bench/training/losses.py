@@ -4,6 +4,7 @@ Shape suffixes: N target positions, V vocabulary, C channels.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ PerPosition = Callable[[Tensor, slice], Tensor]
 if TYPE_CHECKING:
     from tinyllm_bench.models.lm import LM
     from tinyllm_bench.training.batching import Batch
+    from tinyllm_bench.training.method import Average
 
 
 def cross_entropy_N(logits_NV: Tensor, target_ids_N: Tensor) -> Tensor:
@@ -35,6 +37,19 @@ def channel_cross_entropy(batch: "Batch", student: "LM") -> dict[str, Tensor]:
 def cross_entropy_of(batch: "Batch") -> PerPosition:
     """Token cross-entropy of a chunk of the batch's target positions."""
     return lambda logits_NV, rows: cross_entropy_N(logits_NV, batch.target_ids_N[rows])
+
+
+def averaged(losses: Sequence[PerPosition], batch: "Batch", per: "Average") -> list[PerPosition]:
+    """Losses per position for terms that are divided per token (as they are) or per sequence: over the example's
+    target tokens, so that their sum is the sum of the examples' own means."""
+    if per == "token":
+        return list(losses)
+    lengths_N = torch.bincount(batch.item_N)[batch.item_N]
+    return [partial(_shared_out, loss, lengths_N) for loss in losses]
+
+
+def _shared_out(loss: PerPosition, lengths_N: Tensor, logits_NV: Tensor, rows: slice) -> Tensor:
+    return loss(logits_NV, rows) / lengths_N[rows]
 
 
 def channel_sums(

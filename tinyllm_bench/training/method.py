@@ -29,12 +29,20 @@ class MethodConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Average = Literal["token", "sequence"]
+
+
 class Term(NamedTuple):
-    """One summand of a loss. The trainer divides `sum` by the channel's target tokens in the whole mini-batch."""
+    """One summand of a loss, which the trainer divides by what the whole mini-batch has of its channel.
+
+    per: `token`, `sum` is over target tokens and divided by their number; `sequence`, it is over examples, each of them
+    the mean over its own target tokens, and divided by the number of examples.
+    """
 
     channel: str
     weight: float
     sum: Tensor
+    per: Average = "token"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +65,13 @@ class Needs:
 class Step:
     """What a method may know of the optimiser step it is in.
 
-    total: steps of the whole run, an estimate where lengths are not known yet; tokens: target tokens per channel of
-    this mini-batch over all processes; all_reduce sums a tensor over processes; seed_of(group.key) seeds anything
-    random, so that results do not depend on batching and a question that stands twice in a round is drawn twice;
-    note(name, sum, count) puts a mean into the metrics; reread(groups) gives a rollout's groups back with log q of
-    their drawn tokens (`drawn["logq"]`) as the forward pass of training computes it, in the very micro-batches that
-    are trained, so that the importance ratio of the first inner step is 1. Processes call all_reduce and reread alike.
+    total: steps of the whole run, an estimate where lengths are not known yet; tokens and examples: target tokens
+    and examples per channel of this mini-batch over all processes; all_reduce sums a tensor over processes;
+    seed_of(group.key) seeds anything random, so that results do not depend on batching and a question that stands
+    twice in a round is drawn twice; note(name, sum, count) puts a mean into the metrics; reread(groups) gives a
+    rollout's groups back with log q of their drawn tokens (`drawn["logq"]`) as the forward pass of training
+    computes it, in the very micro-batches that are trained, so that the importance ratio of the first inner step is
+    1. Processes call all_reduce and reread alike.
     """
 
     index: int
@@ -71,6 +80,7 @@ class Step:
     all_reduce: Callable[[Tensor], Tensor]
     seed_of: Callable[[str], int]
     note: Callable[[str, float, float], None] = lambda name, total, count: None
+    examples: Mapping[str, int] = field(default_factory=dict)
     reread: "Callable[[list[Group]], list[Group]]" = lambda groups: groups
 
 
@@ -138,6 +148,11 @@ class Method(ABC):
         """Whether the student writes texts of its own during training; it is then trained without dropout, as it
         draws."""
         return self.needs().signal == "on_policy"
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether the loss reads a white-box teacher over what is trained; what it takes is then counted in FLOPs."""
+        return self.needs().signal != "none"
 
     @property
     def most_drawn(self) -> int:

@@ -120,16 +120,17 @@ class FlopsPerToken(NamedTuple):
         return self.student + (self.teacher if with_teacher else 0.0)
 
 
-def flops_per_token(lm: "LM", teacher_parameters: int) -> FlopsPerToken:
+def flops_per_token(lm: "LM", teacher_parameters: int, *, reads_teacher: bool = True) -> FlopsPerToken:
     """The usual estimate where every token meets every parameter: 2 per parameter forward, 2 for the gradient of the
-    activations and 2 for that of each trained parameter; a white-box teacher reads every token too.
+    activations and 2 for that of each trained parameter; a white-box teacher reads every token too, where the loss
+    does (`reads_teacher`).
 
     Attention over long texts is not in it; it does not hold for encoder-decoders, whose tokens meet a part.
     """
     counts = [(p.numel(), p.requires_grad) for p in lm.parameters()]
     every, trained = sum(n for n, _ in counts), sum(n for n, is_trained in counts if is_trained)
     theirs = 2.0 * teacher_parameters
-    return FlopsPerToken(4.0 * every + 2.0 * trained + theirs, 2.0 * every, theirs)
+    return FlopsPerToken(4.0 * every + 2.0 * trained + (theirs if reads_teacher else 0.0), 2.0 * every, theirs)
 
 
 def add_sums(into: Sums, more: Mapping[str, tuple[float, float]]) -> None:

@@ -1,7 +1,8 @@
 """The one trainer, for every method: accelerate runs it on one device or many.
 
 A round is one rollout, a mini-batch one optimiser step, a micro-batch what fits. Methods return sums; this file
-divides, by the target tokens of a channel in the whole mini-batch over all processes, and nowhere else.
+divides, by the target tokens (or, where a term says so, the examples) of a channel in the whole mini-batch over all
+processes, and nowhere else.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import append_checked, read_checked
 from tinyllm_bench.models.lm import LM, eval_mode
 from tinyllm_bench.models.tokens import Encoded
-from tinyllm_bench.training.batching import Batch, Collator, Group, count_targets
+from tinyllm_bench.training.batching import Batch, Collator, Group, count_examples, count_targets
 from tinyllm_bench.training.budget import Plan
 from tinyllm_bench.training.checkpoint import (
     kept_random_state,
@@ -90,7 +91,8 @@ class Trainer:
         self._notes: Sums = {}
         self._clock = self._saved = time.monotonic()
         self._elapsed, self._save_due = 0.0, False
-        self._flops = flops_per_token(lm, teacher.parameters if teacher is not None else 0)
+        theirs = teacher.parameters if teacher is not None else 0
+        self._flops = flops_per_token(lm, theirs, reads_teacher=method.reads_teacher)
 
     @property
     def module(self) -> LM:
@@ -246,7 +248,7 @@ class Trainer:
         """One optimiser step, the `index`th, on the questions of one mini-batch."""
         self.training_mode()
         counts = count_targets(groups)
-        step = self._step(index, counts)
+        step = replace(self._step(index, counts), examples=count_examples(groups))
         micros, is_own = self._micros(groups)
         losses = dict.fromkeys(counts, 0.0)
         for number, micro in enumerate(micros):
@@ -269,8 +271,9 @@ class Trainer:
         batch = self.collator.collate(rows).to(self.accelerator.device)
         terms = self.method.loss(batch, self.lm, self.teacher, step)
         terms = [term for term in terms if step.tokens.get(term.channel, 0) > 0]
-        shares = [weight * term.weight * term.sum / step.tokens[term.channel] for term in terms]
-        # DDP averages gradients over processes; step.tokens is already the global count, so undo the mean.
+        counts = {"token": step.tokens, "sequence": step.examples}
+        shares = [weight * term.weight * term.sum / counts[term.per][term.channel] for term in terms]
+        # DDP averages gradients over processes; the counts are of all of them already, so undo the mean.
         self.accelerator.backward(torch.stack(shares).sum() * self.accelerator.num_processes)
         for term, share in zip(terms, shares, strict=True):
             losses[term.channel] = losses.get(term.channel, 0.0) + float(share.detach())
