@@ -10,6 +10,7 @@ from tests.experiment.runs import run_all
 from tinyllm_bench.audit import reproduce as tables
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.data.sources import load_split
 from tinyllm_bench.experiment.cell import plan_cells
 from tinyllm_bench.leaderboard.record import load_record
 from tinyllm_bench.leaderboard.reported import reported_value
@@ -116,6 +117,45 @@ def test_a_table_is_run_judged_and_written(how: Any, tiny_llama_dir: Path, tmp_p
     assert page.read_text() == text and text.startswith("# TinyLLM's main table")
     assert "CPU scale with another student (tiny)" in text and "2602.01064" in text
     assert all(deviation in text for deviation in found.mode(how).deviations)
+
+
+def planned(how: Any, release: Path, student: Path, *settings: str, **asked: Any) -> list[Any]:
+    """The cells of TinyLLM's table on the real data, for a student that is never trained."""
+    found = tables.load_reproduction("tinyllm")
+    own = (f"student.model=dir:{student}", f"data.dir={release}", "data.source=release", "backend.engine=hf", *settings)
+    request = tables.request_of(found, how, "cpu", tasks=(), settings=own, seeds=1, runs=Path("runs"), **asked)
+    return plan_cells(request)[1]
+
+
+def test_rejected_texts_are_counted_on_the_data(
+    release: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINYLLM_BENCH_DATA", str(release))
+    found = tables.rejected_texts(planned("as_corrected", release, tiny_llama_dir))
+    share = {(one.task, one.teacher): sum(one.reasons.values()) / one.texts for one in found}
+    second = {task: round(100 * share[task, "llama-2-7b"], 1) for task, key in share if key == "llama-2-7b"}
+    assert second == {"obqa": 38.6, "arc": 28.5, "riddle": 27.5, "pubmedqa": 4.0, "bioasq": 3.3}
+    assert max(value for (_, key), value in share.items() if key == "flan-t5-xl") < 0.02
+    published = tables.rejected_texts(planned("as_published", release, tiny_llama_dir))
+    assert {reason for one in published for reason in one.reasons} == {"empty", "nan"}
+    assert sum(one.reasons.get("nan", 0) for one in published) == 105
+    table = tables.load_reproduction("tinyllm")
+    cells = tables.judge(table, [], REPORTED, ("obqa",), own_student=False)
+    page = tables.table_text(
+        table, "as_corrected", cells, REPORTED, preset="cpu", student="x", own=False, rejected=found
+    )
+    line = next(line for line in page.splitlines() if "38.6" in line)
+    assert all(word in line for word in ("obqa", "llama-2-7b", "4,957", "1,914", "prompt_junk 1,696"))
+
+
+def test_as_published_the_first_tokens_of_a_whole_prompt_are_read(release: Path, tiny_t5_dir: Path) -> None:
+    """The released code cuts the end of a prompt, so the passage's beginning must be there."""
+    cells = planned("as_published", release, tiny_t5_dir, "teachers=[replay:release#flan-t5-xl]")
+    cell = next(one for one in cells if one.task.name == "bioasq")
+    whole = max(load_split(cell.source, "bioasq", "test"), key=lambda record: len(record.context))
+    (asked,) = [record for record in cell.asked_records("test") if record.id == whole.id]
+    assert asked.context == whole.context and cell.config.data.cut_tokens == 100
+    assert cell.config.eval.max_new_tokens == 63, "generation_max_length counts the start token"
 
 
 def test_the_paper_s_own_student_is_known_by_its_spec() -> None:

@@ -11,6 +11,7 @@ means nothing beside the paper's, and the gain over the table's floor method is 
     not run         there is no run for this cell
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from tinyllm_bench.base.config import parse_yaml
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import write_text
+from tinyllm_bench.data.sources import load_split
+from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.leaderboard.judgements import Judge
 from tinyllm_bench.leaderboard.record import RunRecord
@@ -76,6 +79,32 @@ class Judged(NamedTuple):
     paper_gain: float | None
     gain: Lift | None
     verdict: Verdict
+
+
+class Rejected(NamedTuple):
+    """What the filters leave of a teacher's texts about a whole training split: how many there are, and how many are
+    rejected for which reason."""
+
+    task: str
+    teacher: str
+    texts: int
+    reasons: Mapping[str, int]
+
+
+def rejected_texts(cells: Sequence[Cell]) -> list[Rejected]:
+    """What filters reject of the texts that the cells learn from, counted over the training split, not a cell's part of
+    it. Of live teachers what is written already; programs are judged by running them and are not counted here.
+
+    Raises:
+        UserError: a file of recorded texts is damaged.
+    """
+    found = {}
+    for cell, teacher in ((cell, teacher) for cell in cells for teacher in cell.teachers):
+        if teacher.kind != "program" and (cell.task.name, teacher.key) not in found:
+            texts, _ = teacher.kept(load_split(cell.source, cell.task.name, "train"))
+            reasons = Counter(text.rejected for text in texts if text.rejected is not None)
+            found[cell.task.name, teacher.key] = Rejected(cell.task.name, teacher.key, len(texts), dict(reasons))
+    return list(found.values())
 
 
 def reproductions() -> list[str]:
@@ -179,9 +208,17 @@ def of_gain(paper: float | None, ours: Lift | None) -> Verdict:
 
 
 def table_text(
-    found: Reproduction, how: How, cells: Sequence[Judged], reported: Reported, *, preset: str, student: str, own: bool
+    found: Reproduction,
+    how: How,
+    cells: Sequence[Judged],
+    reported: Reported,
+    *,
+    preset: str,
+    student: str,
+    own: bool,
+    rejected: Sequence[Rejected] = (),
 ) -> str:
-    """The whole page in Markdown: title, cells, deviations, and what others report."""
+    """The whole page in Markdown: title, cells, deviations, texts that filters reject, and what others report."""
     scale = "" if own else f", at {preset.upper()} scale with another student ({student}): gains are judged, not values"
     judged = "values" if own else "gains over the floor"
     beside = "\n\n".join(
@@ -195,12 +232,33 @@ def table_text(
                 text_table([_cells(cell) for cell in cells], markdown=True),
                 f"Judged: {judged}. Values of the paper are of {found.paper_student}; they are never ranked with ours.",
                 "Deviations:\n\n" + "\n".join(f"- {text}" for text in found.mode(how).deviations),
+                rejected and _REJECTED + text_table([_counted(one) for one in rejected], markdown=True),
                 beside and f"## What others report\n\n{beside}",
             )
             if part
         )
         + "\n"
     )
+
+
+_REJECTED = """## Texts that are not learned
+
+What `annotations.filters` reject of each teacher's texts, counted over the whole training split.
+
+"""
+
+
+def _counted(one: Rejected) -> Cells:
+    count = sum(one.reasons.values())
+    reasons = sorted(one.reasons.items(), key=lambda reason: -reason[1])
+    return {
+        "task": one.task,
+        "teacher": one.teacher,
+        "texts": f"{one.texts:,}",
+        "rejected": f"{count:,}",
+        "%": percent(count / one.texts) if one.texts else "-",
+        "reasons": ", ".join(f"{name} {n:,}" for name, n in reasons) or "-",
+    }
 
 
 def _cells(cell: Judged) -> Cells:

@@ -51,7 +51,8 @@ def reproduce(
     own = tables.is_papers(values, student, found)
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     judged = tables.judge(found, records, values, request.tasks, own_student=own)
-    text = tables.table_text(found, how, judged, values, preset=preset, student=student, own=own)
+    rejected = tables.rejected_texts(cells)
+    text = tables.table_text(found, how, judged, values, preset=preset, student=student, own=own, rejected=rejected)
     page = tables.write_page(request.runs, name, how, text)
     typer.echo(f"\n{text}\ntable: {page}")
     return 1 if failed else 0
