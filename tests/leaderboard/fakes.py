@@ -61,7 +61,7 @@ def make_fields(
     items = [[f"{task}/test/{i}", answers[i], flag] for i, flag in enumerate(right or [])]
     correct = sum(right or [])
     fields = {
-        "run_id": digest([name, changes.get("label"), task, reading, seed, n])[:16],
+        "run_id": f"{name}-{task}-{reading}-s{seed}-{digest([changes.get('label'), n])[:8]}",
         "created": "2026-01-02T03:04:05Z",
         "kind": kind,
         "name": name,
@@ -74,7 +74,11 @@ def make_fields(
         "protocol": asked,
         "protocol_hash": protocol_hash(asked),
         "student": {"spec": "dir:small"},
-        "data": {"source": "release", "splits": {"test": {"rows": n, "digest": "d"}}, "train_ids_digest": "t"},
+        "data": {
+            "source": "sample" if changes.get("sample") else "release",
+            "splits": {"test": {"rows": n, "digest": "d"}},
+            "train_ids_digest": "t",
+        },
         "budget": {"student_tokens": tokens, "seconds": 42.4},
         "score": None
         if right is None

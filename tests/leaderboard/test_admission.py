@@ -75,7 +75,10 @@ def test_the_board_of_run_takes_many_protocols_and_the_repositorys_one(tmp_path:
 def test_another_track_is_refused_and_anchors_have_none(board: Path) -> None:
     def of(track: str | None, seed: int) -> Any:
         budget = {"student_tokens": 1000, "track": track, "asked": 1000.0 if track else None}
-        return make_record("mine", flags(20, 13), seed=seed, budget=budget)
+        if track == "student_tokens":
+            budget["asked_student_tokens"] = 1000
+        config = {"budget": {track: 1000.0} if track else {}}
+        return make_record("mine", flags(20, 13), seed=seed, budget=budget, config=config)
 
     configure(board, "track: student_tokens")
     add(board, of("student_tokens", 0), make_anchor("guess", None, expected_accuracy=0.25))

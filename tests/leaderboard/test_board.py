@@ -210,8 +210,8 @@ def test_unequal_seeds_speak_of_these_students_and_a_repeated_seed_is_its_own_ro
         make_record("floor", flags(20, 10), seed=0),
         make_record("mine", flags(20, 12), seed=0),
         make_record("mine", flags(20, 14), seed=1),
-        make_record("twice", flags(20, 12), run_id="aaaaaaaaaa"),
-        make_record("twice", flags(20, 13), run_id="bbbbbbbbbb"),
+        make_record("twice", flags(20, 12), run_id="twice-toy-cloze-s0-aaaaaaaaaa"),
+        make_record("twice", flags(20, 13), run_id="twice-toy-cloze-s0-bbbbbbbbbb"),
     )
     assert column(board, "mine", "lift").startswith("+15.0 (") and "for these trained students only" in board_markdown(
         board
@@ -235,8 +235,8 @@ def test_questions_that_share_a_passage_are_told_and_widen_the_interval(board: P
 def test_another_configuration_is_another_row(board: Path) -> None:
     add(
         board,
-        make_record("mine", flags(20, 12), run_id="aaaaaaaaaa", config={"train": {"lr": 1}}),
-        make_record("mine", flags(20, 14), run_id="bbbbbbbbbb", config={"train": {"lr": 2}}, seed=1),
+        make_record("mine", flags(20, 12), run_id="mine-toy-cloze-s0-aaaaaaaaaa", config={"train": {"lr": 1}}),
+        make_record("mine", flags(20, 14), run_id="mine-toy-cloze-s1-bbbbbbbbbb", config={"train": {"lr": 2}}, seed=1),
     )
     assert column(board, "mine (train.lr=1)", "seeds") == "1"
     assert column(board, "mine (train.lr=2)", "accuracy") == "70.0"

@@ -16,7 +16,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.leaderboard.board import board_build, board_markdown, board_show
 from tinyllm_bench.leaderboard.exports import BoardData
 from tinyllm_bench.leaderboard.external_forms import every_eval_ever
-from tinyllm_bench.leaderboard.record import RunRecord
+from tinyllm_bench.leaderboard.record import RunRecord, record_path, save_record
 from tinyllm_bench.leaderboard.stats.averages import MacroF1
 
 # 60 questions: 40 yes (0), 15 no (1), 5 maybe (2).
@@ -104,7 +104,13 @@ def test_records_that_disagree_about_the_right_answer_are_told(board: Path) -> N
     wrong = next(place for place, one in enumerate(given) if one != GOLD[place])
     other = [int(one) for one in GOLD]
     other[wrong] = 3 - given[wrong] - other[wrong]
-    add(board, run("floor", given), run("mine", given, gold=other))
+    told = run("mine", given, gold=other)
+    fields = told.model_dump() | {"secondary": {"macro_f1": float(f1_score(other, given, average="macro"))}}
+    liar = RunRecord.model_validate(fields)
+    add(board, run("floor", given))
+    with pytest.raises(UserError, match="different `gold`"):
+        add(board, liar)
+    save_record(liar, board / record_path(liar))
     with pytest.raises(UserError, match="different `gold`"):
         board_markdown(board)
 

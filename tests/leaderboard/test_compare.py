@@ -160,7 +160,7 @@ def test_a_board_is_a_place_for_rows_and_a_run_id_is_a_name(board: Path) -> None
 
 def test_names_that_are_unknown_or_ambiguous_are_refused(board: Path) -> None:
     records = [make_record("floor", flags(20, 10)), make_record("mine", MINE)]
-    other = make_record("mine", MINE, run_id="other", student={"spec": "dir:large"})
+    other = make_record("mine", MINE, run_id="mine-toy-cloze-s0-other", student={"spec": "dir:large"})
     add(board, *records, other)
     with pytest.raises(UserError, match=r"unknown row 'mime'\. Did you mean 'mine'\? Known: floor, mine\."):
         find_pairs("mime", "floor", place=board)
@@ -222,7 +222,7 @@ def test_an_anchor_is_fixed_and_unequal_rows_are_noted(board: Path) -> None:
 def test_two_boards_are_compared_row_by_row(board: Path, tmp_path: Path) -> None:
     other = tmp_path / "second" / "board"
     add(board, make_record("floor", flags(20, 10)), make_record("mine", MINE))
-    add(other, make_record("mine", flags(20, 12), run_id="again"), make_record("new", MINE))
+    add(other, make_record("mine", flags(20, 12), run_id="mine-toy-cloze-s0-again"), make_record("new", MINE))
     report = compare(find_pairs(str(board), str(other)))
     assert [one.first.label for one in report.comparisons] == ["mine"]
     assert report.comparisons[0].estimate.value == pytest.approx(0.05) and report.mean is None

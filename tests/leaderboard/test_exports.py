@@ -76,7 +76,7 @@ def test_every_eval_ever_form() -> None:
         "mine",
         flags(20, 14),
         unparsed=2,
-        secondary={"accuracy_plain": 0.45, "seconds_a_question": 2.0},
+        secondary={"accuracy_plain": 0.45},
         backend={"name": "hf", "dtype": "float32", "device": "cpu", "versions": {"hf": "1.2"}},
         packages={"tinyllm-bench": "9.9"},
     )
@@ -149,7 +149,7 @@ def test_an_entry_from_the_release_names_no_revision() -> None:
 
 
 def test_external_files_are_json_and_yaml(board: Path) -> None:
-    add(board, hub_record(), make_record("</x>: [", flags(20, 9), run_id="0123"))
+    add(board, hub_record(), make_record("odd", flags(20, 9), label="</x>: ["))
     files = build(board)
     assert len([json.loads(line) for line in files["every_eval_ever.jsonl"].splitlines()]) == 2
     assert all(isinstance(key, str) for key in yaml.safe_load(files["eval_results.yaml"]))

@@ -90,8 +90,8 @@ def test_students_of_one_name_are_told_apart_and_get_no_lift_from_each_other(boa
     add(
         board,
         make_record("floor", flags(20, 10), student=one),
-        make_record("mine", flags(20, 15), student=one, run_id="one"),
-        make_record("mine", flags(20, 16), student=two, run_id="two"),
+        make_record("mine", flags(20, 15), student=one, run_id="mine-toy-cloze-s0-one"),
+        make_record("mine", flags(20, 16), student=two, run_id="mine-toy-cloze-s0-two"),
     )
     assert column(board, escaped("mine (student.initial_digest=aaaaaaaa)"), "lift").startswith("+25.0")
     assert column(board, escaped("mine (student.initial_digest=bbbbbbbb)"), "lift") == "no floor row"
@@ -119,8 +119,8 @@ def test_a_lift_needs_equal_training_and_student_settings(board: Path, config: d
 def test_the_floor_of_the_same_settings_is_chosen(board: Path) -> None:
     add(
         board,
-        make_record("floor", flags(20, 10), config=student(None), run_id="full"),
-        make_record("floor", flags(20, 5), config=student(LORA), run_id="lora"),
+        make_record("floor", flags(20, 10), config=student(None), run_id="floor-toy-cloze-s0-full"),
+        make_record("floor", flags(20, 5), config=student(LORA), run_id="floor-toy-cloze-s0-lora"),
         make_record("mine", flags(20, 15), config=student(LORA)),
     )
     assert column(board, "mine", "lift").startswith("+50.0")

@@ -190,7 +190,7 @@ def test_a_whole_record_has_no_broken_claim() -> None:
     ("change", "field", "expected"),
     [
         ({"run_id": "mine-toy-cloze-s1-abc"}, "run_id", "mine-toy-cloze-s0-..."),
-        ({"asked": {"seeds": 0}}, "seed", []),
+        ({"asked": {"seeds": 0}}, "seed", "less than 0"),
         ({"sample": True}, "sample", False),
         ({"config__eval": {"limit": 30}}, "protocol.n", 30),
         ({"data__n_train": 8}, "data.n_train", 9),

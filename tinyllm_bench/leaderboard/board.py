@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import locked, write_text
 from tinyllm_bench.leaderboard import exports
-from tinyllm_bench.leaderboard.board_folder import board_records, check_selection, no_board, of_sections
+from tinyllm_bench.leaderboard.board_folder import board_records, check_sections, check_selection, no_board, of_sections
+from tinyllm_bench.leaderboard.consistency import check_consistency
 from tinyllm_bench.leaderboard.latex import GENERATED, latex_mean
 from tinyllm_bench.leaderboard.markdown import EMPTY, board_text
 from tinyllm_bench.leaderboard.means import MEAN_NOTE, Standings, macro_table, standings_of
@@ -66,10 +67,11 @@ def _default_config() -> str:
 def board_add(paths: Sequence[Path], folder: Path, *, replace: bool = False) -> list[Path]:
     """Copy records (files or run folders) to a board; returns where they lie there.
 
-    All are checked before the first is copied; adding one again changes nothing. Nothing else of a submitted folder is
-    believed: a run is self-reported until the board's owner verifies it (`verify --board-dir`, `board add --verify`).
-    What its submitter holds against it is kept as the submitter's. A folder without `boards/main.yaml` gets the default
-    one.
+    All are checked as `verify` checks a record, and the tables that they would stand in are tried, before the first is
+    copied: what is taken is what `board_build` can build. Adding one again changes nothing. Nothing else of a submitted
+    folder is believed: a run is self-reported until the board's owner verifies it (`verify --board-dir`, `board add
+    --verify`). What its submitter holds against it is kept as the submitter's. A folder without `boards/main.yaml` gets
+    the default one.
 
     Raises:
         UserError: a record that fails its checks or that the board does not take (sample data, another track, a
@@ -82,6 +84,7 @@ def board_add(paths: Sequence[Path], folder: Path, *, replace: bool = False) -> 
     for path in map(Path, paths):
         record = load_record(path)
         _check_taken(record, path, config, folder)
+        check_consistency(record, path)
         place = folder / record_path(record)
         known = found.get(place) or (load_record(place) if place.exists() and not replace else record)
         if known != record:
@@ -91,6 +94,7 @@ def board_add(paths: Sequence[Path], folder: Path, *, replace: bool = False) -> 
             against[place] = submitted_refutations(path, record)
     if config.protocols == "one":
         _check_protocols(found.values(), folder)
+    check_sections(folder, _names(config), partial(_all_forms, organization=config.title), found)
     with locked(folder / ".board"):
         if not (folder / _CONFIG).exists():
             write_text(folder / _CONFIG, _default_config())
@@ -98,6 +102,13 @@ def board_add(paths: Sequence[Path], folder: Path, *, replace: bool = False) -> 
         for place, refutations in against.items():
             add_refutations(refutations, place)
     return places
+
+
+def _all_forms(section: Section, slug: str, *, organization: str) -> None:
+    """Everything that a board makes of a section."""
+    section_files(section, slug, organization=organization)
+    _shown(section, slug, width=None)
+    _shown(section, slug, width=80)
 
 
 def _check_taken(record: RunRecord, path: Path, config: BoardConfig, folder: Path) -> None:

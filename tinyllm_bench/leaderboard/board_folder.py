@@ -8,15 +8,16 @@ import gc
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.leaderboard.consistency import check_consistency
 from tinyllm_bench.leaderboard.labels import slugs
 from tinyllm_bench.leaderboard.record import RunRecord, load_record, record_path
 from tinyllm_bench.leaderboard.tables import BoardNames, Section, make_section
@@ -112,7 +113,51 @@ def _jobs(folder: Path) -> list[_Job]:
 def _made(folder: Path, names: BoardNames, make: Callable[[Section, str], T], job: _Job) -> T:
     with _no_collection():
         records = sorted(_loaded(folder, job.files), key=_place)
-        return make(make_section(records, job.others, names, checks_on(folder, records)), job.slug)
+        return _section_of(folder, names, make, records, job)
+
+
+def _section_of(
+    folder: Path, names: BoardNames, make: Callable[[Section, str], T], records: Sequence[RunRecord], job: _Job
+) -> T:
+    """What `make` makes of some records; a record that it cannot be made of is named."""
+    try:
+        checks = checks_on(folder, records)
+        return make(make_section(records, job.others, names, checks), job.slug)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        for record in records:
+            try:
+                make(make_section([record], [], names, {}), job.slug)
+            except Exception:
+                raise UserError(
+                    f"{folder / record_path(record)} cannot stand on a board ({reason}); remove it"
+                ) from error
+        raise UserError(
+            f"the records in {(folder / record_path(records[0])).parent} cannot stand in one table ({reason}); remove "
+            "the one that was added last"
+        ) from error
+
+
+def check_sections(
+    folder: Path, names: BoardNames, make: Callable[[Section, str], Any], added: Mapping[Path, RunRecord]
+) -> None:
+    """Try the sections that some records would become part of, so that a board takes only what it can be built of.
+
+    `added` are the records by their places on the board; those that stand there already are read from it.
+
+    Raises:
+        UserError: a section cannot be made; names a record.
+    """
+    by_section: dict[Path, list[RunRecord]] = defaultdict(list)
+    for place, record in added.items():
+        by_section[place.parent].append(record)
+    for section, records in by_section.items():
+        there = [file for file in sorted(section.glob("*.json")) if file not in added]
+        known = _loaded(folder, [file.relative_to(folder).as_posix() for file in there])
+        together = sorted([*known, *records], key=_place)
+        _section_of(folder, names, make, together, _Job((), 0, "tried", ()))
 
 
 def _files(folder: Path) -> Iterator[list[str]]:
@@ -131,6 +176,7 @@ def _loaded(folder: Path, files: Iterable[str]) -> Iterator[RunRecord]:
         file = os.path.join(folder, name)
         record = load_record(file)
         check_selection(record, file)
+        check_consistency(record, Path(file))
         if name.replace(os.sep, "/") != record_path(record):
             raise UserError(f"{file} belongs at {folder / record_path(record)}; use `tinyllm-bench board add`")
         yield record

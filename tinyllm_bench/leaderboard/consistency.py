@@ -1,9 +1,13 @@
 """What must add up inside one run record, beyond what every load checks: needs nothing but the record."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from math import isclose
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.data.sources import find_source, load_split, manifest
 from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.stats.averages import UNPARSED, macro_f1
 
@@ -17,15 +21,33 @@ class Claim(NamedTuple):
     because: str
 
     @property
+    def text(self) -> str:
+        """The claim in words, long values cut."""
+        found, expected = (text if len(text := str(value)) <= 60 else f"{text[:57]}..." for value in self[1:3])
+        return f"{self.field} is {found}; expected {expected} ({self.because})"
+
+    @property
     def holds(self) -> bool:
         """Whether the two are the same."""
         return bool(self.found == self.expected)
 
 
+def check_consistency(record: RunRecord, path: Path) -> None:
+    """Do nothing for a record that adds up: `board add` and `board build` take no other, and `verify` accepts none.
+
+    Raises:
+        UserError: names the first claim that does not hold.
+    """
+    broken = broken_claims(record)
+    if broken:
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise UserError(f"{path} does not add up: {broken[0].text}{more}; run the cell again instead of editing it")
+
+
 def broken_claims(record: RunRecord) -> list[Claim]:
     """The claims of a record that its other fields contradict."""
-    claims = [*_names(record), *_sizes(record), *_budget(record), *_costs(record), *_training(record), *_score(record)]
-    return [claim for claim in claims if not claim.holds]
+    parts = (_names, _numbers, _anchors, _sizes, _budget, _costs, _training, _score)
+    return [claim for part in parts for claim in part(record) if not claim.holds]
 
 
 def run_id_start(record: RunRecord) -> str:
@@ -39,27 +61,73 @@ def _names(record: RunRecord) -> Iterator[Claim]:
     yield Claim("run_id", record.run_id, record.run_id if record.run_id.startswith(start) else f"{start}...", because)
     seeds = record.asked.get("seeds")
     if record.kind == "method" and isinstance(seeds, int):
-        allowed = range(seeds)
-        yield Claim("seed", record.seed, record.seed if record.seed in allowed else [*allowed], "asked.seeds")
+        yield Claim("seed", record.seed, record.seed if record.seed < seeds else f"less than {seeds}", "asked.seeds")
     other = next((one for one, _, _ in record.items if not one.startswith(f"{record.task}/test/")), None)
     yield Claim("items", other, None, f"all scored questions are of {record.task}'s test split")
     yield Claim("sample", record.sample, record.data.source == "sample", f"data.source is {record.data.source}")
+    if _setting(record, "data.source") == "sample":
+        yield Claim("sample", record.sample, True, "config.data.source is sample")
+    if not record.sample and _asks_sample_questions(record):
+        yield Claim("sample", record.sample, True, "its questions are those of the sample data")
+
+
+def _asks_sample_questions(record: RunRecord) -> bool:
+    """Whether the data or the scored questions are those that this project wrote as a sample."""
+    digests, ids = _sample(record.task)
+    told = {split: info.digest for split, info in record.data.splits.items()}
+    same_data = any(told.get(split) == digest for split, digest in digests.items())
+    return same_data or bool(record.items and ids.issuperset(record.items.ids))
+
+
+@lru_cache(maxsize=64)
+def _sample(task: str) -> tuple[Mapping[str, str], frozenset[str]]:
+    """Digests of the splits and ids of the test questions of a task's sample; empty where it has none here."""
+    try:
+        source = find_source("sample", None)
+        facts = {split: str(found["digest"]) for split, found in manifest(source, task).items()}
+        return facts, frozenset(record.id for record in load_split(source, task, "test"))
+    except UserError:
+        return {}, frozenset()
+
+
+def _setting(record: RunRecord, name: str) -> Any:
+    """A setting by its dotted name; None where it is not told."""
+    group, _, key = name.partition(".")
+    return (record.config.get(group) or {}).get(key)
+
+
+def _numbers(record: RunRecord) -> Iterator[Claim]:
+    """Settings that other claims count with."""
+    for name in ("eval.limit", "data.train_limit", "data.max_context_words"):
+        value = _setting(record, name)
+        if value is not None and type(value) is not int:
+            yield Claim(f"config.{name}", value, "a whole number or null", "it is a count")
+
+
+def _anchors(record: RunRecord) -> Iterator[Claim]:
+    if record.kind == "anchor":
+        yield Claim("training", record.training and "told", None, "an anchor was not trained")
+    if record.expected_accuracy is not None:
+        asked = record.student and record.student.spec
+        yield Claim("student", asked, None, "only of a guess, which asks no model, the accuracy is known exactly")
+    if record.score is not None:
+        yield Claim("test_looks", record.test_looks, max(record.test_looks, 1), "it was scored on the test split")
 
 
 def _sizes(record: RunRecord) -> Iterator[Claim]:
-    settings, splits = record.config, record.data.splits
-    yield from _limited(record.protocol["n"], "protocol.n", splits, "test", settings.get("eval", {}).get("limit"))
+    splits = record.data.splits
+    yield from _limited(record.protocol["n"], "protocol.n", splits, "test", _setting(record, "eval.limit"))
     if record.data.n_train is not None:
-        limit = settings.get("data", {}).get("train_limit")
+        limit = _setting(record, "data.train_limit")
         yield from _limited(record.data.n_train, "data.n_train", splits, "train", limit)
-    words = settings.get("data", {}).get("max_context_words")
+    words = _setting(record, "data.max_context_words")
     if words is not None:
         found = record.protocol["max_context_words"]
         yield Claim("protocol.max_context_words", found, words, "config.data.max_context_words")
 
 
-def _limited(found: int, field: str, splits: Any, split: str, limit: int | None) -> Iterator[Claim]:
-    if split in splits:
+def _limited(found: int, field: str, splits: Any, split: str, limit: Any) -> Iterator[Claim]:
+    if split in splits and (limit is None or type(limit) is int):
         rows = splits[split].rows
         expected = rows if limit is None else min(rows, limit)
         told = f"{rows} {split} rows" + ("" if limit is None else f" and a limit of {limit}")
@@ -70,7 +138,7 @@ def _budget(record: RunRecord) -> Iterator[Claim]:
     budget = record.budget
     if budget is None or record.kind != "method":
         return
-    settings = record.config.get("budget", {})
+    settings = record.config.get("budget") or {}
     asked = settings.get("student_tokens")
     if budget.track is not None:
         told = [(name, amount) for name, amount in settings.items() if amount is not None]
@@ -100,7 +168,7 @@ def _training(record: RunRecord) -> Iterator[Claim]:
     if training is None or budget is None:
         return
     yield Claim("training.steps", training.steps, budget.steps, "budget.steps")
-    select = record.config.get("train", {}).get("select")
+    select = _setting(record, "train.select")
     if select is not None:
         yield Claim("training.select", training.select, select, "config.train.select")
     if training.looks:

@@ -14,11 +14,14 @@ from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import NUMBER_KEY
 
 TAKEN = "items"  # what a validation's context calls items that were checked before
+MOST_OPTIONS = 10_000
 _KEY_LENGTH = 40
 _Key = Annotated[str, Field(pattern=f"^{NUMBER_KEY}$", max_length=_KEY_LENGTH)]
 Answer = int | str | None
 Item = tuple[str, Answer, int]
-_Rows = tuple[tuple[str, int | _Key | None, Literal[0, 1]], ...]
+_Id = Annotated[str, Field(min_length=1, max_length=500)]
+_Option = Annotated[int, Field(ge=0, lt=MOST_OPTIONS)]
+_Rows = tuple[tuple[_Id, _Option | _Key | None, Literal[0, 1]], ...]
 _CHECKED: TypeAdapter[_Rows] = TypeAdapter(_Rows)
 
 
@@ -49,14 +52,16 @@ def questions(ids: tuple[str, ...]) -> Questions:
 @lru_cache(maxsize=256)
 def _questions_in(lines: tuple[bytes, ...]) -> Questions:
     ids = tuple(json.loads(_before_comma(line)) for line in lines)
-    if not {*map(type, ids)} <= {str}:
-        raise ValueError("an id is a text")
+    if not {*map(type, ids)} <= {str} or not all(0 < len(one) <= 500 for one in ids):
+        raise ValueError("an id is a text of at most 500 characters")
     return questions(ids)
 
 
 def _answer_in(line: bytes) -> Answer:
     found = json.loads(_before_comma(line))
-    if type(found) is int or found is None or (isinstance(found, str) and _is_key(found)):
+    if found is None or (isinstance(found, str) and _is_key(found)):
+        return found
+    if type(found) is int and 0 <= found < MOST_OPTIONS:
         return found
     raise ValueError(f"{found!r} is no answer")
 

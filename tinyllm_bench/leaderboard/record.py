@@ -1,5 +1,6 @@
 """The run record, `run.json`: all that a board may know about one cell, its arithmetic checked on every load."""
 
+import datetime
 import json
 import os
 import re
@@ -9,20 +10,21 @@ from operator import eq
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import to_json
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import digest, read_json, write_json
+from tinyllm_bench.base.files import digest, write_json
+from tinyllm_bench.base.reading import read_bytes, strict_json
 from tinyllm_bench.data.records import Reading
-from tinyllm_bench.leaderboard.items import TAKEN, Items, questions
+from tinyllm_bench.leaderboard.items import MOST_OPTIONS, TAKEN, Items, questions
 from tinyllm_bench.leaderboard.public import machine_paths
 from tinyllm_bench.leaderboard.public import public as public
 from tinyllm_bench.leaderboard.public import public_text as public_text
 from tinyllm_bench.leaderboard.record_parts import AnnotationInfo as AnnotationInfo
 from tinyllm_bench.leaderboard.record_parts import BackendInfo as BackendInfo
 from tinyllm_bench.leaderboard.record_parts import Budget as Budget
-from tinyllm_bench.leaderboard.record_parts import Count, FileName, OneLine, Part, Share
+from tinyllm_bench.leaderboard.record_parts import Count, FileName, Measured, OneLine, Part, Seed, Share, Short, Text
 from tinyllm_bench.leaderboard.record_parts import DataInfo as DataInfo
 from tinyllm_bench.leaderboard.record_parts import GitInfo as GitInfo
 from tinyllm_bench.leaderboard.record_parts import Look as Look
@@ -36,6 +38,7 @@ from tinyllm_bench.leaderboard.record_parts import Training as Training
 SCHEMA_VERSION = 1
 _ITEMS, _NO_ITEMS = b'\n "items": [\n', b'\n "items": []'
 RECORD_FILE = "run.json"
+_MOST_BYTES = 64 * 10**6  # a record of half a million questions
 PROTOCOL_FIELDS = (
     "task",
     "version",
@@ -70,6 +73,35 @@ def protocol_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> 
     return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
 
 
+_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|\+00:00)$"
+
+
+def _real_time(text: str) -> str:
+    """A time that exists: there is no month 21."""
+    datetime.datetime.fromisoformat(text).timestamp()
+    return text
+
+
+class _Protocol(Part):
+    """The kinds of a protocol's fields."""
+
+    task: FileName
+    version: Count
+    scored_ids_digest: Short
+    n: Annotated[int, Field(ge=1, le=10**9)]
+    reading: Reading
+    prompt_digest: Short
+    parser_version: Short | Count
+    metric: Short
+    max_context_words: Count | None
+
+
+# Groups of settings that are read from a record's config.
+_GROUPS = ("annotations", "backend", "budget", "data", "eval", "method", "student", "teacher", "train")
+# Figures with a column of their own: another one of that name would stand in its place.
+_OWN_COLUMNS = ("", "accuracy", "gap_to_teacher_recovered")
+
+
 class RunRecord(Part):
     """One cell: a method (or an anchor) on one task, one reading and one seed.
 
@@ -83,20 +115,20 @@ class RunRecord(Part):
 
     schema_version: Literal[1] = 1
     run_id: FileName
-    created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)$")]
+    created: Annotated[str, Field(pattern=_TIME), AfterValidator(_real_time)]
     kind: Literal["method", "anchor"]
     name: OneLine
     label: OneLine
     sample: bool
     task: FileName
-    task_version: int
+    task_version: Count
     reading: Reading
-    seed: int = 0
+    seed: Seed = 0
     asked: dict[str, Any] = {}
     config: dict[str, Any] = {}
     own_settings: tuple[OneLine, ...] = ()
     protocol: dict[str, Any]
-    protocol_hash: str
+    protocol_hash: Short
     student: ModelInfo | None = None
     teachers: tuple[TeacherInfo, ...] = ()
     data: DataInfo
@@ -104,26 +136,30 @@ class RunRecord(Part):
     budget: Budget | None = None
     training: Training | None = None
     score: Score | None = None
-    secondary: dict[str, float] = {}
-    paths: dict[str, float] = {}
+    secondary: dict[Short, Share] = {}
+    paths: dict[Short, Measured] = {}
     expected_accuracy: Share | None = None
     chance: Annotated[float, Field(ge=0, lt=1)]
     test_looks: Count = 0
     selected_on: Literal["valid", "test"] = "valid"
-    notes: tuple[str, ...] = ()
+    notes: tuple[Text, ...] = ()
     items: Items = Field(default_factory=Items.of)
-    clusters: tuple[Count, ...] = ()
-    gold: tuple[Count, ...] = ()
-    predictions_digest: str | None = None
+    clusters: tuple[Annotated[int, Field(ge=0, le=10**9)], ...] = ()
+    gold: tuple[Annotated[int, Field(ge=0, lt=MOST_OPTIONS)], ...] = ()
+    predictions_digest: Short | None = None
     backend: BackendInfo | None = None
     git: GitInfo = GitInfo()
-    packages: dict[str, str] = {}
-    command: str = ""
+    packages: dict[Short, Short] = {}
+    command: Text = ""
 
     @model_validator(mode="after")
     def _protocol_agrees(self) -> Self:
         if set(self.protocol) != set(PROTOCOL_FIELDS):
             raise ValueError(f"protocol has {sorted(self.protocol)}, needs exactly {sorted(PROTOCOL_FIELDS)}")
+        try:
+            _Protocol.model_validate(self.protocol, strict=True)
+        except ValidationError as error:
+            raise ValueError(f"protocol.{_first_problem(error)}") from None
         if protocol_hash(self.protocol) != self.protocol_hash:
             raise ValueError("protocol_hash is not the digest of protocol: one of them was edited")
         told = {"task": self.task, "version": self.task_version, "reading": self.reading}
@@ -133,11 +169,21 @@ class RunRecord(Part):
         return self
 
     @model_validator(mode="after")
+    def _settings_are_groups(self) -> Self:
+        wrong = [key for key in _GROUPS if not isinstance(self.config.get(key) or {}, dict)]
+        if wrong:
+            raise ValueError(f"config.{wrong[0]} is no group of settings")
+        taken = [key for key in self.secondary if "_".join(re.split(r"[\W_]+", key.strip())) in _OWN_COLUMNS]
+        if taken:
+            raise ValueError(f"secondary: a figure may not be called {taken[0]!r}, as a column of its own is")
+        return self
+
+    @model_validator(mode="after")
     def _holds_no_machine_paths(self) -> Self:
         specs = [model.spec for model in (self.student, *self.teachers) if model]
         found = next(machine_paths([self.command, self.asked, self.config, specs, self.notes]), None)
         if found is not None:
-            raise ValueError(f"a record holds no machine paths: {found}")
+            raise ValueError(f"a record holds no machine paths: {found[:200]}")
         return self
 
     @model_validator(mode="after")
@@ -196,16 +242,21 @@ def load_record(path: str | Path) -> RunRecord:
     Raises:
         UserError: missing or broken file, another schema, unknown or missing fields, numbers that disagree.
     """
-    file = os.path.join(path, RECORD_FILE) if os.path.isdir(path) else path
-    return _quickly_loaded(file) or _loaded(Path(file))
+    inside = Path(path) if os.path.isdir(path) else None
+    file = Path(path, RECORD_FILE) if inside else Path(path)
+    data = read_bytes(file, most=_MOST_BYTES, inside=inside)
+    return _quickly_loaded(data) or _loaded(file, data)
 
 
-def _loaded(file: Path) -> RunRecord:
-    found = read_json(file)
+def _loaded(file: Path, data: bytes) -> RunRecord:
+    try:
+        found = strict_json(data)
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}): truncated or edited?") from None
     version = found.get("schema_version") if isinstance(found, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{file} is not a run record of schema {SCHEMA_VERSION} (found {version!r}); run the cell again"
+            f"{file} is not a run record of schema {SCHEMA_VERSION} (found {repr(version)[:40]}); run the cell again"
         )
     try:
         return RunRecord.model_validate_json(json.dumps(found), strict=True)
@@ -215,29 +266,28 @@ def _loaded(file: Path) -> RunRecord:
         ) from None
 
 
-def _quickly_loaded(file: str | Path) -> RunRecord | None:
+def _quickly_loaded(text: bytes) -> RunRecord | None:
     """A record whose file is laid out as `save_record` does it and passes all checks; None for any other.
 
     Its items, which are most of it, stand one value a line: they are taken out and looked at in columns.
     """
     try:
-        with open(file, "rb") as opened:
-            text = opened.read()
         head, _, tail = text.partition(_ITEMS)
         lines, _, rest = tail.partition(b"\n ]")
         items = Items.from_layout(lines)
         if items is None or text.count(_ITEMS.strip()) > 1:
             return None
+        strict_json(head + _NO_ITEMS + rest)  # what pydantic lets pass: keys that stand twice, NaN inside of settings
         found = RunRecord.model_validate_json(head + _NO_ITEMS + rest, strict=True, context={TAKEN: items})
-    except (OSError, ValueError):
+    except ValueError:
         return None
     return found if found.items is items and "schema_version" in found.model_fields_set else None
 
 
 def _first_problem(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    message = re.sub(r"\s+", " ", first["msg"].removeprefix("Value error, "))
+    place = ".".join(str(part)[:40] for part in first["loc"])
+    message = re.sub(r"\s+", " ", first["msg"].removeprefix("Value error, "))[:400]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{place}: {message}{more}" if place else f"{message}{more}"
 

@@ -4,11 +4,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Count = Annotated[int, Field(ge=0)]
+# Bounds that no real run comes near, so that no number of a record can make a table's arithmetic fail.
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(ge=0, le=1e30)]
+Seconds = Annotated[float, Field(ge=0, le=1e11)]
+Measured = Annotated[float, Field(ge=-1e30, le=1e30)]
 # Both become file and folder names of a board, so they may not hold a path.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
 OneLine = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=200)]
+# Any characters: whatever shows a text escapes it (`base.escaping`).
+Short = Annotated[str, Field(max_length=300)]
+Text = Annotated[str, Field(max_length=20_000)]
 Track = Literal["student_tokens", "epochs", "flops", "seconds"]
 
 
@@ -27,12 +35,12 @@ class ModelInfo(Part):
     """
 
     spec: OneLine
-    digest: str | None = None
-    initial_digest: str | None = None
-    base_digest: str | None = None
-    tokenizer_digest: str | None = None
+    digest: Short | None = None
+    initial_digest: Short | None = None
+    base_digest: Short | None = None
+    tokenizer_digest: Short | None = None
     parameters: Count | None = None
-    architecture: str | None = None
+    architecture: Short | None = None
     chat_template: bool = False
 
 
@@ -43,7 +51,7 @@ class TeacherInfo(Part):
     """
 
     spec: OneLine
-    note: str | None = None
+    note: Text | None = None
     gold_visible: bool | None = None
     asked: dict[str, Any] = {}
 
@@ -52,7 +60,7 @@ class SplitInfo(Part):
     """Rows of a split and the digest of its content."""
 
     rows: Count
-    digest: str
+    digest: Short
 
 
 class DataInfo(Part):
@@ -62,11 +70,11 @@ class DataInfo(Part):
     None where it was not counted.
     """
 
-    source: str
-    splits: dict[str, SplitInfo] = {}
-    train_ids_digest: str | None = None
+    source: Short
+    splits: dict[Short, SplitInfo] = {}
+    train_ids_digest: Short | None = None
     n_train: Count | None = None
-    valid_ids_digest: str | None = None
+    valid_ids_digest: Short | None = None
     overlap: Count | None = None
 
 
@@ -75,10 +83,10 @@ class TeacherCost(Part):
 
     tokens_in: Count
     tokens_out: Count
-    seconds: Annotated[float, Field(ge=0)]
-    joules: Annotated[float, Field(ge=0)] | None = None
-    usd: Annotated[float, Field(ge=0)] | None = None
-    engines: tuple[str, ...] = ()
+    seconds: Seconds
+    joules: Amount | None = None
+    usd: Amount | None = None
+    engines: tuple[Short, ...] = ()
 
 
 class AnnotationInfo(Part):
@@ -88,13 +96,13 @@ class AnnotationInfo(Part):
     `degenerate_rate`: of the programs with the right answer, the share that only hold the label; None without any.
     """
 
-    teacher: str
-    kind: str
+    teacher: Short
+    kind: Short
     used: Count
     missing: Count = 0
-    rejected: dict[str, Count] = {}
-    control: str | None = None
-    text_digest: str | None = None
+    rejected: dict[Short, Count] = {}
+    control: Short | None = None
+    text_digest: Short | None = None
     degenerate_rate: Share | None = None
     cost: TeacherCost | None = None
 
@@ -114,30 +122,30 @@ class Budget(Part):
     """
 
     track: Track | None = None
-    asked: Annotated[float, Field(gt=0)] | None = None
+    asked: Annotated[float, Field(gt=0, le=1e30)] | None = None
 
     asked_student_tokens: Count | None = None
     student_tokens: Count = 0
     computed_tokens: Count | None = None
-    tokens_by_channel: dict[str, Count] = {}
+    tokens_by_channel: dict[Short, Count] = {}
     prompt_tokens: Count | None = None
     target_tokens: Count | None = None
     teacher_tokens_in: Count | None = None
     teacher_tokens_out: Count | None = None
-    teacher_seconds: Annotated[float, Field(ge=0)] | None = None
-    teacher_shared_by: Annotated[int, Field(ge=1)] = 1
+    teacher_seconds: Seconds | None = None
+    teacher_shared_by: Annotated[int, Field(ge=1, le=10**6)] = 1
     student_init_tokens: Count | None = None
     teacher_init_tokens: Count | None = None
     rollout_tokens: Count = 0
-    rollout_seconds: Annotated[float, Field(ge=0)] = 0.0
+    rollout_seconds: Seconds = 0.0
     steps: Count = 0
-    epochs: Annotated[float, Field(ge=0)] = 0.0
-    train_flops: Annotated[float, Field(ge=0)] | None = None
-    seconds: Annotated[float, Field(ge=0)] = 0.0
-    train_seconds: Annotated[float, Field(ge=0)] = 0.0
-    tokens_per_second: Annotated[float, Field(ge=0)] | None = None
+    epochs: Amount = 0.0
+    train_flops: Amount | None = None
+    seconds: Seconds = 0.0
+    train_seconds: Seconds = 0.0
+    tokens_per_second: Amount | None = None
     peak_memory_bytes: Count | None = None
-    device: str | None = None
+    device: Short | None = None
 
     @model_validator(mode="after")
     def _tokens_add_up(self) -> Self:
@@ -160,8 +168,8 @@ class Look(Part):
     accuracy: Share | None = None
     gold_probability: Share | None = None
     n: Count
-    loss: Annotated[float, Field(ge=0)] | None = None
-    probe: dict[str, float] = {}
+    loss: Amount | None = None
+    probe: dict[Short, Measured] = {}
     selected: bool = False
 
 
@@ -174,20 +182,20 @@ class Training(Part):
     """
 
     steps: Count
-    first_loss: float | None = None
-    last_loss: float | None = None
+    first_loss: Measured | None = None
+    last_loss: Measured | None = None
     start: Look | None = None
     looks: tuple[Look, ...] = ()
-    measured: dict[str, float] = {}
-    select: str
-    layout: str | None = None
-    layout_reason: str | None = None
+    measured: dict[Short, Measured] = {}
+    select: Short
+    layout: Short | None = None
+    layout_reason: Text | None = None
 
 
 class Score(Part):
     """Counts over the scored items; the last three stand outside the sum."""
 
-    n: Annotated[int, Field(ge=1)]
+    n: Annotated[int, Field(ge=1, le=10**9)]
     correct: Count
     wrong: Count
     unparsed: Count = 0
@@ -208,16 +216,16 @@ class Score(Part):
 class BackendInfo(Part):
     """What ran the student when it was scored; `layout` tells how the options of a question were computed."""
 
-    name: str
-    dtype: str
-    device: str
-    layout: str | None = None
-    layout_reason: str | None = None
-    versions: dict[str, str] = {}
+    name: Short
+    dtype: Short
+    device: Short
+    layout: Short | None = None
+    layout_reason: Text | None = None
+    versions: dict[Short, Short] = {}
 
 
 class GitInfo(Part):
     """The commit of the code; None outside a checkout."""
 
-    commit: str | None = None
+    commit: Short | None = None
     dirty: bool | None = None

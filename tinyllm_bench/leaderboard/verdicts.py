@@ -205,6 +205,7 @@ def checks_on(folder: Path, records: Sequence[RunRecord]) -> dict[str, Checked]:
     told = {
         f"{place}/{Path(name).stem}.json"
         for place in folders
+        if Path(folder, place).is_dir()
         for name in os.listdir(Path(folder, place))
         if name.endswith((".verified", ".refutations"))
     }
