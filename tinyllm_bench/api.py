@@ -22,6 +22,7 @@ from tinyllm_bench.leaderboard.compare import compare as compare_pairs
 from tinyllm_bench.leaderboard.compare_sides import find_pairs, pair_of
 from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.record import load_record as load_record
+from tinyllm_bench.preflight.models import refuse_errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,6 +114,7 @@ def run(
     )
     _, cells = plan_cells(request, anchors=anchors)
     told = _Told(watch)
+    refuse_errors(cells, request.runs)
     done = run_matrix(cells, request.runs, command=_command(request, anchors), watch=told)
     records = tuple(outcome.record for outcome in done.outcomes if outcome.record is not None)
     return Result(records=records, failed=tuple(told.errors), runs_dir=request.runs)

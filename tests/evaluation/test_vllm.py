@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.experiment.runs import one_cell
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Prediction, Reading
 from tinyllm_bench.data.sources import Source, load_split
@@ -15,7 +16,7 @@ from tinyllm_bench.evaluation.hf import hf_lm
 from tinyllm_bench.evaluation.request import Asked
 from tinyllm_bench.evaluation.runner import answer
 from tinyllm_bench.evaluation.vllm import VllmEngine, backend_for
-from tinyllm_bench.generation.worker import vllm_installed
+from tinyllm_bench.generation.worker import forget_failures, vllm_installed
 from tinyllm_bench.testing import tiny_models
 
 SAMPLE = Source(kind="sample")
@@ -71,14 +72,14 @@ def test_vllm_and_transformers_agree_before_and_after_a_reload(tied: bool, engin
 @pytest.mark.slow
 @needs_vllm
 def test_refusals_and_a_death_in_the_child_are_clear(engine: VllmEngine, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="config.json is missing"):
+    with pytest.raises(UserError, match="no config.json"):
         engine.lm(tmp_path)
     lm = engine.lm(tiny_models.saved(pair(0, max_position_embeddings=64), tmp_path / "short"))
     with pytest.raises(UserError, match="more than the model's limit"):
         answer(lm, asked("mc"))
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
-    with pytest.raises(UserError, match="the vLLM process died at 'loglikelihood'.*backend=hf"):
+    with pytest.raises(UserError, match="the vLLM process died at 'loglikelihood'.*backend.engine=hf"):
         answer(lm, asked("cloze"))
     again = engine.lm(tmp_path / "short")
     assert len(answer(again, asked("cloze", ids=IDS[:1]))) == 1
@@ -98,3 +99,25 @@ def test_the_backend_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
         backend_for("vllm", "cloze", False)
     with pytest.raises(UserError, match="pip install"), VllmEngine():
         pass
+
+
+def test_a_vllm_that_cannot_start_is_paid_for_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    forget_failures()
+    monkeypatch.setattr("tinyllm_bench.evaluation.vllm.vllm_installed", lambda: True)
+    folder = tiny_models.saved(pair(0), tmp_path / "one")
+    other = tiny_models.saved(pair(0, num_hidden_layers=1), tmp_path / "other")
+    with VllmEngine() as engine:
+        monkeypatch.setattr(engine._child, "_module", "tests.models.echo_child")  # cannot load
+        said = []
+        for place in (folder, folder, other):
+            with pytest.raises(UserError) as refused:
+                engine.lm(place)
+            said.append(str(refused.value))
+    assert said[0].startswith("vLLM failed at 'load'") and said[0].endswith("Or use backend.engine=hf.")
+    assert said[1] == said[2] == f"vLLM is not tried again in this run: {said[0]}"
+    assert not any("\n" in line for line in said)
+
+
+def test_the_engine_that_errors_name_can_be_chosen(tiny_llama_dir: Path) -> None:
+    cell = one_cell(tiny_llama_dir, "backend.engine=hf", "eval.reading=gen")
+    assert cell.config.backend.engine == "hf"

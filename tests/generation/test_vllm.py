@@ -96,7 +96,7 @@ def test_a_chat_that_cannot_be_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyllm_bench.generation.worker.find_spec", lambda _: object())
-    with pytest.raises(UserError, match="config.json is missing"), VllmWriter(tmp_path):
+    with pytest.raises(UserError, match="no config.json"), VllmWriter(tmp_path):
         pass
     monkeypatch.setattr("tinyllm_bench.generation.worker.find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install.*annotations.engine=hf"), VllmWriter(tmp_path):

@@ -190,7 +190,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match="batch=0; at least 1"):
         VllmScorer(tmp_path, k=1, batch=0)
     monkeypatch.setattr("tinyllm_bench.generation.worker.find_spec", lambda _: object())
-    with pytest.raises(UserError, match="config.json is missing"), VllmScorer(tmp_path, k=1):
+    with pytest.raises(UserError, match="no config.json"), VllmScorer(tmp_path, k=1):
         pass
     monkeypatch.setattr("tinyllm_bench.generation.worker.find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install.*Or use teacher.cache.engine=hf"), VllmScorer(tmp_path, k=1):

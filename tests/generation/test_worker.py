@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.worker import Child
+from tinyllm_bench.generation.worker import Child, ChildFailed, forget_failures
 
 
 @pytest.fixture
 def child() -> Iterator[Child]:
+    forget_failures()
     with Child(
         "tests.models.echo_child", name="Echo", instead="Or shout.", environment={"ECHO_VARIABLE": "ours"}
     ) as one:
@@ -64,3 +65,30 @@ def test_the_log_is_kept_where_it_is_wanted(tmp_path: Path) -> None:
     with Child("tests.models.echo_child", name="Echo", log=log) as child:
         child.ask({"op": "say", "text": ""})
     assert "a library's own words" in log.read_text()
+
+
+def test_what_could_not_be_started_is_not_tried_again_in_a_run(child: Child) -> None:
+    with pytest.raises(ChildFailed) as first:
+        child.start({"op": "fail"}, what="a model")
+    with pytest.raises(UserError, match="Echo is not tried again in this run") as again:
+        child.start({"op": "fail"}, what="a model")
+    assert child.pid is None, "no process was started for it"
+    assert str(first.value) in str(again.value) and "Or shout." in str(again.value)
+    assert "\n" not in str(again.value)
+    assert child.start({"op": "say", "text": 1}, what="another model")["ok"] == 1
+    with pytest.raises(UserError, match="^that cannot be had"):
+        child.start({"op": "refuse"}, what="a third")
+    with pytest.raises(UserError, match="^that cannot be had"):  # the user's to mend, and cheap
+        child.start({"op": "refuse"}, what="a third")
+    forget_failures()
+    with pytest.raises(ChildFailed, match="the engine broke"):
+        child.start({"op": "fail"}, what="a model")
+
+
+def test_one_death_is_forgiven_and_two_are_not(child: Child) -> None:
+    for _ in range(2):
+        assert child.start({"op": "say", "text": 1}, what="a model")["ok"] == 1
+        with pytest.raises(ChildFailed, match="died at 'die'"):
+            child.ask({"op": "die"})
+    with pytest.raises(UserError, match="not tried again in this run: the Echo process died at 'die'"):
+        child.start({"op": "say", "text": 1}, what="another model")

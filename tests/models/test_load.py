@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import digest_file, write_json
 from tinyllm_bench.models.load import (
     Loaded,
     check_spec,
@@ -124,7 +125,9 @@ def test_a_gguf_path_must_be_a_gguf_file(tmp_path):
 
 
 def test_a_run_is_looked_for_in_the_runs_folder(tiny_llama_dir, tmp_path):
-    shutil.copytree(tiny_llama_dir, tmp_path / "abc" / "student")
+    student = shutil.copytree(tiny_llama_dir, tmp_path / "abc" / "student")
+    saved_files = {file.name: digest_file(file) for file in student.iterdir()}
+    write_json(tmp_path / "abc" / "train" / "result.json", {"student_files": saved_files})
     check_spec(spec("run:abc"), runs=tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         check_spec(spec("run:abd"), runs=tmp_path)

@@ -82,6 +82,9 @@ def _run(cells: list[Any], runs: Path, *, until: str, board: Path | None) -> int
 def run_cells(cells: list[Any], runs: Path, *, until: str = "predict", console: Console | None = None) -> "Matrix":
     """Run cells one after another, telling what goes on; returns their outcomes and the cells that failed."""
     from tinyllm_bench.experiment.runner import run_matrix
+    from tinyllm_bench.preflight.models import refuse_errors
+
+    refuse_errors(cells, runs)
 
     with console or Console(cells, until=until) as watch:
         return run_matrix(cells, runs, until=until, command=own_command(), watch=watch)

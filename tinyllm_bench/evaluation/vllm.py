@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.data.records import Reading
+from tinyllm_bench.evaluation.vllm_child import shape_of
 from tinyllm_bench.generation.worker import VLLM_ENVIRONMENT, VLLM_INSTALL, Child, vllm_installed
+from tinyllm_bench.models.files import model_files, only
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,9 +33,9 @@ def backend_for(
     if engine == "hf":
         return "hf"
     if is_encoder_decoder:
-        raise UserError("backend 'vllm' cannot run encoder-decoder models (T5); use backend=hf or backend=auto")
+        raise UserError("backend 'vllm' cannot run encoder-decoder models (T5); use backend.engine=hf or auto")
     if not vllm_installed():
-        raise UserError(f"backend 'vllm' is not installed; {VLLM_INSTALL}, or use backend=hf")
+        raise UserError(f"backend 'vllm' is not installed; {VLLM_INSTALL}, or use backend.engine=hf")
     return "vllm"
 
 
@@ -48,17 +51,18 @@ class VllmEngine:
         self._child = Child(
             "tinyllm_bench.evaluation.vllm_child",
             name="vLLM",
-            instead="Or use backend=hf.",
+            instead="Or use backend.engine=hf.",
             environment=VLLM_ENVIRONMENT,
             log=log,
             answer_seconds=answer_seconds,
         )
+        self._links = ExitStack()  # vLLM, too, sees the files that are read and no others
         self.loaded: str | None = None
         self.folder: Path | None = None  # whose weights the child holds
 
     def __enter__(self) -> VllmEngine:
         if not vllm_installed():
-            raise UserError(f"vLLM is not installed; {VLLM_INSTALL}, or use backend=hf")
+            raise UserError(f"vLLM is not installed; {VLLM_INSTALL}, or use backend.engine=hf")
         self._child.__enter__()
         return self
 
@@ -66,6 +70,7 @@ class VllmEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._child.__exit__(kind, error, trace)
+        self._links.close()
 
     @property
     def pid(self) -> int | None:
@@ -78,19 +83,20 @@ class VllmEngine:
         `dtype` is the type on a GPU; the CPU engine runs float32 alone.
 
         Raises:
-            UserError: a folder without a model, an engine that dies, hangs or cannot run the model.
+            UserError: a folder without a model, an engine that dies, hangs or cannot run the model; the same model,
+                or any if no engine was ever built, where that failed before in this run.
         """
         from tinyllm_bench.evaluation.vllm_proxy import ProxyLM
 
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is no model folder: config.json is missing")
-        request = {"op": "load", "folder": str(folder.resolve()), "add_bos": add_bos, "dtype": dtype}
-        answer = self.ask(request, self._start_seconds)
+        links = self._links.enter_context(only(model_files(str(folder), folder)))
+        request = {"op": "load", "folder": str(links), "add_bos": add_bos, "dtype": dtype}
+        what = "any model" if self.loaded is None else shape_of(links)
+        answer = self._child.start(request, self._start_seconds, what=what)
         if answer.get("restart"):
             self._child.stop()
-            answer = self.ask(request, self._start_seconds)
+            answer = self._child.start(request, self._start_seconds, what=what)
         self.loaded, self.folder = answer["ok"], folder
-        return ProxyLM(self, folder, max_length=answer["max_length"])
+        return ProxyLM(self, links, max_length=answer["max_length"])
 
     def ask(self, request: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
         """Send one request to the child and wait for its answer; errors as of `Child.ask`."""

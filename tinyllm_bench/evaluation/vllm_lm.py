@@ -23,12 +23,13 @@ def engine_options(folder: Path, dtype: str) -> dict[str, Any]:
 
     if not current_platform.is_cpu():
         # room for the student that is trained beside the engine; not run on a GPU yet
-        return {"dtype": dtype, "gpu_memory_utilization": 0.45}
+        return {"load_format": "safetensors", "dtype": dtype, "gpu_memory_utilization": 0.45}
     from lm_eval.models.utils import resolve_max_length
     from transformers import AutoConfig
 
     limit = resolve_max_length(AutoConfig.from_pretrained(folder), default=CPU_MAX_MODEL_LEN)
     return {
+        "load_format": "safetensors",  # the default looks for pickled weights too
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": min(limit, CPU_MAX_MODEL_LEN),

@@ -27,7 +27,7 @@ class ProxyLM(LM):
         """The folder's tokenizer, for chat templates."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self._folder)
+        return AutoTokenizer.from_pretrained(self._folder, trust_remote_code=False, local_files_only=True)
 
     @property
     def tokenizer_name(self) -> str:

@@ -32,6 +32,7 @@ from tinyllm_bench.experiment.request import (
 )
 from tinyllm_bench.experiment.settings import BenchConfig, InitConfig, TeacherInitConfig
 from tinyllm_bench.experiment.white_box_teacher import check_signal, check_teaches, model_teacher
+from tinyllm_bench.models.hub import forget
 from tinyllm_bench.models.load import check_spec, is_encoder_decoder
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.teachers.filters import rejected_by
@@ -133,6 +134,7 @@ def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = Tru
     Returns:
         The preset's name and the cells: per task the anchors, if asked, then per seed the methods and their variants.
     """
+    forget()
     preset = load_preset(request.preset or default_preset())
     methods = expand("method", request.methods)
     check_method_keys(request, methods)

@@ -11,6 +11,8 @@ from tinyllm_bench.base.config import Layer, Resolved, parse_assignments, parse_
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.plugins import load_method, load_task, method_defaults, names
 from tinyllm_bench.experiment.settings import BenchConfig
+from tinyllm_bench.models.hub import at_commit
+from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.training.method import Method
 
 
@@ -137,7 +139,7 @@ def settings_of(
     layers = _layers(request, preset, method, task, variant)
     bare = [Layer(name, {k: v for k, v in values.items() if k != "method"}) for name, values in layers]
     if method is None:
-        return resolve(BenchConfig, bare), None
+        return _at_commits(resolve(BenchConfig, bare)), None
     defaults = parse_yaml(method_defaults(method), f"{method}.yaml")
     kind: type[Method] = load_method(method)
     own: list[Layer] = [Layer(f"{method}.yaml", defaults.get("method", {}))]
@@ -147,7 +149,25 @@ def settings_of(
     found = resolve(BenchConfig, [rest, *bare, Layer("method", {"method": settings.config.model_dump(mode="json")})])
     origin = {k: v for k, v in found.origin.items() if k != "method"}
     origin |= {f"method.{key}": layer for key, layer in settings.origin.items()}
-    return Resolved(found.config, origin), kind(settings.config)
+    return _at_commits(Resolved(found.config, origin)), kind(settings.config)
+
+
+def _at_commits(found: Resolved) -> Resolved:
+    """The settings with every model of the hub named at the commit that it is now.
+
+    A branch can mean another model tomorrow; what a cell is known by, loads and records must be one and the same.
+    """
+    config: BenchConfig = found.config
+    student = config.student.model_copy(update={"model": _at_commit(config.student.model)})
+    named = config.teacher.model
+    teacher = config.teacher.model_copy(update={"model": None if named is None else _at_commit(named)})
+    teachers = type(config.teachers)(_at_commit(text) for text in config.teachers)
+    update = {"student": student, "teacher": teacher, "teachers": teachers}
+    return Resolved(config.model_copy(update=update), found.origin)
+
+
+def _at_commit(text: str) -> str:
+    return at_commit(parse_spec(text, role="teacher")).text if text.strip().startswith("hf:") else text
 
 
 def method_keys(method: str, kind: type[Method], asked: Any) -> dict[str, Any]:

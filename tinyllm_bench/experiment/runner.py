@@ -10,6 +10,7 @@ from tinyllm_bench.base.files import write_text
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.predict import Engines
 from tinyllm_bench.experiment.stages import Outcome, run_cell
+from tinyllm_bench.generation.worker import forget_failures
 
 
 class Watch(Protocol):
@@ -45,6 +46,7 @@ def run_matrix(cells: Sequence[Cell], runs: Path, *, until: str = "predict", com
         command: The command line, kept in the records.
         watch: Is told what goes on.
     """
+    forget_failures()
     outcomes, failed = [], []
     with Engines() as engines:
         for number, cell in enumerate(cells, start=1):

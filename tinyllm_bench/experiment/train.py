@@ -17,6 +17,7 @@ from tinyllm_bench.experiment.program_targets import fit_programs
 from tinyllm_bench.experiment.validate import PROBED, encoder_of, gold_groups, validator
 from tinyllm_bench.experiment.white_box_teacher import open_teacher_model
 from tinyllm_bench.models.adapters import save_adapter
+from tinyllm_bench.models.files import file_digest, model_files
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import (
     Loaded,
@@ -79,7 +80,9 @@ def _finish(folder: Path, student: Loaded, result: dict[str, Any]) -> None:
     state = PartialState()
     if state.is_main_process:
         save_model(student, folder / "student")
-        write_json(folder / "train" / "result.json", result)
+        files = model_files(str(folder / "student"), folder / "student")
+        saved = {name: file_digest(file) for name, file in files.items()}
+        write_json(folder / "train" / "result.json", {**result, "student_files": saved})
         remove_checkpoints(folder / "train")
     state.wait_for_everyone()
 

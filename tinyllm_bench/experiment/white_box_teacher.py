@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.experiment.settings import TeacherConfig
 from tinyllm_bench.models.identity import same_weights
-from tinyllm_bench.models.load import Loaded, is_encoder_decoder, load_model, needs_bos, spec_folder
+from tinyllm_bench.models.load import Loaded, is_encoder_decoder, load_model, needs_bos, opened, readable, spec_folder
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.teachers.open import live_key
 from tinyllm_bench.training.method import Method, TeacherSignal
@@ -64,7 +64,7 @@ def check_signal(method: Method, config: TeacherConfig, student: str, teacher: M
     if not method.needs().same_tokenizer:
         if is_encoder_decoder(teacher, runs=runs):
             raise UserError(f"teacher {teacher.text}: only decoder-only models are read across tokenizers")
-    elif not same_tokenizer(*(_tokenizer(str(folder)) for folder in folders)):
+    elif not same_tokenizer(*(_tokenizer(spec, runs) for spec in (own, teacher))):
         raise _other_tokenizer(method, own.text, teacher.text)
 
 
@@ -118,10 +118,11 @@ def _check_cache(method: Method, config: TeacherConfig) -> None:
 
 
 @lru_cache(maxsize=16)
-def _tokenizer(folder: str) -> Any:
+def _tokenizer(spec: ModelSpec, runs: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with opened(spec, runs) as (folder, where), readable(spec):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
 
 
 def _other_tokenizer(method: Method, student: str, teacher: str) -> UserError:

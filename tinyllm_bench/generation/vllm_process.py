@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.generation.worker import VLLM_ENVIRONMENT, VLLM_INSTALL, Child, vllm_installed
+from tinyllm_bench.models.files import check_safetensors, model_files, only
 
 
 class Seconds(NamedTuple):
@@ -23,8 +25,8 @@ class VllmProcess:
     def __init__(
         self, module: str, folder: Path, load: dict[str, Any], *, instead: str, log: Path | None, seconds: Seconds
     ) -> None:
-        self._folder = folder.expanduser().resolve()
-        self._load = {"op": "load", "folder": str(self._folder), **load}
+        self._folder, self._load = folder.expanduser(), load
+        self._links = ExitStack()  # vLLM, too, sees the files that are read and no others
         self._instead, self._start_seconds = instead, seconds.start
         self._child = Child(
             module,
@@ -43,13 +45,15 @@ class VllmProcess:
     def __enter__(self) -> Self:
         if not vllm_installed():
             raise UserError(f"vLLM is not installed; {VLLM_INSTALL}. {self._instead}")
-        if not (self._folder / "config.json").is_file():
-            raise UserError(f"{self._folder} is no model folder: config.json is missing")
+        files = model_files(str(self._folder), self._folder)
+        check_safetensors(str(self._folder), [f for name, f in files.items() if name.endswith(".safetensors")])
         self._child.__enter__()
         try:
-            self._child.ask(self._load, self._start_seconds)
+            links = self._links.enter_context(only(files))
+            asked = {"op": "load", "folder": str(links), **self._load}
+            self._child.start(asked, self._start_seconds, what=str(self._folder))
         except BaseException as error:
-            self._child.__exit__(type(error), error, error.__traceback__)
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
@@ -57,6 +61,7 @@ class VllmProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._child.__exit__(kind, error, trace)
+        self._links.close()
 
     def ask(self, request: dict[str, Any]) -> Any:
         """The child's answer to a request.

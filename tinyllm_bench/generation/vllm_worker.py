@@ -28,7 +28,13 @@ def engine_options(config: Any, *, dtype: str, max_model_len: int | None) -> dic
     from vllm.platforms import current_platform
 
     config = config.get_text_config()  # a model that also sees keeps these a level deeper
-    shared = {"enable_prefix_caching": True, "seed": 0, "trust_remote_code": False, "disable_log_stats": True}
+    shared: dict[str, Any] = {
+        "load_format": "safetensors",  # the default looks for pickled weights too
+        "enable_prefix_caching": True,
+        "seed": 0,
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+    }
     if current_platform.is_cpu():
         reads = getattr(config, "max_position_embeddings", None) or RELATIVE_POSITIONS_LIMIT
         length = min(reads, max_model_len or CPU_MAX_MODEL_LEN)

@@ -37,6 +37,17 @@ VLLM_ENVIRONMENT = {
 CPU_MAX_MODEL_LEN = 4096  # tokens; bounds the key-value cache of models that could read far more
 CPU_BLOCK_SIZE = 32  # tokens; with the CPU's default of 128, shorter shared prefixes are never found again
 _STOP_SECONDS = 10
+_DEATHS = 2  # of one kind of child, after which it is not started again in a run
+_failed: dict[str, list[str]] = {}  # by what was started: how it failed in this run
+
+
+class ChildFailed(UserError):
+    """A child died, failed or did not answer: trouble of the engine, not of what it was asked."""
+
+
+def forget_failures() -> None:
+    """A new run: what failed in an earlier one is tried again."""
+    _failed.clear()
 
 
 def vllm_installed() -> bool:
@@ -50,6 +61,8 @@ class Child:
     `name` is what errors call it and `instead` what they advise; `environment` holds defaults that the user's own
     variables override. `log` is the file that takes what it prints (a temporary one by default). `answer_seconds`
     bounds each request unless `ask` is told otherwise.
+
+    A start may take minutes, and what cannot be started for one cell cannot be for the next: see `start`.
     """
 
     def __init__(
@@ -88,12 +101,38 @@ class Child:
         """The running process's id; None before the first request and after `stop`."""
         return None if self._process is None else self._process.pid
 
+    def start(self, request: Mapping[str, Any], seconds: float | None = None, *, what: str) -> dict[str, Any]:
+        """`ask` for the request that loads `what`; one that failed in this run is refused and not tried again.
+
+        Neither is anything of a module whose children died twice while they answered.
+
+        Raises:
+            UserError: as `ask`; that it failed before.
+        """
+        key = f"{self._module} {what}"
+        deaths = _failed.get(self._module, [])
+        before = _failed.get(key) or (deaths if len(deaths) >= _DEATHS else None)
+        if before:
+            raise UserError(f"{self._name} is not tried again in this run: {before[-1]}")
+        try:
+            return self._ask(request, seconds)
+        except ChildFailed as error:
+            _failed.setdefault(key, []).append(str(error))
+            raise
+
     def ask(self, request: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
         """Send one request (started if need be) and wait for its answer, at most `seconds`.
 
         Raises:
-            UserError: what the child says of a wrong request; a child that died, failed or did not answer in time.
+            UserError: what the child says of a wrong request; `ChildFailed` where it died, failed or did not answer.
         """
+        try:
+            return self._ask(request, seconds)
+        except ChildFailed as error:
+            _failed.setdefault(self._module, []).append(str(error))
+            raise
+
+    def _ask(self, request: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
         process = self._process or self._start()
         limit = seconds or self._answer_seconds
         try:
@@ -112,15 +151,18 @@ class Child:
         if line is None:
             self.stop()
             raise self._failure(f"the {self._name} process died at {request['op']!r}")
-        return self._checked(request, json.loads(line))
+        try:
+            return self._checked(request, json.loads(line))
+        except json.JSONDecodeError:  # it was killed while it wrote
+            self.stop()
+            raise self._failure(f"the {self._name} process broke off its answer to {request['op']!r}") from None
 
     def _checked(self, request: Mapping[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
         if "user_error" in answer:
             raise UserError(answer["user_error"])
         if "error" in answer:
             self.stop()  # after a failed request the engine may hang
-            last = answer["error"].strip().splitlines()[-1]
-            raise self._failure(f"{self._name} failed at {request['op']!r}: {last}")
+            raise self._failure(f"{self._name} failed at {request['op']!r}: {answer['error']}")
         return answer
 
     def stop(self) -> None:
@@ -160,10 +202,10 @@ class Child:
         threading.Thread(target=_pump, args=(process, self._answers), daemon=True).start()
         return process
 
-    def _failure(self, what: str) -> UserError:
+    def _failure(self, what: str) -> ChildFailed:
         text = self._log.read_text(errors="replace") if self._log and self._log.is_file() else ""
         lines = [line.strip() for line in text.splitlines() if line.strip()][-3:]
-        return UserError(f"{what}; its log ends: {' | '.join(lines)[-600:] or 'nothing'}. {self._instead}".strip())
+        return ChildFailed(f"{what}; its log ends: {' | '.join(lines)[-600:] or 'nothing'}. {self._instead}".strip())
 
 
 def _pump(process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> None:
@@ -177,8 +219,8 @@ def _pump(process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> N
 def serve(operations: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
     """The child's side: answer each JSON line of stdin on what was stdout, until `stop` or the end; then exit.
 
-    A `UserError` becomes `{"user_error": text}`, any other exception `{"error": traceback}`. Everything that libraries
-    print goes to stderr.
+    A `UserError` becomes `{"user_error": text}`, any other exception `{"error": its first line}`. Everything that
+    libraries print goes to stderr.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # from here on a library's print cannot break the protocol
@@ -198,5 +240,5 @@ def _answer(
         return operations[request["op"]](request)
     except UserError as error:
         return {"user_error": str(error)}
-    except Exception:
-        return {"error": traceback.format_exc()}
+    except Exception as error:
+        return {"error": traceback.format_exception_only(error)[0].strip().splitlines()[0]}

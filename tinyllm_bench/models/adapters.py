@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import write_json
+from tinyllm_bench.models.files import ADAPTER_CONFIG as CONFIG
+from tinyllm_bench.models.files import only
 from tinyllm_bench.models.specs import ModelSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
 # What the adapter was made from and by, and whether it is being trained: none of it changes the merged weights.
 _INFORMATION = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
@@ -118,9 +120,10 @@ def apply_adapter(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
     import torch
     from peft import LoraConfig, PeftModel
 
-    folder = str(adapter_folder(spec))
+    files = {CONFIG: adapter_folder(spec) / CONFIG, WEIGHTS: check_adapter(spec)}
     shared, tied = _sharing(model), model.config.tie_word_embeddings
-    with _readable(spec):
+    with only(files) as links, _readable(spec):
+        folder = str(links)
         config = LoraConfig.from_pretrained(folder)
         config.inference_mode = True
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # peft draws numbers before it reads its own

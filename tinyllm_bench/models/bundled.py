@@ -18,6 +18,7 @@ from typing import Any
 
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import cache_root, digest_file, locked, read_json, write_json
+from tinyllm_bench.models.files import file_digest
 
 MANIFEST = "manifest.json"
 
@@ -111,9 +112,10 @@ def bundled_folder(name: str) -> Path:
 
 
 def is_fetched(name: str) -> bool:
-    """Whether the folder is complete: its manifest, written last, and every file it lists at its size.
+    """Whether the folder is complete: its manifest, written last, and every file it lists as it was then.
 
-    A manifest of another GGUF (an older release of this project) does not count.
+    A manifest of another GGUF (an older release of this project) does not count. A file that was written after the
+    manifest is read whole and compared.
     """
     folder = bundled_folder(name)
     if not (folder / MANIFEST).is_file():
@@ -122,10 +124,17 @@ def is_fetched(name: str) -> bool:
         facts = read_json(folder / MANIFEST)
         if facts["gguf"]["sha256"] != bundle_of(name).gguf_sha256:
             return False
-        sizes = {file: row["bytes"] for file, row in facts["files"].items()}
-    except (UserError, KeyError, TypeError, AttributeError):
+        listed = [(folder / file, row["bytes"], row["sha256"]) for file, row in facts["files"].items()]
+        return all(_is_as_listed(file, size, sha256, folder / MANIFEST) for file, size, sha256 in listed)
+    except (UserError, KeyError, TypeError, AttributeError, OSError):
         return False
-    return all((folder / file).is_file() and (folder / file).stat().st_size == size for file, size in sizes.items())
+
+
+def _is_as_listed(file: Path, size: int, sha256: str, manifest: Path) -> bool:
+    told = file.stat()
+    if told.st_size != size or not file.is_file():
+        return False
+    return told.st_mtime_ns <= manifest.stat().st_mtime_ns or file_digest(file) == sha256
 
 
 def pip_download(requirements: Sequence[str], folder: Path) -> None:

@@ -1,36 +1,36 @@
 """What a model spec stands for, as digests of files: nothing is loaded, and renaming a folder changes nothing."""
 
-from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tinyllm_bench.base.files import digest, digest_file, read_json
+from tinyllm_bench.base.files import digest, read_json
 from tinyllm_bench.models.adapters import adapter_settings, check_adapter
-from tinyllm_bench.models.load import spec_folder
+from tinyllm_bench.models.files import file_digest, weight_files
+from tinyllm_bench.models.hub import at_commit, cached_folder
+from tinyllm_bench.models.load import files_of, spec_folder
 from tinyllm_bench.models.specs import ModelSpec, without_adapter
-
-_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 def model_identity(spec: ModelSpec, runs: Path) -> Any:
-    """What a spec stands for: digests of a local model's files, a bundled model's manifest, else the spec's text.
+    """What a spec stands for: digests of every file of a local model that is read, a bundled model's manifest, the
+    commit of a hub model, a run's id (loading compares its student with what its training saved).
 
     An adapter stands beside its base model, as digests of its weights and settings; its folder is no part of it.
 
     Raises:
-        UserError: everything `check_adapter` refuses.
+        UserError: everything `check_adapter` and `files_of` refuse.
     """
     if spec.adapter is not None:
         return {"base": model_identity(without_adapter(spec), runs), "adapter": _adapter(spec)}
-    if spec.kind == "gguf":
-        return [spec.layers, _digests((Path(spec.location).expanduser(),))]
-    folder = spec_folder(spec, runs=runs)
-    if folder is None or spec.kind == "run":  # a run's id is a digest of all that made it; it may not be there yet
-        return spec.text
+    if spec.kind == "hf":
+        return at_commit(spec).text
+    if spec.kind in ("dir", "gguf"):
+        return [spec.layers, {name: file_digest(file) for name, file in files_of(spec, runs=runs).items()}]
     if spec.kind == "bundled":
+        folder = spec_folder(spec, runs=runs)
+        assert folder is not None
         return [spec.layers, read_json(folder / "manifest.json")]
-    return [spec.layers, _digests(sorted(file for pattern in _FILES for file in folder.glob(pattern)))]
+    return spec.text  # a run's id is a digest of all that made it; it may not be there yet
 
 
 def same_weights(a: ModelSpec, b: ModelSpec, runs: Path) -> bool:
@@ -51,7 +51,7 @@ def same_weights(a: ModelSpec, b: ModelSpec, runs: Path) -> bool:
     adapters = [None if spec.adapter is None else _adapter(spec) for spec in (a, b)]
     if adapters[0] != adapters[1]:
         return False
-    return sorted(_digests(files[0]).values()) == sorted(_digests(files[1]).values())
+    return sorted(map(file_digest, files[0])) == sorted(map(file_digest, files[1]))
 
 
 def _weights(spec: ModelSpec, runs: Path) -> list[Path]:
@@ -60,11 +60,10 @@ def _weights(spec: ModelSpec, runs: Path) -> list[Path]:
         return [Path(spec.location).expanduser()]
     folder = spec_folder(spec, runs=runs)
     if spec.kind == "hf":
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(spec.location, "config.json", revision=spec.revision)
-        folder = Path(found).parent if isinstance(found, str) else None
-    return [] if folder is None else sorted(folder.glob("*.safetensors"))
+        folder = cached_folder(spec)
+    if folder is None or not folder.is_dir():
+        return []
+    return [folder / name for name in weight_files(spec.text, folder) if (folder / name).is_file()]
 
 
 def _kept_layers(spec: ModelSpec, folder: Path) -> tuple[int, ...] | None:
@@ -80,14 +79,4 @@ def _kept_layers(spec: ModelSpec, folder: Path) -> tuple[int, ...] | None:
 
 
 def _adapter(spec: ModelSpec) -> dict[str, str]:
-    weights = check_adapter(spec)
-    return {"weights": _digest(weights, weights.stat().st_mtime_ns), "settings": digest(adapter_settings(spec))}
-
-
-def _digests(files: Sequence[Path]) -> dict[str, str]:
-    return {file.name: _digest(file, file.stat().st_mtime_ns) for file in files}
-
-
-@lru_cache(maxsize=256)
-def _digest(file: Path, changed: int) -> str:
-    return digest_file(file)
+    return {"weights": file_digest(check_adapter(spec)), "settings": digest(adapter_settings(spec))}

@@ -7,17 +7,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinyllm_bench.base.errors import UserError, unknown_name
-from tinyllm_bench.base.files import digest
-from tinyllm_bench.models.adapters import CONFIG as ADAPTER_CONFIG
+from tinyllm_bench.base.files import digest, read_json
 from tinyllm_bench.models.adapters import apply_adapter, check_adapter
-from tinyllm_bench.models.bundled import bundled_folder, is_fetched
+from tinyllm_bench.models.bundled import MANIFEST, bundled_folder, is_fetched
+from tinyllm_bench.models.files import check_safetensors, file_digest, model_files, only, read_object
+from tinyllm_bench.models.hub import at_hand, check_listed, hub_config, hub_folder
 from tinyllm_bench.models.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ DTYPES = ("float32", "bfloat16", "float16")
 RUNS = Path("runs")
 # T5 attends by relative distance and has no hard limit; this is what lm-eval assumes for such models.
 RELATIVE_POSITIONS_LIMIT = 2048
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class Loaded(NamedTuple):
@@ -47,88 +46,76 @@ def spec_folder(spec: ModelSpec, *, runs: Path = RUNS) -> Path | None:
 
 
 def check_spec(spec: ModelSpec, *, runs: Path = RUNS) -> None:
-    """Refuse a model that cannot be loaded, without loading it; reads file headers only.
+    """Refuse a model that cannot be loaded, without loading it; reads small files and the heads of large ones.
 
     Raises:
-        UserError: folder or file missing, no config, no or damaged safetensors, a bundled model that is not fetched,
-            a hub model that can be had neither from the cache nor from the hub; everything `check_adapter` refuses.
+        UserError: everything that `files.model_files` and `check_adapter` refuse; damaged safetensors; a bundled model
+            that is not fetched; the student of a run that is not what its training left; a hub model that can be had
+            neither from the cache nor from the hub.
     """
     if spec.adapter is not None:
-        _check_safetensors(spec, check_adapter(spec))
-    if spec.kind == "bundled" and not is_fetched(spec.location):
-        raise UserError(f"{spec.text} is not in the cache; run: tinyllm-bench fetch {spec.location}")
-    folder = spec_folder(spec, runs=runs)
-    if folder is not None:
-        _check_folder(spec, folder)
-    elif spec.kind == "gguf":
+        check_safetensors(spec.text, [check_adapter(spec)])
+    if spec.kind == "gguf":
         _check_gguf(spec)
     elif spec.kind == "hf":
-        _check_hub(spec)
+        folder = at_hand(spec)
+        if folder is None:
+            check_listed(spec)
+        else:
+            _check_files(spec, model_files(spec.text, folder))
+    elif spec_folder(spec, runs=runs) is not None:
+        _check_files(spec, files_of(spec, runs=runs))
+
+
+def files_of(spec: ModelSpec, *, runs: Path = RUNS) -> dict[str, Path]:
+    """Every file that loading a model on this machine reads, by its path in the model's folder; adapters apart.
+
+    Of a hub model these are files of the cache.
+
+    Raises:
+        UserError: as `check_spec`, but that weights are not opened; a hub model that is not in the cache.
+    """
+    if spec.kind == "gguf":
+        _check_gguf(spec)
+        file = Path(spec.location).expanduser()
+        return {file.name: file}
+    if spec.kind == "bundled" and not is_fetched(spec.location):
+        raise UserError(f"{spec.text} is not in the cache; run: tinyllm-bench fetch {spec.location}")
+    folder = hub_folder(spec, weights=True) if spec.kind == "hf" else spec_folder(spec, runs=runs)
+    assert folder is not None
+    found = model_files(spec.text, folder)
+    if spec.kind == "bundled":  # what came later is not the bundled model's
+        fetched = read_json(folder / MANIFEST)["files"]
+        return {name: file for name, file in found.items() if name in fetched}
+    if spec.kind == "run":
+        _check_run(spec, found, folder.parent)
+    return found
+
+
+def _check_files(spec: ModelSpec, files: Mapping[str, Path]) -> None:
+    check_safetensors(spec.text, [file for name, file in files.items() if name.endswith(".safetensors")])
+
+
+def _check_run(spec: ModelSpec, files: Mapping[str, Path], folder: Path) -> None:
+    """A run is known by its id, so its student must be what its training saved."""
+    result = folder / "train" / "result.json"
+    saved = read_json(result).get("student_files") if result.is_file() else None
+    if saved is None or saved != {name: file_digest(file) for name, file in files.items()}:
+        raise UserError(
+            f"{spec.text}: {folder / 'student'} is not what the training of this run saved ({result} says);"
+            f" name another model by its folder: dir:{folder / 'student'}"
+        )
 
 
 def is_encoder_decoder(spec: ModelSpec, *, runs: Path = RUNS) -> bool:
     """Whether a model reads with an encoder and writes with a decoder; False where its configuration cannot be had."""
-    folder = spec_folder(spec, runs=runs)
-    file = _hub_config(spec.location, spec.revision) if spec.kind == "hf" else folder and folder / "config.json"
-    return file is not None and bool(json.loads(file.read_text()).get("is_encoder_decoder", False))
-
-
-@lru_cache(maxsize=64)
-def _hub_config(name: str, revision: str | None) -> Path | None:
-    """A hub model's `config.json`, of the cache or of the hub; None where neither can be had: `check_spec` says why."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(hf_hub_download(name, "config.json", revision=revision))
-    except (OSError, ValueError, HfHubHTTPError):
-        return None
-
-
-def _check_folder(spec: ModelSpec, folder: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(
-            f"{spec.text}: no such folder: {folder}; give a Hugging Face folder (config.json, *.safetensors)"
-        )
-    if not (folder / "config.json").is_file() and (folder / ADAPTER_CONFIG).is_file():
-        raise UserError(f"{spec.text}: {folder} is an adapter; name its base model first: BASE?adapter={folder}")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{spec.text}: {folder} has no config.json; give the folder that save_pretrained wrote")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights and any(any(folder.glob(pattern)) for pattern in _PICKLED):
-        raise UserError(
-            f"{spec.text}: {folder} has only pickled weights; safetensors only: load it once where you trust it "
-            "and save_pretrained it again"
-        )
-    if not weights:
-        raise UserError(
-            f"{spec.text}: {folder} has no weights; needs *.safetensors beside config.json (save_pretrained makes both)"
-        )
-    for shard in _named_in_index(folder):
-        if not (folder / shard).is_file():
-            raise UserError(f"{spec.text}: {folder} lacks {shard}, which its index names; copy or fetch it again")
-    for file in weights:
-        _check_safetensors(spec, file)
-
-
-def _named_in_index(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError):
-        raise UserError(f"{index} is damaged; copy or fetch the model again") from None
-
-
-def _check_safetensors(spec: ModelSpec, file: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy"):  # checks the header against the file's length
-            pass
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{spec.text}: {file} is truncated or damaged ({error}); copy or fetch it again") from None
+    if spec.kind == "hf":
+        config = hub_config(spec)
+    else:
+        folder = spec_folder(spec, runs=runs)
+        there = folder is not None and (folder / "config.json").is_file()
+        config = read_object(spec.text, folder / "config.json") if folder is not None and there else None
+    return config is not None and bool(config.get("is_encoder_decoder", False))
 
 
 def _check_gguf(spec: ModelSpec) -> None:
@@ -138,42 +125,6 @@ def _check_gguf(spec: ModelSpec) -> None:
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise UserError(f"{spec.text}: {file} is not a GGUF file; give the path of a .gguf file")
-
-
-def _check_hub(spec: ModelSpec) -> None:
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    def cached(name: str) -> bool:
-        return isinstance(try_to_load_from_cache(spec.location, name, revision=spec.revision), str)
-
-    if cached("config.json") and (cached("model.safetensors") or cached("model.safetensors.index.json")):
-        return
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(
-            f"{spec.text} is not in the local Hugging Face cache and HF_HUB_OFFLINE is set; unset it, or download the "
-            "model elsewhere and name it as dir:FOLDER, or use bundled:smollm2-135m"
-        )
-    _ask_hub(spec)
-
-
-def _ask_hub(spec: ModelSpec) -> None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        info = HfApi().model_info(spec.location, revision=spec.revision, timeout=10)
-    except GatedRepoError:
-        raise UserError(f"{spec.text} is gated; accept its terms on the hub and log in with `hf auth login`") from None
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise UserError(f"{spec.text}: the hub has no such model or revision; check hf:OWNER/NAME@REVISION") from None
-    except Exception as error:  # whatever the connection does, the answer to the user is the same
-        raise UserError(
-            f"{spec.text} is not in the local cache and the hub cannot be reached ({type(error).__name__}); "
-            "use dir:FOLDER or bundled:smollm2-135m"
-        ) from None
-    names = [file.rfilename for file in info.siblings or []]
-    if not any(name.endswith(".safetensors") for name in names):
-        raise UserError(f"{spec.text}: this repository has no *.safetensors; safetensors only: choose another revision")
 
 
 def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", runs: Path = RUNS) -> Loaded:
@@ -194,8 +145,7 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     check_spec(spec, runs=runs)
-    name, where = location_of(spec, runs)
-    with quiet(), readable(spec):
+    with opened(spec, runs) as (name, where), quiet(), readable(spec):
         model = _load_weights(spec, name, where, getattr(torch, dtype))
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
     settle(spec, model, tokenizer)
@@ -207,6 +157,8 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
 
 def settle(spec: ModelSpec, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """What is done to every model that is opened: its pad token, greedy generation, the layers that its spec names."""
+    for named in (model.config, tokenizer):
+        named.name_or_path = ""  # a folder that is gone
     _set_pad(spec, model, tokenizer)
     _plain_generation(model, tokenizer)
     if spec.layers is not None:
@@ -215,16 +167,24 @@ def settle(spec: ModelSpec, model: "PreTrainedModel", tokenizer: "PreTrainedToke
         keep_layers(model, spec.layers)
 
 
-def location_of(spec: ModelSpec, runs: Path) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` takes: a name or folder, and the keyword arguments that say where in it."""
-    if spec.kind == "hf":
-        return spec.location, {"revision": spec.revision or "main"}
-    if spec.kind == "gguf":
-        file = Path(spec.location).expanduser().resolve()
-        return str(file.parent), {"gguf_file": file.name}
-    folder = spec_folder(spec, runs=runs)
-    assert folder is not None
-    return str(folder), {"local_files_only": True}
+@contextmanager
+def opened(spec: ModelSpec, runs: Path, *, weights: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What `from_pretrained` takes: a folder with the files that are read and no others, and more keyword arguments.
+
+    Without `weights`, a hub model's small files only.
+
+    Raises:
+        UserError: as `files_of`.
+    """
+    if spec.kind == "hf" and not weights:
+        files = model_files(spec.text, hub_folder(spec, weights=False), weights=False)
+    else:
+        files = files_of(spec, runs=runs)
+    with only(files) as folder:
+        yield (
+            str(folder),
+            {"local_files_only": True, **({"gguf_file": next(iter(files))} if spec.kind == "gguf" else {})},
+        )
 
 
 def family_of(config: Any) -> Any:

@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.models.load import RUNS, Loaded, check_spec, family_of, location_of, quiet, readable, settle
+from tinyllm_bench.models.load import RUNS, Loaded, check_spec, family_of, opened, quiet, readable, settle
 from tinyllm_bench.models.specs import ModelSpec
 
 
@@ -23,8 +23,7 @@ def load_shape(spec: ModelSpec, *, dtype: str = "float32", runs: Path = RUNS) ->
     if not spec.has_weights:
         raise UserError(f"{spec.text} has no weights to load; name a model with hf:, dir:, gguf:, bundled: or run:")
     check_spec(spec, runs=runs)
-    name, where = location_of(spec, runs)
-    with quiet(), readable(spec):
+    with opened(spec, runs, weights=False) as (name, where), quiet(), readable(spec):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
         with torch.device("meta"):

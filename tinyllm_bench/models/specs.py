@@ -96,6 +96,11 @@ def without_adapter(spec: ModelSpec) -> ModelSpec:
     return _with_text(replace(spec, adapter=None))
 
 
+def at_revision(spec: ModelSpec, revision: str) -> ModelSpec:
+    """The spec of a hub model under another of its revisions."""
+    return _with_text(replace(spec, revision=revision))
+
+
 def _with_text(spec: ModelSpec) -> ModelSpec:
     """The spec with its canonical spelling: layers before the adapter."""
     text = f"{spec.kind}:{spec.location}"

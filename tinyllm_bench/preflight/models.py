@@ -1,19 +1,43 @@
 """Checks of `doctor` on models and tokenizers: they can be had, end and begin texts, and can spell what is trained."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from tinyllm_bench.answers.parser import normalised
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import LABEL
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.identity import GUESSES
 from tinyllm_bench.generation.stopping import end_tokens
-from tinyllm_bench.models.load import Loaded, needs_bos, pad_is_eos
+from tinyllm_bench.leaderboard.record import RECORD_FILE
+from tinyllm_bench.models.files import read_object
+from tinyllm_bench.models.load import Loaded, needs_bos, opened, pad_is_eos
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.models.vocabulary import overlap, same_tokenizer
 from tinyllm_bench.preflight.inspection import Finding, Preflight, graded, own_signal, own_student, place, share
+from tinyllm_bench.preflight.machine import this_machine
 
 SHARED_VOCABULARY = 0.5  # of the smaller vocabulary's entries
 LOST = 0.01  # of prompts or answers
+
+
+def refuse_errors(cells: Sequence[Cell], runs: Path) -> None:
+    """Refuse cells whose models or tokenizers `doctor` calls an error; no weights are loaded.
+
+    Cells that are finished are read back, and guesses open no model.
+
+    Raises:
+        UserError: the first such finding, in one line.
+    """
+    left = [cell for cell in cells if cell.name not in GUESSES and not (runs / cell.run_id / RECORD_FILE).exists()]
+    if not left:
+        return
+    preflight = Preflight(cells=left, machine=this_machine())
+    for check in (models, special_tokens, vocabularies):
+        for finding in check(preflight):
+            if finding.severity == "error":
+                raise UserError(f"{finding.where}: {finding.measured}; {finding.fix} (check {finding.check} of doctor)")
 
 
 def models(preflight: Preflight) -> list[Finding]:
@@ -34,7 +58,7 @@ def _specs(preflight: Preflight) -> list[ModelSpec]:
     found: dict[str, ModelSpec] = {}
     for cell in [*preflight.trained, *preflight.cells]:
         live = [parse_spec(teacher.spec, role="teacher") for teacher in cell.teachers if not teacher.recorded]
-        local = [spec for spec in live if spec.kind not in ("api", "run")]
+        local = [spec for spec in live if spec.has_weights and spec.kind != "run"]
         signal = own_signal(cell)
         for spec in [own_student(cell), *([signal] if signal else []), *local]:
             found[spec.text] = spec
@@ -51,13 +75,13 @@ def special_tokens(preflight: Preflight) -> list[Finding]:
     for spec in _specs(preflight):
         loaded = preflight.model(spec)
         if loaded is not None:
-            traps = list(_traps(spec, loaded))
+            traps = list(_traps(spec, loaded, preflight.runs))
             measured = f"ends with {loaded.tokenizer.eos_token!r}, pads with {loaded.tokenizer.pad_token!r}"
             found += traps or [Finding(severity="ok", check="special_tokens", where=spec.text, measured=measured)]
     return found + list(_chat(preflight))
 
 
-def _traps(spec: ModelSpec, loaded: Loaded) -> Iterator[Finding]:
+def _traps(spec: ModelSpec, loaded: Loaded, runs: Path) -> Iterator[Finding]:
     tokenizer: Any = loaded.tokenizer
     where = spec.text
     ids = list(tokenizer("a").input_ids)
@@ -65,11 +89,13 @@ def _traps(spec: ModelSpec, loaded: Loaded) -> Iterator[Finding]:
         measured = f"its end token {tokenizer.eos_token!r} is its pad token too: harmless here"
         fix = "a trainer that masks padding by its id unlearns to stop: give the student another pad token there"
         yield Finding(severity="note", check="special_tokens", where=where, measured=measured, fix=fix)
-    if not loaded.model.config.is_encoder_decoder and ids[-1:] == [tokenizer.eos_token_id]:
-        measured = f"its tokenizer ends every text with {tokenizer.eos_token!r}, prompts too: answers follow an end"
-        fix = "set add_eos_token=false in tokenizer_config.json"
+    bare = tokenizer("a", add_special_tokens=False).input_ids
+    if not loaded.model.config.is_encoder_decoder and ids[-1:] != bare[-1:]:
+        end = tokenizer.convert_ids_to_tokens(ids[-1])
+        measured = f"its tokenizer ends every text with {end!r}, prompts too: answers follow an end"
+        fix = "set add_eos_token=false in tokenizer_config.json, or drop it from tokenizer.json's post-processor"
         yield Finding(severity="error", check="special_tokens", where=where, measured=measured, fix=fix)
-    if _promises_bos(spec, tokenizer) and ids[:1] != [tokenizer.bos_token_id] and not needs_bos(*loaded):
+    if _promises_bos(spec, tokenizer, runs) and ids[:1] != [tokenizer.bos_token_id] and not needs_bos(*loaded):
         measured = f"add_bos_token is true, but its tokenizer adds no {tokenizer.bos_token!r}: prompts begin without it"
         fix = "give the folder a tokenizer.json whose post-processor adds the token, or set add_bos_token=false"
         yield Finding(severity="warning", check="special_tokens", where=where, measured=measured, fix=fix)
@@ -82,14 +108,13 @@ def _traps(spec: ModelSpec, loaded: Loaded) -> Iterator[Finding]:
         yield Finding(severity="warning", check="special_tokens", where=where, measured=measured, fix=fix)
 
 
-def _promises_bos(spec: ModelSpec, tokenizer: Any) -> bool:
+def _promises_bos(spec: ModelSpec, tokenizer: Any, runs: Path) -> bool:
     """Whether `tokenizer_config.json` says `add_bos_token`; transformers 5 drops it beside a `tokenizer.json`."""
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
     if spec.kind == "gguf" or tokenizer.bos_token_id is None:
         return False
-    said = get_tokenizer_config(tokenizer.name_or_path, revision=spec.revision, local_files_only=True)
-    return bool(said.get("add_bos_token", False))
+    with opened(spec, runs, weights=False) as (folder, _):
+        file = Path(folder) / "tokenizer_config.json"
+        return file.is_file() and bool(read_object(spec.text, file).get("add_bos_token", False))
 
 
 def _chat(preflight: Preflight) -> Iterator[Finding]:

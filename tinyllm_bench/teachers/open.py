@@ -19,6 +19,7 @@ from tinyllm_bench.data.sources import (
     rationale_keys,
 )
 from tinyllm_bench.generation.requests import Writer
+from tinyllm_bench.models.hub import hub_folder
 from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.models.load import check_spec, is_encoder_decoder, spec_folder
 from tinyllm_bench.models.specs import KINDS, ModelSpec, parse_spec
@@ -218,7 +219,4 @@ def _folder(spec: ModelSpec, place: Place) -> Path:
     folder = spec_folder(spec, runs=place.runs)
     if folder is not None:
         return folder
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-    return Path(snapshot_download(spec.location, revision=spec.revision, allow_patterns=wanted))
+    return hub_folder(spec, weights=True)
