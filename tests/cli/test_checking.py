@@ -14,13 +14,13 @@ def test_findings_the_table_and_the_status(call: Call, small: list[Any], tmp_pat
     said = call(*asked)
     assert said.status == 0, said.err
     lines = said.out.splitlines()
-    assert lines[0].startswith("warning: budget: finetune on obqa: budget.student_tokens=3,000 buys about 6")
+    assert lines[0].startswith("warning: budget: finetune on obqa: budget.student_tokens=3,000 buys 6")
     assert any(line.startswith("warning: power: obqa: 16 test questions and 3 seeds show") for line in lines)
     assert any(line.startswith("note: digests: obqa: sample questions") for line in lines)
     assert "check" in said.out and "warnings" in said.out and "ok: " not in said.out
     assert call(*asked, "--strict").status == 1
     assert "\nok: disk: runs folder" in call(*asked, "--verbose").out
-    found = json.loads(call(*asked, "--json").out)
+    found = json.loads(call(*asked, "--json").out)["findings"]
     keys = {"severity", "check", "where", "measured", "threshold", "fix"}
     assert {"ok", "note", "warning"} <= {one["severity"] for one in found} and all(set(one) == keys for one in found)
     assert not (tmp_path / "runs").exists(), "nothing is written"

@@ -7,15 +7,22 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Call
-from tinyllm_bench.cli.plan_text import duration, money, plan_text, size
+from tinyllm_bench.cli.plan_text import duration, money, plan_text
+from tinyllm_bench.preflight.dry_training import Counts, TextCost
+from tinyllm_bench.preflight.forecast import CellForecast, Disk, Forecast, Totals
+from tinyllm_bench.preflight.inspection import size
 
 
 def test_a_table_and_what_it_can_tell_apart(call: Call, small: list[Any], tmp_path: Path) -> None:
-    words = ("--method", "finetune,tinyllm", "--task", "obqa", "--detect", 20, "--no-probe", *small)
+    words = ("--method", "finetune,tinyllm", "--task", "obqa", "--detect", 20, *small)
     said = call("plan", *words)
     assert said.status == 0, said.err
     assert max(map(len, said.out.splitlines())) <= 80
-    assert "no probe: times are n/a" in said.out and "finetune, obqa, seed 0" in said.out and "random" in said.out
+    assert (
+        "time is an estimate; matrix products run at" in said.out
+        and "finetune, obqa, seed 0" in said.out
+        and "random" in said.out
+    )
     flat = " ".join(said.out.split())
     assert "obqa: 16 questions and 1 seed (these students only) find a difference of" in flat
     assert "20 points: these questions are too few for any number of seeds" in flat
@@ -28,16 +35,15 @@ def test_json_holds_every_number(call: Call, small: list[Any]) -> None:
     found = json.loads(said.out)
     (cell,) = found["cells"]
     assert cell["counts"]["exact"] and cell["counts"]["steps"] > 0 and cell["memory"] > 0
-    assert cell["seconds"].keys() >= {"load", "steps", "looks", "predict"}
+    assert cell["seconds"].keys() >= {"training", "sampling", "evaluation", "predict"}
     total = found["totals"]
     assert total["seconds"] > 0 and total["usd_device"] == pytest.approx(2 * total["seconds"] / 3600)
-    assert "probe 1 took" in said.err
 
 
 def test_what_is_done_is_said(call: Call, small: list[Any]) -> None:
     words = ("--method", "finetune", "--task", "obqa", "--no-anchors", *small)
     assert call("run", *words).status == 0
-    said = call("plan", *words, "--no-probe")
+    said = call("plan", *words)
     assert "done already" in said.out and "1 cells, 1 done already: 0 student tokens" in said.out
     assert "finished runs (1) tell" in " ".join(said.out.split())
 
@@ -52,39 +58,46 @@ def test_wrong_options_are_one_line(words: tuple[Any, ...], says: str, call: Cal
 
 def test_amounts_in_words() -> None:
     assert [duration(s) for s in (None, 12.4, 600, 9000)] == ["n/a", "12 s", "10 min", "2.5 h"]
-    assert [size(b) for b in (0, 5_000_000, 2_500_000_000)] == ["-", "5 MB", "2.5 GB"]
+    assert [size(b) for b in (0, 40_000, 5_000_000, 2_500_000_000)] == ["0 kB", "40 kB", "5 MB", "2.5 GB"]
     assert [money(usd) for usd in (0.0, 0.0123, 12.5)] == ["0.00 USD", "0.0123 USD", "12.50 USD"]
 
 
 def test_teachers_texts_and_prices_have_lines_of_their_own() -> None:
-    text = {
-        "recorded": False,
-        "kept": 3,
-        "lacking": 9,
-        "teacher": "other",
-        "tokens_in": 900,
-        "tokens_out": 90,
-        "usd": 0.5,
-    }
-    counts = {"exact": False, "steps": 4, "tokens": 1000.4, "flops": 2e15}
-    cell = {
-        **{
-            "label": "some method",
-            "task": "obqa",
-            "seed": 0,
-            "trains_only": False,
-            "is_done": False,
-            "done": ("train",),
-        },
-        **{"counts": counts, "total_seconds": 61.0, "memory": 10**9, "disk": {"kept": 10**6}, "texts": [text]},
-    }
-    total = {
-        **{"cells": 1, "done": 0, "student_tokens": 1000, "flops": 2e15, "seconds": 61.0, "start_seconds": 1.0},
-        **{"memory": 1, "disk": 1, "disk_peak": 2, "teacher_tokens_in": 900, "teacher_tokens_out": 90},
+    text = TextCost(
+        **{"teacher": "other", "kind": "rationale", "spec": "dir:other", "recorded": False, "cached": 3, "missing": 9},
+        **{"tokens_in": 900, "tokens_out": 90, "seconds": None, "usd": 0.5, "keys": ()},
+    )
+    counts = Counts(
+        **{"steps": 4, "records": 32, "tokens": 1000.4, "computed": 900.0, "sampled_texts": 0, "sampled_tokens": 0},
+        **{"flops": 2e15, "sampling_flops": 0.0, "exact": False},
+    )
+    cell = CellForecast(
+        **{"run_id": "r", "label": "some method", "task": "obqa", "seed": 0, "mode": "cloze", "kind": "method"},
+        **{"trains_only": False, "questions": {}, "done": ("train",), "first": (), "counts": counts, "texts": (text,)},
+        **{"seconds": {"training": 61.0}, "memory": 10**9, "disk": Disk(final=10**6), "usd": 0.5},
+    )
+    total = Totals(
+        **{"cells": 1, "done": 0, "steps": 4, "student_tokens": 1000, "flops": 2e15, "seconds": 61.0, "memory": 1},
+        **{"disk": 1, "disk_peak": 2, "cache": 3 * 10**9, "teacher_tokens_in": 900, "teacher_tokens_out": 90},
         **{"usd_teachers": 0.5, "usd_device": None},
-    }
-    plan = {"preset": "p", "device": "d", "probe_seconds": 1.0, "cells": [cell], "totals": total, "detectable": []}
-    said = plan_text(plan)
+    )
+    plan = Forecast(device="d", matmul_flops={"float32": 1e11}, cells=(cell,), totals=total, detectable=())
+    said = plan_text("p", plan)
     assert "~4    ~1,000   2.000     61 s  1.0 GB    1 MB" in said
-    assert "other: 3 texts kept, 9 to be written" in said and "~900 tokens in, ~90 out, 0.50 USD" in said
-    assert "price: teachers 0.50 USD" in said and "done already: train" in said
+    assert "other: 3 texts cached, 9 to be written" in said and "~900 tokens in, ~90 out, 0.50 USD" in said
+    assert "price: teachers 0.50 USD" in said and "done already: train" in said and "caches 3.0 GB" in said
+
+
+def test_doctor_prints_the_forecast_that_plan_prints(call: Call, small: list[Any]) -> None:
+    words = ("--method", "finetune,tinyllm", "--task", "obqa", "--seeds", 2, "--json", *small)
+    plan, doctor = (json.loads(call(command, *words).out) for command in ("plan", "doctor"))
+    findings = {one["check"]: one for one in doctor.pop("findings")}
+    for found in (plan, doctor):  # times are of a speed that each command measures for itself
+        found.pop("matmul_flops")
+        found["totals"].pop("seconds")
+        for cell in found["cells"]:
+            cell.pop("seconds"), cell.pop("total_seconds")
+    assert plan == doctor and plan["totals"]["steps"] > 0 and plan["totals"]["disk"] > 0
+    told = f"{100 * plan['detectable'][0]['difference']:.1f} points"
+    assert told in findings["power"]["measured"]
+    assert f"about {size(plan['totals']['disk_peak'])} needed" in findings["disk"]["measured"]

@@ -13,6 +13,8 @@ from tinyllm_bench.base.files import write_text
 from tinyllm_bench.cli.running import run_cells
 from tinyllm_bench.leaderboard.record import RECORD_FILE
 from tinyllm_bench.preflight.doctor import examine
+from tinyllm_bench.preflight.inspection import Preflight
+from tinyllm_bench.preflight.machine import this_machine
 from tinyllm_bench.testing.tiny_models import bpe_tokenizer, saved, tiny_llama
 
 
@@ -37,7 +39,9 @@ def _refused(cells: list[Any], runs: Path) -> str:
 
 def _told(cells: list[Any]) -> str:
     """The first error of `doctor`."""
-    return next(one for one in examine(cells) if one.severity == "error").measured
+    return next(
+        one for one in examine(Preflight(cells=cells, machine=this_machine())) if one.severity == "error"
+    ).measured
 
 
 def _model(folder: Path, change: Callable[[Any], None]) -> Path:

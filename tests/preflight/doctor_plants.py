@@ -14,7 +14,7 @@ import pytest
 from tests.data.toy_release import rationale
 from tinyllm_bench.experiment.cell import Cell, plan_cells
 from tinyllm_bench.experiment.request import Request
-from tinyllm_bench.preflight.machine import Machine
+from tinyllm_bench.preflight.machine import Machine, Speed
 
 TASK = "toycheck"
 SIZES = {"train": 60, "valid": 40, "test": 200}
@@ -86,6 +86,7 @@ def machine(**changes: Any) -> Machine:
     """A machine that lacks nothing."""
     plain: Mapping[str, Any] = {
         "device": "cpu",
+        "speed": lambda dtype: Speed(matmul=1e11),
         "free_memory": PLENTY,
         "free_disk": lambda place: PLENTY,
         "packages": {"torch": "2.13.0+cpu", "transformers": "5.19.0", "lm-eval": "0.4.13"},

@@ -13,7 +13,7 @@ from tests.preflight.doctor_plants import Rows
 from tests.tokenizer_pair import numerals
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.preflight.doctor import CHECKS, examine
-from tinyllm_bench.preflight.inspection import Finding
+from tinyllm_bench.preflight.inspection import Finding, Preflight
 from tinyllm_bench.testing.tiny_models import bpe_tokenizer, saved, tiny_llama, unigram_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def grave(found: list[Finding]) -> list[str]:
 def test_a_clean_set_up_leaves_nothing_to_say(clean_data: Path, tiny_llama_dir: Path) -> None:
     asked: list[str] = []
     cells = plants.cells(clean_data, f"dir:{tiny_llama_dir}")
-    found = examine(cells, machine=plants.machine(), report=asked.append)
+    found = examine(Preflight(cells=cells, machine=plants.machine()), report=asked.append)
     assert grave(found) == []
     assert asked == list(CHECKS)
     silent = {"contexts", "vocabularies", "keys"}  # no passages, no white-box teacher, no API here
@@ -181,7 +181,7 @@ PLANTED = {
     "end token pads": Planted("special_tokens", "note", "is its pad token too", student=end_is_pad),
     "prompts end": Planted("special_tokens", "error", "ends every text with '<eos>'", student=ends_prompts),
     "no begin token": Planted("special_tokens", "warning", "adds no '<pad>'", student=promises_begin),
-    "two end tokens": Planted("special_tokens", "note", "with id [7], its tokenizer with 1", student=another_end),
+    "two end tokens": Planted("special_tokens", "warning", "with id [7], its tokenizer with 1", student=another_end),
     "no chat template": Planted(
         "special_tokens", "error", "eval.chat_template", settings=("eval.chat_template=always",)
     ),
@@ -228,7 +228,7 @@ PLANTED = {
     "one seed of two rows": Planted(
         "seeds", "warning", "1 seed for 3 rows", request={"seeds": 1, "methods": ("finetune", "tinyllm")}
     ),
-    "little memory": Planted("memory", "error", "1 MiB free", machine={"free_memory": 2**20}),
+    "little memory": Planted("memory", "error", "1 MB free", machine={"free_memory": 2**20}),
     "little disk": Planted("disk", "error", "runs folder", machine={"free_disk": lambda folder: 2**20}),
     "no GPU": Planted("backends", "error", "needs a GPU", settings=("backend.device=cuda",)),
     "no vLLM": Planted(
@@ -258,7 +258,7 @@ def test_a_planted_problem_is_found(name: str, clean_data: Path, tiny_llama_dir:
     model = tiny_llama_dir if problem.student is None else problem.student(tmp_path)
     settings = [text.replace("{teacher}", str(tiny_llama_dir)) for text in problem.settings]
     cells = plants.cells(data, f"dir:{model}", *settings, method=problem.method, **problem.request)
-    found = examine(cells, machine=plants.machine(**problem.machine))
+    found = examine(Preflight(cells=cells, machine=plants.machine(**problem.machine)))
     own = [one for one in found if one.check == problem.check and problem.says in one.text]
     assert [one.severity for one in own][:1] == [problem.severity], grave(found)
     assert all(one.fix for one in own if one.severity != "ok")
@@ -273,7 +273,9 @@ def test_a_preset_that_changes_a_method_s_own_value_is_told(
 
     def told(*settings: str) -> Finding:
         cells = plants.cells(clean_data, f"dir:{tiny_llama_dir}", *settings, method="finetune")
-        return next(one for one in examine(cells, machine=plants.machine()) if one.check == "own_settings")
+        return next(
+            one for one in examine(Preflight(cells=cells, machine=plants.machine())) if one.check == "own_settings"
+        )
 
     found = told()
     assert found.severity == "warning" and "train_limit=500 by preset cpu, finetune.yaml has 40" in found.measured
@@ -286,7 +288,7 @@ def test_a_teacher_with_another_vocabulary_is_told(clean_data: Path, tmp_path: P
     settings = (f"teacher.model=dir:{teacher}", "teacher.init=null", "method.kd.cross_tokenizer=uld")
     own = saved((tiny_llama(vocab_size=2048)[0], numerals()), tmp_path / "student")
     cells = plants.cells(clean_data, f"dir:{own}", *settings, method="kd")
-    (told,) = [one for one in examine(cells, machine=plants.machine()) if one.check == "vocabularies"]
+    (told,) = [one for one in examine(Preflight(cells=cells, machine=plants.machine())) if one.check == "vocabularies"]
     assert told.severity == "warning" and "smaller vocabulary's entries" in told.measured
 
 
@@ -296,7 +298,7 @@ def test_a_refused_hub_teacher_is_told_as_an_error(clean_data: Path, tiny_llama_
     settings = (f"teacher.model=dir:{teacher}", "teacher.init=null")
     cells = plants.cells(clean_data, f"dir:{tiny_llama_dir}", *settings, method="kd")
     unigram_tokenizer().save_pretrained(teacher)
-    (told,) = [one for one in examine(cells, machine=plants.machine()) if one.check == "vocabularies"]
+    (told,) = [one for one in examine(Preflight(cells=cells, machine=plants.machine())) if one.check == "vocabularies"]
     assert told.severity == "error" and "token by token" in told.measured
 
 
@@ -313,13 +315,13 @@ def test_changed_data_of_a_known_task_are_refused_before_any_check(tmp_path: Pat
 def test_a_local_server_needs_no_key(clean_data: Path, tiny_llama_dir: Path) -> None:
     spec = "teachers=['api:http://localhost:8000/v1#writer']"
     cells = plants.cells(clean_data, f"dir:{tiny_llama_dir}", spec)
-    (told,) = [one for one in examine(cells, machine=plants.machine()) if one.check == "keys"]
+    (told,) = [one for one in examine(Preflight(cells=cells, machine=plants.machine())) if one.check == "keys"]
     assert told.severity == "ok"
 
 
 def test_a_key_is_never_shown(clean_data: Path, tiny_llama_dir: Path) -> None:
     cells = plants.cells(clean_data, f"dir:{tiny_llama_dir}", API)
-    found = examine(cells, machine=plants.machine(environment={"OPENAI_API_KEY": "sk-secret"}))
+    found = examine(Preflight(cells=cells, machine=plants.machine(environment={"OPENAI_API_KEY": "sk-secret"})))
     (told,) = [one for one in found if one.check == "keys"]
     assert (told.severity, told.measured) == ("ok", "OPENAI_API_KEY is set")
     assert "sk-secret" not in json.dumps([one.text for one in found])

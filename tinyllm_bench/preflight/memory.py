@@ -1,22 +1,22 @@
-"""How much memory a cell will take at its peak, told without loading its weights.
+"""How much memory a cell takes at its peak, told without loading its weights.
 
 On a CPU the peak is of the process (`base.provenance.peak_memory`): interpreter and libraries, weights, gradients,
 AdamW's two moments, what the forward pass of the largest micro-batch keeps for the backward pass, logits, a white-box
-teacher, and at the end the kept weights that are read back. On an accelerator libraries are not in it. What the forward
-pass keeps is counted, not guessed: small random copies of the student, one and two layers deep, read that very
+teacher, and at the end the selected weights that are read back. On an accelerator libraries are not in it. What the
+forward pass keeps is counted, not guessed: small random copies of the student, one and two layers deep, read that very
 micro-batch, and autograd tells what it saves.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.identity import GUESSES
 from tinyllm_bench.experiment.train import device_of
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.shape import load_shape
-from tinyllm_bench.preflight.counts import Training
-from tinyllm_bench.preflight.shapes import as_it_can_be_read, small_copy
+from tinyllm_bench.preflight.dry_training import DryTraining, small_copy, with_existing_models
 from tinyllm_bench.training.batching import Collator
 from tinyllm_bench.training.layout import Row
 from tinyllm_bench.training.trainer import TrainConfig
@@ -30,8 +30,9 @@ _OF_TEXTS, _OF_DISTRIBUTIONS = 4, 8
 _RETAINED = 0.75  # of the gradients' bytes, which the allocator keeps for the next step
 
 
-class Memory(NamedTuple):
-    """Bytes by what they hold; `fixed` are weights, moments and teacher, `moving` the rest of the largest step."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of a training by what they hold; `micro_batches` are those of the step that has most."""
 
     libraries: int
     weights: int
@@ -40,18 +41,18 @@ class Memory(NamedTuple):
     teacher: int
     activations: int
     logits: int
-    micros: int
+    micro_batches: int
 
     @property
     def training(self) -> int:
         """The peak of the training steps."""
         moving = self.activations + self.logits
-        step = self.trained + moving if self.micros > 1 else max(self.trained, moving)
+        step = self.trained + moving if self.micro_batches > 1 else max(self.trained, moving)
         return self._held + step
 
     @property
     def end(self) -> int:
-        """The peak when the kept weights are read back."""
+        """The peak when the selected weights are read back."""
         return self._held + round(_RETAINED * self.trained) + self.trained
 
     @property
@@ -64,40 +65,30 @@ class Memory(NamedTuple):
         return self.libraries + self.weights + self.moments + self.teacher
 
 
-def peak_bytes(cell: Cell) -> int:
-    """Estimated peak bytes of a cell: of the process on a CPU, of the accelerator where there is one.
-
-    Cells that it needs first are not in it; a cell that answers with several students is asked with all of them.
-    """
-    return peak_of(cell, None if cell.method is None or cell.students else Training(cell))
-
-
-def peak_of(cell: Cell, training: Training | None) -> int:
-    """The same, of a training that is counted already."""
-    if training is not None:
-        return memory_of(training).peak
-    if cell.name in GUESSES:
-        return _libraries(cell)
-    students = list(cell.students.values()) or [cell]
-    shapes = {one.run_id: load_shape(as_it_can_be_read(one).student, runs=cell.runs) for one in students}
-    return _libraries(cell) + sum(_bytes(loaded.model) for loaded in shapes.values())
-
-
-def memory_of(training: Training, rows: Sequence[Row] | None = None) -> Memory:
-    """What a training holds at its largest micro-batch, or at another one."""
-    largest, micros = _largest(training) if rows is None else (list(rows), 1)
+def memory_of(training: DryTraining) -> Memory:
+    """What a training holds at its largest micro-batch; cells that come first are not in it."""
+    largest, micro_batches = _largest(training)
     teacher = training.teacher_in_memory
-    trained = sum(p.numel() * p.element_size() for p in training.lm.parameters() if p.requires_grad)
+    trained = training.trained_bytes
     return Memory(
         libraries=_libraries(training.cell),
-        weights=_bytes(training.lm),
+        weights=training.model_bytes,
         trained=trained,
         moments=2 * trained,
         teacher=0 if teacher is None else _bytes(teacher),
         activations=_activations(training, largest),
         logits=_logits(training.lm, largest, distributions=teacher is not None),
-        micros=micros,
+        micro_batches=micro_batches,
     )
+
+
+def asking_memory(cell: Cell) -> int:
+    """Peak bytes of a cell that only answers: libraries and weights, of several students all of them."""
+    if cell.name in GUESSES:
+        return _libraries(cell)
+    students = list(cell.students.values()) or [cell]
+    shapes = {one.run_id: load_shape(with_existing_models(one).student, runs=cell.runs) for one in students}
+    return _libraries(cell) + sum(_bytes(loaded.model) for loaded in shapes.values())
 
 
 def _libraries(cell: Cell) -> int:
@@ -108,16 +99,18 @@ def _bytes(model: Any) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def _largest(training: Training) -> tuple[list[Row], int]:
-    """The micro-batch with the most work among the first steps, and the most micro-batches of a step."""
+def _largest(training: DryTraining) -> tuple[list[Row], int]:
+    """The micro-batch with the most padded tokens among the first steps, and the most micro-batches of a step."""
     groups, size = training.groups, training.cell.config.train.batch_records
     starts = range(0, min(len(groups), _STEPS * size), size)
-    order = sorted(range(len(groups)), key=lambda n: -groups[n].tokens)
-    steps = [list(range(start, min(start + size, len(groups)))) for start in starts]
-    found = [training.micros(step) for step in steps]
-    longest = training.micros(order[:1])  # one long question may be a micro-batch of its own
-    largest = max([rows for micros in [*found, longest] for rows in micros], key=training.work_of)
-    return largest, max(map(len, found))
+    steps = [training.micro_batches(range(start, min(start + size, len(groups)))) for start in starts]
+    longest = max(range(len(groups)), key=lambda n: groups[n].tokens)  # may be a micro-batch of its own
+    every = [rows for micros in [*steps, training.micro_batches([longest])] for rows in micros]
+    return max(every, key=lambda rows: (len(rows) * _width(rows), _width(rows))), max(map(len, steps))
+
+
+def _width(rows: Sequence[Row]) -> int:
+    return max(row.width for row in rows)
 
 
 def _logits(lm: LM, rows: Sequence[Row], *, distributions: bool) -> int:
@@ -127,7 +120,7 @@ def _logits(lm: LM, rows: Sequence[Row], *, distributions: bool) -> int:
     return min(targets, lm.chunk_positions) * wide * 4 * (_OF_DISTRIBUTIONS if distributions else _OF_TEXTS)
 
 
-def _activations(training: Training, rows: Sequence[Row]) -> int:
+def _activations(training: DryTraining, rows: Sequence[Row]) -> int:
     """Bytes that the student's body keeps for the backward pass of a micro-batch."""
     config: TrainConfig = training.cell.config.train
     tried = _some(rows)
@@ -135,18 +128,17 @@ def _activations(training: Training, rows: Sequence[Row]) -> int:
     one, two = (_saved(training.lm, collator, tried, layers) for layers in (1, 2))
     text = training.lm.plain.config.get_text_config()
     depth, layer = int(getattr(text, "num_hidden_layers", 1)), max(two - one, 0)
-    shown = len(rows) * max(row.width for row in rows) / (len(tried) * max(row.width for row in tried))
+    shown = len(rows) * _width(rows) / (len(tried) * _width(tried))
     if config.gradient_checkpointing:
-        kept = len(tried) * max(row.width for row in tried) * int(text.hidden_size) * 4
+        kept = len(tried) * _width(tried) * int(text.hidden_size) * 4
         return round(shown * (one + depth * kept))
-    half = 0.6 if config.mixed_precision != "no" else 1.0
+    half = 0.6 if training.cell.config.student.dtype == "bfloat16" or config.mixed_precision != "no" else 1.0
     return round(shown * half * (one + (depth - 1) * layer))
 
 
 def _some(rows: Sequence[Row]) -> list[Row]:
     """The first rows, as far as the small copies read; one at least."""
-    width = max(row.width for row in rows)
-    return list(rows[: max(_TRIED // width, 1)])
+    return list(rows[: max(_TRIED // _width(rows), 1)])
 
 
 def _saved(lm: LM, collator: Collator, rows: Sequence[Row], layers: int) -> int:
