@@ -1,10 +1,10 @@
 """Layers: order, origin, refusals."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tinyllm_bench.base.config import Layer, as_assignments, flatten, parse_assignments, parse_yaml, read_yaml, resolve
 from tinyllm_bench.base.errors import UserError
@@ -54,12 +54,176 @@ def test_wrong_settings_name_layer_value_and_what_is_allowed(values: dict[str, o
         resolve(Outer, [Layer("here", values)])
 
 
-def test_assignments_are_yaml_with_scientific_numbers() -> None:
-    found = parse_assignments(["a.b=1e-4", "a.c=[x, y]", "d=null", "e=text", "f=a=b"])
-    assert found == {"a": {"b": 1e-4, "c": ["x", "y"]}, "d": None, "e": "text", "f": "a=b"}
+class Typed(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    text: str = ""
+    maybe_text: str | None = "here"
+    whole: int = 0
+    maybe_whole: int | None = 1
+    number: float = 0.0
+    flag: bool = False
+    kind: Literal["no", "on", "1"] = "on"
+    amount: int | Literal["all"] = 3
+    weight: Annotated[float, Field(ge=0)] | dict[str, Annotated[float, Field(ge=0)]] = 1.0
+    modules: str | list[str] = "all"
+    names: tuple[str, ...] = ()
+    numbers: tuple[float, ...] = ()
+    texts: dict[str, str] = {}
+    prices: dict[str, tuple[float, float]] = {}
+    inner: Inner = Inner()
+    maybe: Inner | None = None
 
 
-@pytest.mark.parametrize("text", ["alpha", "=3", ".x=1", "a=[1"])
+def typed(*texts: str) -> Any:
+    """The values of settings that were typed on the command line."""
+    return resolve(Typed, [Layer("command line", parse_assignments(texts))]).config
+
+
+# Texts that a YAML reader would shorten, change or take for another kind.
+CHANGED = [
+    *("#2", "a #2", "dir:student #2", "1:30", "010", "0o17", "0x10", "1_000", "1e5", "1.50", ".5", "true", "yes", "no"),
+    *(
+        "on",
+        "off",
+        "~",
+        "2026-01-02",
+        "=",
+        "<<",
+        "a: b",
+        "key: value #x",
+        "- a",
+        "&a",
+        "*a",
+        "!!int 3",
+        "%x",
+        "@x",
+        "`x",
+    ),
+    *(
+        " a ",
+        "a  b",
+        "a, b",
+        "'",
+        '"',
+        "it's",
+        '"a" and "b"',
+        "C:\\temp\\new",
+        "a=b",
+        "|",
+        ">",
+        "? x",
+        "...",
+        "---",
+        "é☃😀",
+    ),
+]
+
+
+@pytest.mark.parametrize("text", CHANGED)
+def test_a_text_arrives_as_written(text: str) -> None:
+    assert typed(f"text={text}").text == text
+    assert typed(f"maybe_text={text}").maybe_text == text
+    assert typed(f"texts.{'x'}={text}").texts == {"x": text}
+    assert typed(*as_assignments({"text": text, "names": [text], "texts": {text.replace(".", ""): text}})) == Typed(
+        text=text, names=(text,), texts={text.replace(".", ""): text}
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "[a", "{b}", "[a, b]", "'quoted'", '"quoted"', "two\nlines", "\u2028", "", "'", '"a']
+)
+def test_a_text_from_python_arrives_as_it_is(text: str) -> None:
+    assert typed(*as_assignments({"text": text, "maybe_text": text, "modules": text, "names": [text]})) == Typed(
+        text=text, maybe_text=text, modules=text, names=(text,)
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "value"),
+    [
+        ("whole=010", "whole", 10),
+        ("whole=1e5", "whole", 100_000),
+        ("whole=-3", "whole", -3),
+        ("number=1e-4", "number", 1e-4),
+        ("number=010", "number", 10.0),
+        ("maybe_whole=null", "maybe_whole", None),
+        ("maybe_text=null", "maybe_text", None),
+        ("text=null", "text", "null"),
+        ('maybe_text="null"', "maybe_text", "null"),
+        ("flag=true", "flag", True),
+        ("flag=no", "flag", False),
+        ("kind=no", "kind", "no"),
+        ("kind=1", "kind", "1"),
+        ("amount=all", "amount", "all"),
+        ("amount=5", "amount", 5),
+        ("weight=0.5", "weight", 0.5),
+        ("weight={t5: 0.5, '010': 1}", "weight", {"t5": 0.5, "010": 1.0}),
+        ("weight.t5=0.5", "weight", {"t5": 0.5}),
+        ("modules=q_proj", "modules", "q_proj"),
+        ("modules=[q_proj, 010]", "modules", ["q_proj", "010"]),
+        ("names=[no, 1:30, hf:a#b, 'x #2', 2026-01-02]", "names", ("no", "1:30", "hf:a#b", "x #2", "2026-01-02")),
+        ("names=[null, ~]", "names", ("null", "~")),
+        ("numbers=[0.5, 1]", "numbers", (0.5, 1.0)),
+        ("texts={cot: on, pot: 1_0}", "texts", {"cot": "on", "pot": "1_0"}),
+        ("prices={m: [1, 2.5]}", "prices", {"m": (1.0, 2.5)}),
+        ("inner={rate: 1e-3}", "inner", Inner(rate=1e-3)),
+        ("maybe={steps: 010}", "maybe", Inner(steps=10)),
+    ],
+)
+def test_a_value_is_read_by_the_type_of_its_setting(written: str, key: str, value: Any) -> None:
+    assert getattr(typed(written), key) == value
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("whole=true", "whole=1:30", "whole=0x10", "whole=0o17", "whole=1.5", "whole=~", "whole=", "whole=null"),
+        *(
+            "whole=[1]",
+            "number=yes",
+            "number=true",
+            "number=1:30",
+            "number=2026-01-02",
+            "number=.inf.",
+            "maybe_whole=~",
+        ),
+        *("flag=maybe", "flag=2", "kind=off", "amount=none", "weight=heavy", "weight={a: true}", "numbers=[true]"),
+        *(
+            "names=a",
+            "names={a: b}",
+            "names=[[a]]",
+            "names=[a: b]",
+            "texts=a",
+            "texts={a: [b]}",
+            "inner=3",
+            "inner=[1]",
+        ),
+        *(
+            "names=[a",
+            "names=[a] # rest",
+            "names=[a #b]",
+            "texts={a: b, a: c}",
+            "names=[!!int 3, !x a]",
+            "names=[&a b, *a]",
+        ),
+        *("weight={a: 1", "prices={m: [1]}", "prices={m: [1, 2, 3]}", "names=" + "[" * 3000, "whole=" + "x" * 5000),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_in_one_line(written: str) -> None:
+    with pytest.raises(UserError) as caught:
+        typed(written)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert written.partition("=")[0] in str(caught.value)
+
+
+def test_true_is_no_number_in_a_file_either() -> None:
+    with pytest.raises(UserError, match=r"inner.rate=true \(--config\): a number is wanted"):
+        resolve(Typed, [Layer("--config", {"inner": {"rate": True}})])
+    with pytest.raises(UserError, match=r"numbers.1=true \(--config\)"):
+        resolve(Typed, [Layer("--config", {"numbers": [1, True]})])
+
+
+@pytest.mark.parametrize("text", ["alpha", "=3", ".x=1", "a..b=1", "a.=1"])
 def test_what_is_not_an_assignment_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         parse_assignments([text])
@@ -100,13 +264,30 @@ OTHER = [
 ]
 
 
+class Anything(BaseModel):
+    """Settings of every kind, as plugins may have them."""
+
+    teachers: Any = None
+    method: Any = None
+    data: Any = None
+    train: Any = None
+    eval: Any = None
+    a: Any = None
+
+
+def read_back(settings: dict[str, Any]) -> dict[str, Any]:
+    layer = Layer("python", parse_assignments(as_assignments(settings)))
+    return dict(resolve(Anything, [layer]).config.model_dump(exclude_unset=True))
+
+
 @pytest.mark.parametrize(("settings", "nested"), [*zip(SAME, SAME, strict=True), *OTHER])
 def test_python_values_become_the_same_settings(settings: dict[str, Any], nested: dict[str, Any]) -> None:
-    assert parse_assignments(as_assignments(settings)) == nested
+    assert read_back(settings) == nested
 
 
 def test_a_group_does_not_undo_what_lies_in_it() -> None:
-    assert parse_assignments(as_assignments({"a.b": 1, "a": {"c": 2}})) == {"a": {"b": 1, "c": 2}}
+    assert read_back({"a.b": 1, "a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    assert read_back({"a.b": 1, "a": {"x.y": 2}}) == {"a": {"x.y": 2, "b": 1}}
 
 
 @pytest.mark.parametrize("settings", [{"": 1}, {"a=b": 1}, {3: 1}, {"a": object()}])

@@ -4,14 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.experiment.runs import cells_of, one_cell, quick
 from tinyllm_bench.base import plugins
-from tinyllm_bench.base.config import Layer, flatten, parse_yaml, resolve
+from tinyllm_bench.base.config import Layer, as_assignments, flatten, parse_yaml, resolve
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.experiment.cell import Cell, choose_reading, plan_cells
 from tinyllm_bench.experiment.record import _own_settings
-from tinyllm_bench.experiment.request import Request, check_method_keys, expand, load_preset, preset_names, settings_of
+from tinyllm_bench.experiment.request import (
+    Preset,
+    Request,
+    check_method_keys,
+    expand,
+    load_preset,
+    preset_names,
+    settings_of,
+)
 from tinyllm_bench.experiment.settings import BenchConfig
 
 PRESETS = ("cpu", "modern", "paper", "quickstart")
@@ -94,6 +103,99 @@ def test_no_preset_silently_changes_what_a_method_s_own_file_says(method: str, p
         assert set(changed.values()) <= {f"preset {preset}, method {method}"}, (task, changed)
 
 
+def test_the_order_of_all_layers(tmp_path: Path) -> None:
+    """Default, method file, preset, its task, its variant of a method, file, command line; each wins over the former."""
+    layers = {
+        "gkd.yaml": "epochs",
+        "preset p": "epochs",
+        "preset p, task obqa": "epochs",
+        "preset p, variant": "epochs",
+        "--config": "epochs",
+        "command line": "epochs",
+    }
+
+    def found(upto: int) -> Any:
+        group = {
+            "student": {"init": {"epochs": upto}},
+            "train": {"batch_records": upto},
+            "method": {"student_share": 0.1},
+        }
+        of = [name for place, name in enumerate(layers) if place <= upto]
+        preset = Preset(
+            name="p",
+            config=group if "preset p" in of else {},
+            tasks={"obqa": group if "preset p, task obqa" in of else {}},
+            methods={"gkd": {"method": {"temperature": 0.5}}},
+        )
+        request = Request(
+            methods=("gkd",),
+            tasks=("obqa",),
+            config_file=config_file(tmp_path, yaml.safe_dump(group)) if "--config" in of else None,
+            assignments=as_assignments(group) if "command line" in of else (),
+        )
+        variant = group if "preset p, variant" in of else {}
+        return settings_of(request, preset, method="gkd", task="obqa", variant=variant)[0]
+
+    for upto, name in enumerate(layers):
+        one = found(upto)
+        assert one.origin["student.init.epochs"] == name
+        assert upto == 0 or one.config.train.batch_records == one.config.student.init.epochs == upto
+        assert upto == 0 or (one.origin["method.student_share"], one.config.method["student_share"]) == (name, 0.1)
+        assert one.origin["method.temperature"] == "preset p, method gkd" and one.origin["method.max_new_tokens"] == "gkd.yaml"
+
+
+ROWS = Preset(
+    name="rows",
+    config={"student": {"model": "?"}, "data": {"source": "sample"}, "budget": {"student_tokens": 3000}},
+    variants={"finetune": {"one epoch": {"budget": {"student_tokens": None, "epochs": 1}, "train": {"warmup": 0.1}}}},
+)
+
+
+def rows(monkeypatch: pytest.MonkeyPatch, student: Path, *assignments: str) -> dict[str, Any]:
+    """The planned rows of `finetune` under a preset with a variant, by label."""
+    from tinyllm_bench.experiment import cell
+
+    monkeypatch.setattr(cell, "load_preset", lambda name: ROWS)
+    given = (f"student.model=dir:{student}", *assignments)
+    request = Request(methods=("finetune",), tasks=("obqa",), preset="rows", assignments=given)
+    return {one.label: one for one in plan_cells(request)[1]}
+
+
+@pytest.mark.parametrize(
+    ("given", "budget"),
+    [
+        (("budget.flops=2e12", "budget.student_tokens=null"), ("flops", 2e12)),
+        (("budget.flops=2e12",), ("flops", 2e12)),
+        (("budget.epochs=3",), ("epochs", 3.0)),
+        (("budget.epochs=3", "budget.student_tokens=null"), ("epochs", 3.0)),
+        (("budget={epochs: 3}",), ("epochs", 3.0)),
+        (("budget.student_tokens=50",), ("student_tokens", 50)),
+    ],
+)
+def test_a_variant_does_not_win_over_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, tiny_llama_dir: Path, given: tuple[str, ...], budget: tuple[str, float]
+) -> None:
+    both = rows(monkeypatch, tiny_llama_dir, *given)
+    assert [cell.config.budget.asked for cell in both.values()] == [budget, budget]
+    assert both["finetune (one epoch)"].origin[f"budget.{budget[0]}"] == "command line"
+    assert both["finetune (one epoch)"].origin["train.warmup"] == "preset rows, variant"
+
+
+def test_a_variant_that_is_an_earlier_row_is_not_run_twice(
+    monkeypatch: pytest.MonkeyPatch, tiny_llama_dir: Path
+) -> None:
+    assert list(rows(monkeypatch, tiny_llama_dir)) == ["finetune", "finetune (one epoch)"]
+    assert list(rows(monkeypatch, tiny_llama_dir, "budget.epochs=3", "train.warmup=0.2")) == ["finetune"]
+
+
+def test_an_initial_cell_has_its_own_budget_whatever_was_asked_for(tiny_llama_dir: Path) -> None:
+    settings = ("teacher.init=null", "student.init={method: finetune, student_tokens: 700}", "budget={epochs: 2}")
+    cell = one_cell(tiny_llama_dir, f"teacher.model=dir:{tiny_llama_dir}", *settings, method="gkd")
+    assert cell.student_from is not None and cell.config.budget.asked == ("epochs", 2.0)
+    assert cell.student_from.config.budget.asked == ("student_tokens", 700)
+    assert cell.student_from.config.train.select == "loss"
+
+
 def test_options_of_the_command_line_are_settings_too() -> None:
     found = settings(engine="hf", data_dir="/some/where", method="finetune")
     assert found.config.backend.engine == "hf" and found.origin["backend.engine"] == "command line"
@@ -121,14 +223,14 @@ def test_numbers_null_and_lists_are_read() -> None:
         ("train.learning_rate=fast", r"train\.learning_rate='fast' \(command line\): .*number"),
         ("train.learning_rate=0", r"train\.learning_rate=0 \(command line\): .*greater than 0"),
         ("eval.reading=aloud", r"eval\.reading='aloud' \(command line\): .*'gen', 'mc' or 'cloze'"),
-        ("train=3", r"train=3 \(command line\)"),
-        ("method=3", r"method=3 is not a group"),
-        ("method.tinyllm=3", r"method\.tinyllm=3 is not a group"),
+        ("train=3", r"train='3' \(command line\)"),
+        ("method=3", r"method='3' is not a group"),
+        ("method.tinyllm=3", r"method\.tinyllm='3' is not a group"),
         ("method.alpha=-1", r"alpha.*-1.*greater than or equal to 0"),
         ("learning", r"'learning' is not a setting; write key=value"),
         ("=3", r"'=3' is not a setting"),
         ("train.looks=[", r"'train\.looks=\[': the value is not valid YAML"),
-        ("data.markers=3", r"data\.markers=3 \(command line\)"),
+        ("data.markers=3", r"data\.markers='3' \(command line\)"),
     ],
 )
 def test_wrong_settings_are_one_line_with_the_fix(assignment: str, says: str) -> None:
@@ -168,7 +270,7 @@ def test_unknown_names(tiny_llama_dir: Path, changes: dict[str, Any], says: str)
     assert str(caught.value).startswith(says)
 
 
-@pytest.mark.parametrize("given", [("budget.epochs=1",), ("budget.student_tokens=null",)])
+@pytest.mark.parametrize("given", [("budget={epochs: 1, flops: 1e9}",), ("budget.student_tokens=null",)])
 def test_exactly_one_budget(tiny_llama_dir: Path, given: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="exactly one of budget.student_tokens, budget.epochs"):
         one_cell(tiny_llama_dir, *given)

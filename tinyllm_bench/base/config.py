@@ -1,12 +1,19 @@
 """Layered configuration: every value knows the layer it came from; unknown keys are errors with the nearest name.
 
+<<<<<<< HEAD
 Order, later wins: model default < method YAML < preset < preset's task part < preset's method part < `--config` file <
 `key=value`.
+=======
+Order, later wins: model default < method YAML < preset < preset's task part < preset's variant of a method < `--config`
+file < `key=value`. A value of the command line is read by the type that its setting declares, never by what YAML would
+make of it: `#2` and `1:30` stay the texts that they are, and `true` is no number.
+>>>>>>> 6ef6c79 (Settings are read by their declared type, in the order default, method, preset, variant, file, command line)
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -40,25 +47,69 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return parse_yaml(read_text(path), str(path))
 
 
+class Written(str):
+    """A value as it was typed: the declared type of the setting that it is for decides what it means."""
+
+    __slots__ = ()
+
+
 def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
-    """`["train.learning_rate=1e-4"]` as nested values; each value is read as YAML (numbers, null, lists)."""
+    """`["train.learning_rate=1e-4"]` as nested values, each `Written`; `resolve` reads them by the settings' types."""
     nested: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
-        if not equals or not key or key.startswith("."):
-            raise UserError(f"{text!r} is not a setting; write key=value, e.g. train.learning_rate=1e-4")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"{text!r}: the value is not valid YAML") from None
-        _put(nested, key.split("."), _number(parsed))
+        if not equals or not all(key.split(".")):
+            raise UserError(f"{_short(text)} is not a setting; write key=value, e.g. train.learning_rate=1e-4")
+        _put(nested, key.split("."), Written(value))
     return nested
+
+
+def group_of(value: Any, path: str) -> Any:
+    """The mapping that `{...}` writes; every other value as it is.
+
+    Raises:
+        UserError: the text is no mapping that can be read.
+    """
+    if isinstance(value, Written) and value.startswith("{"):
+        return _listed(value, path)
+    return value
+
+
+def _listed(text: Written, path: str) -> Any:
+    """A list or mapping in YAML's flow style. Its plain texts stay `Written`; no anchors, no tags, no comments."""
+    wrong = UserError(
+        f"{_short(f'{path}={text}')}: the value is not valid YAML; put a text with special marks in quotes"
+    )
+    try:
+        loader = yaml.BaseLoader(text)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.BaseLoader)):
+            raise wrong
+        node = loader.get_single_node()
+        if node is None or node.end_mark.index != len(text.rstrip()):  # a comment follows
+            raise wrong
+        return _built(node, wrong)
+    except (yaml.YAMLError, RecursionError):
+        raise wrong from None
+
+
+def _built(node: Any, wrong: UserError) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [_built(one, wrong) for one in node.value]
+    if isinstance(node, yaml.MappingNode):
+        found = {str(_built(key, wrong)): _built(value, wrong) for key, value in node.value}
+        if len(found) < len(node.value):
+            raise wrong  # a key is there twice
+        return found
+    if node.tag != "tag:yaml.org,2002:str":
+        raise wrong
+    return Written(node.value) if node.style is None else node.value
 
 
 def as_assignments(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Nested or dotted settings as the texts that `parse_assignments` reads, groups before what lies in them.
 
-    A mapping is taken apart into its keys; one with keys that a dotted name cannot hold stays one value.
+    A text that would be read as something else (`null`, a list, a mapping, a text in quotes) is put into quotes. A
+    mapping is taken apart into its keys; one with keys that a dotted name cannot hold stays one value.
     """
     texts = [text for key, value in settings.items() for text in _assigned(key, value)]
     return tuple(sorted(texts, key=lambda text: text.partition("=")[0].count(".")))
@@ -71,13 +122,22 @@ def _assigned(key: str, value: Any) -> Iterator[str]:
         for name, inner in value.items():
             yield from _assigned(f"{key}.{name}", inner)
         return
+    if isinstance(value, str):
+        special = value in ("null", "true", "false") or value[:1] in tuple("[{'\"") or not value.isprintable()
+        yield f"{key}=" + (_dumped(value, default_style='"') if special else value)
+        return
     try:
-        text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False)
+        text = _dumped(_plain(value), default_flow_style=True)
     except yaml.YAMLError:
         raise UserError(
             f"{key}={value!r}: a setting is a number, a text, a list, a mapping, true, false or None"
         ) from None
-    yield f"{key}=" + text.removesuffix("\n").removesuffix("\n...")
+    yield f"{key}={text}"
+
+
+def _dumped(value: Any, **style: Any) -> str:
+    text: str = yaml.safe_dump(value, width=10**9, allow_unicode=True, sort_keys=False, **style)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _is_part(name: Any) -> bool:
@@ -93,19 +153,9 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `1e-4` as text; people mean the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 def _put(nested: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for part in path[:-1]:
-        nested = nested.setdefault(part, {})
+    for depth, part in enumerate(path[:-1], start=1):
+        nested[part] = nested = group_of(nested.get(part, {}), ".".join(path[:depth]))
         if not isinstance(nested, dict):
             raise UserError(f"{'.'.join(path)}: {part!r} is a value already, not a group of settings")
     nested[path[-1]] = value
@@ -134,7 +184,12 @@ def resolve(model: type[BaseModel], layers: Iterable[Layer]) -> Resolved:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         where = origin.get(key, "the settings")
-        raise UserError(f"{key}={first['input']!r} ({where}): {first['msg'].lower()}") from None
+        raise UserError(f"{key}={_short(first['input'])} ({where}): {first['msg'].lower()}") from None
+
+
+def _short(value: Any, most: int = 100) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _merge(
@@ -150,6 +205,8 @@ def _merge(
         if model is not None and key not in model.model_fields:
             raise unknown_name(f"setting ({layer})", path, (f"{prefix}{name}" for name in model.model_fields))
         inner = _inner_model(model, key)
+        if model is not None:
+            value = _typed(value, model.model_fields[key].annotation, path, layer)
         if isinstance(value, Mapping) and inner is not None:
             current = into.get(key)
             into[key] = current if isinstance(current, dict) else {}
@@ -159,13 +216,75 @@ def _merge(
             origin[path] = layer
 
 
+def _typed(value: Any, annotation: Any, path: str, layer: str) -> Any:
+    """A value by the type that its setting declares, written values inside lists and mappings too.
+
+    Only what a text means is decided here; whether the value is allowed is the model's to say.
+    """
+    kinds = _kinds(annotation)
+    if isinstance(value, Written):
+        value = _meant(value, kinds, path)
+    if isinstance(value, Written):
+        return str(value)
+    if isinstance(value, Mapping):
+        if any(_is_model(kind) for kind in kinds):
+            return value  # `_merge` takes it apart
+        (inside,) = next((get_args(kind)[1:] for kind in kinds if get_origin(kind) is dict), (Any,))
+        return {name: _typed(one, inside, f"{path}.{name}", layer) for name, one in value.items()}
+    if isinstance(value, list):
+        listed = next((get_args(kind) for kind in kinds if get_origin(kind) in (list, tuple)), (Any, ...))
+        each = listed if len(listed) == len(value) and ... not in listed else (listed[0],) * len(value)
+        return [
+            _typed(one, kind, f"{path}.{place}", layer)
+            for place, (one, kind) in enumerate(zip(value, each, strict=False))
+        ]
+    if isinstance(value, bool) and bool not in kinds and not {int, float}.isdisjoint(kinds):
+        raise UserError(f"{path}={str(value).lower()} ({layer}): a number is wanted")
+    return value
+
+
+def _meant(text: Written, kinds: Sequence[Any], path: str) -> Any:
+    """What a typed text means for a setting of these kinds; `Written` where it is a text."""
+    listed = any(get_origin(kind) in (list, tuple, dict) or _is_model(kind) for kind in kinds)
+    if text == "null" and type(None) in kinds:
+        return None
+    if text[:1] in ("[", "{") and (listed or Any in kinds):
+        return _listed(text, path)
+    if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]:
+        try:
+            return str(_listed(text, path))
+        except UserError:
+            return text  # it only begins and ends with a quote
+    if str in kinds or any(text in get_args(kind) for kind in kinds if get_origin(kind) is Literal):
+        return text
+    if Any in kinds and text in ("true", "false", "null"):
+        return {"true": True, "false": False, "null": None}[text]
+    if not {int, float, Any}.isdisjoint(kinds):
+        for number in (int, float):
+            try:
+                return number(text)
+            except ValueError:
+                continue
+    return text
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The members of a union, without what `Annotated` adds."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for member in get_args(annotation) for kind in _kinds(member)]
+    return [annotation]
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
 def _inner_model(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
     """The config model of a field, also behind `| None`."""
-    if model is None:
-        return None
-    annotation = model.model_fields[key].annotation
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    kinds = [] if model is None else _kinds(model.model_fields[key].annotation)
+    return next((kind for kind in kinds if _is_model(kind)), None)
 
 
 def flatten(config: BaseModel) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from tinyllm_bench.base.config import Resolved
@@ -144,8 +145,11 @@ def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = Tru
             cells += _anchors(request, preset, task)
         for seed in range(request.seeds):
             for method in methods:
-                variants = {"": {}, **preset.variants.get(method, {})}
-                cells += [_method(request, preset, task, method, seed, v, values) for v, values in variants.items()]
+                rows: dict[str, Cell] = {}
+                for variant, values in {"": {}, **preset.variants.get(method, {})}.items():
+                    row = _method(request, preset, task, method, seed, variant, values)
+                    rows.setdefault(row.run_id, row)  # one whose settings were all given otherwise is an earlier row
+                cells += rows.values()
     cells = [replace(cell, shared_by=_sharing(cell, cells)) for cell in cells]
     if not cells:
         raise UserError(f"nothing to run: give --method (of {', '.join(names('method'))}) and --task")
@@ -185,9 +189,16 @@ def choose_reading(wanted: str, offered: tuple[Reading, ...], answered: tuple[Re
 
 
 def _method(
-    request: Request, preset: Preset, task: str, name: str, seed: int, variant: str, values: Mapping[str, Any]
+    request: Request,
+    preset: Preset,
+    task: str,
+    name: str,
+    seed: int,
+    variant: str,
+    values: Mapping[str, Any],
+    made_for: Mapping[str, Any] = MappingProxyType({}),
 ) -> Cell:
-    found, method = settings_of(request, preset, method=name, task=task, variant=values)
+    found, method = settings_of(request, preset, method=name, task=task, variant=values, made_for=made_for)
     assert method is not None
     config: BenchConfig = found.config
     info: TaskInfo = load_task(task)
@@ -288,13 +299,13 @@ def _first(cell: Cell, request: Request, preset: Preset, model: str, init: InitC
     kept = tuple(text for text in request.assignments if not text.startswith(("method.", "eval.reading=")))
     asked = replace(request, assignments=kept, methods=(init.method,))
     name = expand("method", (init.method,))[0]
-    _, method = settings_of(asked, preset, method=name, task=cell.task.name, variant=values)
+    _, method = settings_of(asked, preset, method=name, task=cell.task.name, variant={}, made_for=values)
     if method is not None and method.decoding().policy is not None:
         raise UserError(
             f"init.method={init.method} writes by several paths, and no one student of it can be gone on from;"
             " choose a method that makes one"
         )
-    return replace(_method(asked, preset, cell.task.name, name, seed, "", values), trains_only=True)
+    return replace(_method(asked, preset, cell.task.name, name, seed, "", {}, values), trains_only=True)
 
 
 def _check_rationales(cell: Cell) -> None:

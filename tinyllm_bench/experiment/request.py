@@ -4,13 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from pydantic import BaseModel
+
 from tinyllm_bench.base import plugins
-from tinyllm_bench.base.config import Layer, Resolved, parse_assignments, parse_yaml, read_yaml, resolve
+from tinyllm_bench.base.config import Layer, Resolved, group_of, parse_assignments, parse_yaml, read_yaml, resolve
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.plugins import load_method, load_task, method_defaults, names
-from tinyllm_bench.experiment.settings import BenchConfig
+from tinyllm_bench.experiment.settings import BenchConfig, BudgetConfig, InitConfig
 from tinyllm_bench.models.hub import at_commit
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.training.method import Method
@@ -110,8 +113,15 @@ def expand(kind: str, asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*everyone, *(name for name in asked if name != "all")]))
 
 
-def _layers(request: Request, preset: Preset, method: str | None, task: str, variant: Mapping[str, Any]) -> list[Layer]:
-    """Layers without methods' own settings, lowest first."""
+def _layers(
+    request: Request,
+    preset: Preset,
+    method: str | None,
+    task: str,
+    variant: Mapping[str, Any],
+    made_for: Mapping[str, Any],
+) -> list[Layer]:
+    """Layers above a method's own file, lowest first. What a cell is made for stands above what was asked for."""
     given: dict[str, Any] = {}
     if request.data_dir is not None:
         given["data"] = {"dir": request.data_dir, "source": "release"}
@@ -121,22 +131,58 @@ def _layers(request: Request, preset: Preset, method: str | None, task: str, var
         Layer(f"preset {preset.name}", preset.config),
         Layer(f"preset {preset.name}, task {task}", preset.tasks.get(task, {})),
         *([Layer(f"preset {preset.name}, method {method}", preset.methods.get(method, {}))] if method else []),
+        Layer(f"preset {preset.name}, variant", variant),
         *([Layer("--config", read_yaml(request.config_file))] if request.config_file else []),
         Layer("command line", given),
         Layer("command line", parse_assignments(request.assignments)),
-        Layer("variant", variant),
+        Layer("init", made_for),
     ]
 
 
+def _one_of_each(layer: Layer) -> Layer:
+    """A budget that a layer names takes the place of every other one below it; so does that of an initial cell."""
+    values = dict(layer.values)
+    if "budget" in values:
+        values["budget"] = _alone(values["budget"], "budget", BudgetConfig)
+    for role in ("student", "teacher"):
+        group = group_of(values.get(role), role)
+        if isinstance(group, Mapping) and "init" in group:
+            values[role] = {**group, "init": _alone(group["init"], f"{role}.init", InitConfig)}
+    return Layer(layer.name, values)
+
+
+def _alone(group: Any, path: str, kind: type[BaseModel]) -> Any:
+    group = group_of(group, path)
+    if not isinstance(group, Mapping):
+        return group
+    amounts = {name: None for name in BudgetConfig.model_fields if name in kind.model_fields}
+    named = any(group.get(name) not in (None, "null") for name in amounts)
+    return {**amounts, **group} if named else group
+
+
 def settings_of(
-    request: Request, preset: Preset, *, method: str | None, task: str, variant: Mapping[str, Any]
+    request: Request,
+    preset: Preset,
+    *,
+    method: str | None,
+    task: str,
+    variant: Mapping[str, Any],
+    made_for: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Resolved, Method | None]:
     """All settings of one cell, and its method ready to use (None for an anchor).
+
+    Args:
+        request: What was asked for.
+        preset: Below it.
+        method: The method's name.
+        task: The task, for the preset's part of it.
+        variant: The preset's settings of one further row of the method.
+        made_for: Settings of a cell that only makes a model for another one; nothing that was asked for changes them.
 
     Raises:
         UserError: an unknown key or a wrong value, with the layer that set it.
     """
-    layers = _layers(request, preset, method, task, variant)
+    layers = [_one_of_each(layer) for layer in _layers(request, preset, method, task, variant, made_for)]
     bare = [Layer(name, {k: v for k, v in values.items() if k != "method"}) for name, values in layers]
     if method is None:
         return _at_commits(resolve(BenchConfig, bare)), None
@@ -179,6 +225,7 @@ def method_keys(method: str, kind: type[Method], asked: Any) -> dict[str, Any]:
 
 def _group(key: str, asked: Any) -> Mapping[str, Any]:
     """What was asked under a key that holds settings; nothing asked is an empty group."""
+    asked = group_of(asked, key)
     if asked is not None and not isinstance(asked, Mapping):
         raise UserError(f"{key}={asked!r} is not a group of settings; set {key}.NAME=VALUE (--method chooses methods)")
     return asked or {}
