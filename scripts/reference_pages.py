@@ -207,9 +207,9 @@ def settings_page() -> str:
     built_in = sorted(one.name[:-3] for one in folder("method").iterdir() if re.fullmatch(r"[a-z]\w*\.py", one.name))
     lines = [
         *("# Settings", MARK, ""),
-        "Every setting can be given behind a command as `key=value`; the value is read as YAML. Later layers win: the",
-        "default below, the method's YAML file, the preset, the preset's part for the task, `--config FILE`, and",
-        "`key=value`. `--show-config` prints every value with the layer that set it. An unknown key is an error that",
+        "Every setting can be given behind a command as `key=value`; the value is read by the kind below. Later layers",
+        "win: the default below, the method's YAML file, the preset, its part for the task, its variant of a method,",
+        "`--config FILE`, and `key=value`. `--show-config` prints every value with the layer that set it. An unknown key is an error that",
         "names the nearest one.",
         "",
         "The column *presets* holds what a preset sets for every cell; some set more for single tasks or methods.",

@@ -104,15 +104,8 @@ def test_no_preset_silently_changes_what_a_method_s_own_file_says(method: str, p
 
 
 def test_the_order_of_all_layers(tmp_path: Path) -> None:
-    """Default, method file, preset, its task, its variant of a method, file, command line; each wins over the former."""
-    layers = {
-        "gkd.yaml": "epochs",
-        "preset p": "epochs",
-        "preset p, task obqa": "epochs",
-        "preset p, variant": "epochs",
-        "--config": "epochs",
-        "command line": "epochs",
-    }
+    """Default, method file, preset, its task, its variant of a method, file, command line; each wins over the last."""
+    layers = ("gkd.yaml", "preset p", "preset p, task obqa", "preset p, variant", "--config", "command line")
 
     def found(upto: int) -> Any:
         group = {
