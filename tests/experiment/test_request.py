@@ -134,7 +134,10 @@ def test_the_order_of_all_layers(tmp_path: Path) -> None:
         assert one.origin["student.init.epochs"] == name
         assert upto == 0 or one.config.train.batch_records == one.config.student.init.epochs == upto
         assert upto == 0 or (one.origin["method.student_share"], one.config.method["student_share"]) == (name, 0.1)
-        assert one.origin["method.temperature"] == "preset p, method gkd" and one.origin["method.max_new_tokens"] == "gkd.yaml"
+        assert (
+            one.origin["method.temperature"] == "preset p, method gkd"
+            and one.origin["method.max_new_tokens"] == "gkd.yaml"
+        )
 
 
 ROWS = Preset(
