@@ -22,6 +22,7 @@ from tinyllm_bench.experiment.request import (
     settings_of,
 )
 from tinyllm_bench.experiment.settings import BenchConfig
+from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
 PRESETS = ("cpu", "modern", "paper", "quickstart")
 MAIN = tuple(name for name in plugins.names("task") if plugins.load_task(name).suite == "main")
@@ -425,3 +426,35 @@ def test_a_name_given_twice_is_one_cell(tiny_llama_dir: Path) -> None:
 def test_a_place_is_not_kept_in_the_request() -> None:
     request = Request(assignments=("data.dir=/data/of/someone", "train.warmup=0.1"), data_dir="/data/of/someone")
     assert "someone" not in str(request.asked()) and request.asked()["settings"] == ["train.warmup=0.1"]
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("method", ["finetune", "minillm"])
+@pytest.mark.parametrize("more", [(), ("student.lora={r: 2}",), ("train.mixed_precision=bf16",)])
+def test_weights_of_16_bits_are_asked_and_never_trained(
+    dtype: str, method: str, more: tuple[str, ...], tiny_llama_dir: Path
+) -> None:
+    """Small steps would be rounded away without a word; anchors only read them."""
+    asked = (f"student.dtype={dtype}", *more)
+    with pytest.raises(UserError, match=rf"student.dtype={dtype}: .*train.mixed_precision=bf16"):
+        one_cell(tiny_llama_dir, *asked, method=method)
+    anchors = cells_of(quick(tiny_llama_dir, *asked, methods=()), anchors=True)
+    assert {cell.config.student.dtype for cell in anchors} == {dtype}
+
+
+def test_a_teacher_that_is_taught_is_taught_in_float32(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """`teacher.dtype` is what it is read in."""
+    other = saved(tiny_llama(seed=1), tmp_path / "other")
+    settings = (f"teacher.model=dir:{other}", "teacher.init={method: finetune, epochs: 1}", "teacher.dtype=bfloat16")
+    first = one_cell(tiny_llama_dir, *settings, method="kd").teacher_from
+    assert first is not None and first.config.student.dtype == "float32"
+
+
+def test_dropout_of_adapters_that_has_no_effect_is_noted(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    other = saved(tiny_llama(seed=1), tmp_path / "other")
+    settings = (f"teacher.model=dir:{other}", "teacher.init=null", "student.init=null", "student.lora={dropout: 0.1}")
+    noted = {name: " ".join(one_cell(tiny_llama_dir, *settings, method=name).notes) for name in ("gkd", "kd")}
+    assert "student.lora.dropout=0.1 has no effect: gkd draws texts" in noted["gkd"] and "dropout" not in noted["kd"]

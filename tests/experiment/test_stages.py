@@ -170,7 +170,7 @@ def test_run_ids_depend_on_what_is_run_and_not_on_where(tiny_llama_dir: Path, ti
         one_cell(tiny_llama_dir, "train.learning_rate=1e-5"),
         one_cell(tiny_llama_dir, "budget.student_tokens=1000"),
         one_cell(tiny_llama_dir, "eval.reading=mc"),
-        one_cell(tiny_llama_dir, "student.dtype=bfloat16"),
+        one_cell(tiny_llama_dir, "train.mixed_precision=bf16"),
         one_cell(tiny_t5_dir),
         cells_of(quick(tiny_llama_dir, seeds=2))[1],
     ]

@@ -181,7 +181,7 @@ PLANTED = {
     "end token pads": Planted("special_tokens", "note", "is its pad token too", student=end_is_pad),
     "prompts end": Planted("special_tokens", "error", "ends every text with '<eos>'", student=ends_prompts),
     "no begin token": Planted("special_tokens", "warning", "adds no '<pad>'", student=promises_begin),
-    "two end tokens": Planted("special_tokens", "warning", "with id [7], its tokenizer with 1", student=another_end),
+    "two end tokens": Planted("special_tokens", "note", "with id [7], its tokenizer with 1", student=another_end),
     "no chat template": Planted(
         "special_tokens", "error", "eval.chat_template", settings=("eval.chat_template=always",)
     ),

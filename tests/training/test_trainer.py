@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from tests.learning import gradients, make_groups, make_method, make_trainer, run
 from tinyllm_bench.base.errors import UserError
@@ -12,10 +13,11 @@ from tinyllm_bench.base.files import read_checked
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.testing.tiny_models import tiny_llama as make_llama
+from tinyllm_bench.testing.tiny_models import tiny_t5 as make_t5
 from tinyllm_bench.training.batching import Group
 from tinyllm_bench.training.budget import Plan, make_plan
-from tinyllm_bench.training.checkpoint import kept_random_state
-from tinyllm_bench.training.trainer import Trainer
+from tinyllm_bench.training.checkpoint import kept_random_state, load_checkpoint, save_checkpoint
+from tinyllm_bench.training.trainer import Trainer, parameter_groups
 
 
 class Scripted:
@@ -74,12 +76,12 @@ class Crash(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [1, 4, 7])
+@pytest.mark.parametrize(("at", "decay"), [(1, 0.0), (4, 0.1), (7, 0.0)])
 @pytest.mark.slow
-def test_a_crashed_training_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, at: int) -> None:
+def test_a_crashed_training_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, at: int, decay: float) -> None:
     scores = [(0.5, 0.2), (0.6, 0.3), (0.7, 0.4), (0.6, 0.4)]
-    whole, wanted = run(build(tmp_path / "whole", Scripted(*scores)))
-    broken = build(tmp_path / "broken", Scripted(*scores))
+    whole, wanted = run(build(tmp_path / "whole", Scripted(*scores), weight_decay=decay))
+    broken = build(tmp_path / "broken", Scripted(*scores), weight_decay=decay)
     optimise = broken.optimise
 
     def crash(groups: Any, index: int) -> None:
@@ -91,7 +93,7 @@ def test_a_crashed_training_goes_on_and_ends_with_the_same_bytes(tmp_path: Path,
     with pytest.raises(Crash):
         broken.run()
     seen = sum(step <= at for step in (2, 4, 6, 8))
-    again, found = run(build(tmp_path / "broken", Scripted(*scores[seen:])))
+    again, found = run(build(tmp_path / "broken", Scripted(*scores[seen:]), weight_decay=decay))
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     assert (again.tokens, again.looks, again.last_loss) == (whole.tokens, whole.looks, whole.last_loss)
     logs = [list(read_checked(tmp_path / name / "metrics.jsonl")) for name in ("whole", "broken")]
@@ -203,6 +205,40 @@ def test_a_teacher_that_no_loss_reads_is_not_run_and_not_charged(tmp_path: Path)
         assert bool(read) == bool(single)
         flops.append((trained.flops, trained.computed_tokens))
     assert flops[1][0] - flops[0][0] == 2 * trainer.teacher.parameters * flops[0][1]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("make", [make_llama, make_t5])
+def test_weight_decay_leaves_norms_and_biases_alone(make: Any, lora: bool, tmp_path: Path) -> None:
+    """One step with decay and one without: matrices differ by the decay, and nothing else does."""
+    found = []
+    for decay in (0.0, 0.5):
+        model, tokenizer = make()
+        torch.manual_seed(0)
+        settings = LoraConfig(r=2, target_modules="all-linear", bias="all", init_lora_weights=False)
+        student = get_peft_model(model, settings) if lora else model
+        groups = make_groups(make_method("finetune"), tokenizer, encoder_decoder=bool(model.config.is_encoder_decoder))
+        trainer = make_trainer(
+            student, tokenizer, make_method("finetune"), groups, tmp_path / str(decay), weight_decay=decay,
+            learning_rate=1e-2,
+        )  # fmt: skip
+        before = {key: p.detach().clone() for key, p in trainer.module.named_parameters() if p.requires_grad}
+        found.append(run(trainer)[1])
+    for key, start in before.items():
+        is_matrix = start.ndim > 1 and "relative_attention_bias" not in key
+        gap = found[0][key] - found[1][key]
+        torch.testing.assert_close(gap, 0.005 * start if is_matrix else torch.zeros_like(start), rtol=1e-3, atol=1e-6)
+    assert any(start.ndim > 1 for start in before.values())
+
+
+def test_a_checkpoint_of_other_parameter_groups_is_not_gone_on_from(tmp_path: Path) -> None:
+    """As a version before this one left them: all parameters in one group."""
+    model, _ = make_llama()
+    one = torch.optim.AdamW(model.parameters())
+    save_checkpoint(tmp_path, step=3, module=model, optimizer=one, state={})
+    assert load_checkpoint(tmp_path, module=model, optimizer=one) == (3, {})
+    two = torch.optim.AdamW(parameter_groups(model, 0.1))
+    assert load_checkpoint(tmp_path, module=model, optimizer=two) is None
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_fix(tmp_path: Path) -> None:

@@ -99,11 +99,12 @@ def rejected_texts(cells: Sequence[Cell]) -> list[Rejected]:
         UserError: a file of recorded texts is damaged.
     """
     found = {}
-    for cell, teacher in ((cell, teacher) for cell in cells for teacher in cell.teachers):
-        if teacher.kind != "program" and (cell.task.name, teacher.key) not in found:
-            texts, _ = teacher.kept(load_split(cell.source, cell.task.name, "train"))
-            reasons = Counter(text.rejected for text in texts if text.rejected is not None)
-            found[cell.task.name, teacher.key] = Rejected(cell.task.name, teacher.key, len(texts), dict(reasons))
+    for cell in cells:
+        for teacher in cell.teachers:
+            if teacher.kind != "program" and (cell.task.name, teacher.key) not in found:
+                texts, _ = teacher.kept(load_split(cell.source, cell.task.name, "train"))
+                reasons = Counter(text.rejected for text in texts if text.rejected is not None)
+                found[cell.task.name, teacher.key] = Rejected(cell.task.name, teacher.key, len(texts), dict(reasons))
     return list(found.values())
 
 

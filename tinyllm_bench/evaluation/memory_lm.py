@@ -146,13 +146,16 @@ class InMemoryLM(HFLM):
             use_cache=True,
             **options,
         )
-        self._note(out[:, start:].tolist(), stop, room)
+        ends = end_tokens(self.model, self.tokenizer)
+        rows = [trim(row, ends) for row in out[:, start:].tolist()]
+        for number, (ids, _) in enumerate(rows):
+            # lm-eval leaves special tokens out of the text; an end that only the configuration names need not be one
+            out[number, start + len(ids) :] = self.tokenizer.eos_token_id
+        self._note(rows, stop, room)
         return out
 
-    def _note(self, rows: list[list[int]], stop: list[str], room: int) -> None:
-        ends = end_tokens(self.model, self.tokenizer)
-        for prompt, row in zip(self._prompts, rows, strict=True):
-            ids, ended = trim(row, ends)
+    def _note(self, rows: list[tuple[list[int], bool]], stop: list[str], room: int) -> None:
+        for prompt, (ids, ended) in zip(self._prompts, rows, strict=True):
             stopped = cut_at_stop(self.tokenizer, ids, stop)
             self.finished[prompt] = Finish(
                 tokens=len(ids) if stopped is None else stopped,

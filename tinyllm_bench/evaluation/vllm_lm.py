@@ -116,7 +116,8 @@ class EngineLM(_backend.VLLM):  # type: ignore[name-defined]
             for ids, output in zip(requests, outputs, strict=True):
                 end = output.outputs[0]
                 tokens = len(end.token_ids)
-                eos = bool(tokens) and end.token_ids[-1] == self.eot_token_id
+                # of an end token, be it the tokenizer's or the configuration's; a stop text is named by its letters
+                eos = bool(tokens) and end.finish_reason == "stop" and not isinstance(end.stop_reason, str)
                 self._ends[tuple(ids)] = (tokens - eos, end.finish_reason == "length")
         return outputs
 

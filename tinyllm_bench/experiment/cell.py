@@ -209,6 +209,13 @@ def _method(
     if not teachers and notes and not method.needs().annotations.isdisjoint({"rationale", "program"}):
         kinds = " and ".join(f"{kind}s" for kind in sorted(method.needs().annotations - {"response"}))
         raise UserError(f"{name} needs {kinds} and no teacher has any for task {task}")
+    if config.student.dtype != "float32":
+        raise UserError(
+            f"student.dtype={config.student.dtype}: {name} trains its weights, and 16 bits round small steps away;"
+            " set student.dtype=float32, and train.mixed_precision=bf16 to compute in 16 bits"
+        )
+    if method.rolls and config.student.lora is not None and config.student.lora.dropout:
+        notes = (*notes, f"student.lora.dropout={config.student.lora.dropout:g} has no effect: {name} draws texts")
     label = f"{name} ({variant})" if variant else name
     cell = _cell(request, found, "method", name, label, info, seed, method, teachers, notes)
     _check_rationales(cell)

@@ -45,13 +45,15 @@ class TeacherInitConfig(InitConfig):
 
 
 class StudentConfig(_Settings):
-    """Who is taught: a model spec, in float32 unless said otherwise, fully or by LoRA.
+    """Who is taught: a model spec, fully or by LoRA.
 
-    init: teach the student by another method first; what that costs is charged to the cell.
+    dtype: of the weights where the student is only asked, as anchors are; whoever is taught keeps float32 weights,
+    since those of 16 bits round small steps away (train.mixed_precision=bf16 computes in 16 bits); init: teach the
+    student by another method first; what that costs is charged to the cell.
     """
 
     model: str = "bundled:smollm2-135m"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     lora: LoraConfig | None = None
     init: InitConfig | None = None
 

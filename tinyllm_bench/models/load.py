@@ -262,15 +262,24 @@ def pad_is_eos(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 
 def _plain_generation(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Keep the token ids of a model's generation defaults and drop its sampling: all decoding is ours to say."""
+    """Keep the token ids of a model's generation defaults and drop its sampling: all decoding is ours to say.
+
+    Texts end at the configuration's end tokens and at the tokenizer's, which is the one that students learn. Named
+    here, both hold wherever the model writes: evaluation, rollouts, teachers, a saved student in anybody's `generate`.
+    """
     from transformers import GenerationConfig
 
     old = model.generation_config
-    eos = old.eos_token_id if old is not None and old.eos_token_id is not None else tokenizer.eos_token_id
+    said = getattr(old, "eos_token_id", None)
+    ends = dict.fromkeys([tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])])
+    eos = [token for token in ends if token is not None]
     bos = old.bos_token_id if old is not None else None
     start = getattr(model.config, "decoder_start_token_id", None)
     model.generation_config = GenerationConfig(
-        eos_token_id=eos, bos_token_id=bos, pad_token_id=tokenizer.pad_token_id, decoder_start_token_id=start
+        eos_token_id=eos if len(eos) > 1 else eos[0],
+        bos_token_id=bos,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=start,
     )
 
 

@@ -132,7 +132,7 @@ def _activations(training: DryTraining, rows: Sequence[Row]) -> int:
     if config.gradient_checkpointing:
         kept = len(tried) * _width(tried) * int(text.hidden_size) * 4
         return round(shown * (one + depth * kept))
-    half = 0.6 if training.cell.config.student.dtype == "bfloat16" or config.mixed_precision != "no" else 1.0
+    half = 0.6 if config.mixed_precision != "no" else 1.0
     return round(shown * half * (one + (depth - 1) * layer))
 
 

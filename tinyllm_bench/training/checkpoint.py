@@ -104,7 +104,7 @@ def save_checkpoint(folder: Path, *, step: int, module: nn.Module, optimizer: Op
 
 
 def load_checkpoint(folder: Path, *, module: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, Any]] | None:
-    """Restore the newest complete and undamaged checkpoint; None when there is none.
+    """Restore the newest complete and undamaged checkpoint of such an optimizer; None when there is none.
 
     Returns:
         The step it was taken after, and the trainer's state.
@@ -115,12 +115,18 @@ def load_checkpoint(folder: Path, *, module: nn.Module, optimizer: Optimizer) ->
         manifest = read_json(place / "manifest.json")
         if any(digest_file(place / f"{name}.safetensors") != want for name, want in manifest["digests"].items()):
             continue
+        if _sizes(manifest["param_groups"]) != _sizes(optimizer.param_groups):
+            continue  # of an earlier version, which grouped parameters otherwise
         load_trainable(module, load_file(place / "weights.safetensors"))
         groups = [{**group, "betas": tuple(group["betas"])} for group in manifest["param_groups"]]
         _restore_optimizer(optimizer, load_file(place / "optimizer.safetensors"), groups)
         restore_random_state(load_file(place / "random.safetensors"), manifest["random"])
         return manifest["step"], manifest["state"]
     return None
+
+
+def _sizes(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
 
 
 def remove_checkpoints(folder: Path) -> None:

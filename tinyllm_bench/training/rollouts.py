@@ -207,7 +207,7 @@ def _padded(ids: Sequence[int], width: int, *, left: bool) -> tuple[list[int], l
 
 
 def end_ids(lm: LM) -> frozenset[int]:
-    """The ids that end a text of this model."""
+    """The ids that end a text of this model: its configuration's and its tokenizer's, as `models.load` names them."""
     said: Any = lm.plain.generation_config.eos_token_id
     found = said if isinstance(said, list) else [said]
     return frozenset(token for token in found if token is not None)

@@ -11,11 +11,12 @@ from tinyllm_bench.training.result import Select
 class TrainConfig(BaseModel):
     """How the student is trained; the same for every method of a comparison.
 
-    `looks` are the shares of the run after which validation is scored, `look_every` looks after every so many steps and
-    at the end instead; `select: best` keeps the most accurate of them, `loss` the one with the lowest validation loss
-    (of the gold answers), `last` the end.
-    `micro_batch_tokens` is a memory limit in padded tokens and does not change the optimisation; nor does `layout`:
-    `shared` computes what a question's examples begin with in common once (`auto`: where the student can).
+    `looks` are the shares of the run after which validation is scored, `look_every` looks after every so many steps
+    and at the end instead; `select: best` keeps the most accurate of them, `loss` the one with the lowest
+    validation loss (of the gold answers), `last` the end. `weight_decay` is AdamW's, of matrices alone: norms and
+    biases have none. `micro_batch_tokens` is a memory limit in padded tokens and does not change the optimisation;
+    nor does `layout`: `shared` computes what a question's examples begin with in common once (`auto`: where the
+    student can).
     `attention: flex` is FlexAttention, for GPUs.
     """
 

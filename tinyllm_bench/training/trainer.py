@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import append_checked, read_checked
@@ -83,8 +83,7 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu)
         if config.gradient_checkpointing:
             lm.plain.gradient_checkpointing_enable({"use_reentrant": False})
-        trained = [p for p in lm.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(parameter_groups(lm, config.weight_decay), lr=config.learning_rate, fused=True)
         self.lm, self.optimizer = self.accelerator.prepare(lm, optimizer)
         self.module.precision = self.accelerator.autocast
         self.state = State()
@@ -450,6 +449,16 @@ class Trainer:
             start=state.start,
             means=means_of(state.sums),
         )
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What AdamW trains: matrices with weight decay; norms and biases, T5's of relative positions too, without."""
+    decayed: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            decayed[parameter.ndim > 1 and "bias" not in name].append(parameter)
+    groups = [{"params": decayed[True], "weight_decay": weight_decay}, {"params": decayed[False], "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def _log_q(batch: Batch, vocabulary: int | None, logits_NV: Tensor, rows: slice) -> Tensor:

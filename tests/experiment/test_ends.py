@@ -1,0 +1,95 @@
+"""Texts end at the configuration's end token and at the tokenizer's, whoever writes them and wherever they go on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tinyllm_bench.evaluation.hf import hf_lm
+from tinyllm_bench.evaluation.sampling import HfDrawer
+from tinyllm_bench.models.lm import LM
+from tinyllm_bench.models.load import Loaded, load_model, save_model
+from tinyllm_bench.models.specs import parse_spec
+from tinyllm_bench.testing.tiny_models import saved, tiny_llama
+from tinyllm_bench.training.rollouts import draw
+
+PROMPT, MOST, OTHER = "Water boils", 12, 7
+
+
+def _greedy(model: Any, ids: list[int]) -> list[int]:
+    model.generation_config.eos_token_id = None
+    with torch.no_grad():
+        out = model.generate(torch.tensor([ids]), max_new_tokens=MOST, do_sample=False)
+    return list(out[0, len(ids) :].tolist())
+
+
+@pytest.fixture(params=["tokenizer", "configuration"])
+def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Loaded, list[int]]:
+    """A model whose greedy text holds an end token that only one of the two names, and the text up to it."""
+    for seed in range(50):
+        model, tokenizer = tiny_llama(seed)
+        ids = tokenizer(PROMPT)["input_ids"]
+        text = _greedy(model, ids)
+        end = text[3]
+        if text.index(end) != 3 or {1, OTHER} & set(text):
+            continue
+        model.generation_config.eos_token_id = OTHER if request.param == "tokenizer" else end
+        if request.param == "tokenizer":
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+        if tokenizer(PROMPT)["input_ids"] == ids:
+            spec = parse_spec(f"dir:{saved((model, tokenizer), tmp_path / 'model')}", role="student")
+            return load_model(spec), text[:4]
+    raise AssertionError("no seed writes such a text")
+
+
+def test_rollouts_end(written: tuple[Loaded, list[int]]) -> None:
+    loaded, text = written
+    ids = loaded.tokenizer(PROMPT)["input_ids"]
+    (found,) = draw([ids], LM(loaded.model), seeds=[0], max_new_tokens=MOST, temperature=0)
+    assert found.ended and list(found.ids) == text
+
+
+def test_answers_that_are_scored_end(written: tuple[Loaded, list[int]]) -> None:
+    from lm_eval.api.instance import Instance
+
+    loaded, text = written
+    lm: Any = hf_lm(*loaded, batch_size=1, device="cpu")
+    wanted = {"max_gen_toks": MOST, "until": ["no such text"], "do_sample": False}
+    (said,) = lm.generate_until([Instance("generate_until", {}, (PROMPT, wanted), 0)])
+    finish = lm.finished[PROMPT]
+    assert (finish.tokens, finish.hit_limit) == (3, False)
+    assert said == loaded.tokenizer.decode(text[:3])
+
+
+def test_sampled_answers_end(written: tuple[Loaded, list[int]]) -> None:
+    from tinyllm_bench.evaluation.sampling import Wanted
+
+    loaded, text = written
+    asked = Wanted(prompt=PROMPT, greedy=True, samples=0, seed=0, max_new_tokens=MOST, stops=())
+    ((found,),) = HfDrawer(loaded).draw([asked])
+    assert (found.tokens, found.hit_limit) == (4, False)
+
+
+def test_a_teacher_s_texts_end(written: tuple[Loaded, list[int]], tmp_path: Path) -> None:
+    from tinyllm_bench.generation.hf import HfWriter
+    from tinyllm_bench.generation.requests import Sampling, Wish
+
+    spec = parse_spec(f"dir:{tmp_path / 'model'}", role="teacher")
+    with HfWriter(spec, chat="never") as writer:
+        asked = Wish(PROMPT, Sampling(temperature=0, max_new_tokens=MOST), 0)
+        ((_, found),) = list(writer.write([asked]))
+    assert (found.tokens_out, found.finish) == (4, "stop")
+
+
+def test_a_saved_student_ends_in_anybody_s_generate(written: tuple[Loaded, list[int]], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded, text = written
+    save_model(loaded, tmp_path / "student")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "student")
+    ids = tokenizer(PROMPT, return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=MOST)
+    assert out[0, ids["input_ids"].shape[1] :].tolist() == text
+    assert tokenizer.eos_token_id in model.generation_config.eos_token_id
