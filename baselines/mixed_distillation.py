@@ -121,13 +121,15 @@ class MixedDistillation(Method):
         """One example for each mode that is taught and has a usable text, several where the teacher gave several."""
         by_kind = {COT: "rationale", POT: "program"}
         texts = {
-            channel: [a.text for a in annotations if a.kind == kind]
+            channel: [a for a in annotations if a.kind == kind]
             for channel, kind in by_kind.items()
             if channel in self._weights()
         }
         if self.config.balance == "paired" and not all(texts.values()):
             return []
-        found = [ask.example(record, channel, text) for channel, said in texts.items() for text in said]
+        found = [
+            ask.example(record, channel, a.text, ends=not a.is_cut) for channel, said in texts.items() for a in said
+        ]
         if LABEL in self._weights():
             found.append(ask.example(record, LABEL, ask.label_target(record)))
         return found

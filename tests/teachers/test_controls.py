@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from tests.learning import SAMPLE, make_method, sample_annotations
+from tests.learning import SAMPLE, make_method, sample_annotations, sample_records
 from tinyllm_bench.base.plugins import names
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.data.sources import load_split
@@ -64,3 +64,15 @@ def test_rejected_texts_stay_rejected_and_no_control_is_no_change() -> None:
     assert apply_control("gold", [rejected], records) == [rejected]
     assert apply_control("shuffled", [rejected], records) == [rejected]
     assert apply_control(None, annotations, records) == annotations
+
+
+def test_a_text_that_was_cut_is_cut_wherever_it_goes() -> None:
+    records = {record.id: record for record in sample_records(8)}
+    said = [
+        Annotation(record_id=key, teacher="t", kind="rationale", text=f"text {n}", finish=("stop", "length")[n % 2])
+        for n, key in enumerate(records)
+    ]
+    cut = {one.text for one in said if one.is_cut}
+    shuffled = [one for one in apply_control("shuffled", said, records) if one.rejected is None]
+    assert shuffled and all(one.is_cut == (one.text in cut) for one in shuffled)
+    assert not any(one.is_cut for one in apply_control("gold", said, records)), "a gold answer is whole"

@@ -1,7 +1,7 @@
 """A live teacher: what it is asked, what is kept, and what it costs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,13 +9,14 @@ import pytest
 
 from tests.learning import SAMPLE
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import TaskRecord
 from tinyllm_bench.data.sources import load_split
 from tinyllm_bench.generation.requests import Failed, Wish, Written
 from tinyllm_bench.teachers.costs import cost_of
 from tinyllm_bench.teachers.few_shot import ShotConfig, Shots
 from tinyllm_bench.teachers.live import LiveTeacher
-from tinyllm_bench.teachers.prompting import Elicited
+from tinyllm_bench.teachers.prompting import AsStudent, Elicited
 from tinyllm_bench.teachers.settings import AnnotationConfig, DrawConfig
 
 RECORDS = load_split(SAMPLE, "obqa", "train")[:6]
@@ -150,3 +151,39 @@ def test_the_bill_is_the_sum_over_texts() -> None:
         "engines": ["fake"],
     }
     assert cost_of(said, None)["usd"] is None
+
+
+@dataclass
+class Cut(Echo):
+    """Writes the same text to every wish until its limit."""
+
+    text: str = ""
+
+    def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
+        self.asked += wishes
+        for number, _ in enumerate(wishes):
+            yield number, Written(self.text, tokens_in=10, tokens_out=99, finish="length", seconds=0.5)
+
+
+def test_an_answer_to_the_student_s_prompt_is_kept_as_it_was_written() -> None:
+    text = "First the ice melts.\n\nThen the water warms, line by line,\n  and after " + "more " * 80 + "words"
+    writer = Cut(text=f" {text}\n")
+    words = AsStudent(ask=Ask(reading="gen"), max_context_words=160)
+    asked = replace(teacher(writer, draw=DrawConfig(max_new_tokens=99)), words=words)
+    (found,) = annotate(asked, RECORDS[:1])
+    assert found.text == text and found.is_cut and found.rejected is None
+    assert writer.asked[0].sampling.stop == () and writer.asked[0].sampling.max_new_tokens == 99
+    cutting = replace(asked, settings=asked.settings.model_copy(update={"filters": ("empty", "cut")}))
+    assert [one.rejected for one in annotate(cutting, RECORDS[:1])] == ["cut"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "cut"),
+    [
+        ("Ice melts when it is warm, and so it", "Ice melts when it is warm, and so it", True),
+        ("Ice melts when it is warm.\nAnswer: (a)\nFor another ques", "Ice melts when it is warm.", False),
+    ],
+)
+def test_a_text_is_cut_where_what_is_kept_of_it_reaches_the_limit(text: str, kept: str, cut: bool) -> None:
+    (found,) = annotate(teacher(Cut(text=text), kind="rationale_then_answer"), RECORDS[:1])
+    assert (found.text, found.is_cut) == (kept, cut)

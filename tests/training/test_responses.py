@@ -1,5 +1,6 @@
 """What methods that learn from distributions imitate."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from tests.learning import make_method, sample_records
 from tinyllm_bench.answers.parser import read_answer
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Annotation
+from tinyllm_bench.models.tokens import Encoder
 from tinyllm_bench.training.responses import annotations_for, readings_for, response_examples
 
 RECORDS = sample_records(24)
@@ -26,9 +28,21 @@ def test_the_answer_behind_a_rationale_is_read_as_the_gold_answer(record: Any) -
     assert read_answer(example.target, record.choices).index == record.answer
 
 
-def test_a_teacher_s_answer_is_taken_as_it_is() -> None:
-    (example,) = response_examples(RECORDS[0], said(" it is  the\nmoon", "response"), Ask(reading="cloze"), "teacher")
-    assert example.target == "it is the moon"
+def test_a_teacher_s_answer_is_taken_as_it_is_written() -> None:
+    (example,) = response_examples(RECORDS[0], said(" it is  the\nmoon\n", "response"), Ask(reading="cloze"), "teacher")
+    assert example.target == "it is  the\nmoon" and example.ends
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_answer_that_was_cut_has_no_end(cut: bool, tiny_llama: tuple[Any, Any]) -> None:
+    tokenizer = tiny_llama[1]
+    (answer,) = said("so it goes on and", "response")
+    (example,) = response_examples(RECORDS[0], [replace(answer, finish="length" if cut else "stop")], GEN, "teacher")
+    limits = {"max_prompt_tokens": 4000, "max_target_tokens": 256}
+    encoder = Encoder(tokenizer, GEN, encoder_decoder=False, add_bos=False, **limits)
+    encoded = encoder.encode(example)
+    assert (encoded.target[-1] == tokenizer.eos_token_id) != cut and not encoded.cut
+    assert tokenizer.decode(encoded.target, skip_special_tokens=True) == " so it goes on and"
 
 
 @pytest.mark.parametrize("response", ["rationale", "teacher"])
@@ -41,5 +55,6 @@ def test_a_student_that_writes_rationales_is_asked_for_text() -> None:
     assert readings_for("rationale") == ("gen",) and "cloze" in readings_for("answer")
     for name in ("kd", "gkd", "minillm"):
         method = make_method(name, response="rationale")
-        assert method.readings == ("gen",) and method.needs().annotations == {"rationale"}
+        assert method.readings == ("gen",)
+        assert method.needs().annotations == (frozenset() if name == "minillm" else {"rationale"}), "it draws them all"
     assert annotations_for("teacher") == {"response"} == make_method("seqkd").needs().annotations

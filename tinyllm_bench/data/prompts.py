@@ -68,14 +68,15 @@ class Ask:
         """What the label channel writes: the answer's text, or its letter in `mc`; the number where one is asked."""
         return self.options(record)[record.answer] if record.choices else record.gold_text
 
-    def example(self, record: TaskRecord, channel: str, target: str) -> Example:
-        """One example of a channel for a record."""
+    def example(self, record: TaskRecord, channel: str, target: str, *, ends: bool = True) -> Example:
+        """One example of a channel for a record; `ends=not annotation.is_cut` for a teacher's text."""
         return Example(
             record_id=record.id,
             channel=channel,
             context=self.context(record, channel),
             marker=self.marker(channel),
             target=target,
+            ends=ends,
         )
 
     def prompt(self, record: TaskRecord, channel: str = LABEL) -> str:

@@ -144,16 +144,25 @@ class Annotation:
     joules: float | None = None
     engine: str | None = None
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the teacher's limit ended the text; where nobody recorded why it ended, it was not."""
+        return self.finish == "length"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One thing the student imitates: it reads `context` and `marker` (in the style's order) and writes `target`."""
+    """One thing the student imitates: it reads `context` and `marker` (in the style's order) and writes `target`.
+
+    `ends` tells whether the text is over where `target` is: one that was cut at a teacher's limit teaches no end.
+    """
 
     record_id: str
     channel: str
     context: str
     marker: str
     target: str
+    ends: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

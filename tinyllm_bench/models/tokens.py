@@ -17,7 +17,8 @@ from tinyllm_bench.data.records import Example
 
 
 class Encoded(NamedTuple):
-    """One example as ids. `prompt` is read, `target` is written and ends with EOS unless it was cut at the limit.
+    """One example as ids. `prompt` is read, `target` is written; it ends with EOS unless the example's text does not
+    end, or was cut at the student's limit, which `cut` tells.
 
     `drawn` holds, of a target that a rollout drew, numbers per target token by name (log-probabilities, advantages).
     """
@@ -77,7 +78,8 @@ class Encoder:
                 f"{example.record_id}, channel {example.channel!r}: the prompt has {len(prompt)} tokens, the student"
                 f" reads at most {self.max_prompt_tokens}; lower data.max_context_words"
             )
-        target = target if target[-1:] == (self._eos,) else (*target, self._eos)
+        if example.ends and target[-1:] != (self._eos,):
+            target = (*target, self._eos)
         cut = len(target) > self.max_target_tokens
         return Encoded(example.record_id, example.channel, prompt, target[: self.max_target_tokens], cut)
 

@@ -23,7 +23,7 @@ def apply_control(
     if control is None:
         return list(annotations)
     if control == "gold":
-        return [a if a.rejected else replace(a, text=records[a.record_id].gold_text) for a in annotations]
+        return [a if a.rejected else replace(a, text=records[a.record_id].gold_text, finish=None) for a in annotations]
     changed: dict[tuple[str, str], Annotation] = {}
     for teacher in sorted({a.teacher for a in annotations}):
         usable = [a for a in annotations if a.teacher == teacher and not a.rejected]
@@ -55,5 +55,5 @@ def _shuffle(bucket: Sequence[Annotation], records: Mapping[str, TaskRecord]) ->
         if golds[giver] == golds[index]:
             result.append(replace(own, rejected="no_partner_with_another_answer"))
         else:
-            result.append(replace(own, text=order[giver].text))
+            result.append(replace(own, text=order[giver].text, finish=order[giver].finish))
     return result

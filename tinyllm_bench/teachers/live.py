@@ -112,6 +112,9 @@ class LiveTeacher:
 
     def _annotation(self, record: TaskRecord, sample: int, row: Row) -> Annotation:
         reply = self.words.read(row["text"], record)
+        # the limit cuts what is kept only where that reaches to the end of what was written
+        last_line = reply.text.rpartition("\n")[2]
+        is_whole = row["finish"] == "length" and not row["text"].rstrip().endswith(last_line)
         return Annotation(
             record_id=record.id,
             teacher=self.key,
@@ -124,7 +127,7 @@ class LiveTeacher:
             sampling={**row["sampling"], "seed": row["seed"]},
             tokens_in=row["tokens_in"],
             tokens_out=row["tokens_out"],
-            finish=row["finish"],
+            finish="stop" if is_whole else row["finish"],
             seconds=row["seconds"],
             joules=row.get("joules"),
             engine=row["engine"],

@@ -102,9 +102,11 @@ def _live(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> LiveTeac
 def open_responder(spec: ModelSpec, settings: AnnotationConfig, place: Place, ask: Ask) -> LiveTeacher:
     """A teacher that answers the student's own prompts; whether the model is there is the caller's to check.
 
-    Only empty answers are rejected: the filters of rationales would take short ones for junk.
+    Only empty answers are rejected, and where asked those that were cut: the other filters are of rationales and would
+    take short answers for junk.
     """
-    plain = settings.model_copy(update={"chat": "never", "filters": ("empty",)})
+    filters = ("empty", *(name for name in settings.filters if name == "cut"))
+    plain = settings.model_copy(update={"chat": "never", "filters": filters})
     return _asked_for(spec, plain, place, AsStudent(ask=ask, max_context_words=place.max_context_words))
 
 

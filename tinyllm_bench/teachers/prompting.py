@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
-from tinyllm_bench.answers.parser import first_line, reader_version
+from tinyllm_bench.answers.parser import reader_version
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import TaskRecord, cut_context
 from tinyllm_bench.teachers import prompts as elicit
@@ -83,23 +83,23 @@ class Elicited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsStudent:
-    """The student's own prompt, without an example and without the answer; the reply is one line."""
+    """The student's own prompt, without an example and without the answer; the reply is kept as it was written."""
 
     ask: Ask
     max_context_words: int
     kind: Literal["response"] = "response"
     gold_visible: bool = False
-    stops: tuple[str, ...] = ("\n",)
+    stops: tuple[str, ...] = ()
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The wording of the student's prompts."""
-        return {**asdict(self.ask), "max_context_words": self.max_context_words}
+        """The wording of the student's prompts, and how the reply is read."""
+        return {**asdict(self.ask), "max_context_words": self.max_context_words, "reply": "as written"}
 
     def prompt(self, record: TaskRecord) -> str:
         """What the student reads; white space at its end belongs to what is written, as in training."""
         return self.ask.prompt(cut_context(record, self.max_context_words)).rstrip()
 
     def read(self, text: str, record: TaskRecord) -> Reply:
-        """The first line."""
-        return Reply(first_line(text), None)
+        """The whole text, white space around it apart."""
+        return Reply(text.strip(), None)

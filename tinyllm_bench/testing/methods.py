@@ -71,6 +71,20 @@ class MethodContract:
                 (e.channel, e.context, e.marker) for e in changed
             ]
 
+    def test_a_text_that_was_cut_is_taught_without_an_end(self) -> None:
+        """An example that closes with a teacher's text ends where that does; what was cut at a limit does not."""
+        method, ask = self.make(), Ask(reading="gen")
+        said = sample_annotations(method)
+        for record in sample_records(8):
+            given = said.get(record.id, [])
+            cut = [dataclasses.replace(annotation, finish="length") for annotation in given]
+            texts = tuple(annotation.text.strip() for annotation in given)
+            whole = method.examples(record, given, ask)
+            assert all(example.ends for example in whole)
+            own = {example.target for example in method.examples(record, [], ask)}  # the label needs no teacher
+            for example in method.examples(record, cut, ask):
+                assert example.ends != (example.target not in own and example.target.strip().endswith(texts))
+
     @families
     def test_training_lowers_the_loss_and_moves_every_parameter(self, family: str, tmp_path: Path) -> None:
         """Thirty steps on eight questions."""

@@ -220,9 +220,12 @@ class Method(ABC):
 
 
 def label_and_rationales(record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
-    """The gold answer, and one example per teacher's rationale that is given."""
+    """The gold answer, and one example per teacher's rationale that is given; one that was cut teaches no end."""
     label = ask.example(record, LABEL, ask.label_target(record))
-    return [label, *(ask.example(record, rationale_channel(a.teacher), a.text) for a in annotations)]
+    return [
+        label,
+        *(ask.example(record, rationale_channel(a.teacher), a.text, ends=not a.is_cut) for a in annotations),
+    ]
 
 
 def choose_teacher(method: str, wanted: str | None, teachers: Sequence[str]) -> str:

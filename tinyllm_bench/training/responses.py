@@ -2,7 +2,7 @@
 
 `answer` is the gold answer as the task's reading asks for it. `rationale` is a teacher's rationale and the gold answer
 in one line, to be read in `gen`: "... The answer is X." `teacher` is what the teacher itself answers to the student's
-prompt, as in sequence-level distillation.
+prompt, as in sequence-level distillation: the text as it was written, without an end where the teacher's limit cut it.
 """
 
 from collections.abc import Sequence
@@ -36,11 +36,11 @@ def response_examples(
     """The response to a question as one example; none where the teacher gave no usable text."""
     if response == "answer":
         return [ask.example(record, LABEL, ask.label_target(record))]
-    said = annotations[0].text if annotations else ""
-    line = " ".join(said.split())
-    if not line:
+    said = annotations[0] if annotations else None
+    if said is None or not said.text.strip():
         return []
-    if response == "rationale":
-        stop = "" if line.endswith((".", "!", "?")) else "."
-        line = f"{line}{stop} The answer is {ask.label_target(record)}."
-    return [ask.example(record, LABEL, line)]
+    if response == "teacher":
+        return [ask.example(record, LABEL, said.text.strip(), ends=not said.is_cut)]
+    line = " ".join(said.text.split())  # an answer among choices is read from the first line alone
+    stop = "" if line.endswith((".", "!", "?")) else "."
+    return [ask.example(record, LABEL, f"{line}{stop} The answer is {ask.label_target(record)}.")]
