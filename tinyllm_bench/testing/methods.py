@@ -14,6 +14,7 @@ import yaml
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.models.lm import LM
+from tinyllm_bench.models.tokens import count_by_channel
 from tinyllm_bench.testing.tiny_models import tiny_llama, tiny_t5
 from tinyllm_bench.testing.training import (
     TEACHERS,
@@ -27,7 +28,7 @@ from tinyllm_bench.testing.training import (
     sample_annotations,
     sample_records,
 )
-from tinyllm_bench.training.batching import Collator, Group
+from tinyllm_bench.training.batching import Collator, Group, collator_of
 from tinyllm_bench.training.budget import make_plan
 from tinyllm_bench.training.method import Method, Step, Term
 
@@ -155,6 +156,17 @@ class MethodContract:
         for channel, total in together.items():
             wanted = sum(t[channel] for t in alone if channel in t)
             torch.testing.assert_close(total, wanted, rtol=1e-10, atol=1e-10)
+
+    def test_what_is_taught_has_a_weight(self) -> None:
+        """Whatever stands in `examples` is trained and charged: what has the weight 0 is left out there."""
+        model, tokenizer = tiny_llama()
+        method = self.make()
+        items = [item for group in make_groups(method, tokenizer) for item in group.items]
+        collator = collator_of(model, tokenizer)
+        batch = collator.collate(collator.rows(items))
+        step = Step(index=0, total=1, tokens=count_by_channel(items), all_reduce=lambda t: t, seed_of=hash)
+        terms = method.loss(batch, LM(model), make_signal(method, model), step)
+        assert {term.channel for term in terms if term.weight > 0} == set(batch.channels)
 
     def test_a_channel_without_tokens_is_no_nan(self, tmp_path: Path) -> None:
         """Where only one of the method's channels has examples, gradients stay finite."""

@@ -70,7 +70,7 @@ class ToDiConfig(MethodConfig):
     """Settings: teacher, if several are given; alpha weighs D, 1 - alpha the cross-entropy."""
 
     teacher: str | None = None
-    alpha: float = Field(0.5, ge=0, le=1)
+    alpha: float = Field(0.5, gt=0, le=1)  # with 0 it would be `finetune`, and a teacher read for nothing
     temperature: float = Field(2.0, gt=0)
 
 
