@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console as Screen
 
 from tests.cli.watched import Clock, Done, cell, look, step
+from tests.leaderboard.test_hostile import ALL, HIDDEN
 from tinyllm_bench.cli.console import Console
 from tinyllm_bench.cli.live import LiveView, View
 from tinyllm_bench.cli.progress import Progress
@@ -154,3 +155,13 @@ def test_a_finished_view_is_taken_away_and_failures_stay() -> None:
         console.cell(one, 1, 1)
         console.failed(one, ValueError("boom"), None)
     assert "learner on quiz failed: boom\n" in screen.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("text", ALL, ids=ascii)
+def test_no_label_or_error_acts_on_the_screen(text: str) -> None:
+    clock = Clock()
+    progress = Progress([cell("r", text), cell("a", text)], clock=clock)
+    progress.cell(progress.rows[0] and cell("r", text))
+    progress.failed(f"failed at {text}")
+    said = "\n".join(lines_of(progress, 200))
+    assert not HIDDEN.search(said) and ("[red]" not in text or "[red]" in said)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.leaderboard.fakes import CONFIG, add, column, flags, lines, make_anchor, make_record
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.escaping import markdown as escaped
 from tinyllm_bench.leaderboard.board import (
     board_add,
     board_build,
@@ -22,7 +23,7 @@ from tinyllm_bench.leaderboard.judgements import Judge
 from tinyllm_bench.leaderboard.record import RunRecord, save_record
 from tinyllm_bench.leaderboard.rows import make_rows
 from tinyllm_bench.leaderboard.stats.intervals import accuracy, difference, row_of
-from tinyllm_bench.leaderboard.tables import duration, escaped, points
+from tinyllm_bench.leaderboard.tables import duration, points
 
 ROOT = Path(__file__).parents[2]
 TEXTS = {"teacher": "big", "kind": "rationale", "used": 3}

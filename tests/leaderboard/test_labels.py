@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from tests.leaderboard.fakes import add, column, flags, make_fields, make_record
+from tinyllm_bench.base.escaping import markdown as escaped
 from tinyllm_bench.leaderboard.board import board_markdown
 from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.rows import make_rows
-from tinyllm_bench.leaderboard.tables import escaped
 
 TEXTS = {"teacher": "big", "kind": "rationale", "used": 3}
 LORA = {"r": 4, "alpha": 8, "target_modules": ["q", "v"]}

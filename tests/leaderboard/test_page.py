@@ -8,9 +8,10 @@ from typing import Any
 from tests.html_pages import Page
 from tests.leaderboard.fakes import add, flags, make_anchor, make_record
 from tests.leaderboard.test_board import golden_records
+from tinyllm_bench.base.escaping import markdown as escaped
+from tinyllm_bench.base.escaping import visible
 from tinyllm_bench.leaderboard.board import board_build, board_files, board_markdown
 from tinyllm_bench.leaderboard.page_data import Measured, measured
-from tinyllm_bench.leaderboard.tables import escaped
 
 NASTY = '</script><script>alert(1)</script><b a="&\'">\u2028'
 
@@ -63,8 +64,8 @@ def test_no_label_breaks_out_of_the_page(board: Path) -> None:
     assert page.open == [] and [tag for tag, _ in page.tags].count("script") == 2
     assert "<i>" not in text and "alert(1)</" not in text and "\u2028" not in text
     [section] = data_of(text)["sections"]
-    assert section["rows"][0]["cells"][0] == NASTY
-    assert any(NASTY.strip() in note for note in section["notes"])
+    assert section["rows"][0]["cells"][0] == visible(NASTY)
+    assert any(visible(NASTY) in note for note in section["notes"])
 
 
 def test_every_cell_and_note_of_the_markdown_is_on_the_page(board: Path) -> None:

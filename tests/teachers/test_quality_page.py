@@ -1,6 +1,12 @@
 """The page of the teacher report: whole, static, escaped, labelled."""
 
+from pathlib import Path
+
+import pytest
+
 from tests.html_pages import Page
+from tests.leaderboard.test_hostile import ALL, HIDDEN
+from tinyllm_bench.cli.quality import report_teachers
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.teachers.quality import teacher_reports
 from tinyllm_bench.teachers.quality_page import NOTE, quality_page
@@ -39,6 +45,22 @@ def test_the_page_is_whole_static_and_escaped() -> None:
     assert "http" not in text and "url(" not in text
     assert NOTE in text and text.index(NOTE) < text.index("<h1>")
     assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+
+
+@pytest.mark.parametrize("text", ALL, ids=ascii)
+def test_no_text_of_a_teacher_acts_on_the_page_or_the_terminal(
+    text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    record = TaskRecord(id=text, task=text, split="train", question=text, choices=(text, "tin"), answer=0)
+    said = [Annotation(record_id=text, teacher=text, kind="rationale", text=text, answer=text)]
+    reports = teacher_reports(said, {text: record}, ("empty",))
+    made = Page(quality_page(reports))
+    plain = Page(quality_page(teacher_reports(own("alder", ["rust"]), RECORDS, ("empty",))))
+    assert made.open == [] and {tag for tag, _ in made.tags} <= {tag for tag, _ in plain.tags}
+    report_teachers(reports, as_json=False, page=tmp_path / "page.html")
+    report_teachers(reports, as_json=True, page=None)
+    printed = capsys.readouterr().out
+    assert not HIDDEN.search(quality_page(reports)) and not HIDDEN.search(printed)
 
 
 def test_the_pages_tables_are_labelled() -> None:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tinyllm_bench.base.config import parse_yaml
 from tinyllm_bench.base.errors import UserError, unknown_name
+from tinyllm_bench.base.escaping import markdown
 from tinyllm_bench.base.files import write_text
 from tinyllm_bench.data.sources import load_split
 from tinyllm_bench.experiment.cell import Cell
@@ -229,7 +230,7 @@ def table_text(
         "\n\n".join(
             part
             for part in (
-                f"# {found.about}, {how.replace('_', ' ')}{scale}",
+                f"# {markdown(found.about)}, {how.replace('_', ' ')}{markdown(scale)}",
                 text_table([_cells(cell) for cell in cells], markdown=True),
                 f"Judged: {judged}. Values of the paper are of {found.paper_student}; they are never ranked with ours.",
                 "Deviations:\n\n" + "\n".join(f"- {text}" for text in found.mode(how).deviations),

@@ -9,6 +9,7 @@ import zstandard
 from tinyllm_bench.audit.verify_cell import SUMMED, trainings_of
 from tinyllm_bench.base.config import read_yaml
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.escaping import visible
 from tinyllm_bench.base.files import read_checked, read_json
 from tinyllm_bench.data.records import Prediction
 from tinyllm_bench.experiment.predict import load_predictions, predictions_digest
@@ -27,7 +28,7 @@ class Problem(NamedTuple):
     @property
     def text(self) -> str:
         """The line for people."""
-        return f"{self.file}: {self.wrong}" + (f"; expected {self.expected}" if self.expected else "")
+        return visible(f"{self.file}: {self.wrong}" + (f"; expected {self.expected}" if self.expected else ""))
 
 
 def shown(value: Any) -> str:

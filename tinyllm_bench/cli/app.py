@@ -35,6 +35,7 @@ from tinyllm_bench.cli.options import (
     own_command,
     takes_request,
 )
+from tinyllm_bench.cli.output import echo, echo_error
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.request import Request
@@ -59,7 +60,7 @@ app.add_typer(board_app, name="board")
 
 def _tell_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"tinyllm-bench {__version__}")
+        echo(f"tinyllm-bench {__version__}")
         raise typer.Exit
 
 
@@ -141,8 +142,8 @@ def fetch(
     """Bring a bundled model into the cache, checked by SHA-256."""
     from tinyllm_bench.models.bundled import fetch as fetch_model
 
-    folder = fetch_model(name, log=lambda line: typer.echo(line))
-    typer.echo(f"bundled:{name} is ready ({folder})")
+    folder = fetch_model(name, log=echo)
+    echo(f"bundled:{name} is ready ({folder})")
 
 
 @app.command()
@@ -242,10 +243,10 @@ def board_add(
 
     found = judging.verified(runs, data_dir) if verify else []
     for path in board.board_add(runs, board_dir):
-        typer.echo(f"added {path}")
+        echo(f"added {path}")
     for one in found:
-        typer.echo(judging.kept_text(one, board_dir, by))
-    typer.echo(f"board: {board.board_build(board_dir)}")
+        echo(judging.kept_text(one, board_dir, by))
+    echo(f"board: {board.board_build(board_dir)}")
 
 
 @board_app.command("build")
@@ -253,7 +254,7 @@ def board_build(board_dir: BoardFolder = Path("leaderboards")) -> None:
     """Write the board's pages from its records."""
     from tinyllm_bench.leaderboard import board
 
-    typer.echo(f"board: {board.board_build(board_dir)}")
+    echo(f"board: {board.board_build(board_dir)}")
 
 
 @board_app.command("show")
@@ -262,7 +263,7 @@ def board_show(board_dir: BoardFolder = Path("runs/board")) -> None:
     from tinyllm_bench.cli.console import terminal_width
     from tinyllm_bench.leaderboard import board
 
-    typer.echo(board.board_show(board_dir, width=terminal_width()))
+    echo(board.board_show(board_dir, width=terminal_width()))
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
@@ -280,12 +281,12 @@ def run_app() -> int:
         with plugging.warnings_in_one_line(), command.make_context("tinyllm-bench", sys.argv[1:]) as context:
             return int(command.invoke(context) or 0)
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+        echo_error(f"error: {error}")
         return 2
     except typer.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo(f"interrupted; the same command continues:\n{own_command()}", err=True)
+        echo(f"interrupted; the same command continues:\n{own_command()}", err=True)
         return 3
     except BrokenPipeError:  # the reader went away (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -303,7 +304,7 @@ def _usage(error: Exception) -> int:
         raise error
     text, context = str(error.format_message()), getattr(error, "ctx", None)
     if "\n" in text:  # nothing was asked: the error is the help page
-        typer.echo(text, err=True)
+        echo(text, err=True)
     else:
-        typer.echo(f"error: {text} (see {context.command_path if context else 'tinyllm-bench'} --help)", err=True)
+        echo(f"error: {text} (see {context.command_path if context else 'tinyllm-bench'} --help)", err=True)
     return 2

@@ -15,6 +15,7 @@ from tinyllm_bench.cli.options import (
     BoardDir,
     takes_request,
 )
+from tinyllm_bench.cli.output import echo
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.request import Request
@@ -54,9 +55,9 @@ def doctor(
     found = examine(preflight, report=_progress())
     if as_json:
         shown = {"preset": preset, **preflight.forecast.plain(), "findings": [asdict(one) for one in found]}
-        typer.echo(json.dumps(shown, indent=1, ensure_ascii=False))
+        echo(json.dumps(shown, indent=1, ensure_ascii=False))
     else:
-        typer.echo(told(found, verbose=verbose))
+        echo(told(found, verbose=verbose))
     grave = {"error", "warning"} if strict else {"error"}
     return int(any(one.severity in grave for one in found))
 
@@ -68,7 +69,7 @@ def _progress() -> Callable[[str], None]:
     def say(name: str) -> None:
         seconds = time.monotonic() - started
         if seconds > QUIET_SECONDS:
-            typer.echo(f"{seconds:4.0f} s: checking {name}", err=True)
+            echo(f"{seconds:4.0f} s: checking {name}", err=True)
 
     return say
 

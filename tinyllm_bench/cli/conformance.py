@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from tinyllm_bench.base.errors import UserError, unknown_name
+from tinyllm_bench.cli.output import echo
 
 if TYPE_CHECKING:
     from tinyllm_bench.training.conformance import Outcome
@@ -27,10 +26,10 @@ def report_conformance(against: str | None, *, as_json: bool = False) -> int:
 
     outcomes = run_conformance(function)
     if as_json:
-        typer.echo(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
+        echo(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     else:
-        typer.echo(_table(outcomes))
-        typer.echo(_summary(against or "our losses", outcomes))
+        echo(_table(outcomes))
+        echo(_summary(against or "our losses", outcomes))
     return int(any(outcome.passed is False for outcome in outcomes))
 
 

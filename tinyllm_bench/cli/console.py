@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from tinyllm_bench.cli.output import echo
 from tinyllm_bench.cli.progress import Progress, about_text, clock_text
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class Console:
         if self.live is not None:
             self.live.say(text)
         elif self.speaks:
-            typer.echo(text, err=True)
+            echo(text, err=True)
 
     def _log(self, text: str) -> None:
         """A line that a live view shows in its own way."""

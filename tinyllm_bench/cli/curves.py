@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.cli.output import echo
 
 Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")]
 To = Annotated[Path | None, typer.Option("--to", help="Draw all of them into this one SVG.")]
@@ -29,12 +30,12 @@ def curves(runs: Runs, to: To = None) -> None:
     found = []
     for folder in folders:
         found.append(read_curves(folder))
-        typer.echo(curves_text(found[-1], bars=bars))
+        echo(curves_text(found[-1], bars=bars))
         if to is None:
-            typer.echo(f"  {draw_run(folder)}")
+            echo(f"  {draw_run(folder)}")
     if to is not None:
         write_text(to, drawing(found))
-        typer.echo(f"{len(found)} run{'' if len(found) == 1 else 's'}: {to}")
+        echo(f"{len(found)} run{'' if len(found) == 1 else 's'}: {to}")
 
 
 def _trained(paths: list[Path]) -> list[Path]:

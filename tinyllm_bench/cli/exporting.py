@@ -7,6 +7,7 @@ import typer
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.cli.options import RunsDir
+from tinyllm_bench.cli.output import echo
 
 if TYPE_CHECKING:
     from tinyllm_bench.publish.export import Bundle
@@ -51,15 +52,15 @@ def export(
         exports.find_run(run, runs_dir), adapter=adapter, channel=channel, predictions=with_predictions, repo=push
     )
     for reason in bundle.left_out:
-        typer.echo(f"left out of the comparison: {reason}", err=True)
+        echo(f"left out of the comparison: {reason}", err=True)
     if dry_run:
-        typer.echo(_told(bundle, to, push, private))
+        echo(_told(bundle, to, push, private))
         return
     exports.write_bundle(bundle, to)
-    typer.echo(f"exported {bundle.record.run_id} to {to} ({len(bundle.files)} files, {_size(bundle)})")
+    echo(f"exported {bundle.record.run_id} to {to} ({len(bundle.files)} files, {_size(bundle)})")
     if push is not None:
         address = publish.push(to, push, private=private, message=f"Student of {bundle.record.run_id}")
-        typer.echo(f"pushed to {address} ({'private' if private else 'public'})")
+        echo(f"pushed to {address} ({'private' if private else 'public'})")
 
 
 def _told(bundle: "Bundle", to: Path, repo: str | None, private: bool) -> str:

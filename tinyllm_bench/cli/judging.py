@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tinyllm_bench.base.escaping import visible
+from tinyllm_bench.cli.output import echo
+
 if TYPE_CHECKING:
     from tinyllm_bench.audit.verify import Verification
 
@@ -38,7 +41,7 @@ def protocol_diff(a: Side, b: Side, place: Place = None, as_json: AsJson = False
         hashes = {"a": first.protocol_hash, "b": second.protocol_hash}
         _print_json({**hashes, "same": not found, "fields": [one._asdict() for one in found]})
     else:
-        typer.echo(diff_text(first, second, (a, b)))
+        echo(diff_text(first, second, (a, b)))
     return 1 if found else 0
 
 
@@ -60,7 +63,7 @@ def compare(
     if as_json:
         _print_json(report_data(report, items=show_items))
     else:
-        typer.echo(report_text(report, items=show_items, data_dir=data_dir))
+        echo(report_text(report, items=show_items, data_dir=data_dir))
 
 
 def verify(
@@ -97,7 +100,7 @@ def verify(
         kept = None if board_dir is None else keep_verdict(result, board_dir, by=by)
         results.append(result)
         if not as_json:
-            typer.echo(_text(result, kept))
+            echo(_text(result, kept))
     if as_json:
         _print_json([_data(result) for result in results])
     return 0 if all(result.ok for result in results) else 1
@@ -134,7 +137,7 @@ def _refute(paths: list[Path], reason: str, by: str | None, board: Path | None) 
 
     for path in [path if board is None else on_board(load_record(path), board) for path in paths]:
         said = refute(path, reason, by=by)
-        typer.echo(f"refuted {said.run_id}: {said.reason} ({refutation_file(path)})")
+        echo(f"refuted {said.run_id}: {said.reason} ({refutation_file(path)})")
     return 0
 
 
@@ -151,7 +154,7 @@ def _text(found: "Verification", kept: Path | None) -> str:
         lines.append(f"  second run: the same answer in {found.rerun.same_answers} of {found.rerun.n} questions")
     lines += [f"  NOT checked: {one}" for one in found.not_checked]
     lines += [f"  refuted on {one.date[:10]}: {one.reason}" for one in refutations_of(found.path)]
-    return "\n".join([*lines, *([f"  verdict: {kept}"] if kept else [])])
+    return "\n".join(map(visible, [*lines, *([f"  verdict: {kept}"] if kept else [])]))
 
 
 def _data(found: "Verification") -> dict[str, Any]:
@@ -168,4 +171,4 @@ def _data(found: "Verification") -> dict[str, Any]:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    echo(json.dumps(value, indent=1, ensure_ascii=False))

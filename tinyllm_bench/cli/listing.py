@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import typer
-
 from tinyllm_bench.base.errors import unknown_name
+from tinyllm_bench.cli.output import echo
 
 
 def _methods() -> list[dict[str, Any]]:
@@ -75,11 +74,11 @@ def print_list(what: str, *, as_json: bool) -> None:
 
 def _print(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     from tabulate import tabulate
 
-    typer.echo(tabulate(rows, headers="keys") if rows else "none")
+    echo(tabulate(rows, headers="keys") if rows else "none")
 
 
 def print_check(data_dir: str | None) -> int:
@@ -90,7 +89,7 @@ def print_check(data_dir: str | None) -> int:
     source = find_source("release", data_dir)
     lines = check_release(source.folder or "")
     for line in lines:
-        typer.echo(line.text)
+        echo(line.text)
     return 0 if all(line.ok for line in lines) else 2
 
 
@@ -106,4 +105,4 @@ def print_info(task: str, data_dir: str | None, *, sample: bool, as_json: bool) 
         _print(rows, as_json=True)
         return
     for row in rows:
-        typer.echo("\n".join(f"{key}: {value}" for key, value in row.items()) + "\n")
+        echo("\n".join(f"{key}: {value}" for key, value in row.items()) + "\n")

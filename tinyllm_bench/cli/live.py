@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tinyllm_bench.base.escaping import terminal, visible
 from tinyllm_bench.cli.progress import Progress, Row, about_text, clock_text
 from tinyllm_bench.leaderboard.curves import ASCII_BARS, BARS, sparkline
 
@@ -92,7 +93,9 @@ class View:
         if first:
             table.add_row("", self._elided(progress.rows[:first], "above"), style="dim")
         for row in progress.rows[first:last]:
-            table.add_row(*map(Text, self._cells(row)), style=_STYLES[row.state])  # a label is no markup
+            table.add_row(
+                *(Text(visible(cell)) for cell in self._cells(row)), style=_STYLES[row.state]
+            )  # a label is no markup
         if last < len(progress.rows):
             table.add_row("", self._elided(progress.rows[last:], "below"), style="dim")
         return table
@@ -189,7 +192,7 @@ class View:
         return sparkline(values, min(40, self.screen.width // 3), bars=self.signs.bars)
 
     def _line(self, text: str, style: str = "") -> Text:
-        return Text(" ".join(text.split("\n")), style=style, no_wrap=True, overflow="ellipsis")
+        return Text(visible(" ".join(text.split("\n"))), style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _short(rate: float) -> str:
@@ -225,7 +228,7 @@ class LiveView:
 
     def say(self, text: str) -> None:
         """A line that stays, above the view."""
-        self.screen.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.screen.print(terminal(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _log_handlers() -> list[Any]:

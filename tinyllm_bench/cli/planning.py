@@ -10,6 +10,7 @@ from tinyllm_bench.cli.options import (
     AsJson,
     takes_request,
 )
+from tinyllm_bench.cli.output import echo
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.request import Request
@@ -47,4 +48,4 @@ def plan(
         raise UserError(f"--detect {detect:g}: a difference in points of accuracy, above 0 and at most 100, e.g. 5")
     preset, cells = plan_cells(request, anchors=anchors, check_hub=False)
     found = forecast(cells, this_machine(), detect=None if detect is None else detect / 100, price=price)
-    typer.echo(json.dumps({"preset": preset, **found.plain()}, indent=1) if as_json else plan_text(preset, found))
+    echo(json.dumps({"preset": preset, **found.plain()}, indent=1) if as_json else plan_text(preset, found))

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tinyllm_bench.cli.output import echo_error
+
 
 def accept_plugins(command: Any) -> Any:
     """Give a command and all commands under it the option `--plugin`; returns the command.
@@ -57,7 +59,7 @@ def warnings_in_one_line() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, PluginWarning):
-                typer.echo(f"warning: {message}", err=True)
+                echo_error(f"warning: {message}")
             else:
                 shown(message, category, *where, **more)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
+from tinyllm_bench.cli.output import echo
 
 if TYPE_CHECKING:
     from tinyllm_bench.teachers.quality_report import Row, Shown, TeacherReport
@@ -22,14 +22,14 @@ def report_teachers(reports: "Sequence[TeacherReport]", *, as_json: bool, page: 
     if page is not None:
         _write_page(reports, page)
     if as_json:
-        typer.echo(json.dumps([report.model_dump(mode="json") for report in reports], indent=1, ensure_ascii=False))
+        echo(json.dumps([report.model_dump(mode="json") for report in reports], indent=1, ensure_ascii=False))
         return
     from tinyllm_bench.teachers.quality_report import by_task
 
     texts = [_task_text(task, found) for task, found in by_task(reports).items()]
-    typer.echo("\n".join(texts) or "no texts to report on")
+    echo("\n".join(texts) or "no texts to report on")
     if page is not None:
-        typer.echo(f"page: {page} (a local file: it holds texts of the data set; do not publish it)")
+        echo(f"page: {page} (a local file: it holds texts of the data set; do not publish it)")
 
 
 def _write_page(reports: "Sequence[TeacherReport]", page: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.cli.output import echo
 
 Name = Annotated[str, typer.Argument(help="The paper's table; a wrong name lists them.")]
 Published = Annotated[bool, typer.Option("--as-published", help="As the released code does it.")]
@@ -54,5 +55,5 @@ def reproduce(
     rejected = tables.rejected_texts(cells)
     text = tables.table_text(found, how, judged, values, preset=preset, student=student, own=own, rejected=rejected)
     page = tables.write_page(request.runs, name, how, text)
-    typer.echo(f"\n{text}\ntable: {page}")
+    echo(f"\n{text}\ntable: {page}")
     return 1 if failed else 0

@@ -4,11 +4,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from tinyllm_bench.base.config import flatten
 from tinyllm_bench.cli.console import Console, is_main_process, on_terminal
 from tinyllm_bench.cli.options import own_command
+from tinyllm_bench.cli.output import echo
 from tinyllm_bench.experiment.request import Request
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def run_request(
     preset, cells = plan_cells(request, anchors=anchors, check_hub=not (dry_run or show_config))
     if is_main_process():
         chosen = "" if request.preset else " (chosen by this machine; --preset takes another)"
-        typer.echo(f"preset {preset}{chosen}")
+        echo(f"preset {preset}{chosen}")
         _announce(cells, show_config=show_config, briefly=on_terminal() and not dry_run)
     if show_config or dry_run:
         return 0
@@ -46,10 +45,10 @@ def _announce(cells: list[Any], *, show_config: bool, briefly: bool) -> None:
     elif briefly:
         counts = Counter(cell.label for cell in cells)
         told = ", ".join(f"{count} x {label}" if count > 1 else label for label, count in counts.items())
-        typer.echo(f"{told} (--dry-run tells of every cell)")
+        echo(f"{told} (--dry-run tells of every cell)")
     else:
         for cell in cells:
-            typer.echo(_line(cell))
+            echo(_line(cell))
 
 
 def _line(cell: Any) -> str:
@@ -62,11 +61,11 @@ def _line(cell: Any) -> str:
 
 
 def _show_config(cell: Any) -> None:
-    typer.echo(f"\n{cell.label} on {cell.task.name}, seed {cell.seed}")
+    echo(f"\n{cell.label} on {cell.task.name}, seed {cell.seed}")
     values = flatten(cell.config)
     values |= {f"method.{key}": value for key, value in values.pop("method").items()}
     for key, value in sorted(values.items()):
-        typer.echo(f"  {key} = {value!r}  ({cell.origin.get(key, 'default')})")
+        echo(f"  {key} = {value!r}  ({cell.origin.get(key, 'default')})")
 
 
 def _run(cells: list[Any], runs: Path, *, until: str, board: Path | None) -> int:

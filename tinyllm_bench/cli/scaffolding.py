@@ -13,6 +13,7 @@ import typer
 
 from tinyllm_bench import __version__
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.cli.output import echo
 
 Kind = Literal["method", "task"]
 Name = Annotated[str, typer.Argument(help="Its name on the command line, and the package's: snake_case.")]
@@ -58,8 +59,8 @@ def new_task(name: Name, to: Folder = Path(".")) -> None:
 def _tell(kind: Kind, name: str, folder: Path) -> None:
     place = str(folder) if folder.is_absolute() else f"./{folder}"  # bare, pip would look for it elsewhere
     words = {"kind": kind, "name": name, "install": shlex.quote(f"{place}[test]"), "folder": shlex.quote(place)}
-    typer.echo(f"wrote {place}")
-    typer.echo(_rendered("next.txt", words), nl=False)
+    echo(f"wrote {place}")
+    echo(_rendered("next.txt", words), nl=False)
 
 
 def make_package(kind: Kind, name: str, to: Path) -> Path:

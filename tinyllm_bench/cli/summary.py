@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from tinyllm_bench.cli.console import terminal_width
+from tinyllm_bench.cli.output import echo
 from tinyllm_bench.cli.progress import Row
 from tinyllm_bench.leaderboard.tables import Cells, duration, percent, text_table
 from tinyllm_bench.leaderboard.terminal import filled
@@ -32,19 +31,19 @@ def summarise(done: "Matrix", rows: Sequence[Row], *, runs: Path, until: str, bo
     records = {one.record.run_id: one.record for one in done.outcomes if one.record is not None}
     folders = [one.folder for one in done.outcomes if one.record is not None]
     if until != "predict" and not done.failed:
-        typer.echo(f"stage {until} is done; the next command with the same arguments: tinyllm-bench run")
+        echo(f"stage {until} is done; the next command with the same arguments: tinyllm-bench run")
     if records or done.failed:
-        typer.echo(f"\n{text_table([_cells(row, records.get(row.run_id)) for row in rows], markdown=False)}")
+        echo(f"\n{text_table([_cells(row, records.get(row.run_id)) for row in rows], markdown=False)}")
     for row in rows:
         if row.error is not None and not row.first:
-            typer.echo(filled(f"{row.name} failed: {row.error}", terminal_width() or COLUMNS, "  "))
+            echo(filled(f"{row.name} failed: {row.error}", terminal_width() or COLUMNS, "  "))
     if folders and board is not None:
         _show_board(folders, board)
     if folders:
         _show_next(list(records.values()), folders, runs, board)
     if done.failed:
         names = ", ".join(f"{cell.label} on {cell.task.name}" for cell in done.failed)
-        typer.echo(f"{len(done.failed)} failed: {names}; the same command tries them again", err=True)
+        echo(f"{len(done.failed)} failed: {names}; the same command tries them again", err=True)
 
 
 def _cells(row: Row, record: "RunRecord | None") -> Cells:
@@ -78,24 +77,24 @@ def _show_board(folders: Sequence[Path], board: Path) -> None:
 
     board_add(folders, board, replace=True)
     board_build(board)
-    typer.echo(f"\n{board_show(board, width=terminal_width())}")
+    echo(f"\n{board_show(board, width=terminal_width())}")
 
 
 def _show_next(records: Sequence["RunRecord"], folders: Sequence[Path], runs: Path, board: Path | None) -> None:
     """Where the files are, and the commands that go on from here."""
     trained = [folder for record, folder in zip(records, folders, strict=True) if record.kind == "method"]
     if board is None:
-        typer.echo(f"records: {', '.join(str(folder / 'run.json') for folder in folders)}")
+        echo(f"records: {', '.join(str(folder / 'run.json') for folder in folders)}")
     else:
-        typer.echo(f"records: {runs}/*/run.json")
-        typer.echo(f"board:   {board / 'README.md'}, {board / 'index.html'}")
+        echo(f"records: {runs}/*/run.json")
+        echo(f"board:   {board / 'README.md'}, {board / 'index.html'}")
     if trained:
-        typer.echo(f"curves:  {trained[0] if len(trained) == 1 else runs / '*'}/train/curves.svg")
+        echo(f"curves:  {trained[0] if len(trained) == 1 else runs / '*'}/train/curves.svg")
     commands = (
         [f"tinyllm-bench board add {shlex.join(map(str, folders))}"] if board is None else _compared(records, board)
     )
     commands += [f"tinyllm-bench curves {shlex.quote(str(runs))}"] if trained else []
-    typer.echo("\n".join(f"{'next:' if number == 0 else '':<6}{text}" for number, text in enumerate(commands)))
+    echo("\n".join(f"{'next:' if number == 0 else '':<6}{text}" for number, text in enumerate(commands)))
 
 
 def _compared(records: Sequence["RunRecord"], board: Path) -> list[str]:

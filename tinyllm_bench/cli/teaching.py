@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
+from tinyllm_bench.cli.output import echo
 
 
 def pack_texts(teachers: Sequence[str], to: Path) -> None:
@@ -14,7 +14,7 @@ def pack_texts(teachers: Sequence[str], to: Path) -> None:
 
     header = pack(teachers, to, private=machine_paths)
     names = ", ".join(f"{one.name} ({one.texts})" for one in header.teachers)
-    typer.echo(f"packed {header.texts} texts of {names}: {to}, {to.stat().st_size / 1e6:.2f} MB")
+    echo(f"packed {header.texts} texts of {names}: {to}, {to.stat().st_size / 1e6:.2f} MB")
 
 
 def import_texts(file: Path) -> None:
@@ -23,7 +23,7 @@ def import_texts(file: Path) -> None:
 
     header, new = import_pack(file)
     names = ", ".join(one.name for one in header.teachers)
-    typer.echo(f"imported {new} texts of {names}; {header.texts - new} were there already")
+    echo(f"imported {new} texts of {names}; {header.texts - new} were there already")
 
 
 def show_texts(what: str | Path | None, *, as_json: bool) -> None:
@@ -32,8 +32,8 @@ def show_texts(what: str | Path | None, *, as_json: bool) -> None:
 
     rows = info(what)
     if as_json:
-        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     from tabulate import tabulate
 
-    typer.echo(tabulate(rows, headers="keys") if rows else "none")
+    echo(tabulate(rows, headers="keys") if rows else "none")

@@ -4,6 +4,7 @@ A board's folder: `boards/main.yaml` (floor, order, sample rule), `results/<prot
 (records, append-only) and what `board_files` generates from them.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.escaping import all_visible, visible
 from tinyllm_bench.base.files import locked, write_text
 from tinyllm_bench.leaderboard import exports
 from tinyllm_bench.leaderboard.board_folder import board_records, check_sections, check_selection, no_board, of_sections
@@ -200,7 +202,7 @@ def board_show(folder: Path, width: int | None = None) -> str:
     """The same tables and notes for a terminal: in full, or made to fit so many columns."""
     config = board_config(folder)
     sections = of_sections(folder, _names(config), partial(_shown, width=width))
-    macro = macro_table([section.standings for section in sections])
+    macro = all_visible(macro_table([section.standings for section in sections]))
     parts = [_title(config, [section.is_sample for section in sections]), *([] if sections else [EMPTY])]
     parts += [text for section in sections for text in section.texts]
     return "\n\n".join([*parts, *_means(macro, width)]) + "\n"
@@ -213,7 +215,15 @@ class _Shown(NamedTuple):
 
 
 def _shown(section: Section, slug: str, *, width: int | None) -> _Shown:
-    texts = _wide(section) if width is None else _narrow(section, width)
+    shown = dataclasses.replace(
+        section,
+        title=visible(section.title),
+        facts=visible(section.facts),
+        table=tuple(all_visible(line) for line in section.table),
+        notes=tuple(map(visible, section.notes)),
+        runs=tuple(all_visible(line) for line in section.runs),
+    )
+    texts = _wide(shown) if width is None else _narrow(shown, width)
     return _Shown(section.is_sample, standings_of(section), texts)
 
 

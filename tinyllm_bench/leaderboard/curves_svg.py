@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinyllm_bench.base.escaping import visible
+
 WIDTH, MARGIN, GAP = 760, 16, 14
 LEFT, TOP, BOTTOM = 52, 26, 22  # inside a panel: tick labels, title, tick labels
 TALL, SHORT, SMALL = 240, 190, 140
@@ -71,7 +73,12 @@ def curves_svg(
     for number, panel in enumerate(small):
         placed.append(_placed(panel, MARGIN + (half + GAP) * (number % 2), top, half, SMALL))
         top += (SMALL + GAP) * (number % 2 or number == len(small) - 1)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True,
+        finalize=lambda value: visible(value) if isinstance(value, str) else value,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
     template = environment.from_string((Path(__file__).with_name("templates") / "curves.svg").read_text())
     sizes = {"width": WIDTH, "height": round(top + MARGIN), "margin": MARGIN, "kinds": KINDS}
     return template.render(title=title, about=about, names=names, axis=axis, panels=placed, **sizes) + "\n"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tinyllm_bench.base.escaping import csv_cell, terminal
 from tinyllm_bench.leaderboard.markdown import HOW_TO_READ
 from tinyllm_bench.leaderboard.means import MEAN_NOTE
 from tinyllm_bench.leaderboard.page_data import Line, Measured, lines
@@ -163,7 +164,7 @@ def _run(record: RunRecord, found: Checked) -> RunData:
 
 def json_text(data: BoardData) -> str:
     """`data.json`: indented, in the order of the tables."""
-    return data.model_dump_json(indent=1) + "\n"
+    return terminal(data.model_dump_json(indent=1)) + "\n"
 
 
 _FACTS = ("task", "reading", "protocol", "sample", "kind", "trust", "row", "student")
@@ -172,7 +173,8 @@ _LIFTS = ("lift_points", "lift_low", "lift_high")
 
 
 def rows_csv(data: BoardData) -> str:
-    """One line a table line: what it is, numbers (empty where there is none), then the printed cells of all tables.
+    """One line a table line: what it is, numbers (empty where there is none), then the printed cells of all tables, in
+    which a text that a spreadsheet would compute begins with `'`.
 
     `accuracy` and `macro_f1` are shares, the columns behind them the printed intervals in per cent.
     """
@@ -215,6 +217,5 @@ def _yes(flag: bool) -> str:
 def _csv(head: Sequence[str], body: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(body)
+    writer.writerows([csv_cell(value) for value in line] for line in (head, *body))
     return text.getvalue()

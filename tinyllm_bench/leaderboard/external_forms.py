@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.escaping import visible
 from tinyllm_bench.base.plugins import load_task
 from tinyllm_bench.data.records import HubSource
 from tinyllm_bench.leaderboard.record import RunRecord
@@ -356,7 +357,7 @@ def eval_results(record: RunRecord) -> list[ResultEntry]:
 def every_eval_ever_lines(runs: Iterable[tuple[str, RunRecord, Tier]], organization: str) -> str:
     """All runs in the first form, one JSON record a line; empty where none was scored."""
     forms = (every_eval_ever(label, record, organization, trust) for label, record, trust in runs)
-    return "".join(f"{form.model_dump_json(exclude_none=True)}\n" for form in forms if form)
+    return "".join(f"{visible(form.model_dump_json(exclude_none=True))}\n" for form in forms if form)
 
 
 def eval_results_yaml(runs: Iterable[tuple[str, RunRecord, Tier]]) -> str:
@@ -378,4 +379,4 @@ def eval_results_file(record: RunRecord) -> dict[str, str]:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return visible(json.dumps(value, ensure_ascii=False))

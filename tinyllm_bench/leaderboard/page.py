@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tinyllm_bench.base.escaping import all_visible, visible
 from tinyllm_bench.leaderboard.markdown import HOW_TO_READ
 from tinyllm_bench.leaderboard.means import MEAN_NOTE
 from tinyllm_bench.leaderboard.tables import Cells
@@ -29,9 +30,9 @@ def board_page(title: str, sections: Sequence[str], macro: Sequence[Cells]) -> s
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    mean = {"columns": list(macro[0]) if macro else [], "rows": [list(line.values()) for line in macro]}
+    mean = all_visible({"columns": list(macro[0]) if macro else [], "rows": [list(line.values()) for line in macro]})
     return environment.get_template("board.html").render(
-        title=title,
+        title=visible(title),
         how_to_read=HOW_TO_READ,
         sections=[Markup(section) for section in sections],
         mean=mean,
@@ -47,7 +48,7 @@ def page_json(section: dict[str, Any]) -> str:
     """A section's data as it may stand inside of a page's script element."""
     from jinja2.utils import htmlsafe_json_dumps
 
-    return str(htmlsafe_json_dumps(section, sort_keys=True))
+    return str(htmlsafe_json_dumps(all_visible(section), sort_keys=True))
 
 
 def _read(name: str) -> str:

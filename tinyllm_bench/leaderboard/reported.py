@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.leaderboard.tables import Cells, escaped, text_table
+from tinyllm_bench.base.escaping import markdown
+from tinyllm_bench.leaderboard.tables import Cells, text_table
 
 Certainty = Literal["seen", "second-hand", "derived"]
 Kind = Literal["score", "gain", "cost"]
@@ -264,25 +265,25 @@ def reported_table(
     parts = [
         "## Reported by papers, not measured here",
         "These numbers come from the sources named in each row. They were made with other prompts, splits, parsers and "
-        f"budgets, so they are neither ranked nor averaged with measured rows. Certainty: {escaped(meaning)}.",
+        f"budgets, so they are neither ranked nor averaged with measured rows. Certainty: {markdown(meaning)}.",
     ]
     for table, columns in chosen:
         parts += _block(table, columns)
     if tasks is None and methods is None and reported.left_out:
-        left = (f"- {escaped(one.what)}: {escaped(one.why)}" for one in reported.left_out)
+        left = (f"- {markdown(one.what)}: {markdown(one.why)}" for one in reported.left_out)
         parts += ["### Left out", "\n".join(left)]
     return "\n\n".join(parts) + "\n"
 
 
 def _block(table: ReportedTable, columns: Sequence[str]) -> Iterable[str]:
     rows = [row for row in table.rows if any(name in row.values for name in columns)]
-    yield f"### {escaped(table.title)}"
-    yield escaped(f"{table.setting.text[:1].upper()}{table.setting.text[1:]}.")
+    yield f"### {markdown(table.title)}"
+    yield markdown(f"{table.setting.text[:1].upper()}{table.setting.text[1:]}.")
     yield text_table([_cells(table, row, columns) for row in rows], markdown=True)
     notes = [table.note, *(f"{_who(row)}: {row.note}" for row in rows if row.note)]
     if table.source.via:
         notes.insert(0, f"{'From' if table.certainty == 'derived' else 'Read in'}: {table.source.via}.")
-    if told := [f"- {escaped(note)}" for note in notes if note]:
+    if told := [f"- {markdown(note)}" for note in notes if note]:
         yield "\n".join(told)
 
 
@@ -292,6 +293,6 @@ def _who(row: ReportedRow) -> str:
 
 def _cells(table: ReportedTable, row: ReportedRow, columns: Sequence[str]) -> Cells:
     label, student, source, certainty = _HEADS
-    numbers = {escaped(name): str(row.values.get(name, "-")) for name in columns}
+    numbers = {name: str(row.values.get(name, "-")) for name in columns}
     told = {source: table.source.citation, certainty: table.certainty}
     return {label: row.label, student: row.student or "-"} | numbers | told

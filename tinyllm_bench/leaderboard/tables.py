@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tinyllm_bench.base import escaping
 from tinyllm_bench.leaderboard.judgements import Judge
 from tinyllm_bench.leaderboard.notes import section_notes
 from tinyllm_bench.leaderboard.record import RunRecord, protocol_difference
@@ -19,7 +20,6 @@ TRUST = "trust"
 MACRO_F1 = "macro-F1 %"
 CONSTANT = "constant answer, the most frequent one"
 NOT_MEASURABLE = "not measurable (recorded text)"
-_ESCAPES = str.maketrans({char: rf"\{char}" for char in "|<>`*_[]\\"})
 Cells = dict[str, str]
 
 
@@ -248,15 +248,10 @@ def _run_cells(row: Row, record: RunRecord) -> Cells:
 
 
 def text_table(cells: Sequence[Cells], *, markdown: bool) -> str:
-    """Rows of text as a GitHub table or as a terminal table."""
+    """Rows of text as a GitHub table or as a terminal table; heads and cells are escaped."""
     from tabulate import tabulate
 
-    written = escaped if markdown else str
-    columns = {name: [written(line[name]) for line in cells] for name in cells[0]}
-    shape = "github" if markdown else "simple"
-    return tabulate(columns, headers="keys", tablefmt=shape, disable_numparse=True)
-
-
-def escaped(text: str) -> str:
-    """Text that cannot break out of a Markdown table's cell."""
-    return text.translate(_ESCAPES)
+    written = escaping.markdown if markdown else escaping.terminal
+    heads = [str(written(name)) for name in cells[0]]
+    rows = [[str(written(line[name])) for name in cells[0]] for line in cells]
+    return tabulate(rows, headers=heads, tablefmt="github" if markdown else "simple", disable_numparse=True)

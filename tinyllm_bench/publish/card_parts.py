@@ -4,10 +4,12 @@ Everything comes from the run's record, from records under the same protocol, an
 of themselves; what none of them tells is called unknown.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.escaping import Markdown, markdown, markdown_code
 from tinyllm_bench.base.plugins import load_method, load_task
 from tinyllm_bench.data.records import TaskInfo
 from tinyllm_bench.leaderboard.judgements import Judge
@@ -19,7 +21,6 @@ from tinyllm_bench.leaderboard.tables import (
     Cells,
     Section,
     duration,
-    escaped,
     make_section,
     percent,
     points,
@@ -31,6 +32,7 @@ from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.publish.licences import Terms, terms_of
 
 UNKNOWN = "unknown"
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _TOLD_NOT = "not recorded"
 _SEEN = {True: "yes", False: "no", None: "not known"}
 
@@ -70,19 +72,19 @@ def base_of(record: RunRecord) -> ModelSpec:
 def hub_name(spec: ModelSpec) -> str | None:
     """The model's name on the Hugging Face hub; None for one that has none or whose spec does not tell."""
     if spec.kind == "hf":
-        return spec.location
+        return spec.location if _REPOSITORY.fullmatch(spec.location) else None
     return BUNDLES[spec.location].hub if spec.kind == "bundled" and spec.location in BUNDLES else None
 
 
-def described(spec: ModelSpec) -> str:
+def described(spec: ModelSpec) -> Markdown:
     """The base model in words: where it comes from and what was kept of it."""
     name = hub_name(spec)
-    text = f"`{spec.text}`" + (f", that is [{name}](https://huggingface.co/{name})" if name else "")
+    text = markdown_code(spec.text) + (f", that is [{markdown(name)}](https://huggingface.co/{name})" if name else "")
     if spec.kind == "bundled" and name:
-        text += f" as {BUNDLES[spec.location].title}, dequantised: not the original weights"
+        text += f" as {markdown(BUNDLES[spec.location].title)}, dequantised: not the original weights"
     if spec.layers is not None:
         text += f"; only its layers {':'.join(map(str, spec.layers))} (START:STOP:STEP) were kept"
-    return text
+    return Markdown(text)
 
 
 def own_score(record: RunRecord) -> dict[str, str]:
@@ -178,7 +180,7 @@ def data_rows(record: RunRecord) -> list[Cells]:
     ]
 
 
-def licence_notes(record: RunRecord) -> Iterator[str]:
+def licence_notes(record: RunRecord) -> Iterator[str | Markdown]:
     """What whoever passes the student on must look at, one sentence each; what is not known is said."""
     assert record.student is not None
     yield from _terms("The student's base model", base_of(record).text, terms_of(record.student.spec))
@@ -188,7 +190,7 @@ def licence_notes(record: RunRecord) -> Iterator[str]:
     if record.sample:
         yield "Data: sample questions written by this project's authors, Apache-2.0."
     elif task is None:
-        yield f"Data `{record.task}`: licence unknown, the task is not installed here."
+        yield Markdown(f"Data {markdown_code(record.task)}: licence unknown, the task is not installed here.")
     else:
         yield f"Data {task.title}: {task.licence}."
     yield (
@@ -197,12 +199,14 @@ def licence_notes(record: RunRecord) -> Iterator[str]:
     )
 
 
-def _terms(what: str, spec: str, terms: Terms | None) -> Iterator[str]:
+def _terms(what: str, spec: str, terms: Terms | None) -> Iterator[Markdown]:
+    who = f"{what} {markdown_code(spec)}"
     if terms is None:
-        yield f"{what} `{spec}`: licence unknown to this project; look it up before you pass the student on."
+        yield Markdown(f"{who}: licence unknown to this project; look it up before you pass the student on.")
         return
-    where = f" ({terms.url})" if terms.url else ""
-    yield f"{what} `{spec}`: {terms.licence}{where}" + (f"; {terms.outputs}." if terms.outputs else ".")
+    where = f" (<{terms.url}>)" if terms.url else ""
+    told = f"; {terms.outputs}." if terms.outputs else "."
+    yield Markdown(f"{who}: {markdown(terms.licence)}{where}{markdown(told)}")
 
 
 def restricted(record: RunRecord) -> bool:
@@ -249,8 +253,3 @@ def _teacher_cost(record: RunRecord) -> dict[str, str]:
 def listed(told: dict[str, str]) -> list[Cells]:
     """Facts in words as lines of a two-column table."""
     return [{"what": key, "value": value} for key, value in told.items()]
-
-
-def quoted(text: str) -> str:
-    """One line of text that is safe in Markdown."""
-    return escaped(" ".join(text.split()))

@@ -6,12 +6,14 @@ benchmark results and stay out of it.
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.escaping import Markdown, all_visible, markdown, markdown_block, markdown_code, visible
 from tinyllm_bench.base.plugins import load_method
 from tinyllm_bench.data.prompts import LABEL, PLAIN, Ask
 from tinyllm_bench.data.records import TaskRecord, cut_context
@@ -68,17 +70,24 @@ def model_card(
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=False,  # Markdown; what comes from outside goes through `quoted` or stands in a code block
+        # Every value is escaped but what a filter has made Markdown of, or what is written for a code block.
+        autoescape=False,
+        finalize=lambda value: markdown(value) if isinstance(value, str) else value,
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"table": lambda cells: text_table(cells, markdown=True), "text": json.dumps}
-    environment.filters["quoted"] = parts.quoted
+    environment.filters |= {
+        "table": lambda cells: Markdown(text_table(cells, markdown=True)),
+        "text": lambda value: Markdown(json.dumps(value)),  # a literal of Python, too
+        "word": lambda value: Markdown(shlex.quote(visible(str(value)))),
+        "code": markdown_code,
+        "block": markdown_block,
+    }
     return environment.get_template("model_card.md").render(
-        metadata=_metadata(record, exported).to_yaml(),
+        metadata=Markdown(_metadata(record, exported).to_yaml()),
         record=record,
         exported=exported,
         own=parts.listed(parts.own_score(record)),
@@ -107,9 +116,9 @@ def _metadata(record: RunRecord, exported: Exported) -> "ModelCardData":
         eval_results=_results(record) or None,
         language="en",
         library_name="peft" if exported.form == "adapter" else "transformers",
-        model_name=title(record, exported),
+        model_name=visible(title(record, exported)),
         pipeline_tag="text2text-generation" if exported.encoder_decoder else "text-generation",
-        tags=[NAME, "distillation", record.name, record.task, *(["sample-data"] if record.sample else [])],
+        tags=[NAME, "distillation", visible(record.name), record.task, *(["sample-data"] if record.sample else [])],
         **licence,
     )
 
@@ -134,7 +143,7 @@ def _results(record: RunRecord) -> "list[EvalResult]":
             dataset_split="test",
             metric_type="accuracy",
             metric_value=entry.value,
-            metric_name=entry.notes,
+            metric_name=visible(entry.notes),
         )
         for entry in eval_results(record)
     ]
@@ -145,9 +154,9 @@ def _method(record: RunRecord) -> dict[str, Any]:
 
     paper, about = parts.method_of(record)
     shown = (*_SHOWN, *(_SHOWN_OF_TAUGHT if record.teachers else ()))
-    settings = {key: _set(record.config[key]) for key in shown if record.config.get(key)}
+    settings = {key: all_visible(_set(record.config[key])) for key in shown if record.config.get(key)}
     return {
-        "paper": _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", parts.quoted(paper)),
+        "paper": Markdown(_ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", markdown(paper))),
         "about": about,
         "settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=110).strip(),
         "task": parts.task_of(record),
@@ -177,7 +186,7 @@ def _usage(record: RunRecord, exported: Exported) -> dict[str, Any]:
         "base_text": parts.described(base),
         "loaded_by": loaded,
         "name": exported.repo or ".",
-        "lead": lead,
+        "lead": Markdown(lead),
         "ranked": record.reading in ("cloze", "mc") and not written,
         "written": written,
         "prompts": {name: ask.prompt(asked, name) for name in channels if exported.channel in (None, name)},

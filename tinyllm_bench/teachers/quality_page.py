@@ -5,8 +5,8 @@ It shows texts of the data set, which may not be published; its first line says 
 
 import re
 from collections.abc import Iterable, Sequence
-from html import escape
 
+from tinyllm_bench.base.escaping import html
 from tinyllm_bench.data.prompts import LETTERS
 from tinyllm_bench.teachers.quality_report import (
     Cell,
@@ -49,7 +49,7 @@ pre { white-space: pre-wrap; font: inherit; border-left: 3px solid var(--line); 
 def quality_page(reports: Sequence[TeacherReport]) -> str:
     """The whole page, an HTML document; every text in it is escaped."""
     tasks = by_task(reports)
-    links = " ".join(f'<a href="#{_anchor(task)}">{escape(task)}</a>' for task in tasks)
+    links = " ".join(f'<a href="#{_anchor(task)}">{html(task)}</a>' for task in tasks)
     sections = "\n".join(_section(task, found) for task, found in tasks.items())
     return f"""<!doctype html>
 <html lang="en">
@@ -61,7 +61,7 @@ def quality_page(reports: Sequence[TeacherReport]) -> str:
 <style>{_STYLE}</style>
 </head>
 <body>
-<p class="note" role="note">{escape(NOTE)}</p>
+<p class="note" role="note">{html(NOTE)}</p>
 <h1>Teachers</h1>
 <nav aria-label="Tasks">{links}</nav>
 <main>
@@ -80,11 +80,11 @@ def _section(task: str, reports: Sequence[TeacherReport]) -> str:
     teachers = [report.teacher for report in reports]
     split = ", ".join(dict.fromkeys(report.split for report in reports))
     filters = ", ".join(dict.fromkeys(name for report in reports for name in report.filters)) or "none"
-    agreement = "".join(f"<li>{escape(line)}</li>" for line in agreement_lines(reports))
+    agreement = "".join(f"<li>{html(line)}</li>" for line in agreement_lines(reports))
     agreed = f"<h3>Agreement of own answers</h3>\n<ul>{agreement}</ul>" if agreement else ""
     return f"""<section aria-labelledby="{_anchor(task)}">
-<h2 id="{_anchor(task)}">{escape(task)}</h2>
-<p class="dim">Split: {escape(split)}. Filters in use: {escape(filters)}.</p>
+<h2 id="{_anchor(task)}">{html(task)}</h2>
+<p class="dim">Split: {html(split)}. Filters in use: {html(filters)}.</p>
 {_table(f"Figures, {task}", teachers, figure_rows(reports))}
 {_table(f"Each filter alone, {task}", teachers, filter_rows(reports))}
 {agreed}
@@ -94,12 +94,12 @@ def _section(task: str, reports: Sequence[TeacherReport]) -> str:
 
 
 def _table(caption: str, teachers: Sequence[str], rows: Sequence[Row]) -> str:
-    head = "".join(f'<th scope="col">{escape(teacher)}</th>' for teacher in teachers)
+    head = "".join(f'<th scope="col">{html(teacher)}</th>' for teacher in teachers)
     lines = "\n".join(
-        f'<tr><th scope="row">{escape(row.label)}</th>{"".join(_cell(cell) for cell in row.cells)}</tr>' for row in rows
+        f'<tr><th scope="row">{html(row.label)}</th>{"".join(_cell(cell) for cell in row.cells)}</tr>' for row in rows
     )
-    return f"""<div class="wide" role="region" aria-label="{escape(caption)}" tabindex="0"><table>
-<caption>{escape(caption)}</caption>
+    return f"""<div class="wide" role="region" aria-label="{html(caption)}" tabindex="0"><table>
+<caption>{html(caption)}</caption>
 <thead><tr><th scope="col">figure</th>{head}</tr></thead>
 <tbody>
 {lines}
@@ -108,10 +108,10 @@ def _table(caption: str, teachers: Sequence[str], rows: Sequence[Row]) -> str:
 
 def _cell(cell: Cell) -> str:
     if cell.share is None:
-        return f"<td>{escape(cell.text)}</td>"
+        return f"<td>{html(cell.text)}</td>"
     width = f"{100 * cell.share:.1f}"
     bar = f'<span class="bar" aria-hidden="true"><span style="width:{width}%"></span></span>'
-    return f"<td>{escape(cell.text)}{bar}</td>"
+    return f"<td>{html(cell.text)}{bar}</td>"
 
 
 def _samples(reports: Iterable[TeacherReport]) -> str:
@@ -122,8 +122,8 @@ def _sample(teacher: str, shown: Shown) -> str:
     options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, shown.choices, strict=False))
     reasons = ", ".join(shown.reasons) or "none"
     named = "" if shown.answer is None else f" It named: {shown.answer}."
-    return f"""<details open><summary>{escape(teacher)}: {escape(shown.record_id)}</summary>
-<p>{escape(shown.question)}<br>{escape(options)}</p>
-<pre>{escape(shown.text)}</pre>
-<p class="dim">Right: {escape(shown.gold)}.{escape(named)} Filters that would reject it: {escape(reasons)}.</p>
+    return f"""<details open><summary>{html(teacher)}: {html(shown.record_id)}</summary>
+<p>{html(shown.question)}<br>{html(options)}</p>
+<pre>{html(shown.text)}</pre>
+<p class="dim">Right: {html(shown.gold)}.{html(named)} Filters that would reject it: {html(reasons)}.</p>
 </details>"""
