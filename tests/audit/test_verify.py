@@ -64,6 +64,25 @@ def forged(made: dict[str, Path], kind: str, tmp_path: Path) -> Forged:
     return Forged(made[kind], tmp_path / "runs")
 
 
+# --- records of another version of the parser -------------------------------------------------------------------------
+
+
+def test_a_record_that_another_version_of_the_parser_read_is_named_as_such_and_no_forgery(
+    forged: Forged, kind: str
+) -> None:
+    now = forged.record["protocol"]["parser_version"]
+    forged.record["protocol"]["parser_version"] = now.replace("2", "1", 1)
+    forged.seal()
+    found = verify(forged.folder)
+    assert texts(found) == ""
+    if kind == "mc":  # ranked options are read by no parser
+        assert found.tier == "re-scored"
+        return
+    said = " ".join(found.not_checked)
+    assert found.tier == "self-reported" and "score" not in found.checked
+    assert f"read by parser version {now.replace('2', '1', 1)}, this code reads by version {now}" in said
+
+
 # --- what really ran --------------------------------------------------------------------------------------------------
 
 

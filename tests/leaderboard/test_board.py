@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.leaderboard.fakes import CONFIG, add, column, flags, lines, make_anchor, make_record
+from tests.leaderboard.fakes import CONFIG, add, column, flags, lines, make_anchor, make_record, protocol
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import markdown as escaped
 from tinyllm_bench.leaderboard.board import (
@@ -20,7 +20,8 @@ from tinyllm_bench.leaderboard.board import (
 )
 from tinyllm_bench.leaderboard.board_folder import board_records
 from tinyllm_bench.leaderboard.judgements import Judge
-from tinyllm_bench.leaderboard.record import RunRecord, save_record
+from tinyllm_bench.leaderboard.protocols import check_same_protocol, differences
+from tinyllm_bench.leaderboard.record import RunRecord, protocol_hash, save_record
 from tinyllm_bench.leaderboard.rows import make_rows
 from tinyllm_bench.leaderboard.stats.intervals import accuracy, difference, row_of
 from tinyllm_bench.leaderboard.tables import duration, points
@@ -296,8 +297,10 @@ def test_mean_over_tasks(board: Path) -> None:
         make_anchor("guess", None, expected_accuracy=0.5, task="toy2", n=10, chance=0.5),
     )
     mean = board_markdown(board).split("## Mean over tasks")[1]
-    assert re.search(r"\| floor +\| dir:small +\| cloze +\| 2 +\| 65\.0 +\| [0-9.]+ to [0-9.]+ +\| 46\.7 +\|", mean)
-    assert re.search(r"\| guess +\| - +\| cloze +\| 2 +\| 37\.5 +\| exact +\| 0\.0 +\|", mean)
+    assert re.search(
+        r"\| floor +\| dir:small +\| cloze +\| 1 +\| 2 +\| 65\.0 +\| [0-9.]+ to [0-9.]+ +\| 46\.7 +\|", mean
+    )
+    assert re.search(r"\| guess +\| - +\| cloze +\| 1 +\| 2 +\| 37\.5 +\| exact +\| 0\.0 +\|", mean)
     assert "| mine" not in mean
     assert "Mean over tasks" in board_show(board)
 
@@ -360,3 +363,28 @@ def test_the_repositorys_board_equals_its_rebuild_and_refuses_samples() -> None:
 
 def test_an_empty_board_says_so(board: Path) -> None:
     assert "No measured rows yet" in board_markdown(board) and "No measured rows yet" in board_show(board)
+
+
+def test_answers_of_two_versions_of_the_parser_are_never_in_one_table(board: Path) -> None:
+    def of(version: str, task: str, n: int) -> RunRecord:
+        asked = protocol(task, n, reading="gen", parser_version=version)
+        changes = {
+            "protocol": asked,
+            "protocol_hash": protocol_hash(asked),
+            "run_id": f"floor-{task}-gen-s0-{version * 12}",
+        }
+        return make_record("floor", flags(n, 5), task=task, n=n, reading="gen", **changes)
+
+    old, new = of("1", "toy", 20), of("2", "toy", 20)
+    add(board, old, new, of("2", "toy2", 10), of("1", "toy3", 10), of("1", "toy4", 10))
+    text = board_markdown(board)
+    assert text.count("## toy, gen reading") == 2
+    assert "parser version 1," in text and "parser version 2," in text
+    assert "it differs in the parser's version (1 here, 2 there: a text may count otherwise)" in text
+    mean = text.split("## Mean over tasks")[1]
+    tasks_by_version = re.findall(r"\| floor +\| dir:small +\| gen +\| (\d) +\| (\d) +\|", mean)
+    assert tasks_by_version == [("1", "3"), ("2", "2")], "a mean of each version, over its own tasks"
+    (difference,) = differences(old, new)
+    assert difference[:3] == ("parser_version", "1", "2") and "another version of the parser" in difference.meaning
+    with pytest.raises(UserError, match="differ in parser_version"):
+        check_same_protocol(old, new)

@@ -155,7 +155,8 @@ def test_prompts_show_no_options_and_the_number_where_the_letter_was() -> None:
     [
         ("free", "9 - 4 = 5. The answer is $5.50.", Reply("9 - 4 = 5.", "5.5")),
         ("free", "So she has 5.\n5 pens", Reply("So she has 5.", "5")),
-        ("free", "The answer is 5. No, the answer is 6.", Reply("The answer is 5. No, the answer is 6.", None)),
+        ("free", "The answer is 5. No, the answer is 6.", Reply("", "6")),
+        ("free", "The answer is 5. The answer is 6.", Reply("The answer is 5. The answer is 6.", None)),
         ("free", "It is hard to say.", Reply("It is hard to say.", None)),
         ("rationale_then_answer", "Rationale: 9 - 4 = 5\nAnswer: 5 pens", Reply("9 - 4 = 5", "5")),
         ("forced", "9 - 4 = 5.", Reply("9 - 4 = 5.", None)),

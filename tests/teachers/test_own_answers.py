@@ -64,9 +64,13 @@ def test_nothing_is_guessed(text: str) -> None:
     assert take(text, BATH) == (text, set())
 
 
-@pytest.mark.parametrize(
-    "text", ["The answer is (a) or (b).", "The answer is (a). No: the answer is (b).", "Answer: (a)\nAnswer: (b)"]
-)
+def test_of_an_answer_that_is_corrected_the_last_one_counts_and_both_are_taken_out() -> None:
+    assert take("A stone? The answer is (a). No: the answer is (b).", BATH) == ("A stone?", {1})
+    assert take("The answer is not (a). The answer is (b).", BATH) == ("The answer is not (a).", {1})
+    assert take("I do not think that the answer is (a).", BATH)[1] == set()
+
+
+@pytest.mark.parametrize("text", ["The answer is (a) or (b).", "Answer: (a)\nAnswer: (b)"])
 def test_two_answers_are_both_told(text: str) -> None:
     assert take(text, BATH)[1] == {0, 1}
 

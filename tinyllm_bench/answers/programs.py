@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
-from tinyllm_bench.answers.parser import normalised
+from tinyllm_bench.answers.choices import normalised
 from tinyllm_bench.answers.sandbox_runner import ExecResult
 from tinyllm_bench.data.prompts import LETTERS
 from tinyllm_bench.data.rows import number_key

@@ -17,6 +17,7 @@ from tinyllm_bench.base import provenance
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.protocol import protocol_of
 from tinyllm_bench.leaderboard import verdicts
 from tinyllm_bench.leaderboard.consistency import broken_claims
 from tinyllm_bench.leaderboard.record import RECORD_FILE, RunRecord, load_record
@@ -148,6 +149,9 @@ def _verify_data(
     found.take("protocol", lambda: verify_score.protocol_problems(found.file, record, cell))
     file = folder / "predictions" / f"{record.task}.jsonl.zst"
     complete = found.take(f"{len(records)} scored items", lambda: _items(file, stored, records))
+    if (read_by := _another_parser(record, cell)) is not None:
+        found.not_checked.append(read_by)
+        return
     known = [one for one in stored if one.record_id in records]
     try:
         again, bad = _worked_out(cell, known, records, record.student.architecture if record.student else None)
@@ -159,6 +163,17 @@ def _verify_data(
         found.take("score", lambda: verify_score.score_problems(found.file, record, cell, again))
         found.scored = True
     found.take("run id", lambda: _run_id(found, record, cell))
+
+
+def _another_parser(record: RunRecord, cell: Cell) -> str | None:
+    """Why answers cannot be worked out again: another version of the parser read them."""
+    told, own = record.protocol["parser_version"], protocol_of(cell)["parser_version"]
+    if told == own or record.reading != "gen":  # ranked options are read by no parser
+        return None
+    return (
+        f"answers and score: they were read by parser version {told}, this code reads by version {own}; the release of"
+        f" tinyllm-bench that has version {told} can check them, and a new run is recorded under version {own}"
+    )
 
 
 def _items(file: Path, stored: Sequence[Prediction], records: Mapping[str, TaskRecord]) -> Iterator[Problem]:

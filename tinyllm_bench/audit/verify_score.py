@@ -41,8 +41,8 @@ def data_problems(file: Path, record: RunRecord, cell: Cell) -> Iterator[Problem
 
 
 def protocol_problems(file: Path, record: RunRecord, cell: Cell) -> Iterator[Problem]:
-    """The protocol as settings and data make it, field by field."""
-    own = protocol_of(cell)
+    """The protocol as settings and data make it, field by field; the parser's version is that of the record."""
+    own = protocol_of(cell) | {"parser_version": record.protocol["parser_version"]}
     for field in protocol_difference(record.protocol, own):
         wrong = f"protocol.{field} is {shown(record.protocol[field])}"
         yield Problem(file, wrong, f"{shown(own[field])} from settings, data and this code")

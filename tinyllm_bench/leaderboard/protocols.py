@@ -13,7 +13,7 @@ _MEANING = {
     "n": "another number of questions",
     "reading": "answers are taken in another way",
     "prompt_digest": "the questions are put in other words, or options are shown otherwise",
-    "parser_version": "answers are read by another parser",
+    "parser_version": "written answers are read by another version of the parser",
     "metric": "another metric",
     "max_context_words": "passages are cut at another length",
 }

@@ -86,14 +86,23 @@ def _facts(first: RunRecord, others: Sequence[RunRecord]) -> str:
         f"Protocol {first.protocol_hash[:12]}",
         f"task version {first.task_version}",
         f"metric {first.protocol['metric']}",
+        f"parser version {first.protocol['parser_version']}",
         f"chance {percent(first.chance)} %",
     ]
     differs = [
         f" Not comparable with protocol {other.protocol_hash[:12]}: it differs in "
-        f"{', '.join(protocol_difference(first.protocol, other.protocol))}."
+        f"{', '.join(_difference(name, first, other) for name in protocol_difference(first.protocol, other.protocol))}."
         for other in others
     ]
     return ", ".join(told) + "." + "".join(differs)
+
+
+def _difference(name: str, first: RunRecord, other: RunRecord) -> str:
+    if name != "parser_version":
+        return name
+    return (
+        f"the parser's version ({first.protocol[name]} here, {other.protocol[name]} there: a text may count otherwise)"
+    )
 
 
 def percent(share: float) -> str:

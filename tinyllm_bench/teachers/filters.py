@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from tinyllm_bench.answers.parser import answer_is, normalised, number_announced, read
+from tinyllm_bench.answers.numbers import number_announced
+from tinyllm_bench.answers.parser import answer_is, normalised, read
 from tinyllm_bench.base.errors import unknown_name
 from tinyllm_bench.data.prompts import LETTERS
 from tinyllm_bench.data.records import Annotation, TaskRecord
 
-FILTERS_VERSION = 2  # raise it with every change of what a filter rejects: kept annotations are then made again
+FILTERS_VERSION = 3  # raise it with every change of what a filter rejects: kept annotations are then made again
 MAX_WORDS = 200
 _ECHO_RUN, _ECHO_WHOLE = 16, 5
 _LOOP_SENTENCE, _LOOP_GRAM, _LOOP_PERIOD = 5, 8, 12
@@ -28,7 +29,6 @@ _NEXT_QUESTION = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _LISTED = re.compile(r"^.*\?\s*\n\s*\(?a[).].*\n\s*\(?b[).]", re.IGNORECASE | re.MULTILINE)
-_IF = re.compile(r"\b(?:if|whether)\s+(?:the|your)?\s*answer\s+is\b", re.IGNORECASE)
 _END = re.compile(r"[.!?\u2026\u3002\uff01\uff1f][\"')\]}*_`\u2019\u201d\u00bb]*$")
 _SENTENCE = re.compile(r"[.!?]+(?:\s|$)|\n+")
 
@@ -68,14 +68,12 @@ def before_next_question(text: str) -> str:
 
 
 def named_answers(text: str, record: TaskRecord) -> set[int | str]:
-    """The choices, or the numbers, that a text names outright ("the answer is (b)"), before any invented question."""
-    found: set[int | str] = set()
-    for line in before_next_question(text).splitlines():
-        if record.choices:
-            found |= answer_is(_IF.sub("if so", line), record.choices)
-        else:
-            found |= {key for key in number_announced(_IF.sub("if so", line)) if key is not None}
-    return found
+    """The choices, or the numbers, that a text claims ("the answer is (b)") before any invented question: one, or
+    several that contradict each other."""
+    own = before_next_question(text)
+    if record.choices:
+        return set(answer_is(own, record.choices))
+    return {key for key in number_announced(own) if key is not None}
 
 
 def _empty(candidate: Candidate) -> bool:

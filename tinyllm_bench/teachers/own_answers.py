@@ -3,17 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from tinyllm_bench.answers.parser import (
-    answer_is,
-    bare_number,
-    closed_word,
-    exact,
-    first_line,
-    leading,
-    letter,
-    normalised,
-    number_announced,
-)
+from tinyllm_bench.answers.choices import answer_is, closed_word, exact, first_line, leading, letter, normalised
+from tinyllm_bench.answers.numbers import bare_number, number_announced
 from tinyllm_bench.data.prompts import LETTERS
 
 _NAMES = re.compile(r"\banswer(?:\s+is\b|\s*:|\s*=)|\\boxed\{", re.IGNORECASE)
@@ -25,9 +16,10 @@ _GAPS = re.compile(r"\n(?:[ \t]*\n)+")
 def take(text: str, choices: Sequence[str]) -> tuple[str, set[int | str]]:
     """The text without the sentences that name an answer, and the choices, or the numbers, they name.
 
-    "So the answer is (b)." counts wherever it stands. Without one: a last or first line that is nothing but a choice or
-    its letter, where no line begins with another, or a first word that is yes, no or maybe where these are the choices;
-    of numbers: a last line that is nothing but one.
+    "So the answer is (b)." counts wherever it stands; the last one where it corrects another, and none that is denied
+    (`answers.statements`). Without one: a last or first line that is nothing but a choice or its letter, where no line
+    begins with another, or a first word that is yes, no or maybe where these are the choices; of numbers: a last line
+    that is nothing but one.
     """
     rest, named = _sentences(text, choices)
     if not named:
@@ -49,18 +41,21 @@ def _named(sentence: str, choices: Sequence[str]) -> set[int | str]:
 
 
 def _sentences(text: str, choices: Sequence[str]) -> tuple[str, set[int | str]]:
-    named: set[int | str] = set()
+    named = _named(text, choices)
     kept, done = [], 0
     hits = list(_NAMES.finditer(text))
     ends = [*(hit.start() for hit in hits), len(text)][1:]  # each is read up to the next
+    before = 0
     for hit, following in zip(hits, ends, strict=True):
-        found = _named(text[hit.start() : following].split("\n", 1)[0], choices)
-        named |= found
+        start = _start(text, hit.start())
+        said = text[max(start, before) : following]
+        line, before = said.lstrip().split("\n", 1)[0], hit.end()
+        found = _named(line, choices) or _named(_BORDER.split(line, maxsplit=1)[0], choices)  # "(a). No, ..." names (a)
         if len(found) == 1:
-            start, end = _start(text, hit.start()), _end(text, hit.end(), next(iter(found)), choices)
+            end = _end(text, hit.end(), next(iter(found)), choices)
             kept.append(text[done : max(start, done)])
             done = max(end, done)
-    return "".join([*kept, text[done:]]), named
+    return ("".join([*kept, text[done:]]) if named else text), named
 
 
 def _start(text: str, at: int) -> int:

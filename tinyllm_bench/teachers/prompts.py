@@ -20,7 +20,7 @@ from tinyllm_bench.teachers.filters import body
 from tinyllm_bench.teachers.program_examples import ENDS, RULES, SHOWN
 
 Kind = Literal["forced", "free", "rationale_then_answer", "program"]
-PROMPTS_VERSION = 2  # raise it with every change of what is asked or of how a reply is read
+PROMPTS_VERSION = 3  # raise it with every change of what is asked or of how a reply is read
 TRIGGER = "Let's think step by step."
 
 _ANSWER_LINE = re.compile(r"^[^\w\n]*answer[^\w\n]*:", re.IGNORECASE | re.MULTILINE)

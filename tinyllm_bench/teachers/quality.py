@@ -26,7 +26,8 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from tinyllm_bench.answers.parser import bare_number, normalised, numbers_in, read
+from tinyllm_bench.answers.numbers import bare_number, numbers_in
+from tinyllm_bench.answers.parser import normalised, read
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Annotation, Split, TaskRecord
 from tinyllm_bench.data.sources import Source, load_split, rationale_keys
