@@ -15,7 +15,7 @@ from tinyllm_bench.leaderboard.record import RECORD_FILE
 from tinyllm_bench.preflight.doctor import examine
 from tinyllm_bench.preflight.inspection import Preflight
 from tinyllm_bench.preflight.machine import this_machine
-from tinyllm_bench.testing.tiny_models import bpe_tokenizer, saved, tiny_llama
+from tinyllm_bench.testing.tiny_models import bpe_tokenizer, saved, tiny_llama, tiny_t5
 
 
 def closing(token: str) -> Callable[[Any], None]:
@@ -75,6 +75,32 @@ def test_a_trap_is_refused_wherever_the_model_stands(
 def test_a_missing_chat_template_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
     cells = cells_of(quick(tiny_llama_dir, "eval.chat_template=always", runs=tmp_path), anchors=True)
     assert "eval.chat_template" in _refused(cells, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "modules",
+    ["[lm_head]", "[embed_tokens]", "[q_proj, lm_head]", "'.*(lm_head|v_proj)'"],
+)
+def test_adapters_on_a_tied_head_are_refused(modules: str, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    lora = f"student.lora={{r: 2, target_modules: {modules}}}"
+    said = _refused(cells_of(quick(tiny_llama_dir, lora, runs=tmp_path)), tmp_path)
+    assert "shares its weight with another module" in said and "student.lora.target_modules=" in said
+    untied = saved(tiny_llama(tie_word_embeddings=False), tmp_path / "untied")
+    cells = cells_of(quick(untied, lora, runs=tmp_path))
+    assert [cell.run_id for cell in run_cells(cells, tmp_path, until="annotate").failed] == []
+
+
+def test_adapters_on_t5_s_shared_table_are_refused(tmp_path: Path) -> None:
+    student = saved(tiny_t5(tie_word_embeddings=True), tmp_path / "t5")
+    cells = cells_of(quick(student, "student.lora={r: 2, target_modules: [q, lm_head]}", runs=tmp_path))
+    assert "shares its weight" in _refused(cells, tmp_path)
+
+
+@pytest.mark.parametrize("modules", ["[query]", "'.*('"])
+def test_adapters_on_modules_that_are_not_there_are_refused(modules: str, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    lora = f"student.lora={{r: 2, target_modules: {modules}}}"
+    said = _refused(cells_of(quick(tiny_llama_dir, lora, runs=tmp_path)), tmp_path)
+    assert "all-linear takes every linear layer but the head" in said
 
 
 def test_what_is_finished_is_read_back_and_its_models_are_not_looked_at(tmp_path: Path) -> None:

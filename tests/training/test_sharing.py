@@ -1,14 +1,17 @@
 """Which models share prompts, and what the others are told."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests.experiment.runs import one_cell, run_all
 from tests.learning import gradients, make_groups, make_method, make_trainer
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.models.lm import LM
+from tinyllm_bench.testing.tiny_models import bpe_tokenizer, saved
 from tinyllm_bench.training.batching import collator_of
 from tinyllm_bench.training.sharing import choose_layout
 
@@ -71,6 +74,94 @@ def test_the_comparison_sees_what_raises_no_error(mistake: str, tiny_llama: tupl
 
     model.model.forward = wrong
     assert "computes other values with a shared prompt" in str(chosen(tiny_llama)[1])
+
+
+def tiny_neo(window: int, kind: str = "local") -> tuple[Any, Any]:
+    """A GPT-Neo whose second layer attends to the last tokens alone; what its configuration says of it is `kind`."""
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    tokenizer = bpe_tokenizer()
+    config = GPTNeoConfig(
+        vocab_size=384,
+        hidden_size=64,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=window,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        embed_dropout=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    model = GPTNeoForCausalLM(config).eval()
+    model.config.attention_layers = ["global", kind]
+    return model, tokenizer
+
+
+def test_a_local_window_reads_apart() -> None:
+    assert "do not attend to the whole text" in str(chosen(tiny_neo(256))[1])
+
+
+@pytest.mark.parametrize("window", [16, 256])
+def test_the_comparison_is_longer_than_a_window(window: int) -> None:
+    """Here the configuration does not tell that a layer is local; on a short text nothing would be seen of it."""
+    assert "computes other values with a shared prompt" in str(chosen(tiny_neo(window, "global"))[1])
+
+
+def test_a_window_that_is_too_long_to_try_reads_apart() -> None:
+    pair = tiny_neo(256, "global")
+    pair[0].config.max_position_embeddings = pair[0].config.window_size = 100_000
+    pair[0].config.window_size = 50_000
+    assert "at most, too many to try it" in str(chosen(pair)[1])
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, IndexError, AssertionError, torch.OutOfMemoryError])
+def test_a_comparison_that_fails_reads_apart(error: type[Exception], tiny_llama: tuple[Any, Any]) -> None:
+    model, _ = tiny_llama
+    original = model.model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.dim() == 4:
+            raise error("no such mask\nat all")
+        return original(*args, **kwargs)
+
+    model.model.forward = forward
+    layout, reason = chosen(tiny_llama)
+    assert layout == "separate" and f"fails with a shared prompt ({error.__name__}: no such mask)" in str(reason)
+    with pytest.raises(UserError, match="layout=shared: .*fails with a shared prompt"):
+        chosen(tiny_llama, "shared")
+
+
+def test_a_model_without_positions_trains_apart(tmp_path: Path) -> None:
+    """Bloom reads its positions off the mask, and fails with one of four dimensions."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    tokenizer = bpe_tokenizer()
+    config = BloomConfig(
+        vocab_size=384,
+        hidden_size=64,
+        n_layer=2,
+        n_head=4,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    pair = (BloomForCausalLM(config).eval(), tokenizer)
+    assert chosen(pair)[0] == "separate"
+    runs = tmp_path / "runs"
+    (done,) = run_all([one_cell(saved(pair, tmp_path / "bloom"), runs=runs)], runs)
+    assert done.record is not None
+
+
+def test_a_head_that_cannot_be_tried_is_one_line(tiny_llama: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = tiny_llama
+    monkeypatch.setattr(type(model), "base_model_prefix", "nothing")
+    with pytest.raises(UserError, match="computes its logits in a way this project does not know"):
+        LM(model).check()
 
 
 @pytest.mark.bundled

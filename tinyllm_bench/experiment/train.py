@@ -16,7 +16,7 @@ from tinyllm_bench.experiment.plain_text import with_plain_text
 from tinyllm_bench.experiment.program_targets import fit_programs
 from tinyllm_bench.experiment.validate import PROBED, encoder_of, gold_groups, validator
 from tinyllm_bench.experiment.white_box_teacher import open_teacher_model
-from tinyllm_bench.models.adapters import save_adapter
+from tinyllm_bench.models.adapters import add_adapters, save_adapter
 from tinyllm_bench.models.files import file_digest, model_files
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import (
@@ -240,17 +240,7 @@ def adapted(cell: Cell, loaded: Loaded) -> Any:
     lora = cell.config.student.lora
     if lora is None:
         return loaded.model
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    kind = TaskType.SEQ_2_SEQ_LM if loaded.model.config.is_encoder_decoder else TaskType.CAUSAL_LM
-    settings = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type=kind,
-    )
-    return get_peft_model(loaded.model, settings)
+    return add_adapters(loaded.model, **lora.model_dump())
 
 
 def _merged(lm: LM, kept: Path) -> Any:

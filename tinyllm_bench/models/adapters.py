@@ -8,6 +8,7 @@ adapter's folder is not read.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -135,6 +136,37 @@ def apply_adapter(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
             merged: Any = wrapped.merge_and_unload(safe_merge=True)
     merged.config.tie_word_embeddings = tied  # peft corrects it for T5, whose untied head is stored as a tied one
     return merged.requires_grad_(True)  # peft froze the weights
+
+
+def add_adapters(model: PreTrainedModel, *, r: int, alpha: int, dropout: float, target_modules: str | list[str]) -> Any:
+    """A model with LoRA adapters to train, in place; the names of the settings are those of `student.lora`.
+
+    Raises:
+        UserError: target modules that the model does not have, or that share their weight with another module: merged
+            adapters would change both.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    kind = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
+    asked = f"student.lora.target_modules={target_modules!r}"
+    shared = _sharing(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are about shared weights, which are looked at here
+            settings = LoraConfig(
+                r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules, task_type=kind
+            )
+            wrapped = get_peft_model(model, settings)
+    except (ValueError, TypeError, re.error) as error:
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{asked}: {line}; all-linear takes every linear layer but the head") from error
+    changed = sorted(name for name, module in shared.items() if model.get_submodule(name) is not module)
+    if changed:
+        raise UserError(
+            f"{asked}: {changed[0]} shares its weight with another module, and an adapter merged into one would change"
+            " both; name other modules, or all-linear, which leaves the head out"
+        )
+    return wrapped
 
 
 def _sharing(model: PreTrainedModel) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Checks of `doctor` on models and tokenizers: they can be had, end and begin texts, and can spell what is trained."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.identity import GUESSES
 from tinyllm_bench.leaderboard.record import RECORD_FILE
+from tinyllm_bench.models.adapters import add_adapters
 from tinyllm_bench.models.files import read_object
 from tinyllm_bench.models.load import Loaded, needs_bos, opened, pad_is_eos
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
@@ -49,7 +51,21 @@ def models(preflight: Preflight) -> list[Finding]:
         else:
             fix = "give the cell a model that loads"
             found.append(Finding(severity="error", check="models", where=spec.text, measured=why, fix=fix))
-    return found
+    return found + list(_adapters(preflight))
+
+
+def _adapters(preflight: Preflight) -> Iterator[Finding]:
+    """Adapters that are to be trained and do not fit their student; tried on a model without weights."""
+    for cell in preflight.trained:
+        lora, student = cell.config.student.lora, preflight.student(cell)
+        if lora is None or student is None:
+            continue
+        try:
+            add_adapters(copy.deepcopy(student.model), **lora.model_dump())
+        except UserError as error:
+            fix = "name layers of the student, or take all-linear"
+            where = f"{place(cell)}, student {own_student(cell).text}"
+            yield Finding(severity="error", check="models", where=where, measured=str(error), fix=fix)
 
 
 def _specs(preflight: Preflight) -> list[ModelSpec]:
