@@ -226,7 +226,7 @@ PLANTED = {
     "few test questions": Planted("power", "warning", "30 test questions and 3 seeds", settings=("eval.limit=30",)),
     "one seed": Planted("seeds", "note", "1 seed for 1 row", request={"seeds": 1}),
     "one seed of two rows": Planted(
-        "seeds", "warning", "1 seed for 3 rows", request={"seeds": 1, "methods": ("finetune", "tinyllm")}
+        "seeds", "warning", "1 seed for 2 rows", request={"seeds": 1, "methods": ("finetune", "tinyllm")}
     ),
     "little memory": Planted("memory", "error", "1 MB free", machine={"free_memory": 2**20}),
     "little disk": Planted("disk", "error", "runs folder", machine={"free_disk": lambda folder: 2**20}),
