@@ -10,8 +10,14 @@ L = Single + Long + L_PT:
           current step (equation 5) and the clip's ratio in one; the q of p~ is read anew by the pass that trains.
   L_PT    cross-entropy on plain text (channel `plain`), where `data.plain_text` names some.
 `parity: released_code` takes that code's values where the paper says otherwise: it counts r_t in its own return, with
-gamma 0.95, divided by the undiscounted number of tokens, whitened, rewards cut at 100, half of L_PT from the teacher.
-It still differs from that code: whitening sees no padding and a whole round, and no second generation is made.
+gamma 0.95, divided by the undiscounted number of tokens, whitened, log-ratios cut at 50 (it divides them by 0.5, then
+cuts at 100; the scale itself is lost in the whitening), half of L_PT from the teacher. As there, nothing is dropped out
+and without a text there is no L_PT. What that code trains with are settings of `train`, not of the method: its scripts
+have `scheduler: constant` (LLaMA and Qwen2.5: cosine), `warmup_steps: 100`, `betas: [0.9, 0.95]`,
+`weight_decay: 1.0e-6`, `max_grad_norm: 1.0`.
+It still differs from that code: whitening sees no padding and a whole round; losses are means over a mini-batch, not
+means of processes' means; norms and biases have no weight decay; a warm-up's first step is not at 0; no fp16; no second
+generation is made for the log.
 On-policy distillation (sampled tokens only, as in the Thinking Machines cookbook) is single_weight 0, teacher_mix 0,
 gamma 0, include_current true, length_normalize false, epsilon null, inner_epochs 1.
 Weights are selected on the task's validation score: reverse KL still falls when a student is broken (table 4).
@@ -67,7 +73,7 @@ RELEASED_CODE = {
     "include_current": True,
     "discount_length": False,
     "whiten": True,
-    "reward_limit": 100.0,
+    "reward_limit": 50.0,  # there log-ratios are divided by 0.5 (`--reward-scaling`) before they are cut at 100
     "plain_kd": 0.5,
 }
 

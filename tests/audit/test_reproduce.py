@@ -160,6 +160,35 @@ def test_as_published_the_first_tokens_of_a_whole_prompt_are_read(release: Path,
     assert cell.config.eval.max_new_tokens == 63, "generation_max_length counts the start token"
 
 
+def test_as_published_minillm_alone_trains_as_its_released_code(tiny_llama_dir: Path) -> None:
+    found = tables.load_reproduction("minillm")
+    small = (f"student.model=dir:{tiny_llama_dir}", f"teacher.model=dir:{tiny_llama_dir}", "student.init=null")
+    settings = (
+        *small,
+        "teacher.init={method: finetune, epochs: 1}",
+        "data.source=sample",
+        "budget.student_tokens=9000",
+    )
+    for how, wanted in (
+        ("as_published", ("constant", 100, (0.9, 0.95), 1e-6)),
+        ("as_corrected", ("linear", None, (0.9, 0.999), 0.0)),
+    ):
+        asked: Any = how
+        request = tables.request_of(found, asked, "cpu", tasks=(), settings=settings, seeds=1, runs=Path("runs"))
+        cells = {cell.name: cell for cell in plan_cells(request)[1]}
+        train = cells["minillm"].config.train
+        assert (train.scheduler, train.warmup_steps, train.betas, train.weight_decay) == wanted
+        assert (train.learning_rate, train.batch_records) == (5e-6, 64)
+        assert cells["minillm"].config.method["parity"] == ("released_code" if how == "as_published" else "paper")
+        assert all(cells[name].config.train.scheduler == "linear" for name in ("finetune", "kd", "seqkd"))
+        first = cells["minillm"].teacher_from
+        assert first is not None and first.config.train.scheduler == "linear"
+    given = tables.request_of(
+        found, "as_published", "cpu", tasks=(), settings=(*settings, "train.warmup_steps=7"), seeds=1, runs=Path("runs")
+    )
+    assert {cell.config.train.warmup_steps for cell in plan_cells(given)[1]} == {7}, "what is typed wins"
+
+
 def test_the_paper_s_own_student_is_known_by_its_spec() -> None:
     found = tables.load_reproduction("tinyllm")
     assert tables.is_papers(REPORTED, "hf:google/flan-t5-small", found)

@@ -1,6 +1,7 @@
 """Plans: tokens, orders, rounds."""
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -71,3 +72,20 @@ def test_the_learning_rate_rises_and_falls_over_the_whole_run() -> None:
     assert [rate(step, 4, 0.0) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
     warmed = [rate(step, 10, 0.2) for step in range(10)]
     assert warmed[0] < warmed[1] < warmed[2] == 1.0 and warmed[-1] == pytest.approx(1 / 8)
+
+
+@pytest.mark.parametrize("scheduler", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_schedules_are_those_of_transformers(scheduler: Any, warmup: int) -> None:
+    import torch
+    from transformers import get_scheduler
+
+    name = "constant_with_warmup" if scheduler == "constant" else scheduler
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=100)
+    for step in range(100):
+        found = rate(step, 100, warmup / 100, scheduler)
+        off = 0.05 if step < warmup else 1e-9  # a warm-up of theirs begins at 0
+        assert found == pytest.approx(theirs.get_last_lr()[0], abs=off) and found > 0
+        optimizer.step()
+        theirs.step()

@@ -13,7 +13,7 @@ from tinyllm_bench.testing.tiny_models import tiny_llama
 from tinyllm_bench.training.batching import Batch, Group, collator_of
 from tinyllm_bench.training.budget import make_plan
 from tinyllm_bench.training.method import Step
-from tinyllm_bench.training.policy_gradient import returns_NT
+from tinyllm_bench.training.policy_gradient import returns_NT, rewards_NT
 from tinyllm_bench.training.teacher_signals import InMemoryTeacher
 
 
@@ -104,7 +104,7 @@ def test_parity_takes_the_released_code_s_values_and_lets_others_stand() -> None
     kind = load_method("minillm")
     released = kind.Config(parity="released_code")
     assert (released.gamma, released.include_current, released.discount_length) == (0.95, True, False)
-    assert (released.whiten, released.reward_limit, released.plain_kd) == (True, 100.0, 0.5)
+    assert (released.whiten, released.reward_limit, released.plain_kd) == (True, 50.0, 0.5)
     assert kind.Config(parity="released_code", gamma=1.0).gamma == 1.0
     paper = kind.Config()
     assert (paper.gamma, paper.include_current, paper.whiten, paper.reward_limit) == (1.0, False, False, None)
@@ -128,6 +128,17 @@ def test_the_released_code_s_advantages() -> None:
     wanted = (raw - raw.mean()) / (raw.var(unbiased=False) + 1e-8).sqrt()
     seen = torch.tensor([a for g in drawn.groups for a in g.items[0].drawn["advantage"]], dtype=torch.float64)
     torch.testing.assert_close(seen, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_the_released_code_s_cut_is_of_log_ratios_already_divided() -> None:
+    """Its sampler.py: `rewards / reward_scaling` (0.5), then `clip(-100, 100)`; whitening loses the scale alone."""
+    config = load_method("minillm").Config(parity="released_code")
+    logp_NT = torch.tensor([[-80.0, -1.0, -60.0], [-0.5, -55.0, -2.0]], dtype=torch.float64)
+    logq_NT, mask_NT = -torch.ones_like(logp_NT), torch.ones_like(logp_NT)
+    theirs_NT = ((logp_NT - logq_NT) / 0.5).clip(-100, 100)
+    ours_NT = rewards_NT(logp_NT, logq_NT, mask_NT, limit=config.reward_limit)
+    torch.testing.assert_close(2 * ours_NT, theirs_NT)
+    assert ours_NT.min() == -50
 
 
 def test_advantages_are_means_of_what_follows_and_the_last_is_zero() -> None:

@@ -17,6 +17,7 @@ from tinyllm_bench.testing.tiny_models import tiny_t5 as make_t5
 from tinyllm_bench.training.batching import Group
 from tinyllm_bench.training.budget import Plan, make_plan
 from tinyllm_bench.training.checkpoint import kept_random_state, load_checkpoint, save_checkpoint
+from tinyllm_bench.training.settings import TrainConfig
 from tinyllm_bench.training.trainer import Trainer, parameter_groups
 
 
@@ -253,3 +254,23 @@ def test_random_state_is_kept() -> None:
     with kept_random_state():
         torch.manual_seed(2)
     assert torch.equal(torch.rand(1), wanted)
+
+
+def test_a_warm_up_in_steps_a_schedule_and_betas_are_the_optimizer_s(tmp_path: Path) -> None:
+    model, tokenizer = make_llama()
+    method = make_method("finetune")
+    groups = make_groups(method, tokenizer)
+    wanted = {"scheduler": "constant", "warmup_steps": 3, "betas": (0.9, 0.95), "weight_decay": 1e-6}
+    plan = make_plan(groups, batch_records=2, seed=0, student_tokens=sum(group.tokens for group in groups) * 2)
+    trainer = make_trainer(
+        model, tokenizer, method, groups, tmp_path, plan=plan, learning_rate=1e-3, batch_records=2, **wanted
+    )
+    assert trainer.optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+    trainer.run()
+    rates = [event["lr"] for event in read_checked(tmp_path / "metrics.jsonl") if "lr" in event]
+    assert len(rates) > 4 and rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, *[1e-3] * (len(rates) - 3)])
+
+
+def test_two_warm_ups_are_refused() -> None:
+    with pytest.raises(ValueError, match="set warmup=0 or warmup_steps=null"):
+        TrainConfig(warmup=0.1, warmup_steps=5)

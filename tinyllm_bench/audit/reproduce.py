@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,9 +43,10 @@ class _Part(BaseModel):
 
 
 class Mode(_Part):
-    """Settings of one way to run the table, and how it still differs from the paper."""
+    """Settings of one way to run the table, for all of its methods and for single ones, and how it still differs."""
 
     settings: tuple[str, ...] = ()
+    methods: Mapping[str, Mapping[str, Any]] = {}
     looks_at_test: bool = False
     deviations: tuple[Annotated[str, Field(min_length=1)], ...]
 
@@ -146,6 +147,7 @@ def request_of(
         seeds=seeds,
         runs=runs,
         looks_at_test=mode.looks_at_test,
+        own=mode.methods,
     )
 
 

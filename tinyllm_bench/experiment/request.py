@@ -21,7 +21,8 @@ from tinyllm_bench.training.method import Method
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a person asked for; `looks_at_test` is for reproductions of code that does it.
+    """What a person asked for. For reproductions alone: `looks_at_test` of code that does it, and `own`, settings by
+    method below those that a person gives.
 
     Raises:
         UserError: no seed at all.
@@ -37,6 +38,7 @@ class Request:
     engine: str | None = None
     runs: Path = Path("runs")
     looks_at_test: bool = False
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -132,6 +134,7 @@ def _layers(
         Layer(f"preset {preset.name}, task {task}", preset.tasks.get(task, {})),
         *([Layer(f"preset {preset.name}, method {method}", preset.methods.get(method, {}))] if method else []),
         Layer(f"preset {preset.name}, variant", variant),
+        *([Layer(f"table, method {method}", request.own.get(method, {}))] if method else []),
         *([Layer("--config", read_yaml(request.config_file))] if request.config_file else []),
         Layer("command line", given),
         Layer("command line", parse_assignments(request.assignments)),

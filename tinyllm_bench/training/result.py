@@ -1,5 +1,6 @@
 """What a training run leaves behind: its looks at validation, and its result."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -8,6 +9,7 @@ if TYPE_CHECKING:
     from tinyllm_bench.models.lm import LM
 
 Select = Literal["best", "loss", "last"]
+Scheduler = Literal["linear", "cosine", "constant"]
 Sums = dict[str, tuple[float, float]]
 
 
@@ -145,7 +147,12 @@ def means_of(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     return {name: total / count for name, (total, count) in sorted(sums.items()) if count}
 
 
-def rate(done: float, total: float, warmup: float) -> float:
-    """Share of the peak learning rate after `done` of `total`: linear warm-up, then linear decay to 0."""
+def rate(done: float, total: float, warmup: float, scheduler: Scheduler = "linear") -> float:
+    """Share of the peak learning rate after `done` of `total`: linear warm-up over a share of it, then linear or cosine
+    decay to 0, or none. As transformers' schedules, but that the first step of a warm-up is not at 0.
+    """
     rising = warmup * total
-    return (done + 1) / (rising + 1) if done < rising else max(total - done, 0) / max(total - rising, 1)
+    if done < rising:
+        return (done + 1) / (rising + 1)
+    left = max(total - done, 0) / max(total - rising, 1)
+    return {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "constant": 1.0}[scheduler]

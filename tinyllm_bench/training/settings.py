@@ -1,11 +1,11 @@
 """The settings of training, the same for every method of a comparison."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tinyllm_bench.training.layout import LayoutChoice
-from tinyllm_bench.training.result import Select
+from tinyllm_bench.training.result import Scheduler, Select
 
 
 class TrainConfig(BaseModel):
@@ -14,16 +14,19 @@ class TrainConfig(BaseModel):
     `looks` are the shares of the run after which validation is scored, `look_every` looks after every so many steps
     and at the end instead; `select: best` keeps the most accurate of them, `loss` the one with the lowest
     validation loss (of the gold answers), `last` the end. `weight_decay` is AdamW's, of matrices alone: norms and
-    biases have none. `micro_batch_tokens` is a memory limit in padded tokens and does not change the optimisation;
-    nor does `layout`: `shared` computes what a question's examples begin with in common once (`auto`: where the
-    student can).
-    `attention: flex` is FlexAttention, for GPUs.
+    biases have none; `betas` are its decays. The learning rate rises linearly over `warmup` (a share of the run) or
+    `warmup_steps`, then falls linearly or along a cosine to 0, or stays (`scheduler`). `micro_batch_tokens` is a memory
+    limit in padded tokens and does not change the optimisation; nor does `layout`: `shared` computes what a question's
+    examples begin with in common once (`auto`: where the student can). `attention: flex` is FlexAttention, for GPUs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     learning_rate: float = Field(5e-5, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    scheduler: Scheduler = "linear"
     warmup: float = Field(0.0, ge=0, lt=1)
+    warmup_steps: int | None = Field(None, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     batch_records: int = Field(16, ge=1)
     micro_batch_tokens: int = Field(4096, ge=1)
@@ -36,3 +39,9 @@ class TrainConfig(BaseModel):
     look_every: int | None = Field(None, ge=1)
     select: Select = "best"
     checkpoint_seconds: float = Field(300.0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup and self.warmup_steps is not None:
+            raise ValueError("warmup (a share) and warmup_steps are both set; set warmup=0 or warmup_steps=null")
+        return self

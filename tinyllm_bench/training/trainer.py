@@ -83,7 +83,8 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu)
         if config.gradient_checkpointing:
             lm.plain.gradient_checkpointing_enable({"use_reentrant": False})
-        optimizer = torch.optim.AdamW(parameter_groups(lm, config.weight_decay), lr=config.learning_rate, fused=True)
+        trained = parameter_groups(lm, config.weight_decay)
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=config.betas, fused=True)
         self.lm, self.optimizer = self.accelerator.prepare(lm, optimizer)
         self.module.precision = self.accelerator.autocast
         self.state = State()
@@ -255,15 +256,24 @@ class Trainer:
             with nullcontext() if is_last else self.accelerator.no_sync(self.lm):
                 self.micro(micro, step, losses, weight=1.0 if is_own else 0.0)
         self.accelerator.clip_grad_norm_(self.lm.parameters(), self.config.max_grad_norm)
-        progress = self.plan.progress(index, self._spent())
+        learning_rate = self._learning_rate(index)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * rate(*progress, self.config.warmup)
+            group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         computed = sum(row.width for group in groups for row in self.collator.rows(group.items))
         self.state.computed_tokens += computed
         self.state.flops += computed * self._flops.trained
         self._count(groups, counts, losses, index)
+
+    def _learning_rate(self, index: int) -> float:
+        """Of the `index`th step. A warm-up in steps is exact; the decay behind it goes by what is left to spend."""
+        config, spent, warmup = self.config, self._spent(), self.config.warmup
+        if config.warmup_steps is not None:
+            if index < config.warmup_steps:
+                return config.learning_rate * (index + 1) / (config.warmup_steps + 1)
+            warmup = min(config.warmup_steps / self.plan.expected_steps(index, spent), 1.0)
+        return config.learning_rate * rate(*self.plan.progress(index, spent), warmup, config.scheduler)
 
     def micro(self, rows: Sequence[Row], step: Step, losses: dict[str, float], *, weight: float = 1.0) -> None:
         """Forward and backward of one micro-batch; what it loses is added to `losses` by channel."""
