@@ -1,8 +1,8 @@
 """Layered configuration: every value knows the layer it came from; unknown keys are errors with the nearest name.
 
-Order, later wins: model default < method YAML < preset < preset's task part < preset's method part < preset's variant of
-a method < `--config` file < `key=value`. A value of the command line is read by the type that its setting declares, never
-by what YAML would make of it: `#2` and `1:30` stay the texts that they are, and `true` is no number.
+Order, later wins: model default < method YAML < preset < preset's task part < preset's method part < preset's variant
+of a method < `--config` file < `key=value`. A value of the command line is read by the type that its setting declares,
+never by what YAML would make of it: `#2` and `1:30` stay the texts that they are, and `true` is no number.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
