@@ -208,9 +208,9 @@ def settings_page() -> str:
     lines = [
         *("# Settings", MARK, ""),
         "Every setting can be given behind a command as `key=value`; the value is read by the kind below. Later layers",
-        "win: the default below, the method's YAML file, the preset, its parts for the task and the method, its variant, "
-        "`--config FILE`, and `key=value`. `--show-config` prints every value with the layer that set it. An unknown key "
-        "is an error that",
+        "win: the default below, the method's YAML file, the preset, its parts for the task and the method, its",
+        "variant, `--config FILE`, and `key=value`. `--show-config` prints every value with the layer that set it. An",
+        "unknown key is an error that",
         "names the nearest one.",
         "",
         "The column *presets* holds what a preset sets for every cell; some set more for single tasks or methods.",
