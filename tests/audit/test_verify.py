@@ -20,6 +20,7 @@ from tinyllm_bench.base.config import read_yaml
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import write_json
 from tinyllm_bench.experiment.predict import predictions_digest
+from tinyllm_bench.leaderboard import consistency
 from tinyllm_bench.leaderboard.board import board_add
 from tinyllm_bench.leaderboard.record import RECORD_FILE, load_record, protocol_hash, save_record
 from tinyllm_bench.leaderboard.verdicts import tier_of, verdict_of
@@ -332,6 +333,8 @@ def test_without_the_data_nothing_is_scored(
     forged = Forged(made["mc"], tmp_path / "runs")
     forged.record["sample"], forged.record["data"]["source"] = False, "release"
     forged.write()
+    assert "sample is False; expected True" in texts(verify(forged.folder)), "sample questions are known as such"
+    monkeypatch.setattr(consistency, "_asks_sample_questions", lambda record: False)
     found = verify(forged.folder)
     assert found.ok and found.tier == "self-reported"
     assert found.not_checked[0].startswith("answers, score and protocol: the data is not at hand (data source")

@@ -26,6 +26,15 @@ from tinyllm_bench.leaderboard.verdicts import RE_RUN, RE_SCORED, SELF_REPORTED,
 ALONE = "everything but arithmetic (that needs the run's folder)"
 
 
+# What a file of a run raises that holds JSON, but not what a run writes there.
+_MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+def _not_as_written(path: Path, what: str, error: BaseException) -> Problem:
+    told = " ".join(str(error).split())[:120]
+    return Problem(path, f"{what} cannot be checked ({type(error).__name__}: {told})", "files as a run writes them")
+
+
 class Verification:
     """What was found of one path: its record, the problems, what was checked and what could not be."""
 
@@ -58,6 +67,8 @@ class Verification:
             self.problems += find()
         except UserError as error:
             self.problems.append(Problem(self.path, str(error)))
+        except _MALFORMED as error:
+            self.problems.append(_not_as_written(self.path, what, error))
         self.checked.append(what)
         return len(self.problems) == before
 
@@ -81,7 +92,13 @@ def verify(path: Path, *, data_dir: str | None = None, rerun: Path | None = None
     if folder is None:
         found.not_checked.append(ALONE)
         return found
-    _verify_folder(found, folder, record, data_dir)
+    try:
+        verify_files.check_links(folder)
+        _verify_folder(found, folder, record, data_dir)
+    except UserError as error:
+        found.problems.append(Problem(found.path, str(error)))
+    except _MALFORMED as error:
+        found.problems.append(_not_as_written(found.path, "the folder", error))
     if rerun is not None:
         found.take("a second run", lambda: _second_run(found, record, rerun, data_dir))
     return found

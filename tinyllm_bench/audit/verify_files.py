@@ -11,6 +11,7 @@ from tinyllm_bench.base.config import read_yaml
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import visible
 from tinyllm_bench.base.files import read_checked, read_json
+from tinyllm_bench.base.reading import check_inside
 from tinyllm_bench.data.records import Prediction
 from tinyllm_bench.experiment.predict import load_predictions, predictions_digest
 from tinyllm_bench.leaderboard.record import RECORD_FILE, Look, RunRecord, public
@@ -39,6 +40,18 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
+def check_links(folder: Path) -> None:
+    """Refuse a run's folder in which a file that is read here is a link out of it.
+
+    Raises:
+        UserError: names the link.
+    """
+    for place in (folder, folder / "predictions", folder / "train"):
+        for entry in sorted(place.iterdir()) if place.is_dir() else ():
+            if entry.is_symlink():
+                check_inside(entry, folder)
+
+
 def stored_predictions(folder: Path, record: RunRecord) -> tuple[list[Prediction], list[Problem]]:
     """The predictions of a run, and what is wrong with their file.
 
@@ -50,7 +63,7 @@ def stored_predictions(folder: Path, record: RunRecord) -> tuple[list[Prediction
         raise UserError(f"{file}: missing; expected the predictions that the record was made from")
     try:
         found = load_predictions(file)
-    except (zstandard.ZstdError, ValueError, KeyError, TypeError):
+    except (zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError, MemoryError):
         raise UserError(f"{file}: cannot be read; expected JSON lines of predictions, compressed") from None
     problems = []
     if (digest := predictions_digest(found)) != record.predictions_digest:

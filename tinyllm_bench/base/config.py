@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import read_text
+from tinyllm_bench.base.reading import strict_yaml
 
 
 class Layer(NamedTuple):
@@ -27,9 +28,9 @@ class Layer(NamedTuple):
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """A YAML mapping; anything else is a user error that names the file."""
     try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        values = strict_yaml(text) or {}
+    except ValueError as error:
+        raise UserError(f"{where} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{where} must be a mapping of settings, not {type(values).__name__}")
     return values

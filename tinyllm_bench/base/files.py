@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.reading import read_bytes, strict_json
 
 
 def canonical_json(value: Any) -> str:
@@ -155,8 +156,8 @@ def read_text(path: Path | Traversable) -> str:
     Raises:
         UserError: no such file, not a file, not readable, or of another encoding; one line that names it and the fix.
     """
-    if isinstance(path, Path) and path.exists() and not path.is_file():
-        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; name a file")
+    if isinstance(path, Path):
+        return decode(read_bytes(path), str(path))
     try:
         return decode(path.read_bytes(), str(path))
     except FileNotFoundError:
@@ -234,9 +235,9 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or broken one is a user error that names it."""
     text = read_text(path)
     try:
-        return parse_json(text)
+        return strict_json(text)
     except ValueError as error:
-        raise UserError(f"{path} is {error}: truncated or edited?") from None
+        raise UserError(f"{path} is not valid JSON ({error}): truncated or edited?") from None
 
 
 def checked_line(row: Any) -> str:
@@ -274,12 +275,17 @@ def read_checked(path: Path) -> Iterator[Any]:
     """Rows of a checksummed JSONL file; a half last line is dropped, damage anywhere else is an error."""
     if not path.exists():
         return
-    lines = path.read_bytes().split(b"\n")
+    lines = read_bytes(path).split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):
         check, _, text = line.partition(b"\t")
         if f"{zlib.crc32(text):08x}".encode() != check:
             raise UserError(f"{path}, line {number}: checksum does not match; delete the file to make it again")
-        yield json.loads(text)
+        try:
+            yield strict_json(text)
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number} is not valid JSON ({error}); delete the file to make it again"
+            ) from None
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from typing import Any
 
 from tinyllm_bench.base.errors import UserError
 
-MOST_BYTES = 256 * 10**6  # of any file that is read whole
+MOST_BYTES = 1 << 30  # of any file that is read whole
+_MOST_YAML = 1 << 19  # characters: our largest is a tenth of it, and the parser is slow
+_MOST_NODES = 100_000  # of a YAML text, an anchor counted wherever it is used
 _MOST_DIGITS = 40
 
 
@@ -29,8 +31,8 @@ def read_bytes(path: str | Path, *, most: int = MOST_BYTES, inside: Path | None 
         UserError: not there, no regular file, larger than `most`, outside of `inside`, or not readable.
     """
     try:
-        if inside is not None and not Path(path).resolve().is_relative_to(Path(inside).resolve()):
-            raise UserError(f"{path} is a link that leads out of {inside}; put the file itself there")
+        if inside is not None:
+            check_inside(path, inside)
         _check_regular(path, os.stat(path))  # before it is opened: opening a device may do something
         # Not blocking: between the two calls a pipe may have taken its place.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -45,6 +47,20 @@ def read_bytes(path: str | Path, *, most: int = MOST_BYTES, inside: Path | None 
         size = max(state.st_size, len(data))
         raise UserError(f"{path} holds {size / 1e6:,.1f} MB, more than the {most / 1e6:,.1f} MB that are read here")
     return data
+
+
+def check_inside(path: str | Path, folder: Path) -> None:
+    """Do nothing for a file or folder that lies in a folder also when links are followed.
+
+    Raises:
+        UserError: it leads out of it.
+    """
+    try:
+        within = Path(path).resolve().is_relative_to(Path(folder).resolve())
+    except (OSError, RuntimeError):  # a link that leads to itself
+        within = False
+    if not within:
+        raise UserError(f"{path} is a link that leads out of {folder}; put the file itself there")
 
 
 def _check_regular(path: str | Path, state: os.stat_result) -> None:
@@ -104,14 +120,51 @@ def _real(digits: str) -> float:
     return found
 
 
-def read_strict_json(path: str | Path, *, most: int = MOST_BYTES, inside: Path | None = None) -> Any:
-    """The value of a JSON file, as `read_bytes` and `strict_json` read it.
+def strict_yaml(text: str, loader: Any = None) -> Any:
+    """The value of a YAML text, as safe loading makes it.
+
+    Args:
+        text: The text.
+        loader: A subclass of `yaml.SafeLoader` with constructors of its own.
 
     Raises:
-        UserError: as these; it names the file.
+        ValueError: in one line what is wrong: no YAML, half a million characters or more, a key that stands twice,
+            anchors that unfold to more than 100,000 values or to themselves, nested too deep, a value that is none.
     """
-    data = read_bytes(path, most=most, inside=inside)
+    import yaml
+
+    if len(text) > _MOST_YAML:
+        raise ValueError(f"{len(text):,} characters, more than the {_MOST_YAML:,} that are read here")
     try:
-        return strict_json(data)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): truncated or edited?") from None
+        made = (loader or yaml.SafeLoader)(text)
+        try:
+            node = made.get_single_node()
+            if node is None:
+                return None
+            if _nodes(node, {}) > _MOST_NODES:
+                raise ValueError(f"its anchors unfold to more than {_MOST_NODES:,} values")
+            return made.construct_document(node)
+        finally:
+            made.dispose()
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except (yaml.YAMLError, ValueError, ArithmeticError, TypeError) as error:
+        raise ValueError(" ".join(str(error).split())[:400]) from None
+
+
+def _nodes(node: Any, known: dict[int, int]) -> int:
+    """How many values a node stands for; what is counted already is not walked through again."""
+    if id(node) in known:
+        if known[id(node)] < 0:
+            raise ValueError("an anchor holds itself")
+        return known[id(node)]
+    known[id(node)] = -1
+    parts = node.value if isinstance(node.value, list) else []
+    if parts and isinstance(parts[0], tuple):
+        keys = [key.value for key, _ in parts if isinstance(key.value, str)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"{twice[:40]!r} stands twice, remove one (line {node.start_mark.line + 1})")
+        parts = [part for pair in parts for part in pair]
+    known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
+    return known[id(node)]

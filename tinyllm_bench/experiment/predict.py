@@ -4,6 +4,7 @@ A chunk is redone whole after a crash, so that an interrupted run ends with the 
 """
 
 import hashlib
+import io
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -16,7 +17,8 @@ import zstandard
 from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.base import provenance
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import append_checked, canonical_json, json_lines, read_checked, write_bytes
+from tinyllm_bench.base.files import append_checked, canonical_json, read_checked, write_bytes
+from tinyllm_bench.base.reading import read_bytes, strict_json
 from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
 from tinyllm_bench.evaluation.hf import hf_lm
 from tinyllm_bench.evaluation.reference_baselines import guess_majority, guess_random
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
 CHUNK = 32
+_LONGEST_LINE = 1 << 26
 _MOST_BYTES = 1 << 31  # of a cell's predictions, unpacked: a frame may claim any size, and that much is allocated
 
 
@@ -96,11 +99,16 @@ def load_predictions(file: Path) -> list[Prediction]:
     Raises:
         ValueError, zstandard.ZstdError: they are damaged, or larger than predictions are.
     """
-    packed = file.read_bytes()
+    packed = read_bytes(file)
     if zstandard.frame_content_size(packed) > _MOST_BYTES:
         raise ValueError(f"{file}: more than {_MOST_BYTES} bytes of predictions")
-    text = zstandard.ZstdDecompressor().decompress(packed, max_output_size=_MOST_BYTES).decode()
-    return [_read(row) for row in json_lines(text)]
+    found = []
+    # Line by line, so that what unpacks to gigabytes of nothing ends at its first line.
+    for line in io.BytesIO(zstandard.ZstdDecompressor().decompress(packed, max_output_size=_MOST_BYTES)):
+        if not 1 < len(line) <= _LONGEST_LINE:
+            raise ValueError(f"{file}: a line of {len(line)} bytes is no prediction")
+        found.append(_read(strict_json(line)))
+    return found
 
 
 def _read(row: dict[str, Any]) -> Prediction:

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import all_visible, visible
-from tinyllm_bench.base.files import locked, write_text
+from tinyllm_bench.base.files import locked, read_text, write_text
+from tinyllm_bench.base.reading import strict_yaml
 from tinyllm_bench.leaderboard import exports
 from tinyllm_bench.leaderboard.board_folder import board_records, check_sections, check_selection, no_board, of_sections
 from tinyllm_bench.leaderboard.consistency import check_consistency
@@ -51,13 +52,11 @@ class BoardConfig(BaseModel):
 
 def board_config(folder: Path) -> BoardConfig:
     """The board's own configuration, or the one that comes with the program when the folder has none."""
-    import yaml
-
     file = Path(folder) / _CONFIG
-    text = file.read_text() if file.exists() else _default_config()
+    text = read_text(file) if file.exists() else _default_config()
     try:
-        return BoardConfig.model_validate(yaml.safe_load(text))
-    except (ValidationError, yaml.YAMLError) as error:
+        return BoardConfig.model_validate(strict_yaml(text))
+    except (ValidationError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file}: {reason}. Allowed keys: {', '.join(BoardConfig.model_fields)}.") from None
 
@@ -188,7 +187,7 @@ def board_files(folder: Path) -> dict[str, str]:
 
 def _generated(folder: Path) -> list[Path]:
     """The files of earlier builds that a later one may not write again."""
-    tables = [file for file in sorted(folder.glob("*.tex")) if file.read_text().startswith(GENERATED)]
+    tables = [file for file in sorted(folder.glob("*.tex")) if file.is_file() and read_text(file).startswith(GENERATED)]
     reports = [file for file in sorted((folder / FOLDER).glob("*/*")) if file.is_file()]
     return [*tables, *reports, *(file for name in _OPTIONAL if (file := folder / name).is_file())]
 

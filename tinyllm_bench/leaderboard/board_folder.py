@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.reading import check_inside
 from tinyllm_bench.leaderboard.consistency import check_consistency
 from tinyllm_bench.leaderboard.labels import slugs
 from tinyllm_bench.leaderboard.record import RunRecord, load_record, record_path
@@ -174,6 +175,8 @@ def _files(folder: Path) -> Iterator[list[str]]:
 def _loaded(folder: Path, files: Iterable[str]) -> Iterator[RunRecord]:
     for name in files:
         file = os.path.join(folder, name)
+        if os.path.islink(file):
+            check_inside(file, folder)
         record = load_record(file)
         check_selection(record, file)
         check_consistency(record, Path(file))

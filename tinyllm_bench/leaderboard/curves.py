@@ -52,6 +52,18 @@ def read_curves(folder: Path) -> RunCurves:
     Raises:
         UserError: the folder holds no training metrics, or damaged ones.
     """
+    try:
+        return _curves(folder)
+    except UserError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{folder / METRICS} is not as a training writes it ({type(error).__name__}: {told}); train again"
+        ) from None
+
+
+def _curves(folder: Path) -> RunCurves:
     rows = list(read_checked(folder / METRICS))
     steps = [row for row in rows if "step" in row]
     if not steps:

@@ -9,6 +9,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import read_text
+from tinyllm_bench.base.reading import strict_yaml
 from tinyllm_bench.leaderboard.reported import (
     Column,
     LeftOut,
@@ -22,13 +24,7 @@ from tinyllm_bench.leaderboard.reported import (
 
 
 class _Loader(yaml.SafeLoader):
-    """Keeps a number's printed digits and refuses a key that stands twice, which YAML would overwrite silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
-            raise yaml.constructor.ConstructorError(None, None, f"{twice} stands twice, remove one", node.start_mark)
-        return super().construct_mapping(node, deep)
+    """Keeps a number's printed digits."""
 
 
 def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Decimal:
@@ -79,9 +75,11 @@ def load_reported(folder: Path) -> Reported:
 
 def _load_file(file: Path) -> ReportedFile:
     try:
-        raw = yaml.load(file.read_text(), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+        raw = strict_yaml(read_text(file), _Loader)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from None
     try:
         return ReportedFile.model_validate(raw)
     except ValidationError as error:
