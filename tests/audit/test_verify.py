@@ -334,6 +334,10 @@ def test_without_the_data_nothing_is_scored(
     forged.record["sample"], forged.record["data"]["source"] = False, "release"
     forged.write()
     assert "sample is False; expected True" in texts(verify(forged.folder)), "sample questions are known as such"
+    forged.record["config"]["data"]["source"] = "release"
+    forged.write()
+    settings = (forged.folder / "config.yaml").read_text()
+    (forged.folder / "config.yaml").write_text(settings.replace("source: sample", "source: release"))
     monkeypatch.setattr(consistency, "_asks_sample_questions", lambda record: False)
     found = verify(forged.folder)
     assert found.ok and found.tier == "self-reported"
