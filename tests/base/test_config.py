@@ -294,3 +294,42 @@ def test_a_group_does_not_undo_what_lies_in_it() -> None:
 def test_what_is_no_setting_is_refused(settings: Any) -> None:
     with pytest.raises(UserError):
         as_assignments(settings)
+
+
+SECRET_ADDRESSES = ("api:HTTPS://me:hidden@host/v1#m", "https://host/v1?api_key=hidden", "api:https://host/v1?hidden#m")
+
+
+@pytest.mark.parametrize("address", SECRET_ADDRESSES)
+@pytest.mark.parametrize(
+    "values",
+    [{"names": ["fine", "%s"]}, {"inner": {"rate": "%s"}}, {"inner": {"%s": 1}}, {"%s": 1}, {"names": "%s"},
+     {"inner": "%s"}, {"unknown": {"deep": [["%s"]]}}],
+)  # fmt: skip
+def test_a_key_or_password_in_a_setting_is_refused_and_not_shown(values: Any, address: str) -> None:
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {filled(key): filled(inner) for key, inner in value.items()}
+        return [filled(inner) for inner in value] if isinstance(value, list) else str(value).replace("%s", address)
+
+    with pytest.raises(
+        UserError, match=r"\(here\) holds a user, password, key or query.*TINYLLM_BENCH_API_KEY"
+    ) as caught:
+        resolve(Outer, [Layer("here", filled(values))])
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", SECRET_ADDRESSES)
+def test_no_error_about_what_was_typed_shows_a_key(address: str, tmp_path: Path) -> None:
+    for texts in (
+        ["https://me:hidden@host"],
+        [f"a={address}", f"a.b={address}"],
+        [f"a=[{address}"],
+    ):
+        with pytest.raises(UserError) as caught:
+            parse_assignments(texts)
+        assert "hidden" not in str(caught.value), texts
+    file = tmp_path / "a.yaml"
+    file.write_text(f"teacher:\n  model: {address}\n bad: [\n")
+    with pytest.raises(UserError) as caught:
+        read_yaml(file)
+    assert "hidden" not in str(caught.value)

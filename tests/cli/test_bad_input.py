@@ -54,6 +54,36 @@ def test_wrong_requests(call: Call, small: list[Any], arguments: tuple[str, ...]
     assert not runs.exists(), "nothing was started"
 
 
+@pytest.mark.parametrize("show", [(), ("--show-config",), ("--dry-run",)])
+@pytest.mark.parametrize(
+    "address", ["api:https://h/v1?key=hidden#m", "api:HTTPS://me:hidden@h/v1#m", "api:https://h/v1#m?token=hidden"]
+)
+@pytest.mark.parametrize("way", ["teachers", "teacher.model", "student.model", "--config"])
+def test_a_key_in_an_address_reaches_no_file_and_no_output(
+    call: Call, small: list[Any], tmp_path: Path, way: str, address: str, show: tuple[str, ...]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"teacher: {{model: '{address}'}}")
+    given = {"teachers": f"teachers=['{address}']", "--config": file}.get(way, f"{way}={address}")
+    said = call(
+        "run", "--method", "tinyllm", "--task", "obqa", *small, *(("--config",) * (way == "--config")), given, *show
+    )
+    assert_refused(said, "TINYLLM_BENCH_API_KEY")
+    assert "hidden" not in said.out + said.err
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path != file]
+    assert not any(b"hidden" in content for content in written)
+
+
+def test_a_key_that_stands_in_the_wrong_place_is_not_repeated(call: Call, small: list[Any]) -> None:
+    for arguments in (
+        ("api:https://me:hidden@h/v1#m",),
+        ("--task", "api:https://me:hidden@h"),
+        ("--sed", "https://me:hidden@h"),
+    ):
+        said = call("run", "--method", "tinyllm", "--task", "obqa", *small, *arguments)
+        assert said.status == 2 and "hidden" not in said.out + said.err
+
+
 def test_wrong_commands(call: Call) -> None:
     assert_refused(call("rum"), "'rum'", "'run'")
     assert_refused(call("run", "--task", "obqa"), "--method")

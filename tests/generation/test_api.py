@@ -1,5 +1,7 @@
 """The API writer against a real server on the loopback: what is repeated, what given up, and where the key is not."""
 
+import gzip
+import json
 import logging
 import threading
 import time
@@ -128,10 +130,79 @@ def test_a_silent_server_times_out() -> None:
         assert written(server, wishes(1), timeout=0.2, attempts=2)[0] == Failed("no answer within 0.2 s, 2 times")
 
 
+@pytest.mark.parametrize("slow", ["head", "body"])
+def test_a_server_that_drips_times_out_as_a_whole(slow: str) -> None:
+    drip = Reply(body=b"x" * 1000, drip=0.05, headers={"from": slow})
+    with FakeServer([drip, drip]) as server:
+        began = time.monotonic()
+        answer = written(server, wishes(1), timeout=0.5, attempts=2)[0]
+    assert answer == Failed("no answer within 0.5 s, 2 times") and time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("slow", ["head", "body"])
+def test_a_server_that_drips_its_models_is_refused(slow: str) -> None:
+    models = Reply(body=b"x" * 1000, drip=0.05, headers={"from": slow})
+    with FakeServer(models=models) as server, pytest.raises(UserError, match=r"no answer within 0.5 s, 1 times"):
+        writer(server, timeout=0.5, attempts=1).__enter__()
+
+
+def test_a_slow_server_within_the_limit_is_waited_for() -> None:
+    body = json.dumps({"choices": [{"message": {"content": "slow"}}]}).encode()
+    answer = only([Reply(body=body, drip=0.01)], timeout=20)
+    assert isinstance(answer, Written) and answer.text == "slow"
+
+
+def test_a_reply_without_end_is_cut_off() -> None:
+    endless = Reply(body=b" " * (1 << 16), endless=True)
+    assert only([endless], attempts=1) == Failed("the reply is larger than 16 MiB, 1 times")
+
+
+def test_a_compressed_reply_is_not_unpacked() -> None:
+    bomb = gzip.compress(b" " * (1 << 26))
+    reply = Reply(body=bomb, headers={"Content-Encoding": "gzip"})
+    assert only([reply], attempts=1) == Failed("the reply is compressed ('gzip'), which nobody asked for, 1 times")
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_the_key_is_sent_to_no_other_host(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYLLM_BENCH_API_KEY", SECRET)
+    with FakeServer() as other, FakeServer([Reply(status=status, headers={"Location": other.url})]) as server:
+        with pytest.raises(UserError, match=f"cannot serve .* it answers {status}"), writer(server) as one:
+            list(one.write(wishes(1)))
+        assert other.keys == [] and SECRET not in repr(other.asked)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b'{"choices": ' + b"[" * 100_000, b"\xff\xfe{", b""],
+    ids=["deep list", "long number", "deep choices", "no text", "empty"],
+)
+def test_a_reply_that_cannot_be_read_is_one_reason(body: bytes) -> None:
+    assert only([Reply(body=body)], attempts=1) == Failed("the reply is not a JSON object, 1 times")
+
+
+@pytest.mark.parametrize("count", [True, -1, 10**30, 1.5, "7", None])
+def test_odd_counts_of_tokens_are_words(count: Any) -> None:
+    reply = words("three short words")
+    body = {**reply.body, "usage": {"completion_tokens": count, "prompt_tokens": count}}  # type: ignore[dict-item]
+    answer = only([Reply(body=body)])
+    assert isinstance(answer, Written) and (answer.tokens_in, answer.tokens_out) == (2, 3)
+
+
+def test_closing_while_a_request_is_under_way_ends_at_once() -> None:
+    with FakeServer([Reply(hold=True)]) as server, writer(server, timeout=60) as one:
+        threading.Thread(target=lambda: list(one.write(wishes(1))), daemon=True).start()
+        while not server.asked:
+            time.sleep(0.01)
+        began = time.monotonic()
+        one.__exit__(None, None, None)
+        assert time.monotonic() - began < 5
+
+
 def test_retry_after_is_obeyed_up_to_a_limit() -> None:
     waits: list[float] = []
     soon = formatdate(time.time() + 100, usegmt=True)
-    asked = [Reply(status=429, headers={"Retry-After": text}) for text in ("17", soon, "86400", "soon", "0")]
+    asked = [Reply(status=429, headers={"Retry-After": text}) for text in ("17", soon, "86400", "soon", "nan")]
     assert isinstance(only([*asked, words("ok")], waits=waits, attempts=6), Written)
     assert waits[0] == 17 and 90 < waits[1] <= 100 and waits[2] == 300
     assert 8 <= waits[3] <= 9 and 16 <= waits[4] <= 17
@@ -214,9 +285,10 @@ def test_a_wrong_or_missing_key_names_the_variable_and_never_the_key(monkeypatch
     with pytest.raises(UserError, match="odd characters") as caught:
         writer(server, key_variable="MY_KEY").__enter__()
     assert SECRET not in everything(caught.value)
-    with pytest.raises(UserError, match="put the key into") as caught:
-        ApiWriter(f"http://me:{SECRET}@127.0.0.1:1/v1", MODEL)
-    assert SECRET not in str(caught.value)
+    for url in (f"http://me:{SECRET}@127.0.0.1:1/v1", f"http://127.0.0.1:1/v1?key={SECRET}", f"HTTP://{SECRET}@h/v1"):
+        with pytest.raises(UserError, match="put the key into") as caught:
+            ApiWriter(url, MODEL)
+        assert SECRET not in str(caught.value)
 
 
 def everything(error: BaseException) -> str:

@@ -1,7 +1,9 @@
 """An OpenAI-compatible server on the loopback that answers as a test tells it to."""
 
+import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,13 +15,18 @@ MODEL = "tiny-teacher"
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What one request gets. `hold`: nothing, until the server ends; `drop`: a closed connection."""
+    """What one request gets. `hold`: nothing, until the server ends; `drop`: a closed connection.
+
+    `drip`: the head and the body of the reply, a byte every so many seconds; `endless`: the body again and again.
+    """
 
     status: int = 200
     body: bytes | Mapping[str, Any] = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     hold: bool = False
     drop: bool = False
+    drip: float = 0.0
+    endless: bool = False
 
 
 def words(text: str, **more: Any) -> Reply:
@@ -115,8 +122,29 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
 
 def _send(handler: BaseHTTPRequestHandler, reply: Reply) -> None:
     body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+    if reply.drip:
+        _drip(handler, reply, body)
+        return
+    if reply.endless:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        with contextlib.suppress(OSError):  # the client has had enough
+            while True:
+                handler.wfile.write(body)
+        return
     handler.send_response(reply.status)
     for name, value in {**reply.headers, "Content-Length": str(len(body))}.items():
         handler.send_header(name, value)
     handler.end_headers()
     handler.wfile.write(body)
+
+
+def _drip(handler: BaseHTTPRequestHandler, reply: Reply, body: bytes) -> None:
+    head = f"HTTP/1.1 {reply.status} OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    slow = head + body if reply.headers.get("from") == "head" else body
+    with contextlib.suppress(OSError):
+        if slow is body:
+            handler.wfile.write(head)
+        for byte in slow:
+            handler.wfile.write(bytes([byte]))
+            handler.wfile.flush()
+            time.sleep(reply.drip)

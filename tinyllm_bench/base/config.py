@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import read_text
 from tinyllm_bench.base.reading import strict_yaml
+from tinyllm_bench.base.secrets import SECRET_REFUSED, holds_secret
 
 
 class Layer(NamedTuple):
@@ -173,6 +174,7 @@ def resolve(model: type[BaseModel], layers: Iterable[Layer]) -> Resolved:
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for layer in layers:
+        _refuse_secrets(layer.values, layer.name)
         _merge(merged, layer.values, layer.name, model, "", origin)
     try:
         return Resolved(model.model_validate(merged), origin)
@@ -186,6 +188,24 @@ def resolve(model: type[BaseModel], layers: Iterable[Layer]) -> Resolved:
 def _short(value: Any, most: int = 100) -> str:
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _refuse_secrets(values: Any, layer: str, path: str = "") -> None:
+    """Do nothing unless a setting holds a key or a password: settings are written into the folders of runs.
+
+    Raises:
+        UserError: one does; it is named and not shown.
+    """
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            if isinstance(key, str):
+                _refuse_secrets(key, layer, path or "a setting's name")
+            _refuse_secrets(value, layer, f"{path}.{key}" if path else str(key))
+    elif isinstance(values, list | tuple | set):
+        for value in values:
+            _refuse_secrets(value, layer, path)
+    elif isinstance(values, str) and holds_secret(values):
+        raise UserError(f"{path} ({layer}) {SECRET_REFUSED}")
 
 
 def _merge(

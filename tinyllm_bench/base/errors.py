@@ -3,9 +3,17 @@
 import difflib
 from collections.abc import Iterable
 
+from tinyllm_bench.base.secrets import redacted
+
 
 class UserError(ValueError):
-    """The request or its input is wrong; the command line prints the message and exits with status 2."""
+    """The request or its input is wrong; the command line prints the message and exits with status 2.
+
+    A message quotes what people typed: a key or a password in it is shown as `***`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 def unknown_name(kind: str, value: str, known: Iterable[str]) -> UserError:

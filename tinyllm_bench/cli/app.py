@@ -11,6 +11,7 @@ import typer
 
 from tinyllm_bench import __version__
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.secrets import redacted
 from tinyllm_bench.cli import (
     checking,
     curves,
@@ -304,7 +305,8 @@ def _usage(error: Exception) -> int:
         raise error
     text, context = str(error.format_message()), getattr(error, "ctx", None)
     if "\n" in text:  # nothing was asked: the error is the help page
-        echo(text, err=True)
+        echo(redacted(text), err=True)
     else:
-        echo(f"error: {text} (see {context.command_path if context else 'tinyllm-bench'} --help)", err=True)
+        shown = f"{redacted(text)} (see {context.command_path if context else 'tinyllm-bench'} --help)"
+        echo(f"error: {shown}", err=True)
     return 2

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 import os
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import CancelledError
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 import httpx
 
 from tinyllm_bench.base.errors import UserError, unknown_name
+from tinyllm_bench.base.secrets import SECRET_REFUSED, holds_secret, redacted
 from tinyllm_bench.generation.encoding import before_stop
 from tinyllm_bench.generation.requests import Wish, Written
 
@@ -20,6 +25,8 @@ _WORTH_REPEATING = {408, 409, 425, 429}  # and every 5xx
 _NO_LIST = {404, 405, 501}  # a server need not list its models
 _MOST_STOPS = 4  # OpenAI takes no more; the others are looked for in what comes back
 _LONGEST_MESSAGE = 200  # characters of a server's own words
+_MOST_BYTES = 16 << 20  # of a reply: a text of a million tokens is smaller
+_CLOSING_SECONDS = 10.0
 
 
 class Again(Exception):
@@ -45,23 +52,28 @@ class Refused(Exception):
 class ApiClient:
     """One server and one model of it. The key is read from the environment by `open` and sent, nothing else.
 
+    `timeout` is in seconds of a whole request, from the first attempt to connect to the last byte of the reply: a
+    server that sends a byte now and then does not renew it. Redirections are not followed, for the key would go along.
+
     Raises:
-        UserError: the address is none, or holds a password.
+        UserError: the address is none, or holds a user, a password or a key.
     """
 
     def __init__(self, url: str, model: str, *, chat: bool, timeout: float, key_variable: str) -> None:
+        if holds_secret(f"api:{url}#{model}"):
+            raise UserError(f"the API's address {SECRET_REFUSED}")
         try:
-            parsed = httpx.URL(url)
+            httpx.URL(url)
         except httpx.InvalidURL as error:
             raise UserError(
                 f"the API's address is malformed: {error}; write it like http://localhost:8000/v1"
             ) from None
-        if parsed.userinfo:
-            raise UserError(f"the API's address holds a user or password; put the key into {key_variable} instead")
         self.url, self.model = url.rstrip("/"), model
         self._chat, self._timeout, self._variable = chat, timeout, key_variable
         self._key = ""
-        self._http: httpx.Client | None = None
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._http: httpx.AsyncClient | None = None
 
     def open(self) -> None:
         """Read the key and prepare connections; nothing is sent.
@@ -74,13 +86,26 @@ class ApiClient:
             raise UserError(
                 f"the API key in {self._variable} or {FALLBACK_KEY_VARIABLE} holds odd characters; set it anew"
             )
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._http = httpx.Client(headers=headers, timeout=self._timeout)
+        headers = {"Accept-Encoding": "identity"}  # what is unpacked while it arrives may fill the memory
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        # An event loop of its own: only there has a request one limit of time, whatever it is waiting for.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="api", daemon=True)
+        self._thread.start()
+        connecting = httpx.Timeout(None, connect=self._timeout / 2)  # less than all, so that it is told apart
+        self._http = httpx.AsyncClient(headers=headers, timeout=connecting, limits=httpx.Limits())
 
     def close(self) -> None:
-        """Close every connection."""
-        if self._http is not None:
-            self._http.close()
+        """Close every connection; what is asked at this moment gets no answer."""
+        http, loop, thread = self._http, self._loop, self._thread
+        self._http = self._loop = self._thread = None  # first, so that nothing new is asked
+        if http is not None and loop is not None and thread is not None:
+            with contextlib.suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(_finish(http), loop).result(_CLOSING_SECONDS)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(_CLOSING_SECONDS)
+            loop.close()
 
     def check_model(self) -> None:
         """Ask which models there are.
@@ -135,25 +160,51 @@ class ApiClient:
         self, method: str, path: str, body: Mapping[str, Any] | None = None, allowed: set[int] | None = None
     ) -> dict[str, Any] | None:
         """The reply's JSON object; None where the status is one of `allowed`."""
-        assert self._http is not None, "use `open` first"
+        http, loop = self._http, self._loop
+        if http is None or loop is None:
+            raise Again("the connection is closed")
         try:
-            response = self._http.request(method, self.url + path, json=body)
+            response = asyncio.run_coroutine_threadsafe(
+                self._whole(self._http, method, path, body), self._loop
+            ).result()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
-            raise Again(f"no connection: {str(error) or type(error).__name__}", unreachable=True) from None
-        except httpx.TimeoutException:
+            raise Again(f"no connection: {redacted(str(error)) or type(error).__name__}", unreachable=True) from None
+        except TimeoutError:
             raise Again(f"no answer within {self._timeout:g} s") from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, CancelledError) as error:
             raise Again(f"the connection broke ({type(error).__name__})") from None
         if response.status_code in (allowed or ()):
             return None
         self._check_status(response)
         try:
             reply = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             reply = None
         if not isinstance(reply, dict):
             raise Malformed("the reply is not a JSON object")
         return reply
+
+    async def _whole(
+        self, http: httpx.AsyncClient, method: str, path: str, body: Mapping[str, Any] | None
+    ) -> httpx.Response:
+        """The reply, read to its end.
+
+        Raises:
+            TimeoutError: not within the limit.
+            Again: it is compressed, or larger than a text can be.
+            httpx.HTTPError: no connection, or it broke.
+        """
+        parts, size = [], 0
+        async with asyncio.timeout(self._timeout), http.stream(method, self.url + path, json=body) as response:
+            encoding = response.headers.get("content-encoding", "identity")
+            if encoding.lower() != "identity":
+                raise Again(f"the reply is compressed ({encoding[:20]!r}), which nobody asked for")
+            async for part in response.aiter_raw():
+                parts.append(part)
+                size += len(part)
+                if size > _MOST_BYTES:
+                    raise Again(f"the reply is larger than {_MOST_BYTES >> 20} MiB")
+        return httpx.Response(response.status_code, headers=response.headers, content=b"".join(parts))
 
     def _check_status(self, response: httpx.Response) -> None:
         status = response.status_code
@@ -198,6 +249,15 @@ class ApiClient:
         return Written(text, tokens_in, _counted(reply, "completion_tokens", text), finish, 0.0)
 
 
+async def _finish(http: httpx.AsyncClient) -> None:
+    """End the requests that are under way, then their connections."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await http.aclose()
+
+
 def _error_of(reply: Any) -> str:
     error = reply.get("error", reply) if isinstance(reply, dict) else None
     if isinstance(error, dict):
@@ -208,7 +268,7 @@ def _error_of(reply: Any) -> str:
 def _counted(reply: dict[str, Any], name: str, text: str) -> int:
     usage = reply.get("usage")
     count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) else len(text.split())
+    return count if type(count) is int and 0 <= count < _MOST_BYTES else len(text.split())
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -216,7 +276,8 @@ def _retry_after(value: str | None) -> float | None:
     if value is None:
         return None
     with contextlib.suppress(ValueError):
-        return max(float(value), 0.0)
-    with contextlib.suppress(ValueError):
+        seconds = float(value)
+        return None if math.isnan(seconds) else max(seconds, 0.0)
+    with contextlib.suppress(ValueError, OverflowError):
         return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
     return None

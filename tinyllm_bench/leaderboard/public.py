@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tinyllm_bench.base.secrets import redacted
+
 _KINDS = "dir|gguf|replay|run|file"
 # A path begins a text or follows one of these; elsewhere a slash belongs to a relative path, a name or a fraction.
 _BEGIN = r"""(?<![^\s=:"'`,;(\[{@])"""
@@ -39,7 +41,7 @@ def public_text(text: str) -> str:
     """
     while (shorter := _PLACE.sub(_published, text)) != text:  # what is left of a path may begin another one
         text = shorter
-    return text
+    return redacted(text)
 
 
 def _published(found: re.Match[str]) -> str:

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.secrets import SECRET_REFUSED, holds_secret
 
 Kind = Literal["hf", "dir", "gguf", "bundled", "api", "replay", "run"]
 Role = Literal["student", "teacher"]
@@ -68,6 +69,8 @@ def parse_spec(text: str, *, role: Role) -> ModelSpec:
         UserError: no or an unknown kind, an empty or malformed part, a kind that the role cannot have. Whether the
             model exists is `models.load.check_spec`'s question.
     """
+    if holds_secret(text):
+        raise UserError(f"a model spec {SECRET_REFUSED}")
     kind, rest = _split_kind(text.strip())
     if role == "student" and (kind in TEACHER_ONLY or kind not in KINDS):
         raise UserError(
@@ -203,11 +206,7 @@ def _check_location(text: str, kind: str, location: str, fragment: str | None) -
 
 
 def _check_api(text: str, location: str, fragment: str | None) -> None:
-    if not location.startswith(("http://", "https://")):
+    if not location.lower().startswith(("http://", "https://")):
         raise UserError(f"model spec {text!r}: {location!r} is no http:// or https:// address; write api:URL#MODEL")
-    if "@" in location.partition("://")[2].partition("/")[0]:
-        raise UserError(
-            "a model spec api:URL#MODEL holds no user or password (this one does); a key is read from the environment"
-        )
     if fragment is None:
         raise UserError(f"model spec {text!r}: no model named; write api:{location}#MODEL")

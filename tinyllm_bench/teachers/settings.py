@@ -23,7 +23,7 @@ class DrawConfig(_Settings):
 
 
 class ApiConfig(_Settings):
-    """How an API is asked: requests at once, seconds until one is given up, and tries of each."""
+    """How an API is asked: requests at once, seconds from the start to the end of one, and tries of each."""
 
     concurrency: int = Field(8, ge=1)
     timeout: float = Field(60.0, gt=0)

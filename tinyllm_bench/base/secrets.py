@@ -1,0 +1,55 @@
+"""Keys and passwords in what people type: found before anything keeps it, and never shown again.
+
+A key is read from the environment. In an address it would reach the configuration of a run, its record and messages.
+"""
+
+import re
+from urllib.parse import unquote
+
+SECRET_REFUSED = (
+    "holds a user, password, key or query, which would be written into the run's files; write the bare address, as in"
+    " api:https://HOST/v1#MODEL, and put the key into the environment variable TINYLLM_BENCH_API_KEY"
+)
+_NAMES = r"(?:[\w-]*(?:key|token|secret|passw(?:or)?d|pwd|signature|credentials?)|auth|authorization|sig)"
+_SECRET = re.compile(
+    "|".join(
+        (
+            r"://[^\s#]*@",  # a user in front of the host, also where the password holds a slash
+            r"://[^\s/#?@\[]*:(?=[^\d/#?\s'\",)\]])",  # user:password cut at a # of the password: no port looks so
+            r"\bapi:[^\s#]*[?@]",  # neither belongs to the address of an API
+            r"\bapi:[^\s#]*#\S*[?=&]",  # nor these to a model's name
+            rf"[?&;#]{_NAMES}=[^\s&]",
+            # as OpenAI and others, Hugging Face, GitHub, Google, Slack and AWS write their keys
+            r"\b[spr]k-(?=\S*\d)(?=\S*(?-i:[A-Z]))[\w-]{20,}|\bhf_[a-z0-9]{30,}|\bgh[opsur]_\w{30,}|\bAIza[\w-]{30,}"
+            r"|\bxox[abprs]-[\w-]{10,}|(?-i:\bAKIA[0-9A-Z]{16}\b)",
+        )
+    ),
+    re.IGNORECASE,
+)
+_ADDRESS = re.compile(r"(?:\b[a-z][a-z0-9+.-]*:(?=//)(?://)?|\bapi:)\S*", re.IGNORECASE)
+_MOST_ENCODINGS = 3  # times that a text may be percent-encoded and still be looked through
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text holds an address with a user, a password or a key, or a key in a form that a provider uses."""
+    for _ in range(_MOST_ENCODINGS + 1):
+        if _SECRET.search(text):
+            return True
+        decoded = unquote(text)
+        if decoded == text:
+            return False
+        text = decoded
+    return False
+
+
+def redacted(text: str) -> str:
+    """The text with `***` in place of every address that `holds_secret`, behind its scheme, and of every key."""
+    if not holds_secret(text):
+        return text
+    text = _ADDRESS.sub(_without_secret, text)
+    return " ".join("***" if holds_secret(word) else word for word in text.split(" ")) if holds_secret(text) else text
+
+
+def _without_secret(found: re.Match[str]) -> str:
+    address = found[0]
+    return f"{re.match(r'[^:]*:(?://)?', address)[0]}***" if holds_secret(address) else address  # type: ignore[index]
