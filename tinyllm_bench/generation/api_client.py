@@ -164,9 +164,7 @@ class ApiClient:
         if http is None or loop is None:
             raise Again("the connection is closed")
         try:
-            response = asyncio.run_coroutine_threadsafe(
-                self._whole(self._http, method, path, body), self._loop
-            ).result()
+            response = asyncio.run_coroutine_threadsafe(self._whole(http, method, path, body), loop).result()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
             raise Again(f"no connection: {redacted(str(error)) or type(error).__name__}", unreachable=True) from None
         except TimeoutError:
