@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import read_text
 from tinyllm_bench.base.reading import strict_yaml
-from tinyllm_bench.base.secrets import SECRET_REFUSED, holds_secret
+from tinyllm_bench.base.secrets import SECRET_REFUSED, holds_secret, redacted
 
 
 class Layer(NamedTuple):
@@ -187,6 +187,7 @@ def resolve(model: type[BaseModel], layers: Iterable[Layer]) -> Resolved:
 
 def _short(value: Any, most: int = 100) -> str:
     text = repr(value)
+    text = redacted(text)  # before it is cut: half a secret is not known as one
     return text if len(text) <= most else f"{text[:most]}..."
 
 
