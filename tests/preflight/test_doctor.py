@@ -200,10 +200,10 @@ PLANTED = {
     "junk": Planted("junk", "warning", "30 of 60 (50 %) rationales are rejected: prompt_junk 30", rows=junk),
     "answers leak": Planted("leakage", "warning", "100 % of 60 rationales name the answer", rows=answer_first),
     "bare answers": Planted("leakage", "warning", "15 of 60 (25 %) rationales are nothing but", rows=only_answers),
-    "test in train": Planted("overlaps", "warning", "10 of 200 (5 %) questions stand in train", rows=asked_before),
+    "test in train": Planted("overlaps", "warning", "10 of 200 (5 %) questions are in train", rows=asked_before),
     "passages in train": Planted("overlaps", "warning", "20 of 200 (10 %) questions have a passage", rows=one_passage),
     "duplicates": Planted("duplicates", "warning", "4 of 60 (6.67 %) training questions", rows=twice),
-    "contradictions": Planted("duplicates", "warning", "1 training questions stand twice with dif", rows=twice),
+    "contradictions": Planted("duplicates", "warning", "1 training questions occur twice with dif", rows=twice),
     "one answer": Planted("balance", "warning", "chance is 33.3 %", rows=mostly_first),
     "splits differ": Planted("balance", "warning", "for the same spread", rows=other_in_test),
     "no whole step": Planted(

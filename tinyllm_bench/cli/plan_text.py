@@ -15,7 +15,7 @@ _HEADS = ("steps", "tokens", "PFLOP", "time", "memory", "disk")
 
 
 def plan_text(preset: str, plan: "Forecast") -> str:
-    """The whole forecast: a table of cells, what they need of teachers, totals, and what can be told apart."""
+    """The whole forecast: cells, what they need of teachers, totals, and the smallest detectable differences."""
     speeds = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s ({dtype})" for dtype, flops in plan.matmul_flops.items())
     lines = [
         f"preset {preset}, {plan.device}",

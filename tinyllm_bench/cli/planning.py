@@ -1,4 +1,4 @@
-"""`plan`: what a request will cost and what it can tell apart, before anything is spent."""
+"""`plan`: what a request will cost and which differences it can detect, before anything is spent."""
 
 import json
 from typing import TYPE_CHECKING, Annotated

@@ -19,8 +19,8 @@ from tinyllm_bench.models.load import max_input_tokens
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.preflight.inspection import Finding, Preflight, graded, own_student, place, share
 
-SAME_ANSWER = 0.01  # of asked questions that stand in train with their answer
-SAME_PASSAGE = 0.05  # of asked questions whose passage stands in train
+SAME_ANSWER = 0.01  # of asked questions that are in train with their answer
+SAME_PASSAGE = 0.05  # of asked questions whose passage is in train
 DUPLICATES = 0.01  # of training questions
 ABOVE_CHANCE = 0.10  # of the majority answer
 SHIFT = 0.10  # total variation between splits
@@ -48,7 +48,7 @@ def digests(preflight: Preflight) -> list[Finding]:
 
 
 def overlaps(preflight: Preflight) -> list[Finding]:
-    """Questions of valid and test that stand in train too, with their answer, and passages that do.
+    """Questions of valid and test that are in train too, with their answer, and passages that do.
 
     Compared without case, white space and punctuation (`question_key`); a question with another answer is no leak.
     """
@@ -73,7 +73,7 @@ def _same_questions(where: str, train: Sequence[TaskRecord], asked: Sequence[Tas
         leaked / len(asked),
         check="overlaps",
         where=where,
-        measured=f"{share(leaked, len(asked))} questions stand in train with the same answer"
+        measured=f"{share(leaked, len(asked))} questions are in train with the same answer"
         f" ({len(both)} with any answer)",
         fix="all methods gain the same from them; read results with and without these questions",
         note=0.0,
@@ -89,7 +89,7 @@ def _same_passages(where: str, train: Sequence[TaskRecord], asked: Sequence[Task
         shared / len(asked),
         check="overlaps",
         where=where,
-        measured=f"{share(shared, len(asked))} questions have a passage that stands in train",
+        measured=f"{share(shared, len(asked))} questions have a passage that is in train",
         fix="split by passage instead of by question",
         note=0.0,
         warning=SAME_PASSAGE,
@@ -107,7 +107,7 @@ def _gold(record: TaskRecord) -> str:
 
 
 def duplicates(preflight: Preflight) -> list[Finding]:
-    """Training questions that stand twice with the same options, and those of them whose answers contradict."""
+    """Training questions that occur twice with the same options, and those of them whose answers contradict."""
     found = []
     for cell in preflight.tasks:
         groups: dict[tuple[str, ...], list[TaskRecord]] = defaultdict(list)
@@ -128,7 +128,7 @@ def duplicates(preflight: Preflight) -> list[Finding]:
             )
         )
         if odd := [records for records in again if len({_gold(record) for record in records}) > 1]:
-            measured = f"{len(odd)} training questions stand twice with different answers, the first {odd[0][0].id}"
+            measured = f"{len(odd)} training questions occur twice with different answers, the first {odd[0][0].id}"
             fix = "look at them: one of the answers is wrong"
             where = f"{cell.task.name}, train"
             found.append(Finding(severity="warning", check="duplicates", where=where, measured=measured, fix=fix))
@@ -172,12 +172,12 @@ def _spread(task: str, other: Split, train: Sequence[TaskRecord], asked: Sequenc
     where = f"{task}, train against {other}"
     measured = f"{100 * shift:.3g} % of answers would have to move for the same spread of answer positions"
     if never:
-        measured = f"answer positions {never} stand in {other} and never in train"
+        measured = f"answer positions {never} occur in {other} and never in train"
     if not never and (shift <= SHIFT or _by_chance(one, two)):
         return Finding(severity="ok", check="balance", where=where, measured=measured)
     fix = "split the data anew, stratified by answer, or shuffle the options"
-    told = f"warning above {100 * SHIFT:g} % with p < 0.001"
-    return Finding(severity="warning", check="balance", where=where, measured=measured, threshold=told, fix=fix)
+    threshold = f"warning above {100 * SHIFT:g} % with p < 0.001"
+    return Finding(severity="warning", check="balance", where=where, measured=measured, threshold=threshold, fix=fix)
 
 
 def _by_chance(one: Counter[int | str], two: Counter[int | str]) -> bool:

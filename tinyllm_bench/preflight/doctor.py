@@ -32,9 +32,9 @@ def _bought(cell: Cell, planned: CellForecast) -> Finding:
     left = amount - cell.share * planned.charged
     counts, epochs = planned.counts, planned.epochs or 0.0
     severity: Severity = "ok"
-    told, fix = "", ""
+    threshold, fix = "", ""
     if left <= 0:
-        severity, told = "error", "what is left after student.init must be above 0"
+        severity, threshold = "error", "what is left after student.init must be above 0"
         measured = f"budget.{name}={amount:,.10g}, of which student.init takes {amount - left:,.10g}"
         fix = "raise the budget, or lower student.init"
     elif counts is None or name == "seconds":
@@ -44,16 +44,18 @@ def _bought(cell: Cell, planned: CellForecast) -> Finding:
         measured = f"budget.{name}={amount:,.10g} buys {about}{counts.steps:,} steps, {epochs:.3g} epochs"
         step = counts.tokens / counts.steps
         if counts.steps == 1 and left < {"student_tokens": counts.tokens, "flops": counts.flops}.get(name, 0.0):
-            severity, told = "warning", "at least 1 step"
+            severity, threshold = "warning", "at least 1 step"
             fix = f"one step takes {step:,.0f} tokens and overshoots: raise the budget or lower train.batch_records"
         elif epochs < FEW_EPOCHS or counts.steps < FEW_STEPS:
-            severity, told = "warning", f"warning below {FEW_EPOCHS:g} epochs or {FEW_STEPS} steps"
+            severity, threshold = "warning", f"warning below {FEW_EPOCHS:g} epochs or {FEW_STEPS} steps"
             epoch = counts.tokens / epochs
             fix = f"one epoch takes {epoch:,.0f} tokens: raise the budget, or lower data.train_limit or the batch"
         elif cell.method is not None and cell.method.rolls and counts.steps < FEW_SAMPLING_STEPS:
-            severity, told = "warning", f"warning below {FEW_SAMPLING_STEPS} steps on sampled texts"
+            severity, threshold = "warning", f"warning below {FEW_SAMPLING_STEPS} steps on sampled texts"
             fix = f"one step takes {step:,.0f} tokens: raise the budget, or lower student.init or train.batch_records"
-    return Finding(severity=severity, check="budget", where=place(cell), measured=measured, threshold=told, fix=fix)
+    return Finding(
+        severity=severity, check="budget", where=place(cell), measured=measured, threshold=threshold, fix=fix
+    )
 
 
 def own_settings(preflight: Preflight) -> list[Finding]:
@@ -66,9 +68,9 @@ def own_settings(preflight: Preflight) -> list[Finding]:
         own = {
             key: value for key, value in parse_yaml(method_defaults(cell.name), cell.name).items() if key != "method"
         }
-        said = resolve(BenchConfig, [Layer(f"{cell.name}.yaml", own)])
-        wanted, now = flatten(said.config), flatten(cell.config)
-        common = [key for key in said.origin if cell.origin.get(key, "").startswith("preset ")]
+        own_file = resolve(BenchConfig, [Layer(f"{cell.name}.yaml", own)])
+        wanted, now = flatten(own_file.config), flatten(cell.config)
+        common = [key for key in own_file.origin if cell.origin.get(key, "").startswith("preset ")]
         changed = [k for k in common if ", method " not in cell.origin[k] and now.get(k) != wanted[k]]
         values = ", ".join(f"{k}={now.get(k)} by {cell.origin[k]}, {cell.name}.yaml has {wanted[k]}" for k in changed)
         found.append(
@@ -76,7 +78,7 @@ def own_settings(preflight: Preflight) -> list[Finding]:
                 severity="warning" if changed else "ok",
                 check="own_settings",
                 where=place(cell),
-                measured=values or f"{len(said.origin)} values of its own file, none changed by a preset",
+                measured=values or f"{len(own_file.origin)} values of its own file, none changed by a preset",
                 threshold="warning where a preset changes a method's own value for all methods alike" * bool(changed),
                 fix=f"set {' '.join(f'{k}={wanted[k]}' for k in changed)} for this method alone" if changed else "",
             )
@@ -117,8 +119,8 @@ def seeds(preflight: Preflight) -> list[Finding]:
         return [Finding(severity="ok", check="seeds", where="request", measured=measured)]
     severity: Severity = "warning" if len(rows) > 1 else "note"
     fix = "--seeds 3 lets a comparison speak of methods instead of single students"
-    told = "warning where rows are compared"
-    return [Finding(severity=severity, check="seeds", where="request", measured=measured, threshold=told, fix=fix)]
+    threshold = "warning where rows are compared"
+    return [Finding(severity=severity, check="seeds", where="request", measured=measured, threshold=threshold, fix=fix)]
 
 
 Check = Callable[[Preflight], list[Finding]]
@@ -161,7 +163,7 @@ def examine(preflight: Preflight, *, report: Callable[[str], None] = lambda name
 
     Args:
         preflight: The request's cells, as `plan_cells` gives them, and what they are to run on.
-        report: Is told the name of every check before it starts.
+        report: Receives the name of every check before it starts.
 
     Raises:
         UserError: a file that a check reads is damaged.

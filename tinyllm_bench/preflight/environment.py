@@ -52,8 +52,8 @@ def _room(check: str, where: str, needed: int, free: int, fix: str) -> Finding:
     severity: Severity = "error" if needed > free else "warning" if needed > FULL * free else "ok"
     if severity == "ok":
         return Finding(severity="ok", check=check, where=where, measured=measured)
-    told = f"warning above {100 * FULL:g} % of what is free, error above all of it"
-    return Finding(severity=severity, check=check, where=where, measured=measured, threshold=told, fix=fix)
+    threshold = f"warning above {100 * FULL:g} % of what is free, error above all of it"
+    return Finding(severity=severity, check=check, where=where, measured=measured, threshold=threshold, fix=fix)
 
 
 def backends(preflight: Preflight) -> list[Finding]:
@@ -125,9 +125,11 @@ def _out_of_range(packages: Mapping[str, str], wanted: Mapping[str, Sequence[str
             applies = one.marker is None or "extra" in str(one.marker) or one.marker.evaluate()
             if have is None or not applies or not str(one.specifier) or one.specifier.contains(have, prereleases=True):
                 continue
-            measured, told = f"{have} is installed", f"{owner} was made for {one.specifier}"
+            measured, threshold = f"{have} is installed", f"{owner} was made for {one.specifier}"
             fix = f"pip install '{name}{one.specifier}'"
-            yield Finding(severity="warning", check="versions", where=name, measured=measured, threshold=told, fix=fix)
+            yield Finding(
+                severity="warning", check="versions", where=name, measured=measured, threshold=threshold, fix=fix
+            )
 
 
 def _breaking(packages: Mapping[str, str]) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What a request takes and what it can tell apart, before anything is spent: the one forecast of `plan` and `doctor`.
+"""What a request takes and which differences it detects, before anything is spent: the forecast of `plan` and `doctor`.
 
 Every cell is forecast after those that it needs first. What is finished takes nothing more, and what two cells share
 (teachers' texts, cells to start from) is counted once.
@@ -53,12 +53,12 @@ class Disk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellForecast:
-    """What one cell will take. What is done takes nothing more; None is what cannot be told.
+    """What one cell will take. What is done takes nothing more; None is what is not known.
 
     mode: how questions are scored; questions: by split; done: stages that are finished; first: run ids of the cells
     that come first; charged: what making the initial student takes of the budget, in its unit; counts: of the training;
     evaluations: on validation questions while it trains; seconds: by part, an estimate (`Speed`); memory: bytes at the
-    peak; usd: of texts that are missing, where their price is set; problem: why no more can be told.
+    peak; usd: of texts that are missing, where their price is set; problem: why no more is known.
     """
 
     run_id: str
@@ -86,7 +86,7 @@ class CellForecast:
 
     @property
     def total_seconds(self) -> float | None:
-        """All parts; None where one cannot be told."""
+        """All parts; None where one is not known."""
         return None if self.problem else _sum(list(self.seconds.values()))
 
     @property
@@ -100,7 +100,7 @@ class Totals:
     """The request as a whole: sums over what is left to do, and the largest of what is held at a time.
 
     disk, disk_peak: bytes in the folder of runs when all is done, and at most meanwhile; cache: bytes added to the
-    caches; usd_device: by a price an hour; None is what cannot be told.
+    caches; usd_device: by a price an hour; None is what is not known.
     """
 
     cells: int
@@ -121,7 +121,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detectable:
-    """What can be told apart on one task; differences are shares of right answers.
+    """Which differences are detected on one task; they are shares of right answers.
 
     difference: the smallest true difference between two rows that is found with 80 % power at the 5 % level, by the
     statistic that boards and `compare` use: the two-way variance over questions and seeds, with a t distribution of
@@ -149,7 +149,7 @@ class Detectable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """A request's cells in the order in which they run, its totals, and what it can tell apart per task.
+    """A request's cells in the order in which they run, its totals, and which differences it detects per task.
 
     matmul_flops: measured FLOP/s by number format; times assume a part of them (`machine.Speed`).
     """
@@ -188,10 +188,10 @@ def forecast(
         detect: A difference (a share of right answers) that should be found.
         price: US dollars an hour of the device.
         tolerant: A cell that cannot be forecast gets a `problem` instead of ending everything.
-        report: Is told every cell before it is forecast.
+        report: Receives every cell before it is forecast.
 
     Raises:
-        UserError: a cell cannot run as it is asked for; with `tolerant` never for a cell's sake.
+        UserError: a cell cannot run as it is asked for; with `tolerant` never because of a cell.
     """
     forecaster = _Forecaster(machine, tolerant=tolerant, report=report)
     for cell in cells:
@@ -302,7 +302,7 @@ class _Forecaster:
         return {"student_tokens": made.counts.tokens, "flops": made.counts.flops}[name]
 
     def _missing_logits(self, cell: Cell, training: DryTraining) -> list[Encoded]:
-        """Responses whose distributions the cell's cache has not, and no earlier cell will have put there."""
+        """Responses whose distributions missing from the cell's cache, that no earlier cell will have put there."""
         if cell.signal is None or cell.config.teacher.cache is None:
             return []
         folder = header_of(training.cell, training.loaded).folder
@@ -339,7 +339,7 @@ class _Forecaster:
         logits: Sequence[Encoded],
         evaluations: int,
     ) -> dict[str, float | None]:
-        """Seconds by part; an interrupted training goes on at its last checkpoint."""
+        """Seconds by part; an interrupted training resumes at its last checkpoint."""
         speed, student = self._speed(cell), parameter_count(training.loaded.model)
         left = 1.0 - trained_share(cell, counts.steps)
         sampling = training.sampling_seconds(counts.sampled_tokens, counts.sampling_flops, speed)
@@ -422,7 +422,7 @@ def answered_already(cell: Cell) -> int:
 
 
 def trained_share(cell: Cell, steps: int) -> float:
-    """How much of its training an interrupted run has kept in its last checkpoint."""
+    """How much of its training an interrupted run has saved in its last checkpoint."""
     places = sorted((cell.runs / cell.run_id / "train" / "checkpoints").glob("step-*/manifest.json"))
     return min(read_json(places[-1])["step"] / steps, 1.0) if places else 0.0
 

@@ -57,11 +57,11 @@ def graded(
 ) -> Finding:
     """The finding of a share: a warning above `warning`, a note above `note` (None: never), `ok` otherwise."""
     if value > warning:
-        told = f"warning above {_percent(warning)} {unit}"
-        return Finding(severity="warning", check=check, where=where, measured=measured, threshold=told, fix=fix)
+        threshold = f"warning above {_percent(warning)} {unit}"
+        return Finding(severity="warning", check=check, where=where, measured=measured, threshold=threshold, fix=fix)
     if note is not None and value > note:
-        told = f"note above {_percent(note)} {unit}"
-        return Finding(severity="note", check=check, where=where, measured=measured, threshold=told, fix=fix)
+        threshold = f"note above {_percent(note)} {unit}"
+        return Finding(severity="note", check=check, where=where, measured=measured, threshold=threshold, fix=fix)
     return Finding(severity="ok", check=check, where=where, measured=measured)
 
 
@@ -91,12 +91,12 @@ _NO_LIMIT = sys.maxsize
 
 @dataclass(kw_only=True)
 class Preflight:
-    """A request's cells and the machine they are for; whatever several checks read is made once and kept."""
+    """A request's cells and the machine they are for; whatever several checks read is made once."""
 
     cells: Sequence[Cell]
     machine: Machine
     _opened: dict[str, Loaded | UserError] = field(default_factory=dict)
-    _said: dict[Any, list[Annotation]] = field(default_factory=dict)
+    _annotations: dict[Any, list[Annotation]] = field(default_factory=dict)
     _encoded: dict[Any, Encoded] = field(default_factory=dict)
     _reports: dict[Any, TeacherReport] = field(default_factory=dict)
     _groups: dict[int, list[Group]] = field(default_factory=dict)
@@ -128,7 +128,7 @@ class Preflight:
         return list(found.values())
 
     def model(self, spec: ModelSpec) -> Loaded | None:
-        """A model without its weights, or None where it cannot be had (`why_not` says why)."""
+        """A model without its weights, or None where it is not available (`why_not` says why)."""
         if spec.text not in self._opened:
             try:
                 self._opened[spec.text] = load_shape(spec, runs=self.runs)
@@ -138,7 +138,7 @@ class Preflight:
         return None if isinstance(found, UserError) else found
 
     def why_not(self, spec: ModelSpec) -> str | None:
-        """Why a model cannot be had, None where it can."""
+        """Why a model is not available, None where it is."""
         self.model(spec)
         found = self._opened[spec.text]
         return str(found) if isinstance(found, UserError) else None
@@ -147,29 +147,29 @@ class Preflight:
         """The cell's student, as it is before anything trains it."""
         return self.model(own_student(cell))
 
-    def said(self, cell: Cell, teacher: Teacher) -> list[Annotation]:
-        """What a teacher has said about the cell's training records: recorded or kept; nothing is asked for."""
+    def annotations(self, cell: Cell, teacher: Teacher) -> list[Annotation]:
+        """A teacher's texts for the cell's training records, recorded or cached; no teacher is asked."""
         records = cell.records("train")
         key = (teacher.spec, teacher.kind, teacher.text_digest(cell.task.name), _data_of(cell))
-        if key not in self._said:
+        if key not in self._annotations:
             live = isinstance(teacher, LiveTeacher)
             found = teacher.kept(records)[0] if live else teacher.annotate(records, report=_no)
-            self._said[key] = found
-        return self._said[key]
+            self._annotations[key] = found
+        return self._annotations[key]
 
     def report(self, cell: Cell, teacher: Teacher) -> TeacherReport | None:
         """How good a teacher's rationales are, as `teachers report` counts it; None where there are none."""
-        said = self.said(cell, teacher)
-        if not said or teacher.kind != "rationale":
+        annotations = self.annotations(cell, teacher)
+        if not annotations or teacher.kind != "rationale":
             return None
-        if id(said) not in self._reports:  # `_said` keeps the list
+        if id(annotations) not in self._reports:  # `_annotations` holds the list
             records = {record.id: record for record in cell.records("train")}
-            (found,) = teacher_reports(said, records, cell.config.annotations.filters, samples=0)
-            self._reports[id(said)] = found
-        return self._reports[id(said)]
+            (found,) = teacher_reports(annotations, records, cell.config.annotations.filters, samples=0)
+            self._reports[id(annotations)] = found
+        return self._reports[id(annotations)]
 
     def encoder(self, cell: Cell) -> Encoder | None:
-        """The cell's encoder; None where its student cannot be had."""
+        """The cell's encoder; None where its student is not available."""
         loaded = self.student(cell)
         return None if loaded is None else encoder_of(cell, loaded)
 
@@ -185,12 +185,12 @@ class Preflight:
     def _made(self, cell: Cell) -> list[Group]:
         method = cell.method
         assert method is not None
-        said: dict[str, list[Annotation]] = {}
-        for one in (one for teacher in cell.teachers for one in self.said(cell, teacher)):
+        annotations: dict[str, list[Annotation]] = {}
+        for one in (one for teacher in cell.teachers for one in self.annotations(cell, teacher)):
             if one.rejected is None:
-                said.setdefault(one.record_id, []).append(one)
+                annotations.setdefault(one.record_id, []).append(one)
         records = cell.asked_records("train")
-        examples = {record.id: method.examples(record, said.get(record.id, []), cell.ask) for record in records}
+        examples = {record.id: method.examples(record, annotations.get(record.id, []), cell.ask) for record in records}
         groups = [Group(key, tuple(self._encode(cell, found))) for key, found in examples.items()]
         return [group for group in groups if group.items]
 

@@ -1,4 +1,4 @@
-"""How much memory a cell takes at its peak, told without loading its weights.
+"""How much memory a cell takes at its peak, counted without loading its weights.
 
 On a CPU the peak is of the process (`base.provenance.peak_memory`): interpreter and libraries, weights, gradients,
 AdamW's two moments, what the forward pass of the largest micro-batch keeps for the backward pass, logits, a white-box

@@ -1,4 +1,4 @@
-"""Checks of `doctor` on models and tokenizers: they can be had, end and begin texts, and can spell what is trained."""
+"""Checks of `doctor` on models and tokenizers: they are available, end and begin texts, and spell what is trained."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,12 +42,12 @@ def refuse_errors(cells: Sequence[Cell], runs: Path) -> None:
 
 
 def models(preflight: Preflight) -> list[Finding]:
-    """Whether every student and every teacher that runs here can be had: files, configuration, tokenizer."""
+    """Whether every student and every teacher that runs here is available: files, configuration, tokenizer."""
     found = []
     for spec in _specs(preflight):
         why = preflight.why_not(spec)
         if why is None:
-            found.append(Finding(severity="ok", check="models", where=spec.text, measured="can be had"))
+            found.append(Finding(severity="ok", check="models", where=spec.text, measured="available"))
         else:
             fix = "give the cell a model that loads"
             found.append(Finding(severity="error", check="models", where=spec.text, measured=why, fix=fix))

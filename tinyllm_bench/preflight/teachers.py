@@ -1,4 +1,4 @@
-"""Checks of `doctor` on what teachers said: missing texts, junk, and texts that give the answer away."""
+"""Checks of `doctor` on teachers' texts: missing ones, junk, and texts that give the answer away."""
 
 import random
 import re
@@ -24,20 +24,20 @@ ENOUGH = 20  # texts, below which a share says little
 
 
 def texts(preflight: Preflight) -> list[Finding]:
-    """Teachers that say nothing on a task or on some questions, and texts that are yet to be written and paid for."""
+    """Teachers without texts on a task or on some questions, and texts that are yet to be written and paid for."""
     found = [
         Finding(severity="note", check="texts", where=cell.task.name, measured=note, fix="see what it names")
         for cell in preflight.cells
         for note in cell.notes
     ]
     for cell, teacher in _taught(preflight):
-        said, where = preflight.said(cell, teacher), f"{cell.task.name}, teacher {teacher.key}"
+        annotations, where = preflight.annotations(cell, teacher), f"{cell.task.name}, teacher {teacher.key}"
         count = len(cell.records("train"))
         if not teacher.recorded:
-            missing = count - len({a.record_id for a in said})
+            missing = count - len({a.record_id for a in annotations})
             found.append(_to_be_written(where, missing, count, teacher))
             continue
-        empty = sum(a.rejected in ("empty", "nan") or not body(a.text) for a in said)
+        empty = sum(a.rejected in ("empty", "nan") or not body(a.text) for a in annotations)
         found.append(
             graded(
                 empty / max(count, 1),
@@ -117,10 +117,10 @@ def leakage(preflight: Preflight) -> list[Finding]:
     for cell, teacher, report in _reports(preflight):
         where = f"{cell.task.name}, teacher {teacher.key}"
         records = {record.id: record for record in cell.records("train")}
-        said = [a for a in preflight.said(cell, teacher) if a.rejected is None]
+        annotations = [a for a in preflight.annotations(cell, teacher) if a.rejected is None]
         found.append(_alone(where, report))
-        if len(said) >= ENOUGH:
-            found.append(_first_words(where, said, records))
+        if len(annotations) >= ENOUGH:
+            found.append(_first_words(where, annotations, records))
     return found
 
 
@@ -137,16 +137,19 @@ def _alone(where: str, report: TeacherReport) -> Finding:
     )
 
 
-def _first_words(where: str, said: Sequence[Annotation], records: dict[str, TaskRecord]) -> Finding:
-    shares = [_named_early(a.text, records[a.record_id], other) for a, other in zip(said, _others(said), strict=True)]
+def _first_words(where: str, annotations: Sequence[Annotation], records: dict[str, TaskRecord]) -> Finding:
+    shares = [
+        _named_early(a.text, records[a.record_id], other)
+        for a, other in zip(annotations, _others(annotations), strict=True)
+    ]
     gold = sum(g for g, _ in shares) / len(shares)
     base = sum(b for _, b in shares) / len(shares)
     return graded(
         gold - base,
         check="leakage",
         where=where,
-        measured=f"{100 * gold:.3g} % of {len(said):,} rationales name the answer in their first {FIRST_WORDS} words,"
-        f" {100 * base:.3g} % a wrong one",
+        measured=f"{100 * gold:.3g} % of {len(annotations):,} rationales name the answer in their first"
+        f" {FIRST_WORDS} words, {100 * base:.3g} % a wrong one",
         fix="compare with annotations.control=gold before speaking of reasoning, or annotations.kind=free",
         note=None,
         warning=LEAK,
@@ -154,12 +157,12 @@ def _first_words(where: str, said: Sequence[Annotation], records: dict[str, Task
     )
 
 
-def _others(said: Sequence[Annotation]) -> list[str]:
+def _others(annotations: Sequence[Annotation]) -> list[str]:
     """For each text another one, the same on every call: the base rate of questions that ask for a number."""
-    order = list(range(len(said)))
+    order = list(range(len(annotations)))
     random.Random("leakage").shuffle(order)
     after = dict(zip(order, [*order[1:], order[0]], strict=True))
-    return [said[after[place]].text for place in range(len(said))]
+    return [annotations[after[place]].text for place in range(len(annotations))]
 
 
 def _named_early(text: str, record: TaskRecord, other: str) -> tuple[float, float]:
@@ -192,7 +195,7 @@ def _taught(preflight: Preflight) -> Iterator[tuple[Cell, Teacher]]:
     for cell in preflight.trained:
         for teacher in cell.teachers:
             if parse_spec(teacher.spec, role="teacher").kind == "run":
-                continue  # a teacher that is yet to be trained has said nothing
+                continue  # a teacher that is yet to be trained has written nothing
             key = (cell.task.name, teacher.key, teacher.kind, teacher.text_digest(cell.task.name))
             if key not in seen:
                 seen.add(key)
