@@ -152,7 +152,8 @@ def test_teachers_of_word_problems_are_read_as_they_were_recorded(release: Path)
         assert not gold_visible(source, "svamp", key)
         programs = load_rationales(source, "svamp", "test", key, kind="program")
         assert len(programs) == 200 and all(programs.values())
-    # three that end in "which is not possible" are read no more, one that claims a number in passing and another at last is
+    # three that end in "which is not possible" are read no more; one that claims a number in passing and another at
+    # last is
     assert found == {"gpt-3.5-turbo": (975, 973, 824), "gpt4": (976, 976, 917)}
 
 

