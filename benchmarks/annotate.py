@@ -1,6 +1,6 @@
 """What vLLM saves when a local teacher writes rationales: seconds against transformers `generate` with batching.
 
-Both write the same wishes, greedy, in turn in one run; the demonstrations in front of every question are the same ones,
+Both serve the same greedy requests, in turn in one run; the demonstrations in front of every question are the same ones,
 so that vLLM computes them once (with --select random it cannot). vLLM's prefix cache is emptied before each round, and
 both are open before the clock starts.
 
@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 
 from tinyllm_bench.data.sources import find_source, load_rationales, load_split, rationale_keys
-from tinyllm_bench.generation.hf import HfWriter
-from tinyllm_bench.generation.requests import Sampling, Wish, Writer, Written
-from tinyllm_bench.generation.vllm import VllmWriter
+from tinyllm_bench.generation.hf import HfGenerator
+from tinyllm_bench.generation.requests import Completion, GenerationRequest, SamplingConfig, TextGenerator
+from tinyllm_bench.generation.vllm import VllmGenerator
 from tinyllm_bench.models.load import spec_folder
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.teachers import prompts as elicit
@@ -30,43 +30,43 @@ from tinyllm_bench.teachers.few_shot import ShotConfig, Shots
 
 
 class Form(NamedTuple):
-    """A writer and what is done before it is timed."""
+    """A generator and what is done before it is timed."""
 
-    writer: Writer
+    generator: TextGenerator
     before: Callable[[], None]
 
 
 class Measured(NamedTuple):
-    """Seconds of every round, and the last round's texts in the order of the wishes."""
+    """Seconds of every round, and the last round's texts in the order of the requests."""
 
     seconds: list[float]
-    texts: list[Written]
+    texts: list[Completion]
 
 
-def make_wishes(task: str, count: int, select: str, new: int) -> list[Wish]:
-    """Greedy wishes for the first training questions, with two demonstrations that carry a recorded rationale."""
+def make_requests(task: str, count: int, select: str, new: int) -> list[GenerationRequest]:
+    """Greedy requests for the first training questions, with two demonstrations that carry a recorded rationale."""
     source = find_source("auto" if os.environ.get("TINYLLM_BENCH_DATA") else "sample", None)
     records = load_split(source, task, "train")
     texts = load_rationales(source, task, "train", rationale_keys(source, task)[0])
     shots = Shots(ShotConfig.model_validate({"select": select, "shots": 2}), records, texts)
     asked = records[-count:]  # fixed demonstrations are the first records
-    sampling = Sampling(max_new_tokens=new, stop=elicit.stops("forced"))
-    return [Wish(elicit.prompt(record, shots.of(record), "forced"), sampling, 0) for record in asked]
+    sampling = SamplingConfig(max_new_tokens=new, stop=elicit.stops("forced"))
+    return [GenerationRequest(elicit.prompt(record, shots.of(record), "forced"), sampling, 0) for record in asked]
 
 
-def measure(forms: Mapping[str, Form], wishes: Sequence[Wish], rounds: int) -> dict[str, Measured]:
+def measure(forms: Mapping[str, Form], requests: Sequence[GenerationRequest], rounds: int) -> dict[str, Measured]:
     """Let the forms write in turn; the first round warms up and is not counted."""
     found = {name: Measured([], []) for name in forms}
     for number in range(rounds + 1):
         for name, form in forms.items():
             form.before()
             began = time.perf_counter()
-            answers = dict(form.writer.write(wishes))
+            answers = dict(form.generator.generate(requests))
             seconds = time.perf_counter() - began
-            texts = [answers[place] for place in range(len(wishes))]
-            failed = [text for text in texts if not isinstance(text, Written)]
+            texts = [answers[place] for place in range(len(requests))]
+            failed = [text for text in texts if not isinstance(text, Completion)]
             assert not failed, failed[0]
-            found[name].texts[:] = [text for text in texts if isinstance(text, Written)]
+            found[name].texts[:] = [text for text in texts if isinstance(text, Completion)]
             if number:
                 found[name].seconds.append(seconds)
     return found
@@ -90,7 +90,7 @@ def show(found: Mapping[str, Measured], last: str) -> None:
 
 
 def main() -> None:
-    """Open the writers, measure, and print one table."""
+    """Open the generators, measure, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled:smollm2-135m", help="teacher (default: %(default)s)")
     parser.add_argument("--task", default="obqa")
@@ -104,21 +104,21 @@ def main() -> None:
     folder = spec_folder(spec)
     if folder is None or spec.layers or spec.adapter:
         parser.error(f"--model {asked.model}: name a whole local model, such as bundled:smollm2-135m or dir:FOLDER")
-    wishes = make_wishes(asked.task, asked.questions, asked.select, asked.new)
+    requests = make_requests(asked.task, asked.questions, asked.select, asked.new)
     fast = "vLLM"
     with ExitStack() as stack:
         forms = {
-            f"transformers, batch {size}": Form(stack.enter_context(HfWriter(spec, batch=size)), lambda: None)
+            f"transformers, batch {size}": Form(stack.enter_context(HfGenerator(spec, batch=size)), lambda: None)
             for size in asked.batch
         }
-        vllm = stack.enter_context(VllmWriter(folder, batch=len(wishes)))
+        vllm = stack.enter_context(VllmGenerator(folder, batch=len(requests)))
         forms[fast] = Form(vllm, vllm.forget_prefixes)
         threads = torch.get_num_threads()
         print(
-            f"{asked.model} writes for {len(wishes)} questions of {asked.task}, two demonstrations ({asked.select}),"
+            f"{asked.model} writes for {len(requests)} questions of {asked.task}, two demonstrations ({asked.select}),"
             f" at most {asked.new} new tokens, greedy, float32, threads: {threads}, rounds: {asked.rounds}"
         )
-        show(measure(forms, wishes, asked.rounds), fast)
+        show(measure(forms, requests, asked.rounds), fast)
 
 
 if __name__ == "__main__":

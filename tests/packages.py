@@ -78,7 +78,7 @@ TASK = """
 """
 
 TEACHER = """
-    from tinyllm_bench.generation.requests import Written
+    from tinyllm_bench import Completion
 
     class Parrot:
         engine, batch = "parrot", 8
@@ -92,9 +92,9 @@ TEACHER = """
         def __exit__(self, *error):
             pass
 
-        def write(self, wishes):
-            for number, wish in enumerate(wishes):
-                yield number, Written(f"{self.words} is what I say to every question here.", 7, 9, "stop", 0.01)
+        def generate(self, requests):
+            for number, request in enumerate(requests):
+                yield number, Completion(f"{self.words} is what I say to every question here.", 7, 9, "stop", 0.01)
 
     def TEACHER(rest, settings):
         return Parrot(rest)

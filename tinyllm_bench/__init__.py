@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from tinyllm_bench.data.sources import Source as Source
     from tinyllm_bench.data.sources import load_rationales as load_rationales
     from tinyllm_bench.data.sources import load_split as load_split
+    from tinyllm_bench.generation.requests import Completion as Completion
+    from tinyllm_bench.generation.requests import GenerationRequest as GenerationRequest
+    from tinyllm_bench.generation.requests import SamplingConfig as SamplingConfig
     from tinyllm_bench.models.lm import LM as LM
     from tinyllm_bench.models.tokens import Encoded as Encoded
     from tinyllm_bench.testing import MethodContract as MethodContract
@@ -102,6 +105,7 @@ _MODULES = {
     "data.sources": "Source load_rationales load_split",
     "answers.voting": "COT POT Policy",
     "models.lm": "LM",
+    "generation.requests": "Completion GenerationRequest SamplingConfig",
     "training.method": "Average Decoding Method MethodConfig Needs Step "
     "TeacherSignal Term choose_teacher label_and_rationales unknown_teachers",
     "training.batching": "Batch Group",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.teachers.test_cache import WISHES, FakeWriter, fill
+from tests.teachers.test_cache import REQUESTS, FakeGenerator, fill
 from tinyllm_bench.cli.teaching import import_texts, pack_texts, show_texts
 from tinyllm_bench.teachers.cache import TextCache, texts_folder
 
@@ -18,7 +18,7 @@ def test_pack_import_and_show(
     def said() -> str:
         return capsys.readouterr().out
 
-    fill(TextCache(texts_folder("a-model", IDENTITY), IDENTITY), FakeWriter(), WISHES[:5])
+    fill(TextCache(texts_folder("a-model", IDENTITY), IDENTITY), FakeGenerator(), REQUESTS[:5])
     file = tmp_path / "texts.jsonl.zst"
     pack_texts(["a-model"], file)
     assert said() == f"packed 5 texts of a-model (5): {file}, 0.00 MB\n"

@@ -72,13 +72,13 @@ def test_sampled_answers_end(written: tuple[Loaded, list[int]]) -> None:
 
 
 def test_a_teacher_s_texts_end(written: tuple[Loaded, list[int]], tmp_path: Path) -> None:
-    from tinyllm_bench.generation.hf import HfWriter
-    from tinyllm_bench.generation.requests import Sampling, Wish
+    from tinyllm_bench.generation.hf import HfGenerator
+    from tinyllm_bench.generation.requests import GenerationRequest, SamplingConfig
 
     spec = parse_spec(f"dir:{tmp_path / 'model'}", role="teacher")
-    with HfWriter(spec, chat="never") as writer:
-        asked = Wish(PROMPT, Sampling(temperature=0, max_new_tokens=MOST), 0)
-        ((_, found),) = list(writer.write([asked]))
+    with HfGenerator(spec, chat="never") as generator:
+        asked = GenerationRequest(PROMPT, SamplingConfig(temperature=0, max_new_tokens=MOST), 0)
+        ((_, found),) = list(generator.generate([asked]))
     assert (found.tokens_out, found.finish) == (4, "stop")
 
 

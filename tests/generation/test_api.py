@@ -1,4 +1,4 @@
-"""The API writer against a real server on the loopback: what is repeated, what given up, and where the key is not."""
+"""The API generator against a real server on the loopback: what is repeated and given up, and where no key is."""
 
 import gzip
 import json
@@ -14,8 +14,8 @@ import pytest
 
 from tests.teachers.fake_server import MODEL, FakeServer, Reply, words
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.api import ApiWriter
-from tinyllm_bench.generation.requests import Failed, Sampling, Wish, Written
+from tinyllm_bench.generation.api import ApiGenerator
+from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, SamplingConfig
 
 SECRET = "sk-this-must-never-be-seen"
 BUSY = Reply(status=429, body={"error": {"message": "slow down"}})
@@ -29,33 +29,33 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-def wishes(count: int, **sampling: Any) -> list[Wish]:
-    return [Wish(f"prompt {n}", Sampling(**sampling), seed=100 + n) for n in range(count)]
+def requests(count: int, **sampling: Any) -> list[GenerationRequest]:
+    return [GenerationRequest(f"prompt {n}", SamplingConfig(**sampling), seed=100 + n) for n in range(count)]
 
 
-def writer(server: FakeServer, waits: list[float] | None = None, **more: Any) -> ApiWriter:
+def generator(server: FakeServer, waits: list[float] | None = None, **more: Any) -> ApiGenerator:
     """One that notes how long it would wait and does not."""
     noted: list[float] = [] if waits is None else waits
-    return ApiWriter(server.url, MODEL, **{"concurrency": 1, "attempts": 3, "sleep": noted.append, **more})
+    return ApiGenerator(server.url, MODEL, **{"concurrency": 1, "attempts": 3, "sleep": noted.append, **more})
 
 
-def written(server: FakeServer, asked: list[Wish], **more: Any) -> dict[int, Written | Failed]:
-    with writer(server, **more) as one:
-        answers = list(one.write(asked))
+def written(server: FakeServer, asked: list[GenerationRequest], **more: Any) -> dict[int, Completion | Failed]:
+    with generator(server, **more) as one:
+        answers = list(one.generate(asked))
     assert len(answers) == len(dict(answers)) == len(asked)
     return dict(answers)
 
 
-def only(script: list[Reply], **more: Any) -> Written | Failed:
+def only(script: list[Reply], **more: Any) -> Completion | Failed:
     with FakeServer(script) as server:
-        return written(server, wishes(1), **more)[0]
+        return written(server, requests(1), **more)[0]
 
 
-def test_a_chat_request_says_everything_that_was_wished() -> None:
+def test_a_chat_request_says_everything_that_was_asked() -> None:
     sampling = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 33, "stop": ("\nQuestion:", "\n#")}
     with FakeServer([words("A hen lays eggs.")]) as server:
-        answer = written(server, wishes(1, **sampling))[0]
-    assert isinstance(answer, Written)
+        answer = written(server, requests(1, **sampling))[0]
+    assert isinstance(answer, Completion)
     assert answer[:4] == ("A hen lays eggs.", 7, 3, "stop") and 0 < answer.seconds < 30
     expected = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 33, "stop": ["\nQuestion:", "\n#"], "seed": 100}
     message = {"messages": [{"role": "user", "content": "prompt 0"}], "model": MODEL}
@@ -64,26 +64,26 @@ def test_a_chat_request_says_everything_that_was_wished() -> None:
 
 def test_a_base_model_is_asked_for_a_completion() -> None:
     with FakeServer() as server:
-        answer = written(server, wishes(1), chat=False)[0]
-    assert isinstance(answer, Written) and answer.text == "echo of prompt 0"
+        answer = written(server, requests(1), chat=False)[0]
+    assert isinstance(answer, Completion) and answer.text == "echo of prompt 0"
     path, body = server.asked[0]
     assert path == "/v1/completions" and body["prompt"] == "prompt 0" and not {"messages", "stop"} & set(body)
 
 
 def test_the_limit_the_filter_and_what_a_server_leaves_out() -> None:
     cut = only([words("on and", finish_reason="length")])
-    assert isinstance(cut, Written) and cut.finish == "length"
+    assert isinstance(cut, Completion) and cut.finish == "length"
     assert only([words("", finish_reason="content_filter")]) == Failed("the server's content filter held the text back")
-    assert only([words("")]) == Written("", 7, 3, "stop", pytest.approx(0, abs=30))
+    assert only([words("")]) == Completion("", 7, 3, "stop", pytest.approx(0, abs=30))
     silent = only([Reply(body={"choices": [{"message": {"content": "three words here"}}]})])
-    assert isinstance(silent, Written) and silent[1:4] == (2, 3, "stop")
+    assert isinstance(silent, Completion) and silent[1:4] == (2, 3, "stop")
 
 
 def test_more_stop_texts_than_a_server_takes_are_cut_here() -> None:
     stops = ("\nA", "\nB", "\nC", "\nD", "\nE")
     with FakeServer([words("Yes.\nE and more", finish_reason="length")]) as server:
-        answer = written(server, wishes(1, stop=stops))[0]
-    assert isinstance(answer, Written) and answer.text == "Yes." and answer.finish == "stop"
+        answer = written(server, requests(1, stop=stops))[0]
+    assert isinstance(answer, Completion) and answer.text == "Yes." and answer.finish == "stop"
     assert server.asked[0][1]["stop"] == list(stops[:4])
 
 
@@ -106,7 +106,7 @@ def test_more_stop_texts_than_a_server_takes_are_cut_here() -> None:
 def test_trouble_that_passes_is_asked_again_and_trouble_that_lasts_fails(trouble: Reply) -> None:
     waits: list[float] = []
     answer = only([trouble, trouble, words("at last")], waits=waits)
-    assert isinstance(answer, Written) and answer.text == "at last"
+    assert isinstance(answer, Completion) and answer.text == "at last"
     assert len(waits) == 2 and 1 <= waits[0] <= 2 and 2 <= waits[1] <= 3
     failed = only([trouble] * 3)
     assert isinstance(failed, Failed) and failed.reason.endswith(", 3 times")
@@ -124,10 +124,10 @@ def test_reasons_are_the_servers_own_words() -> None:
 
 def test_a_silent_server_times_out() -> None:
     with FakeServer([Reply(hold=True), words("awake")]) as server:
-        answer = written(server, wishes(1), timeout=0.2)[0]
-        assert isinstance(answer, Written) and answer.text == "awake"
+        answer = written(server, requests(1), timeout=0.2)[0]
+        assert isinstance(answer, Completion) and answer.text == "awake"
         server.script = [Reply(hold=True)] * 2
-        assert written(server, wishes(1), timeout=0.2, attempts=2)[0] == Failed("no answer within 0.2 s, 2 times")
+        assert written(server, requests(1), timeout=0.2, attempts=2)[0] == Failed("no answer within 0.2 s, 2 times")
 
 
 @pytest.mark.parametrize("slow", ["head", "body"])
@@ -135,7 +135,7 @@ def test_a_server_that_drips_times_out_as_a_whole(slow: str) -> None:
     drip = Reply(body=b"x" * 1000, drip=0.05, headers={"from": slow})
     with FakeServer([drip, drip]) as server:
         began = time.monotonic()
-        answer = written(server, wishes(1), timeout=0.5, attempts=2)[0]
+        answer = written(server, requests(1), timeout=0.5, attempts=2)[0]
     assert answer == Failed("no answer within 0.5 s, 2 times") and time.monotonic() - began < 10
 
 
@@ -143,13 +143,13 @@ def test_a_server_that_drips_times_out_as_a_whole(slow: str) -> None:
 def test_a_server_that_drips_its_models_is_refused(slow: str) -> None:
     models = Reply(body=b"x" * 1000, drip=0.05, headers={"from": slow})
     with FakeServer(models=models) as server, pytest.raises(UserError, match=r"no answer within 0.5 s, 1 times"):
-        writer(server, timeout=0.5, attempts=1).__enter__()
+        generator(server, timeout=0.5, attempts=1).__enter__()
 
 
 def test_a_slow_server_within_the_limit_is_waited_for() -> None:
     body = json.dumps({"choices": [{"message": {"content": "slow"}}]}).encode()
     answer = only([Reply(body=body, drip=0.01)], timeout=20)
-    assert isinstance(answer, Written) and answer.text == "slow"
+    assert isinstance(answer, Completion) and answer.text == "slow"
 
 
 def test_a_reply_without_end_is_cut_off() -> None:
@@ -167,8 +167,8 @@ def test_a_compressed_reply_is_not_unpacked() -> None:
 def test_the_key_is_sent_to_no_other_host(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYLLM_BENCH_API_KEY", SECRET)
     with FakeServer() as other, FakeServer([Reply(status=status, headers={"Location": other.url})]) as server:
-        with pytest.raises(UserError, match=f"cannot serve .* it answers {status}"), writer(server) as one:
-            list(one.write(wishes(1)))
+        with pytest.raises(UserError, match=f"cannot serve .* it answers {status}"), generator(server) as one:
+            list(one.generate(requests(1)))
         assert other.keys == [] and SECRET not in repr(other.asked)
 
 
@@ -186,12 +186,12 @@ def test_odd_counts_of_tokens_are_words(count: Any) -> None:
     reply = words("three short words")
     body = {**reply.body, "usage": {"completion_tokens": count, "prompt_tokens": count}}  # type: ignore[dict-item]
     answer = only([Reply(body=body)])
-    assert isinstance(answer, Written) and (answer.tokens_in, answer.tokens_out) == (2, 3)
+    assert isinstance(answer, Completion) and (answer.tokens_in, answer.tokens_out) == (2, 3)
 
 
 def test_closing_while_a_request_is_under_way_ends_at_once() -> None:
-    with FakeServer([Reply(hold=True)]) as server, writer(server, timeout=60) as one:
-        threading.Thread(target=lambda: list(one.write(wishes(1))), daemon=True).start()
+    with FakeServer([Reply(hold=True)]) as server, generator(server, timeout=60) as one:
+        threading.Thread(target=lambda: list(one.generate(requests(1))), daemon=True).start()
         while not server.asked:
             time.sleep(0.01)
         began = time.monotonic()
@@ -203,7 +203,7 @@ def test_retry_after_is_obeyed_up_to_a_limit() -> None:
     waits: list[float] = []
     soon = formatdate(time.time() + 100, usegmt=True)
     asked = [Reply(status=429, headers={"Retry-After": text}) for text in ("17", soon, "86400", "soon", "nan")]
-    assert isinstance(only([*asked, words("ok")], waits=waits, attempts=6), Written)
+    assert isinstance(only([*asked, words("ok")], waits=waits, attempts=6), Completion)
     assert waits[0] == 17 and 90 < waits[1] <= 100 and waits[2] == 300
     assert 8 <= waits[3] <= 9 and 16 <= waits[4] <= 17
 
@@ -217,9 +217,9 @@ def test_requests_run_at_once_but_not_more_than_allowed() -> None:
         count.release()
 
     with FakeServer(meanwhile=together) as server:
-        answers = written(server, wishes(6), concurrency=3)
+        answers = written(server, requests(6), concurrency=3)
     assert most == [True] * 6
-    assert {n: a.text for n, a in answers.items() if isinstance(a, Written)} == {
+    assert {n: a.text for n, a in answers.items() if isinstance(a, Completion)} == {
         n: f"echo of prompt {n}" for n in range(6)
     }
 
@@ -229,25 +229,25 @@ def test_a_server_that_cannot_be_used_is_refused_at_the_door() -> None:
         with pytest.raises(
             UserError, match=r"unknown model at http.*'tiny-teachr'. Did you mean 'tiny-teacher'.*other"
         ):
-            ApiWriter(server.url, "tiny-teachr").__enter__()
+            ApiGenerator(server.url, "tiny-teachr").__enter__()
         dead = server.url
     with pytest.raises(UserError, match="cannot be reached.*start the server"):
-        ApiWriter(dead, MODEL).__enter__()
+        ApiGenerator(dead, MODEL).__enter__()
     for body in (b"<html>", b'{"data": 1}', b"{}"):
         with FakeServer(models=Reply(body=body)) as server, pytest.raises(UserError, match="localhost:8000/v1"):
-            ApiWriter(server.url, MODEL).__enter__()
+            ApiGenerator(server.url, MODEL).__enter__()
     with FakeServer(models=BUSY) as server, pytest.raises(UserError, match="429.*3 times; try again later"):
-        writer(server).__enter__()
+        generator(server).__enter__()
     with FakeServer(models=Reply(status=404)) as server:  # a server need not list its models
-        assert len(written(server, wishes(1))) == 1
+        assert len(written(server, requests(1))) == 1
     with pytest.raises(UserError, match="malformed"):
-        ApiWriter("http://[::1", MODEL)
+        ApiGenerator("http://[::1", MODEL)
 
 
 def test_an_unknown_model_while_writing_ends_everything() -> None:
     gone = Reply(status=404, body={"error": {"message": "no such model"}})
-    with FakeServer([words("one"), gone]) as server, writer(server) as one:
-        answers = one.write(wishes(5))
+    with FakeServer([words("one"), gone]) as server, generator(server) as one:
+        answers = one.generate(requests(5))
         assert next(answers)[0] == 0
         with pytest.raises(UserError, match=r"404 \(no such model\).*api:URL#MODEL"):
             next(answers)
@@ -256,38 +256,38 @@ def test_an_unknown_model_while_writing_ends_everything() -> None:
 
 def test_a_server_that_dies_half_way_and_comes_back() -> None:
     got: dict[int, Any] = {}
-    with FakeServer(dies_after=4) as server, writer(server, concurrency=2) as one:
+    with FakeServer(dies_after=4) as server, generator(server, concurrency=2) as one:
         with pytest.raises(UserError, match="went away.*3 times; start the server again and repeat"):
-            got.update(one.write(wishes(20)))
-        assert 4 <= len(got) < 20 and all(isinstance(answer, Written) for answer in got.values())
+            got.update(one.generate(requests(20)))
+        assert 4 <= len(got) < 20 and all(isinstance(answer, Completion) for answer in got.values())
         with FakeServer(port=server.port):
-            rest = [wish for n, wish in enumerate(wishes(20)) if n not in got]
-            assert len(dict(one.write(rest))) == len(rest)
+            rest = [request for n, request in enumerate(requests(20)) if n not in got]
+            assert len(dict(one.generate(rest))) == len(rest)
 
 
 def test_a_wrong_or_missing_key_names_the_variable_and_never_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeServer(key="right") as server:
         with pytest.raises(UserError, match=r"wants a key \(401\); set TINYLLM_BENCH_API_KEY"):
-            writer(server).__enter__()
+            generator(server).__enter__()
         monkeypatch.setenv("OPENAI_API_KEY", "right")
-        assert len(written(server, wishes(1))) == 1
+        assert len(written(server, requests(1))) == 1
         monkeypatch.setenv("TINYLLM_BENCH_API_KEY", SECRET)  # goes before the other
         with pytest.raises(UserError, match="refuses the key") as caught:
-            writer(server).__enter__()
+            generator(server).__enter__()
         assert SECRET not in everything(caught.value)
         monkeypatch.setenv("MY_KEY", " right\n")
-        assert len(written(server, wishes(1), key_variable="MY_KEY")) == 1
-        with writer(server, key_variable="MY_KEY") as one:
+        assert len(written(server, requests(1), key_variable="MY_KEY")) == 1
+        with generator(server, key_variable="MY_KEY") as one:
             server.key = "another"
             with pytest.raises(UserError, match=r"refuses the key \(401\); set MY_KEY"):
-                list(one.write(wishes(3)))
+                list(one.generate(requests(3)))
     monkeypatch.setenv("MY_KEY", f"{SECRET}ï")
     with pytest.raises(UserError, match="odd characters") as caught:
-        writer(server, key_variable="MY_KEY").__enter__()
+        generator(server, key_variable="MY_KEY").__enter__()
     assert SECRET not in everything(caught.value)
     for url in (f"http://me:{SECRET}@127.0.0.1:1/v1", f"http://127.0.0.1:1/v1?key={SECRET}", f"HTTP://{SECRET}@h/v1"):
         with pytest.raises(UserError, match="put the key into") as caught:
-            ApiWriter(url, MODEL)
+            ApiGenerator(url, MODEL)
         assert SECRET not in str(caught.value)
 
 
@@ -307,13 +307,13 @@ def test_the_key_is_in_no_reason_no_log_and_no_repr(caplog: pytest.LogCaptureFix
     caplog.set_level(logging.DEBUG)
     telling = {"error": {"message": f"you sent {SECRET}"}}
     script = [Reply(status=status, body=telling) for status in (400, 500, 429, 200)]
-    with FakeServer(script) as server, writer(server, attempts=1) as one:
-        answers = dict(one.write(wishes(4)))
+    with FakeServer(script) as server, generator(server, attempts=1) as one:
+        answers = dict(one.generate(requests(4)))
         assert [type(answer) for answer in answers.values()] == [Failed] * 4 and SECRET not in repr(answers)
         assert all("you sent ***" in answer.reason for answer in answers.values() if isinstance(answer, Failed))
         server.script = [Reply(status=404, body=telling)]
         with pytest.raises(UserError) as caught:
-            list(one.write(wishes(1)))
+            list(one.generate(requests(1)))
         assert SECRET not in str(caught.value)
         assert SECRET not in repr(one) + repr(vars(one))
     assert set(server.keys) == {f"Bearer {SECRET}"}
@@ -321,8 +321,8 @@ def test_the_key_is_in_no_reason_no_log_and_no_repr(caplog: pytest.LogCaptureFix
 
 
 def test_leaving_early_begins_nothing_new() -> None:
-    with FakeServer() as server, writer(server) as one:
-        for _ in one.write(wishes(50)):
+    with FakeServer() as server, generator(server) as one:
+        for _ in one.generate(requests(50)):
             break
         time.sleep(0.1)
         assert len(server.asked) < 50

@@ -1,4 +1,4 @@
-"""Prompts as token ids, and where a text ends: what all writers share."""
+"""Prompts as token ids, and where a text ends: what all generators share."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The transformers writer: batches change nothing, seeds decide, ends and counts are exact."""
+"""The transformers generator: batches change nothing, seeds decide, ends and counts are exact."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 
 from tests.generation.test_encoding import TEMPLATE
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.hf import HfWriter
-from tinyllm_bench.generation.requests import Failed, Sampling, Wish, Written
+from tinyllm_bench.generation.hf import HfGenerator
+from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, SamplingConfig
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.testing import tiny_models
 
@@ -35,18 +35,21 @@ def spec(folder: Path) -> ModelSpec:
     return parse_spec(f"dir:{folder}", role="teacher")
 
 
-def wishes(prompts: Sequence[str] = PROMPTS, **sampling: Any) -> list[Wish]:
-    return [Wish(text, Sampling(**{"max_new_tokens": 12, **sampling}), seed=n) for n, text in enumerate(prompts)]
+def requests(prompts: Sequence[str] = PROMPTS, **sampling: Any) -> list[GenerationRequest]:
+    return [
+        GenerationRequest(text, SamplingConfig(**{"max_new_tokens": 12, **sampling}), seed=n)
+        for n, text in enumerate(prompts)
+    ]
 
 
-def written(folder: Path, asked: Sequence[Wish], **options: Any) -> list[Any]:
-    with HfWriter(spec(folder), **options) as writer:
-        answers = dict(writer.write(asked))
+def written(folder: Path, asked: Sequence[GenerationRequest], **options: Any) -> list[Any]:
+    with HfGenerator(spec(folder), **options) as generator:
+        answers = dict(generator.generate(asked))
     assert sorted(answers) == list(range(len(asked)))
     return [answers[n] for n in range(len(asked))]
 
 
-def texts(answers: Sequence[Written]) -> list[str]:
+def texts(answers: Sequence[Completion]) -> list[str]:
     return [answer.text for answer in answers]
 
 
@@ -63,7 +66,7 @@ def test_greedy_texts_do_not_depend_on_the_batch_and_counts_are_exact(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     folder, pair = request.getfixturevalue(f"tiny_{kind}_dir"), request.getfixturevalue(f"tiny_{kind}")
-    found = written(folder, wishes(), batch=3)
+    found = written(folder, requests(), batch=3)
     tokenizer = pair[1]
     for answer, prompt in zip(found, PROMPTS, strict=True):
         ids = alone(pair, prompt)
@@ -87,7 +90,7 @@ def test_an_end_token_and_a_stop_text_end_one_row_and_leave_the_others(tiny_llam
         for n in range(3, 12)
         if "\ufffd" not in (text := tokenizer.decode(whole[1][n - 2 : n])) and sum(text in one for one in said) == 1
     )
-    found = written(folder, wishes(stop=(stop, "never written")))
+    found = written(folder, requests(stop=(stop, "never written")))
     assert found[0].finish == "stop" and found[0].tokens_out == whole[0].index(end) + 1
     assert found[0].text == tokenizer.decode(whole[0][: whole[0].index(end)])
     assert found[1].finish == "stop" and found[1].text == said[1].split(stop)[0] and found[1].tokens_out < 12
@@ -100,32 +103,35 @@ def test_an_end_token_and_a_stop_text_end_one_row_and_leave_the_others(tiny_llam
 
 @pytest.mark.slow
 def test_a_drawn_text_depends_on_its_own_seed_alone(tiny_llama_dir: Path) -> None:
-    asked = wishes(temperature=1.0, top_p=0.95)
+    asked = requests(temperature=1.0, top_p=0.95)
     torch.manual_seed(1)
     before = torch.get_rng_state()
     found = written(tiny_llama_dir, asked)
     assert torch.equal(before, torch.get_rng_state())
     assert texts(written(tiny_llama_dir, asked[::-1], batch=2)) == texts(found)[::-1]
-    assert texts(written(tiny_llama_dir, [*asked[:2], *wishes()[:2]]))[:2] == texts(found)[:2]
-    assert texts(written(tiny_llama_dir, [wish._replace(seed=99) for wish in asked])) != texts(found)
-    assert texts(written(tiny_llama_dir, wishes())) != texts(found)
+    assert texts(written(tiny_llama_dir, [*asked[:2], *requests()[:2]]))[:2] == texts(found)[:2]
+    assert texts(written(tiny_llama_dir, [request._replace(seed=99) for request in asked])) != texts(found)
+    assert texts(written(tiny_llama_dir, requests())) != texts(found)
 
 
 @pytest.mark.slow
 def test_a_draw_may_take_any_token_and_top_p_narrows_it(tiny_llama_dir: Path) -> None:
-    hot = [Wish("A hen", Sampling(temperature=1e4, max_new_tokens=1), seed) for seed in range(150)]
+    hot = [GenerationRequest("A hen", SamplingConfig(temperature=1e4, max_new_tokens=1), seed) for seed in range(150)]
     assert len(set(texts(written(tiny_llama_dir, hot)))) > 50  # transformers' own default is the 50 likeliest
-    sure = [Wish("A hen", Sampling(temperature=1.0, top_p=1e-6, max_new_tokens=4), seed) for seed in range(5)]
-    greedy = written(tiny_llama_dir, [Wish("A hen", Sampling(max_new_tokens=4), 0)])
+    sure = [
+        GenerationRequest("A hen", SamplingConfig(temperature=1.0, top_p=1e-6, max_new_tokens=4), seed)
+        for seed in range(5)
+    ]
+    greedy = written(tiny_llama_dir, [GenerationRequest("A hen", SamplingConfig(max_new_tokens=4), 0)])
     assert set(texts(written(tiny_llama_dir, sure))) == set(texts(greedy))
 
 
 def test_a_prompt_that_is_too_long_fails_alone_and_is_never_cut(tmp_path: Path) -> None:
     folder = tiny_models.saved(tiny_models.tiny_llama(max_position_embeddings=64), tmp_path / "short")
-    found = written(folder, wishes(["A hen", "long " * 60, "Water boils"]))
+    found = written(folder, requests(["A hen", "long " * 60, "Water boils"]))
     assert isinstance(found[1], Failed) and "new ones are more than the model's limit of 64" in found[1].reason
-    assert isinstance(found[0], Written) and isinstance(found[2], Written)
-    read = written(folder, [Wish("A hen", Sampling(max_new_tokens=100), 0)])
+    assert isinstance(found[0], Completion) and isinstance(found[2], Completion)
+    read = written(folder, [GenerationRequest("A hen", SamplingConfig(max_new_tokens=100), 0)])
     assert isinstance(read[0], Failed) and "and 100 new ones" in read[0].reason
 
 
@@ -134,12 +140,12 @@ def test_a_chat_model_reads_its_own_template(tmp_path: Path, tiny_llama_dir: Pat
     tokenizer.chat_template = TEMPLATE
     folder = tiny_models.saved((model, tokenizer), tmp_path / "chat")
     wrapped = [f"<|user|>{prompt}\n<|assistant|>" for prompt in PROMPTS]
-    as_text = written(tiny_llama_dir, wishes(wrapped))
+    as_text = written(tiny_llama_dir, requests(wrapped))
     for chat in ("auto", "always"):
-        found = written(folder, wishes(), chat=chat)
+        found = written(folder, requests(), chat=chat)
         assert [answer[:4] for answer in found] == [answer[:4] for answer in as_text]
-    assert texts(written(folder, wishes(), chat="never")) == texts(written(tiny_llama_dir, wishes()))
-    with pytest.raises(UserError, match="no chat template"), HfWriter(spec(tiny_llama_dir), chat="always"):
+    assert texts(written(folder, requests(), chat="never")) == texts(written(tiny_llama_dir, requests()))
+    with pytest.raises(UserError, match="no chat template"), HfGenerator(spec(tiny_llama_dir), chat="always"):
         pass
 
 
@@ -147,7 +153,7 @@ def test_a_batch_that_does_not_fit_names_the_setting(tiny_llama_dir: Path, monke
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with HfWriter(spec(tiny_llama_dir)) as writer:
-        monkeypatch.setattr(type(writer._open.model), "generate", full)
+    with HfGenerator(spec(tiny_llama_dir)) as generator:
+        monkeypatch.setattr(type(generator._open.model), "generate", full)
         with pytest.raises(UserError, match="batch of 5 prompts does not fit.*lower annotations.batch"):
-            list(writer.write(wishes()))
+            list(generator.generate(requests()))

@@ -1,4 +1,4 @@
-"""The vLLM writer: the same texts as transformers, seeds per wish, clear refusals and deaths."""
+"""The vLLM generator: the same texts as transformers, seeds per request, clear refusals and deaths."""
 
 import os
 import signal
@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.generation.test_encoding import TEMPLATE
-from tests.generation.test_hf import PROMPTS, wishes, written
+from tests.generation.test_hf import PROMPTS, requests, written
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.requests import Failed, Sampling, Wish
-from tinyllm_bench.generation.vllm import VllmWriter
+from tinyllm_bench.generation.requests import Failed, GenerationRequest, SamplingConfig
+from tinyllm_bench.generation.vllm import VllmGenerator
 from tinyllm_bench.generation.vllm_worker import devices_for
 from tinyllm_bench.generation.worker import vllm_installed
 from tinyllm_bench.testing import tiny_models
@@ -29,13 +29,13 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def writer(chat_folder: Path) -> Iterator[VllmWriter]:
-    with VllmWriter(chat_folder, batch=3, start_seconds=300, answer_seconds=300) as one:
+def generator(chat_folder: Path) -> Iterator[VllmGenerator]:
+    with VllmGenerator(chat_folder, batch=3, start_seconds=300, answer_seconds=300) as one:
         yield one
 
 
-def answers(writer: VllmWriter, asked: list[Wish]) -> list[Any]:
-    found = dict(writer.write(asked))
+def answers(generator: VllmGenerator, asked: list[GenerationRequest]) -> list[Any]:
+    found = dict(generator.generate(asked))
     assert list(found) == list(range(len(asked)))
     return list(found.values())
 
@@ -43,11 +43,11 @@ def answers(writer: VllmWriter, asked: list[Wish]) -> list[Any]:
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
-def test_greedy_texts_are_those_of_transformers(writer: VllmWriter, chat_folder: Path) -> None:
-    ours, theirs = answers(writer, wishes()), written(chat_folder, wishes())
+def test_greedy_texts_are_those_of_transformers(generator: VllmGenerator, chat_folder: Path) -> None:
+    ours, theirs = answers(generator, requests()), written(chat_folder, requests())
     assert [answer[:4] for answer in ours] == [answer[:4] for answer in theirs]
     stop = ours[0].text[3:5]
-    ours, theirs = answers(writer, wishes(stop=(stop, "\n#"))), written(chat_folder, wishes(stop=(stop, "\n#")))
+    ours, theirs = answers(generator, requests(stop=(stop, "\n#"))), written(chat_folder, requests(stop=(stop, "\n#")))
     assert [answer[:4] for answer in ours] == [answer[:4] for answer in theirs]
     assert ours[0].finish == "stop" and ours[0].seconds > 0
 
@@ -55,30 +55,30 @@ def test_greedy_texts_are_those_of_transformers(writer: VllmWriter, chat_folder:
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
-def test_a_drawn_text_depends_on_its_own_seed_alone(writer: VllmWriter) -> None:
-    asked = wishes(temperature=1.0, top_p=0.95)
-    first = [answer.text for answer in answers(writer, asked)]
-    assert [answer.text for answer in answers(writer, asked[::-1])] == first[::-1]
-    assert [answer.text for answer in answers(writer, [*asked[3:], *wishes()])][:2] == first[3:]
+def test_a_drawn_text_depends_on_its_own_seed_alone(generator: VllmGenerator) -> None:
+    asked = requests(temperature=1.0, top_p=0.95)
+    first = [answer.text for answer in answers(generator, asked)]
+    assert [answer.text for answer in answers(generator, asked[::-1])] == first[::-1]
+    assert [answer.text for answer in answers(generator, [*asked[3:], *requests()])][:2] == first[3:]
     same_prompt = [asked[0]._replace(seed=seed) for seed in (5, 6, 5)]
-    one, two, three = (answer.text for answer in answers(writer, same_prompt))
+    one, two, three = (answer.text for answer in answers(generator, same_prompt))
     assert one == three != two
-    writer.forget_prefixes()
-    assert [answer.text for answer in answers(writer, asked)] == first
+    generator.forget_prefixes()
+    assert [answer.text for answer in answers(generator, asked)] == first
 
 
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
-def test_a_long_prompt_fails_alone_and_a_death_is_clear(writer: VllmWriter, chat_folder: Path) -> None:
-    asked = [Wish(text, Sampling(max_new_tokens=4), 0) for text in ("A hen", "long " * 250, "Water")]
-    found = answers(writer, asked)
+def test_a_long_prompt_fails_alone_and_a_death_is_clear(generator: VllmGenerator, chat_folder: Path) -> None:
+    asked = [GenerationRequest(text, SamplingConfig(max_new_tokens=4), 0) for text in ("A hen", "long " * 250, "Water")]
+    found = answers(generator, asked)
     assert [isinstance(answer, Failed) for answer in found] == [False, True, False]
     assert "limit of 256" in found[1].reason
-    only_long = answers(writer, asked[1:2])
+    only_long = answers(generator, asked[1:2])
     assert only_long == [found[1]]
-    with VllmWriter(chat_folder, start_seconds=300, answer_seconds=300, max_model_len=32) as short:
-        assert isinstance(answers(short, wishes(PROMPTS[2:3]))[0], Failed)
+    with VllmGenerator(chat_folder, start_seconds=300, answer_seconds=300, max_model_len=32) as short:
+        assert isinstance(answers(short, requests(PROMPTS[2:3]))[0], Failed)
         assert short.pid is not None
         os.kill(short.pid, signal.SIGKILL)
         with pytest.raises(UserError, match="the vLLM process died at 'write'.*annotations.engine=hf"):
@@ -90,16 +90,16 @@ def test_a_long_prompt_fails_alone_and_a_death_is_clear(writer: VllmWriter, chat
 @needs_vllm
 def test_a_chat_that_cannot_be_is_refused(tmp_path: Path) -> None:
     folder = tiny_models.saved(tiny_models.tiny_llama(**HEADS), tmp_path / "plain")
-    with pytest.raises(UserError, match="no chat template"), VllmWriter(folder, chat="always", start_seconds=300):
+    with pytest.raises(UserError, match="no chat template"), VllmGenerator(folder, chat="always", start_seconds=300):
         pass
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyllm_bench.generation.worker.find_spec", lambda _: object())
-    with pytest.raises(UserError, match="no config.json"), VllmWriter(tmp_path):
+    with pytest.raises(UserError, match="no config.json"), VllmGenerator(tmp_path):
         pass
     monkeypatch.setattr("tinyllm_bench.generation.worker.find_spec", lambda _: None)
-    with pytest.raises(UserError, match="pip install.*annotations.engine=hf"), VllmWriter(tmp_path):
+    with pytest.raises(UserError, match="pip install.*annotations.engine=hf"), VllmGenerator(tmp_path):
         pass
 
 

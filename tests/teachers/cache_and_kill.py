@@ -1,9 +1,9 @@
-"""Fills one cache with a slow writer, in as many processes and with as many kills as asked. Used by test_cache.py.
+"""Fills one cache with a slow generator, in as many processes and with as many kills as asked. Used by test_cache.py.
 
     python cache_and_kill.py fill FOLDER NAME OTHER    fill it, as NAME, from when the process OTHER is ready too
     python cache_and_kill.py kill FOLDER               ten fills that SIGKILL ends at seeded moments, then a whole one
 
-The writer notes each prompt in FOLDER/calls.log before it writes, so that every text that was ever begun is known.
+The generator notes each prompt in FOLDER/calls.log before it writes, so that every text that was ever begun is known.
 """
 
 import json
@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.requests import Sampling, Wish, Written
+from tinyllm_bench.generation.requests import Completion, GenerationRequest, SamplingConfig
 from tinyllm_bench.teachers.cache import TextCache
 
 TEACHER = {"model": "slow", "chat": "never"}
-WISHES = [Wish(f"Question {n}: what sinks?", Sampling(max_new_tokens=8), n) for n in range(80)]
+REQUESTS = [GenerationRequest(f"Question {n}: what sinks?", SamplingConfig(max_new_tokens=8), n) for n in range(80)]
 SECONDS = 0.02  # one text
 KILLS = 10
 
 
-class SlowWriter:
+class SlowGenerator:
     """Takes its time for each text, and makes no text twice: a text names its process and the moment."""
 
     engine = "slow"
@@ -42,11 +42,11 @@ class SlowWriter:
     def __exit__(self, *error: object) -> None:
         return None
 
-    def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written]]:
-        for index, wish in enumerate(wishes):
-            note(self.log, f"{self.name} {wish.seed}")
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion]]:
+        for index, request in enumerate(requests):
+            note(self.log, f"{self.name} {request.seed}")
             time.sleep(SECONDS)
-            yield index, Written(f"{self.name} {wish.seed} {time.monotonic_ns()}", 5, 3, "stop", SECONDS)
+            yield index, Completion(f"{self.name} {request.seed} {time.monotonic_ns()}", 5, 3, "stop", SECONDS)
 
 
 def note(log: Path, line: str) -> None:
@@ -65,7 +65,7 @@ def fill(folder: Path, name: str) -> int:
     """Fill the cache; returns how many texts there are."""
     cache = cache_in(folder)
     rows = cache.fill(
-        WISHES, lambda: SlowWriter(folder / "calls.log", name), on_error="stop", report=lambda event: None
+        REQUESTS, lambda: SlowGenerator(folder / "calls.log", name), on_error="stop", report=lambda event: None
     )
     return len(rows)
 
@@ -81,7 +81,7 @@ def killed_fill(folder: Path, name: str, after: float) -> bool:
     if child == 0:
         status = 1
         try:
-            status = 0 if fill(folder, name) == len(WISHES) else 1
+            status = 0 if fill(folder, name) == len(REQUESTS) else 1
         except UserError as error:
             sys.stderr.write(f"{error}\n")
         os._exit(status)
@@ -115,7 +115,7 @@ def main() -> None:
         (folder / "attempts.json").write_text(json.dumps(kill(folder)))
     else:
         meet(folder, *sys.argv[3:])
-        assert fill(folder, sys.argv[3]) == len(WISHES)
+        assert fill(folder, sys.argv[3]) == len(REQUESTS)
 
 
 if __name__ == "__main__":

@@ -17,22 +17,25 @@ import pytest
 from tests.teachers import cache_and_kill
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import append_checked, checked_line, locked, read_checked
-from tinyllm_bench.generation.requests import Failed, Sampling, Wish, Written
+from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, SamplingConfig
 from tinyllm_bench.teachers.cache import TextCache, text_key, texts_folder
 
 TEACHER = {"model": "a model", "chat": "auto"}
-WISHES = [Wish(f"Question {n}: where does a river end?\nAnswer:", Sampling(stop=("\n\n",)), 0) for n in range(40)]
-Answer = Written | Failed | BaseException
+REQUESTS = [
+    GenerationRequest(f"Question {n}: where does a river end?\nAnswer:", SamplingConfig(stop=("\n\n",)), 0)
+    for n in range(40)
+]
+Answer = Completion | Failed | BaseException
 
 
-class FakeWriter:
+class FakeGenerator:
     """Answers from a script by prompt, everything else with the prompt's second word; counts what it is asked."""
 
     engine = "fake"
 
     def __init__(self, script: Mapping[str, Answer] | None = None, batch: int = 8) -> None:
         self.script, self.batch = script or {}, batch
-        self.asked: list[Wish] = []
+        self.asked: list[GenerationRequest] = []
         self.opened = self.closed = 0
 
     def __enter__(self) -> Self:
@@ -42,11 +45,13 @@ class FakeWriter:
     def __exit__(self, *error: object) -> None:
         self.closed += 1
 
-    def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
-        assert len(wishes) <= self.batch
-        for index, wish in reversed(list(enumerate(wishes))):
-            self.asked.append(wish)
-            answer = self.script.get(wish.prompt, Written(f"to the sea {wish.prompt.split()[1]}", 9, 4, "stop", 0.5))
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+        assert len(requests) <= self.batch
+        for index, request in reversed(list(enumerate(requests))):
+            self.asked.append(request)
+            answer = self.script.get(
+                request.prompt, Completion(f"to the sea {request.prompt.split()[1]}", 9, 4, "stop", 0.5)
+            )
             if isinstance(answer, BaseException):
                 raise answer
             yield index, answer
@@ -57,13 +62,15 @@ def cache(tmp_path: Path) -> TextCache:
     return TextCache(tmp_path / "a-model" / "0123456789abcdef", TEACHER)
 
 
-def fill(cache: TextCache, writer: Any, wishes: Sequence[Wish] = WISHES, **options: Any) -> dict[str, Any]:
+def fill(
+    cache: TextCache, generator: Any, requests: Sequence[GenerationRequest] = REQUESTS, **options: Any
+) -> dict[str, Any]:
     options = {"on_error": "stop", "report": lambda event: None} | options
-    return cache.fill(wishes, lambda: writer, **options)  # type: ignore[return-value]
+    return cache.fill(requests, lambda: generator, **options)  # type: ignore[return-value]
 
 
 def forbidden() -> Any:
-    raise AssertionError("the writer was made although nothing is missing")
+    raise AssertionError("the generator was made although nothing is missing")
 
 
 def a_shard(cache: TextCache) -> Path:
@@ -81,25 +88,25 @@ def rewrite(shard: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def test_every_wish_gets_its_text_and_is_asked_once(cache: TextCache) -> None:
-    writer, events = FakeWriter(), list[Mapping[str, Any]]()
-    rows = fill(cache, writer, [*WISHES, *WISHES], report=events.append)
-    assert len(rows) == 40 == len(writer.asked) == len(set(writer.asked))
-    for wish in WISHES:
-        row = rows[text_key(TEACHER, wish)]
-        assert (row["prompt"], row["text"]) == (wish.prompt, f"to the sea {wish.prompt.split()[1]}")
+    generator, events = FakeGenerator(), list[Mapping[str, Any]]()
+    rows = fill(cache, generator, [*REQUESTS, *REQUESTS], report=events.append)
+    assert len(rows) == 40 == len(generator.asked) == len(set(generator.asked))
+    for request in REQUESTS:
+        row = rows[text_key(TEACHER, request)]
+        assert (row["prompt"], row["text"]) == (request.prompt, f"to the sea {request.prompt.split()[1]}")
         assert row["sampling"]["stop"] == ["\n\n"]
         assert (row["tokens_in"], row["tokens_out"], row["finish"], row["engine"]) == (9, 4, "stop", "fake")
-    assert (writer.opened, writer.closed) == (1, 1)
+    assert (generator.opened, generator.closed) == (1, 1)
     assert [event["annotated"] for event in events] == [*range(1, 41)] and events[-1]["of"] == 40
 
 
 def test_what_is_kept_is_not_asked_again_and_no_writer_is_made(cache: TextCache) -> None:
-    first = fill(cache, FakeWriter())
-    again = cache.fill(WISHES, forbidden, on_error="stop", report=lambda event: None)
+    first = fill(cache, FakeGenerator())
+    again = cache.fill(REQUESTS, forbidden, on_error="stop", report=lambda event: None)
     assert again == first
-    more = FakeWriter()
-    fill(cache, more, [*WISHES, WISHES[0]._replace(seed=1)])
-    assert [wish.seed for wish in more.asked] == [1]
+    more = FakeGenerator()
+    fill(cache, more, [*REQUESTS, REQUESTS[0]._replace(seed=1)])
+    assert [request.seed for request in more.asked] == [1]
 
 
 def test_nothing_wished_makes_nothing(cache: TextCache) -> None:
@@ -108,31 +115,31 @@ def test_nothing_wished_makes_nothing(cache: TextCache) -> None:
 
 
 def test_all_that_decides_a_text_is_in_its_key() -> None:
-    wish = WISHES[0]
+    request = REQUESTS[0]
     others = [
-        wish._replace(prompt="another"),
-        wish._replace(seed=1),
+        request._replace(prompt="another"),
+        request._replace(seed=1),
         *(
-            wish._replace(sampling=replace(wish.sampling, **change))
+            request._replace(sampling=replace(request.sampling, **change))
             for change in ({"temperature": 0.5}, {"top_p": 0.9}, {"max_new_tokens": 9}, {"stop": ()})
         ),
     ]
-    keys = [text_key(TEACHER, one) for one in [wish, *others]] + [text_key({**TEACHER, "chat": "never"}, wish)]
+    keys = [text_key(TEACHER, one) for one in [request, *others]] + [text_key({**TEACHER, "chat": "never"}, request)]
     assert len(set(keys)) == len(others) + 2
-    assert text_key(dict(reversed(TEACHER.items())), wish) == keys[0]
+    assert text_key(dict(reversed(TEACHER.items())), request) == keys[0]
 
 
 def test_rows_say_what_they_cost_and_who_made_them(cache: TextCache) -> None:
     counter = iter(range(100, 1000))
-    row = next(iter(fill(cache, FakeWriter(), WISHES[:1], meter=lambda: float(next(counter))).values()))
+    row = next(iter(fill(cache, FakeGenerator(), REQUESTS[:1], meter=lambda: float(next(counter))).values()))
     assert row["joules"] == 101.0  # 100 was read when the batch began
     assert row["made"].keys() == {"date", "prompts", "tinyllm_bench"}
-    assert next(iter(fill(cache, FakeWriter(), WISHES[1:2]).values()))["joules"] is None
+    assert next(iter(fill(cache, FakeGenerator(), REQUESTS[1:2]).values()))["joules"] is None
 
 
 def test_a_text_that_is_no_unicode_is_kept_all_the_same(cache: TextCache) -> None:
-    broken = Written("a \ud83d\ude00 b \ud800 c", 1, 1, "stop", 0.1)
-    row = next(iter(fill(cache, FakeWriter({WISHES[0].prompt: broken}), WISHES[:1]).values()))
+    broken = Completion("a \ud83d\ude00 b \ud800 c", 1, 1, "stop", 0.1)
+    row = next(iter(fill(cache, FakeGenerator({REQUESTS[0].prompt: broken}), REQUESTS[:1]).values()))
     assert row["text"] == "a \U0001f600 b \ufffd c"
     assert [kept["text"] for kept in cache.rows()] == [row["text"]]
 
@@ -141,22 +148,22 @@ def test_the_folder_is_named_by_the_teachers_identity(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path))
     one, other = texts_folder("a-model", TEACHER), texts_folder("a-model", {**TEACHER, "chat": "never"})
     assert one.parent == other.parent == tmp_path / "annotations" / "a-model" and one != other
-    fill(TextCache(one, TEACHER), FakeWriter(), WISHES[:1])
+    fill(TextCache(one, TEACHER), FakeGenerator(), REQUESTS[:1])
     assert dict(TextCache.open(one).teacher) == TEACHER
 
 
 def test_reading_five_thousand_texts_is_fast(cache: TextCache) -> None:
-    wishes = [WISHES[0]._replace(prompt=f"{n} {'a long prompt of many words ' * 40}") for n in range(5000)]
+    requests = [REQUESTS[0]._replace(prompt=f"{n} {'a long prompt of many words ' * 40}") for n in range(5000)]
     rows: dict[Path, list[Any]] = {}
-    template = next(iter(fill(cache, FakeWriter(), WISHES[:1]).values()))
-    for wish in wishes:
-        key = text_key(TEACHER, wish)
-        row = {**template, "key": key, "prompt": wish.prompt}
+    template = next(iter(fill(cache, FakeGenerator(), REQUESTS[:1]).values()))
+    for request in requests:
+        key = text_key(TEACHER, request)
+        row = {**template, "key": key, "prompt": request.prompt}
         rows.setdefault(cache.shard(key), []).append(row)
     for shard, new in rows.items():
         append_checked(shard, new)
     start = time.process_time()
-    assert len(cache.fill(wishes, forbidden, on_error="stop", report=lambda event: None)) == 5000
+    assert len(cache.fill(requests, forbidden, on_error="stop", report=lambda event: None)) == 5000
     assert time.process_time() - start < 2.0  # about 0.3 s on a slow core
 
 
@@ -164,44 +171,44 @@ def test_reading_five_thousand_texts_is_fast(cache: TextCache) -> None:
 
 
 def test_stop_ends_with_the_reason_and_keeps_the_rest_of_the_batch(cache: TextCache) -> None:
-    failing = FakeWriter({WISHES[7].prompt: Failed("no text came")}, batch=40)
+    failing = FakeGenerator({REQUESTS[7].prompt: Failed("no text came")}, batch=40)
     with pytest.raises(UserError, match=r"a-model failed on 1 of 40 prompts: no text came.*the same command goes on"):
         fill(cache, failing)
     assert failing.closed == 1
-    second = FakeWriter()
+    second = FakeGenerator()
     assert len(fill(cache, second)) == 40
-    assert second.asked == [WISHES[7]]
+    assert second.asked == [REQUESTS[7]]
 
 
 def test_skip_goes_on_counts_and_asks_again_next_time(cache: TextCache) -> None:
-    script = {WISHES[n].prompt: Failed(f"reason {n}") for n in (3, 4)}
+    script = {REQUESTS[n].prompt: Failed(f"reason {n}") for n in (3, 4)}
     events: list[Mapping[str, Any]] = []
-    first = FakeWriter(script, batch=3)
+    first = FakeGenerator(script, batch=3)
     assert len(fill(cache, first, on_error="skip", report=events.append)) == 38
     assert len(first.asked) == 40
     assert events[-1]["failed"] == 2 and events[-1]["reason"] in ("reason 3", "reason 4")
-    second = FakeWriter()
+    second = FakeGenerator()
     assert len(fill(cache, second, on_error="skip")) == 40
-    assert {wish.prompt for wish in second.asked} == set(script)
+    assert {request.prompt for request in second.asked} == set(script)
 
 
 def test_a_teacher_that_dies_half_way_loses_nothing(cache: TextCache) -> None:
-    dead = {WISHES[20].prompt: UserError("the server is gone.")}
+    dead = {REQUESTS[20].prompt: UserError("the server is gone.")}
     with pytest.raises(
         UserError, match=r"^the server is gone\. What was annotated is kept; the same command goes on\.$"
     ):
-        fill(cache, FakeWriter(dead))
+        fill(cache, FakeGenerator(dead))
     kept = {row["key"] for row in cache.rows()}
     assert 0 < len(kept) < 40
     events: list[Mapping[str, Any]] = []
-    rows = fill(cache, FakeWriter(dead), on_error="skip", report=events.append)
-    assert kept <= rows.keys() and text_key(TEACHER, WISHES[20]) not in rows
+    rows = fill(cache, FakeGenerator(dead), on_error="skip", report=events.append)
+    assert kept <= rows.keys() and text_key(TEACHER, REQUESTS[20]) not in rows
     assert events[-1]["failed"] == 40 - len(rows) and events[-1]["reason"] == "the server is gone."
-    assert len(fill(cache, FakeWriter())) == 40
+    assert len(fill(cache, FakeGenerator())) == 40
 
 
 def test_a_teacher_that_cannot_be_had_is_an_error_of_both(cache: TextCache) -> None:
-    class Unreachable(FakeWriter):
+    class Unreachable(FakeGenerator):
         def __enter__(self) -> Self:
             raise UserError("nobody listens there")
 
@@ -211,9 +218,9 @@ def test_a_teacher_that_cannot_be_had_is_an_error_of_both(cache: TextCache) -> N
 
 
 def test_a_writer_that_leaves_one_out_does_not_loop_for_ever(cache: TextCache) -> None:
-    class Forgetful(FakeWriter):
-        def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
-            yield from list(super().write(wishes))[1:]
+    class Forgetful(FakeGenerator):
+        def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+            yield from list(super().generate(requests))[1:]
 
     rows = fill(cache, Forgetful(batch=10), on_error="skip")
     assert 0 < len(rows) < 40
@@ -221,9 +228,9 @@ def test_a_writer_that_leaves_one_out_does_not_loop_for_ever(cache: TextCache) -
 
 def test_an_interruption_keeps_what_was_written_and_frees_the_locks(cache: TextCache) -> None:
     with pytest.raises(KeyboardInterrupt):
-        fill(cache, FakeWriter({WISHES[30].prompt: KeyboardInterrupt()}))
+        fill(cache, FakeGenerator({REQUESTS[30].prompt: KeyboardInterrupt()}))
     kept = list(cache.rows())
-    second = FakeWriter()
+    second = FakeGenerator()
     assert len(fill(cache, second)) == 40
     assert len(second.asked) == 40 - len(kept) < 40
 
@@ -232,11 +239,11 @@ def test_an_interruption_keeps_what_was_written_and_frees_the_locks(cache: TextC
 
 
 def test_half_a_line_is_written_again(cache: TextCache) -> None:
-    fill(cache, FakeWriter())
+    fill(cache, FakeGenerator())
     shard = a_shard(cache)
     lines = shard.read_bytes().splitlines(keepends=True)
     shard.write_bytes(b"".join(lines[:-1]) + lines[-1][:-20])
-    second = FakeWriter()
+    second = FakeGenerator()
     assert len(fill(cache, second)) == 40
     assert len(second.asked) == 1
     assert len(list(cache.rows())) == 40
@@ -252,17 +259,17 @@ def test_half_a_line_is_written_again(cache: TextCache) -> None:
     ],
 )
 def test_an_edited_row_is_never_used(cache: TextCache, change: Callable[[Any], Any], words: str) -> None:
-    fill(cache, FakeWriter())
+    fill(cache, FakeGenerator())
 
     shard = a_shard(cache)
     rewrite(shard, change)
     with pytest.raises(UserError, match=words) as error:
-        fill(cache, FakeWriter())
+        fill(cache, FakeGenerator())
     assert str(error.value).startswith(f"{shard}: ")
 
 
 def test_damage_two_texts_of_a_key_and_rows_that_are_none(cache: TextCache) -> None:
-    fill(cache, FakeWriter())
+    fill(cache, FakeGenerator())
     shard = a_shard(cache)
     whole = shard.read_bytes()
     first = next(read_checked(shard))
@@ -273,18 +280,18 @@ def test_damage_two_texts_of_a_key_and_rows_that_are_none(cache: TextCache) -> N
     ]:
         shard.write_bytes(whole + rubbish.encode())
         with pytest.raises(UserError, match=words):
-            fill(cache, FakeWriter())
+            fill(cache, FakeGenerator())
     shard.write_bytes(whole + checked_line(first).encode())
-    assert len(fill(cache, FakeWriter())) == 40
+    assert len(fill(cache, FakeGenerator())) == 40
 
 
 def test_a_folder_of_another_teacher_is_refused(cache: TextCache) -> None:
-    fill(cache, FakeWriter(), WISHES[:2])
+    fill(cache, FakeGenerator(), REQUESTS[:2])
     with pytest.raises(UserError, match="texts of another teacher"):
-        fill(TextCache(cache.folder, {**TEACHER, "chat": "never"}), FakeWriter(), WISHES[:2])
+        fill(TextCache(cache.folder, {**TEACHER, "chat": "never"}), FakeGenerator(), REQUESTS[:2])
     (cache.folder / "teacher.json").write_text("[]")
     with pytest.raises(UserError, match="names no teacher's identity"):
-        fill(cache, FakeWriter(), WISHES[:2])
+        fill(cache, FakeGenerator(), REQUESTS[:2])
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
@@ -293,21 +300,21 @@ def test_a_folder_of_another_teacher_is_refused(cache: TextCache) -> None:
 def test_what_another_process_holds_is_waited_for_and_not_written(cache: TextCache) -> None:
     """Here the other one is this process: it writes all of a file's texts while the filling one waits for the file."""
     done = TextCache(cache.folder.with_name("done"), TEACHER)
-    fill(done, FakeWriter())
+    fill(done, FakeGenerator())
     shard = a_shard(done)
     held = locked(cache.folder / shard.name)
     held.__enter__()
 
-    class Releasing(FakeWriter):
-        def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
-            yield from super().write(wishes)
+    class Releasing(FakeGenerator):
+        def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+            yield from super().generate(requests)
             if len(self.asked) == 40 - len(done.read(shard)):
                 append_checked(cache.folder / shard.name, done.read(shard).values())
                 held.__exit__(None, None, None)
 
-    writer = Releasing()
-    assert len(fill(cache, writer)) == 40
-    assert len(writer.asked) == 40 - len(done.read(shard))
+    generator = Releasing()
+    assert len(fill(cache, generator)) == 40
+    assert len(generator.asked) == 40 - len(done.read(shard))
 
 
 def start(*arguments: Any) -> subprocess.Popen[str]:
@@ -336,7 +343,7 @@ def test_two_processes_write_every_text_once(tmp_path: Path) -> None:
         finish(process)
     assert set(calls(tmp_path).values()) == {1}
     texts = cache_and_kill.texts_in(tmp_path)
-    assert len(texts) == len(cache_and_kill.WISHES)
+    assert len(texts) == len(cache_and_kill.REQUESTS)
     assert {text.split()[0] for text in texts.values()} == {"one", "two"}  # both did some of the work
 
 
@@ -352,7 +359,7 @@ def test_a_process_takes_over_what_a_killed_one_held(tmp_path: Path) -> None:
     finish(other)
     assert killed.returncode == -signal.SIGKILL
     texts = cache_and_kill.texts_in(tmp_path)
-    assert len(texts) == len(cache_and_kill.WISHES)
+    assert len(texts) == len(cache_and_kill.REQUESTS)
     assert sum(calls(tmp_path).values()) - len(texts) <= 1  # what was in flight
 
 
@@ -360,13 +367,13 @@ def test_a_process_takes_over_what_a_killed_one_held(tmp_path: Path) -> None:
 def test_kill_at_ten_moments_loses_at_most_what_is_in_flight(tmp_path: Path) -> None:
     finish(start("kill", tmp_path))
     told = json.loads((tmp_path / "attempts.json").read_text())
-    kept, wishes = told["kept"], len(cache_and_kill.WISHES)
-    assert told["killed"] == [True] * cache_and_kill.KILLS and told["end"] == wishes
+    kept, requests = told["kept"], len(cache_and_kill.REQUESTS)
+    assert told["killed"] == [True] * cache_and_kill.KILLS and told["end"] == requests
     end = cache_and_kill.texts_in(tmp_path)
-    assert len(end) == wishes
+    assert len(end) == requests
     for texts in kept:  # what was once kept stays as it is: each text names who wrote it and when
         assert texts.items() <= end.items()
-    assert 5 < len(kept[-1]) < wishes  # the kills came while it worked
-    assert sum(calls(tmp_path).values()) - wishes <= cache_and_kill.KILLS
+    assert 5 < len(kept[-1]) < requests  # the kills came while it worked
+    assert sum(calls(tmp_path).values()) - requests <= cache_and_kill.KILLS
     lines = sum(len(list(read_checked(file))) for file in tmp_path.rglob("?.jsonl"))
-    assert lines == wishes  # nothing stands there twice
+    assert lines == requests  # nothing stands there twice

@@ -12,7 +12,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import TaskRecord
 from tinyllm_bench.data.sources import load_split
-from tinyllm_bench.generation.requests import Failed, Wish, Written
+from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest
 from tinyllm_bench.teachers.costs import cost_of
 from tinyllm_bench.teachers.few_shot import ShotConfig, Shots
 from tinyllm_bench.teachers.live import LiveTeacher
@@ -24,12 +24,12 @@ RECORDS = load_split(SAMPLE, "obqa", "train")[:6]
 
 @dataclass
 class Echo:
-    """A writer that answers with a text made from the wish, and remembers what it was asked."""
+    """A generator that answers with a text made from the request, and remembers what it was asked."""
 
     engine: str = "fake"
     batch: int = 4
     fails: tuple[str, ...] = ()
-    asked: list[Wish] = field(default_factory=list)
+    asked: list[GenerationRequest] = field(default_factory=list)
     opened: int = 0
 
     def __enter__(self) -> Self:
@@ -39,14 +39,14 @@ class Echo:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
-        for number, wish in enumerate(wishes):
-            self.asked.append(wish)
-            if any(word in wish.prompt for word in self.fails):
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+        for number, request in enumerate(requests):
+            self.asked.append(request)
+            if any(word in request.prompt for word in self.fails):
                 yield number, Failed("the server was tired")
             else:
-                text = f"It follows from what is known about draw {wish.seed}. So the answer is (a)."
-                yield number, Written(text, tokens_in=10, tokens_out=5, finish="stop", seconds=0.5)
+                text = f"It follows from what is known about draw {request.seed}. So the answer is (a)."
+                yield number, Completion(text, tokens_in=10, tokens_out=5, finish="stop", seconds=0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path))
 
 
-def teacher(writer: Echo, **settings: Any) -> LiveTeacher:
+def teacher(generator: Echo, **settings: Any) -> LiveTeacher:
     config = AnnotationConfig(**{"filters": (), "demonstrations": ShotConfig(shots=2), **settings})
     return LiveTeacher(
         key="echo",
@@ -66,7 +66,7 @@ def teacher(writer: Echo, **settings: Any) -> LiveTeacher:
             shots=Shots(config.demonstrations, load_split(SAMPLE, "obqa", "train"), None),
             max_context_words=160,
         ),
-        open_writer=lambda: writer,
+        open_generator=lambda: generator,
     )
 
 
@@ -75,22 +75,22 @@ def annotate(asked: LiveTeacher, records: Sequence[TaskRecord] = RECORDS) -> lis
 
 
 def test_every_record_gets_its_texts_in_order_and_the_second_call_asks_nobody() -> None:
-    writer = Echo()
-    first = annotate(teacher(writer))
+    generator = Echo()
+    first = annotate(teacher(generator))
     assert [a.record_id for a in first] == [record.id for record in RECORDS]
     assert all(a.gold_visible and a.answer is None and a.finish == "stop" and a.engine == "fake" for a in first)
     again = Echo()
     assert annotate(teacher(again)) == first
-    assert (writer.opened, again.opened) == (1, 0)
+    assert (generator.opened, again.opened) == (1, 0)
 
 
 def test_the_prompt_shows_the_gold_and_two_other_questions() -> None:
-    writer = Echo()
-    annotate(teacher(writer))
+    generator = Echo()
+    annotate(teacher(generator))
     for record in RECORDS:
         own = f"Question:\n{record.question}"
         (prompt,) = [
-            w.prompt for w in writer.asked if w.prompt.rpartition(own)[2].count("Question:") == 0 and own in w.prompt
+            w.prompt for w in generator.asked if w.prompt.rpartition(own)[2].count("Question:") == 0 and own in w.prompt
         ]
         assert prompt.count("Question:") == 3 and prompt.count(record.question) == 1
 
@@ -99,7 +99,7 @@ def test_neither_order_nor_company_changes_a_prompt() -> None:
     whole, alone = Echo(), Echo()
     annotate(teacher(whole))
     annotate(teacher(alone, draw=DrawConfig(max_new_tokens=99)), RECORDS[3:4])
-    assert alone.asked[0].prompt in {wish.prompt for wish in whole.asked}
+    assert alone.asked[0].prompt in {request.prompt for request in whole.asked}
 
 
 def test_a_free_teacher_names_its_answer_and_does_not_see_the_gold() -> None:
@@ -115,7 +115,7 @@ def test_drawn_samples_have_seeds_of_their_own_and_greedy_ones_share_theirs() ->
     assert [a.sample for a in said[:3]] == [0, 1, 2]
     greedy = Echo()
     annotate(teacher(greedy))
-    assert {wish.seed for wish in greedy.asked} == {0}
+    assert {request.seed for request in greedy.asked} == {0}
 
 
 def test_a_failure_stops_the_run_and_keeps_what_was_written() -> None:
@@ -155,24 +155,24 @@ def test_the_bill_is_the_sum_over_texts() -> None:
 
 @dataclass
 class Cut(Echo):
-    """Writes the same text to every wish until its limit."""
+    """Writes the same text to every request until its limit."""
 
     text: str = ""
 
-    def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
-        self.asked += wishes
-        for number, _ in enumerate(wishes):
-            yield number, Written(self.text, tokens_in=10, tokens_out=99, finish="length", seconds=0.5)
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+        self.asked += requests
+        for number, _ in enumerate(requests):
+            yield number, Completion(self.text, tokens_in=10, tokens_out=99, finish="length", seconds=0.5)
 
 
 def test_an_answer_to_the_student_s_prompt_is_kept_as_it_was_written() -> None:
     text = "First the ice melts.\n\nThen the water warms, line by line,\n  and after " + "more " * 80 + "words"
-    writer = Cut(text=f" {text}\n")
+    generator = Cut(text=f" {text}\n")
     words = AsStudent(ask=Ask(reading="gen"), max_context_words=160)
-    asked = replace(teacher(writer, draw=DrawConfig(max_new_tokens=99)), words=words)
+    asked = replace(teacher(generator, draw=DrawConfig(max_new_tokens=99)), words=words)
     (found,) = annotate(asked, RECORDS[:1])
     assert found.text == text and found.is_cut and found.rejected is None
-    assert writer.asked[0].sampling.stop == () and writer.asked[0].sampling.max_new_tokens == 99
+    assert generator.asked[0].sampling.stop == () and generator.asked[0].sampling.max_new_tokens == 99
     cutting = replace(asked, settings=asked.settings.model_copy(update={"filters": ("empty", "cut")}))
     assert [one.rejected for one in annotate(cutting, RECORDS[:1])] == ["cut"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import zstandard
 
-from tests.teachers.test_cache import WISHES, FakeWriter, fill
+from tests.teachers.test_cache import REQUESTS, FakeGenerator, fill
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import canonical_json
-from tinyllm_bench.generation.requests import Written
+from tinyllm_bench.generation.requests import Completion
 from tinyllm_bench.leaderboard.public import machine_paths
 from tinyllm_bench.teachers.cache import TextCache, text_key, texts_folder
 from tinyllm_bench.teachers.text_files import import_pack, info, kept_teachers, pack, read_header
@@ -38,8 +38,12 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str]
 @pytest.fixture
 def packed(elsewhere: Callable[[str], None], tmp_path: Path) -> Path:
     """A pack of two teachers' texts, made here; then we are elsewhere."""
-    fill(cache_at("one", ONE), FakeWriter(), WISHES[:30])
-    fill(cache_at("two", TWO), FakeWriter({WISHES[0].prompt: Written("ünïcode\n\u2028", 1, 2, "length", 0.25)}), WISHES)
+    fill(cache_at("one", ONE), FakeGenerator(), REQUESTS[:30])
+    fill(
+        cache_at("two", TWO),
+        FakeGenerator({REQUESTS[0].prompt: Completion("ünïcode\n\u2028", 1, 2, "length", 0.25)}),
+        REQUESTS,
+    )
     file = tmp_path / "texts.jsonl.zst"
     pack(["one", "two"], file, private=machine_paths)
     elsewhere("there")
@@ -66,14 +70,14 @@ def edited(file: Path, number: int, **changes: Any) -> None:
 def test_texts_arrive_and_are_found(packed: Path) -> None:
     header, new = import_pack(packed)
     assert (new, header.texts, [one.texts for one in header.teachers]) == (70, 70, [30, 40])
-    rows = fill(cache_at("two", TWO), None)  # no writer is needed
-    row = rows[text_key(TWO, WISHES[0])]
+    rows = fill(cache_at("two", TWO), None)  # no generator is needed
+    row = rows[text_key(TWO, REQUESTS[0])]
     assert (row["text"], row["finish"], row["seconds"]) == ("ünïcode\n\u2028", "length", 0.25)
-    assert len(fill(cache_at("one", ONE), None, WISHES[:30])) == 30
+    assert len(fill(cache_at("one", ONE), None, REQUESTS[:30])) == 30
 
 
 def test_a_second_import_adds_nothing_and_a_partial_cache_is_completed(packed: Path) -> None:
-    fill(cache_at("one", ONE), FakeWriter(), WISHES[:7])
+    fill(cache_at("one", ONE), FakeGenerator(), REQUESTS[:7])
     assert import_pack(packed).new == 63
     before = sorted((file.name, file.read_bytes()) for file in texts_folder("one", ONE).glob("*.jsonl"))
     assert import_pack(packed).new == 0
@@ -91,7 +95,7 @@ def test_a_pack_tells_nothing_of_this_machine(packed: Path, tmp_path: Path) -> N
     said = b"".join(lines_of(packed)).decode()
     assert str(tmp_path) not in said and list(machine_paths(json.loads(lines_of(packed)[0]))) == []
     served = {"model": {"served": "/srv/models/somebody"}, "chat": "auto"}
-    fill(cache_at("somebody", served), FakeWriter(), WISHES[:1])
+    fill(cache_at("somebody", served), FakeGenerator(), REQUESTS[:1])
     with pytest.raises(UserError, match="somebody is named by a place on this machine"):
         pack(["somebody"], tmp_path / "b.jsonl.zst", private=machine_paths)
     assert not (tmp_path / "b.jsonl.zst").exists()
@@ -99,7 +103,7 @@ def test_a_pack_tells_nothing_of_this_machine(packed: Path, tmp_path: Path) -> N
 
 def test_folders_names_and_models_of_one_name(elsewhere: Callable[[str], None], tmp_path: Path) -> None:
     for identity in (ONE, TWO):
-        fill(cache_at("same", identity), FakeWriter(), WISHES[:3])
+        fill(cache_at("same", identity), FakeGenerator(), REQUESTS[:3])
     assert len(kept_teachers()["same"]) == 2
     folder = texts_folder("same", TWO)
     assert pack([folder], tmp_path / "a.jsonl.zst", private=machine_paths).texts == 3
@@ -107,7 +111,7 @@ def test_folders_names_and_models_of_one_name(elsewhere: Callable[[str], None], 
 
 
 def test_wrong_requests(elsewhere: Callable[[str], None], tmp_path: Path) -> None:
-    fill(cache_at("one", ONE), FakeWriter(), WISHES[:1])
+    fill(cache_at("one", ONE), FakeGenerator(), REQUESTS[:1])
     with pytest.raises(UserError, match=r"unknown teacher with kept texts 'onee'. Did you mean 'one'"):
         pack(["onee"], tmp_path / "a.jsonl.zst", private=machine_paths)
     with pytest.raises(UserError, match=r"a pack is named \*\.jsonl\.zst, such as a\.jsonl\.zst"):
@@ -196,12 +200,12 @@ def test_swapped_lines_and_odd_json_are_noticed(packed: Path) -> None:
 
 
 def test_another_text_under_the_same_key_is_never_overwritten(packed: Path) -> None:
-    own = Written("to the lake", 9, 4, "stop", 0.5)
-    fill(cache_at("two", TWO), FakeWriter({WISHES[5].prompt: own}), WISHES[:10])
+    own = Completion("to the lake", 9, 4, "stop", 0.5)
+    fill(cache_at("two", TWO), FakeGenerator({REQUESTS[5].prompt: own}), REQUESTS[:10])
     with pytest.raises(UserError, match=r"texts differ from those kept in .*set TINYLLM_BENCH_CACHE"):
         import_pack(packed)
     assert [*kept_teachers()] == ["two"]  # of the other teacher nothing was added either
-    assert fill(cache_at("two", TWO), None, WISHES[5:6])[text_key(TWO, WISHES[5])]["text"] == "to the lake"
+    assert fill(cache_at("two", TWO), None, REQUESTS[5:6])[text_key(TWO, REQUESTS[5])]["text"] == "to the lake"
 
 
 def test_info_is_the_same_of_a_pack_and_of_the_cache(packed: Path) -> None:

@@ -12,7 +12,7 @@ What the objects are:
 
 - method: a subclass of `Method`. `<name>.yaml` beside its module holds its defaults, if it has any.
 - task: a `TaskInfo` of that name. `samples/<name>.jsonl` beside its module holds its sample.
-- teacher: a function `(rest, settings) -> Writer`; its name is a kind of spec: `teachers=[name:rest]`.
+- teacher: a function `(rest, settings) -> TextGenerator`; its name is a kind of spec: `teachers=[name:rest]`.
 - reporter: a function `(BoardData) -> {file name: text}`, called whenever a board is built.
 
 The modules that define these types tell this one what it must check of them (`define`).

@@ -16,17 +16,17 @@ import tenacity
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.generation.api_client import Again, ApiClient, Refused
-from tinyllm_bench.generation.requests import Failed, Wish, Writer, Written
+from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, TextGenerator
 
 KEY_VARIABLE = "TINYLLM_BENCH_API_KEY"
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between tries, doubled each time
 _LONGEST_ASKED_WAIT = 300.0  # seconds for which a server's Retry-After is obeyed
 
 T = TypeVar("T")
-Answer = Written | Failed
+Answer = Completion | Failed
 
 
-class ApiWriter(Writer):
+class ApiGenerator(TextGenerator):
     """Asks `URL/chat/completions`, or `URL/completions` when `chat` is false.
 
     `timeout` is in seconds per request; `attempts` counts the first try too. The key is the value of `key_variable`,
@@ -71,27 +71,27 @@ class ApiWriter(Writer):
     ) -> None:
         self._client.close()
 
-    def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Answer]]:
-        """`(index of the wish, answer)` as each arrives; what was on its way when the teacher failed still comes.
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Answer]]:
+        """`(index of the request, answer)` as each arrives; what was on its way when the teacher failed still comes.
 
         Raises:
             UserError: a wrong key, a model that is not served, a server that cannot be reached any more.
         """
-        workers = _Workers(lambda index, stopped: self._one(wishes[index], stopped), len(wishes))
+        workers = _Workers(lambda index, stopped: self._one(requests[index], stopped), len(requests))
         began = time.perf_counter()
         try:
             for index, answer in workers.run(self._concurrency):
-                if isinstance(answer, Written):
+                if isinstance(answer, Completion):
                     answer = answer._replace(seconds=time.perf_counter() - began)
                 yield index, answer
                 began = time.perf_counter()
         finally:
             workers.stopped.set()
 
-    def _one(self, wish: Wish, stopped: threading.Event) -> Answer | None:
-        """The answer to one wish; None when the writer was stopped before it came."""
+    def _one(self, request: GenerationRequest, stopped: threading.Event) -> Answer | None:
+        """The answer to one request; None when the generator was stopped before it came."""
         try:
-            return self._asked(lambda: self._client.complete(wish), stopped)
+            return self._asked(lambda: self._client.complete(request), stopped)
         except Refused as refused:
             return Failed(refused.reason)
         except Again as last:

@@ -18,7 +18,7 @@ import httpx
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.secrets import SECRET_REFUSED, holds_secret, redacted
 from tinyllm_bench.generation.encoding import before_stop
-from tinyllm_bench.generation.requests import Wish, Written
+from tinyllm_bench.generation.requests import Completion, GenerationRequest
 
 FALLBACK_KEY_VARIABLE = "OPENAI_API_KEY"
 _WORTH_REPEATING = {408, 409, 425, 429}  # and every 5xx
@@ -42,7 +42,7 @@ class Malformed(Again):
 
 
 class Refused(Exception):
-    """The server will not answer this one wish, however often it is asked."""
+    """The server will not answer this one request, however often it is asked."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -131,29 +131,31 @@ class ApiClient:
         if names is not None and self.model not in names:
             raise unknown_name(f"model at {self.url}:", self.model, names)
 
-    def complete(self, wish: Wish) -> Written:
-        """The answer to one wish; its `seconds` are 0.
+    def complete(self, request: GenerationRequest) -> Completion:
+        """The answer to one request; its `seconds` are 0.
 
         Raises:
-            Again, Refused, UserError: see the classes; the last when no wish can be answered.
+            Again, Refused, UserError: see the classes; the last when no request can be answered.
         """
         path = "/chat/completions" if self._chat else "/completions"
-        reply = self._send("POST", path, self._body(wish))
+        reply = self._send("POST", path, self._body(request))
         assert reply is not None
-        return self._written(reply, wish)
+        return self._written(reply, request)
 
-    def _body(self, wish: Wish) -> dict[str, Any]:
-        sampling = wish.sampling
+    def _body(self, request: GenerationRequest) -> dict[str, Any]:
+        sampling = request.sampling
         body: dict[str, Any] = {
             "model": self.model,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
-            "seed": wish.seed,
+            "seed": request.seed,
         }
         if sampling.stop:
             body["stop"] = list(sampling.stop[:_MOST_STOPS])
-        asked = {"messages": [{"role": "user", "content": wish.prompt}]} if self._chat else {"prompt": wish.prompt}
+        asked = (
+            {"messages": [{"role": "user", "content": request.prompt}]} if self._chat else {"prompt": request.prompt}
+        )
         return {**body, **asked}
 
     def _send(
@@ -230,7 +232,7 @@ class ApiClient:
         line = " ".join((said.replace(self._key, "***") if self._key else said).split())[:_LONGEST_MESSAGE]
         return f" ({line})" if line else ""
 
-    def _written(self, reply: dict[str, Any], wish: Wish) -> Written:
+    def _written(self, reply: dict[str, Any], request: GenerationRequest) -> Completion:
         try:
             choice = reply["choices"][0]
             text = choice["message"]["content"] if self._chat else choice["text"]
@@ -241,10 +243,10 @@ class ApiClient:
             raise Refused("the server's content filter held the text back")
         if not isinstance(text, str):
             raise Again(f"the reply holds no text{self._quoted(_error_of(reply))}")
-        text, cut = before_stop(text, wish.sampling.stop)
+        text, cut = before_stop(text, request.sampling.stop)
         finish: Literal["stop", "length"] = "length" if ended == "length" and not cut else "stop"
-        tokens_in = _counted(reply, "prompt_tokens", wish.prompt)
-        return Written(text, tokens_in, _counted(reply, "completion_tokens", text), finish, 0.0)
+        tokens_in = _counted(reply, "prompt_tokens", request.prompt)
+        return Completion(text, tokens_in, _counted(reply, "completion_tokens", text), finish, 0.0)
 
 
 async def _finish(http: httpx.AsyncClient) -> None:

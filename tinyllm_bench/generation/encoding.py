@@ -1,4 +1,4 @@
-"""What all writers share: a prompt's token ids, the word that it is too long, and where a text is cut."""
+"""What all generators share: a prompt's token ids, the word that it is too long, and where a text is cut."""
 
 from collections.abc import Sequence
 from typing import Any, Literal

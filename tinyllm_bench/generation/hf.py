@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.generation.encoding import Chat, before_stop, prompt_ids, too_long, uses_chat
-from tinyllm_bench.generation.requests import Failed, Sampling, Wish, Writer, Written
+from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, SamplingConfig, TextGenerator
 from tinyllm_bench.models.load import RUNS, Loaded, load_model, max_input_tokens, needs_bos
 from tinyllm_bench.models.specs import ModelSpec
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class _Asked(NamedTuple):
-    """A wish with its place among the wishes and its prompt's token ids."""
+    """A request with its place among the requests and its prompt's token ids."""
 
     place: int
-    wish: Wish
+    request: GenerationRequest
     ids: list[int]
 
 
-class HfWriter(Writer):
-    """Writes with `generate`. Greedy wishes share batches; sampled ones are drawn alone, each from its own seed.
+class HfGenerator(TextGenerator):
+    """Writes with `generate`. Greedy requests share batches; sampled ones are drawn alone, each from its own seed.
 
     Tokens out count what was generated: the end token and the tokens of a stop text too, as servers count them. `chat`
     puts prompts in the tokenizer's own template (`auto`: when it has one).
@@ -69,41 +69,41 @@ class HfWriter(Writer):
 
             torch.cuda.empty_cache()
 
-    def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
-        """`(index of the wish, answer)`, batch by batch, the longest prompts first.
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+        """`(index of the request, answer)`, batch by batch, the longest prompts first.
 
         Raises:
             UserError: the device has too little memory for a batch.
         """
         asked = []
-        for index, wish in enumerate(wishes):
-            ids = prompt_ids(self._open.tokenizer, wish.prompt, chat=self._chat, lead=self._lead)
-            if failed := self._too_long(ids, wish):
+        for index, request in enumerate(requests):
+            ids = prompt_ids(self._open.tokenizer, request.prompt, chat=self._chat, lead=self._lead)
+            if failed := self._too_long(ids, request):
                 yield index, failed
             else:
-                asked.append(_Asked(index, wish, ids))
+                asked.append(_Asked(index, request, ids))
         for batch in _batches(asked, self.batch):
             yield from self._write_batch(batch)
 
     @property
     def _open(self) -> Loaded:
-        assert self._loaded is not None, "use `with HfWriter(...) as writer:`"
+        assert self._loaded is not None, "use `with HfGenerator(...) as generator:`"
         return self._loaded
 
     @property
     def _seq2seq(self) -> bool:
         return bool(self._open.model.config.is_encoder_decoder)
 
-    def _too_long(self, ids: Sequence[int], wish: Wish) -> Failed | None:
-        new = 0 if self._seq2seq else wish.sampling.max_new_tokens  # an encoder's text and a decoder's stand apart
+    def _too_long(self, ids: Sequence[int], request: GenerationRequest) -> Failed | None:
+        new = 0 if self._seq2seq else request.sampling.max_new_tokens  # an encoder's text and a decoder's stand apart
         return too_long(len(ids), new, max_input_tokens(*self._open))
 
-    def _write_batch(self, batch: Sequence[_Asked]) -> Iterator[tuple[int, Written]]:
+    def _write_batch(self, batch: Sequence[_Asked]) -> Iterator[tuple[int, Completion]]:
         import torch
 
         began = time.perf_counter()
         try:
-            rows = self._generate([asked.ids for asked in batch], batch[0].wish)
+            rows = self._generate([asked.ids for asked in batch], batch[0].request)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"{self._spec.text}: a batch of {len(batch)} prompts does not fit into the memory of {self._device};"
@@ -113,7 +113,7 @@ class HfWriter(Writer):
         for asked, row in zip(batch, rows, strict=True):
             yield asked.place, self._written(row, asked, share)
 
-    def _generate(self, prompts: Sequence[list[int]], wish: Wish) -> list[list[int]]:
+    def _generate(self, prompts: Sequence[list[int]], request: GenerationRequest) -> list[list[int]]:
         """New tokens of each prompt, with whatever stands after its end."""
         import torch
 
@@ -123,25 +123,25 @@ class HfWriter(Writer):
         ids_BT, mask_BT = _padded(prompts, tokenizer.pad_token_id, left=not self._seq2seq)
         start = 1 if self._seq2seq else ids_BT.shape[1]
         generate: Any = model.generate
-        with torch.inference_mode(), _seeded(wish, self._device):
+        with torch.inference_mode(), _seeded(request, self._device):
             out_BT = generate(
                 input_ids=ids_BT.to(self._device),
                 attention_mask=mask_BT.to(self._device),
-                max_new_tokens=wish.sampling.max_new_tokens,
-                stopping_criteria=stop_criteria(tokenizer, wish.sampling.stop, start),
+                max_new_tokens=request.sampling.max_new_tokens,
+                stopping_criteria=stop_criteria(tokenizer, request.sampling.stop, start),
                 pad_token_id=tokenizer.pad_token_id,
                 use_cache=True,
-                **_drawing(wish.sampling),
+                **_drawing(request.sampling),
             )
         rows: list[list[int]] = out_BT[:, start:].tolist()
         return rows
 
-    def _written(self, row: list[int], asked: _Asked, seconds: float) -> Written:
+    def _written(self, row: list[int], asked: _Asked, seconds: float) -> Completion:
         from tinyllm_bench.generation.stopping import cut_at_stop, end_tokens, trim
 
         model, tokenizer = self._open
         ids, ended = trim(row, end_tokens(model, tokenizer))
-        stops = asked.wish.sampling.stop
+        stops = asked.request.sampling.stop
         cut = cut_at_stop(tokenizer, ids, stops)
         whole: Any = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         text, _ = before_stop(whole, stops)
@@ -149,15 +149,15 @@ class HfWriter(Writer):
         if cut is None:
             text = text.rstrip("\ufffd")  # the first bytes of a character that was not finished; vLLM leaves them out
         tokens = len(ids) + ended if cut is None else cut
-        return Written(text, len(asked.ids), tokens, finish, seconds)
+        return Completion(text, len(asked.ids), tokens, finish, seconds)
 
 
 def _batches(asked: Sequence[_Asked], size: int) -> Iterator[list[_Asked]]:
     """Wishes that can share a pass, longest first, so that memory runs out at once or not at all."""
 
     def kind(one: _Asked) -> tuple[bool, str, int]:
-        drawn = one.wish.sampling.temperature > 0
-        return drawn, repr(one.wish.sampling), -len(one.ids)
+        drawn = one.request.sampling.temperature > 0
+        return drawn, repr(one.request.sampling), -len(one.ids)
 
     order = sorted(asked, key=kind)
     for (drawn, _), group in groupby(order, key=lambda one: kind(one)[:2]):
@@ -181,7 +181,7 @@ def _padded(prompts: Sequence[list[int]], pad: int, *, left: bool) -> tuple[torc
     return ids_BT, mask_BT
 
 
-def _drawing(sampling: Sampling) -> dict[str, Any]:
+def _drawing(sampling: SamplingConfig) -> dict[str, Any]:
     if sampling.temperature == 0:
         return {"do_sample": False}
     # transformers would keep the 50 likeliest tokens alone; vLLM and APIs have no such default
@@ -189,13 +189,13 @@ def _drawing(sampling: Sampling) -> dict[str, Any]:
 
 
 @contextmanager
-def _seeded(wish: Wish, device: str) -> Iterator[None]:
-    """Random numbers of the wish's own seed; the process's own stay as they were."""
+def _seeded(request: GenerationRequest, device: str) -> Iterator[None]:
+    """Random numbers of the request's own seed; the process's own stay as they were."""
     import torch
 
-    if wish.sampling.temperature == 0:
+    if request.sampling.temperature == 0:
         yield
         return
     with torch.random.fork_rng(devices=[] if device == "cpu" else None):
-        torch.manual_seed(wish.seed)
+        torch.manual_seed(request.seed)
         yield

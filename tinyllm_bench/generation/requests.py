@@ -1,6 +1,6 @@
 """What writes a teacher's texts: the one interface of local transformers, local vLLM and an API.
 
-A writer knows nothing of tasks: it turns prompts into texts. What is asked stands in `teachers.prompts`, what was
+A generator knows nothing of tasks: it turns prompts into texts. What is asked stands in `teachers.prompts`, what was
 answered is kept by `teachers.cache`.
 """
 
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Protocol, Self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class SamplingConfig:
     """How a text is drawn. Temperature 0 is greedy; `stop` texts end it and are not part of it."""
 
     temperature: float = 0.0
@@ -20,18 +20,18 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
 
-class Wish(NamedTuple):
+class GenerationRequest(NamedTuple):
     """One text that is wanted. `prompt` is plain words; a chat model gets it as one user message in its own template.
 
-    `seed` belongs to this wish alone, so that neither order nor batching changes what is drawn.
+    `seed` belongs to this request alone, so that neither order nor batching changes what is drawn.
     """
 
     prompt: str
-    sampling: Sampling
+    sampling: SamplingConfig
     seed: int
 
 
-class Written(NamedTuple):
+class Completion(NamedTuple):
     """One text that was written, without the stop text. Tokens as the teacher's tokenizer or server counts them.
 
     `tokens_in` counts the whole prompt, template included; `seconds` is this text's share of the wall time.
@@ -45,15 +45,15 @@ class Written(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A wish that this writer could not fulfil although it was asked again: the run may stop or go on without it."""
+    """A request that this generator could not serve, retries included: the run may stop or go on without it."""
 
     reason: str
 
 
-class Writer(Protocol):
+class TextGenerator(Protocol):
     """A context manager: entering opens the model or the connection, leaving closes it.
 
-    `batch` is how many wishes it likes to get at once; `engine` its name in records.
+    `batch` is how many requests it likes to get at once; `engine` its name in records.
     """
 
     engine: str
@@ -67,8 +67,8 @@ class Writer(Protocol):
     ) -> None:
         """Close."""
 
-    def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
-        """`(index of the wish, answer)` as each is finished, in any order, every wish exactly once.
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+        """`(index of the request, answer)` as each is finished, in any order, every request exactly once.
 
         Raises:
             UserError: nothing more can be had of this teacher (wrong key, unknown model, a dead server).

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tinyllm_bench.generation.encoding import Chat
-from tinyllm_bench.generation.requests import Failed, Wish, Writer, Written
+from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, TextGenerator
 from tinyllm_bench.generation.vllm_process import Seconds, VllmProcess
 
 _INSTEAD = "Or use annotations.engine=hf."
 
 
-class VllmWriter(VllmProcess, Writer):
+class VllmGenerator(VllmProcess, TextGenerator):
     """Writes with vLLM; the answers of a batch come back when all of it is done.
 
     `folder` holds a whole decoder-only model (config, tokenizer, safetensors). `dtype` is the type on a GPU; the CPU
@@ -44,23 +44,23 @@ class VllmWriter(VllmProcess, Writer):
             "tinyllm_bench.generation.vllm_worker", folder, load, instead=_INSTEAD, log=log, seconds=seconds
         )
 
-    def write(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, Written | Failed]]:
-        """`(index of the wish, answer)`, in order, `batch` of them at a time.
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+        """`(index of the request, answer)`, in order, `batch` of them at a time.
 
         Raises:
             UserError: the child died, failed or did not answer in time.
         """
-        for start in range(0, len(wishes), self.batch):
-            part = wishes[start : start + self.batch]
+        for start in range(0, len(requests), self.batch):
+            part = requests[start : start + self.batch]
             began = time.perf_counter()
-            asked = [{"prompt": wish.prompt, "seed": wish.seed, **asdict(wish.sampling)} for wish in part]
-            answers = self.ask({"op": "write", "wishes": asked})
+            asked = [{"prompt": request.prompt, "seed": request.seed, **asdict(request.sampling)} for request in part]
+            answers = self.ask({"op": "write", "requests": asked})
             share = (time.perf_counter() - began) / len(part)
             for index, answer in enumerate(answers, start):
                 if "failed" in answer:
                     yield index, Failed(answer["failed"])
                 else:
-                    yield index, Written(**answer, seconds=share)
+                    yield index, Completion(**answer, seconds=share)
 
     def forget_prefixes(self) -> None:
         """Drop what was computed of earlier prompts (for measurements that are to start alike)."""

@@ -1,4 +1,4 @@
-"""A child process with one vLLM engine for a teacher's model: what its writer and its scorer share."""
+"""A child process with one vLLM engine for a teacher's model: what its generator and its scorer share."""
 
 from __future__ import annotations
 

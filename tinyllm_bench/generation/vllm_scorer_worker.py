@@ -20,7 +20,7 @@ CHUNK_TOKENS = 2048
 
 
 def scorer_options(config: Any, *, k: int, dtype: str, max_model_len: int | None) -> dict[str, Any]:
-    """Arguments of vLLM's engine: those of the writer, without a prefix cache.
+    """Arguments of vLLM's engine: those of the generator, without a prefix cache.
 
     vLLM has no distributions over a cached prefix: it reads none for these requests, so a cache would be filled in vain
     (and made to read one, it returns unset memory at those positions).

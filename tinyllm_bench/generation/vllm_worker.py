@@ -1,7 +1,7 @@
 """The child process of `writer_vllm`: one vLLM engine that writes a teacher's texts.
 
-Requests: `{"op": "load", "folder", "chat", "dtype", "max_model_len"}`, `{"op": "write", "wishes": [{"prompt", "seed",
-"temperature", "top_p", "max_new_tokens", "stop"}]}`, `{"op": "forget"}`. Answers: `{"ok": ...}`; of a wish `{"text",
+Requests: `{"op": "load", "folder", "chat", "dtype", "max_model_len"}`, `{"op": "write", "requests": [{"prompt", "seed",
+"temperature", "top_p", "max_new_tokens", "stop"}]}`, `{"op": "forget"}`. Answers: `{"ok": ...}`; of a request `{"text",
 "tokens_in", "tokens_out", "finish"}` or `{"failed": reason}`.
 """
 
@@ -87,13 +87,13 @@ class Server:
     def _write(self, request: dict[str, Any]) -> dict[str, Any]:
         answers: dict[int, dict[str, Any]] = {}
         prompts, params, places = [], [], []
-        for place, wish in enumerate(request["wishes"]):
-            ids = prompt_ids(self._tokenizer, wish["prompt"], chat=self._chat, lead=self._lead)
-            if failed := too_long(len(ids), wish["max_new_tokens"], self._limit):
+        for place, one in enumerate(request["requests"]):
+            ids = prompt_ids(self._tokenizer, one["prompt"], chat=self._chat, lead=self._lead)
+            if failed := too_long(len(ids), one["max_new_tokens"], self._limit):
                 answers[place] = {"failed": failed.reason}
                 continue
             prompts.append({"prompt_token_ids": ids})
-            params.append(_params(wish))
+            params.append(_params(one))
             places.append(place)
         outputs = self._engine.generate(prompts, params, use_tqdm=False) if prompts else []
         answers.update({place: _answer(output) for place, output in zip(places, outputs, strict=True)})
@@ -103,16 +103,16 @@ class Server:
         return {"ok": self._engine.reset_prefix_cache()}
 
 
-def _params(wish: dict[str, Any]) -> Any:
+def _params(request: dict[str, Any]) -> Any:
     from vllm import SamplingParams
 
-    drawn = wish["temperature"] > 0
+    drawn = request["temperature"] > 0
     return SamplingParams(
-        temperature=wish["temperature"],
-        top_p=wish["top_p"] if drawn else 1.0,
-        max_tokens=wish["max_new_tokens"],
-        stop=list(wish["stop"]),
-        seed=wish["seed"] if drawn else None,
+        temperature=request["temperature"],
+        top_p=request["top_p"] if drawn else 1.0,
+        max_tokens=request["max_new_tokens"],
+        stop=list(request["stop"]),
+        seed=request["seed"] if drawn else None,
         skip_special_tokens=True,
     )
 

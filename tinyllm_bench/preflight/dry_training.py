@@ -183,7 +183,7 @@ def _text_cost(
     length: int,
     tokenizer: Any,
 ) -> TextCost:
-    tokens_in = sum(len(tokenizer(one.wish.prompt)["input_ids"]) for one in missing)
+    tokens_in = sum(len(tokenizer(one.request.prompt)["input_ids"]) for one in missing)
     tokens_out = length * len(missing)
     price = cell.config.annotations.prices.get(teacher.key)
     known = [a.seconds for a in cached if a.seconds]

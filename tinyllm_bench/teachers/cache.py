@@ -23,7 +23,7 @@ from tinyllm_bench.base.files import (
     try_locked,
     write_json,
 )
-from tinyllm_bench.generation.requests import Failed, Wish, Writer, Written
+from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, TextGenerator
 from tinyllm_bench.teachers.cached_text import Row as Row
 from tinyllm_bench.teachers.cached_text import check_row, differ, make_row, today
 from tinyllm_bench.teachers.cached_text import text_key as text_key
@@ -82,33 +82,33 @@ class TextCache:
 
     def fill(
         self,
-        wishes: Sequence[Wish],
-        writer_factory: Callable[[], Writer],
+        requests: Sequence[GenerationRequest],
+        open_generator: Callable[[], TextGenerator],
         *,
         on_error: Literal["stop", "skip"],
         report: Report,
         meter: Callable[[], float | None] | None = None,
     ) -> dict[str, Row]:
-        """Key to row of every wish that has a text now. The writer is opened only for what nobody has written yet.
+        """Key to row of every request that has a text now. The generator is opened only for texts that are missing.
 
         Several processes may fill one cache: each text is written once. `meter` tells the joules since it was called
         last (`base.energy`); give it for teachers that run on this machine.
 
         Raises:
             UserError: the teacher cannot be had, or failed where `on_error` is `stop`; what it wrote before is kept.
-                With `skip` failed wishes are reported and have no row, also all that are left when it dies half way.
+                With `skip` failed requests are reported and have no row, also all that are left when it dies half way.
         """
         self.introduce(write=False)
-        work = _Filling(self, wishes, report, meter)
+        work = _Filling(self, requests, report, meter)
         if work.open:
             self.introduce()
-            work.run(writer_factory, on_error)
+            work.run(open_generator, on_error)
         return work.found
 
-    def kept(self, wishes: Sequence[Wish]) -> dict[str, Row]:
-        """Key to row of the wishes that have a text; nobody is asked and nothing is written."""
+    def kept(self, requests: Sequence[GenerationRequest]) -> dict[str, Row]:
+        """Key to row of the requests that have a text; nobody is asked and nothing is written."""
         self.introduce(write=False)
-        return _Filling(self, wishes, lambda event: None, None).found
+        return _Filling(self, requests, lambda event: None, None).found
 
     def merge(self, rows: Iterable[Row]) -> int:
         """Add texts that were written elsewhere, all of one file; returns how many of them were new.
@@ -170,44 +170,48 @@ class _Filling:
     """One call of `fill`: what was found, what is still open, and what failed here."""
 
     def __init__(
-        self, cache: TextCache, wishes: Sequence[Wish], report: Report, meter: Callable[[], float | None] | None
+        self,
+        cache: TextCache,
+        requests: Sequence[GenerationRequest],
+        report: Report,
+        meter: Callable[[], float | None] | None,
     ) -> None:
         self.cache = cache
         self.found: dict[str, Row] = {}
         self.failed: dict[str, str] = {}
-        self.open: dict[Path, dict[str, Wish]] = {}
+        self.open: dict[Path, dict[str, GenerationRequest]] = {}
         self._report = report
         self._meter = meter or (lambda: None)
         self._seen: dict[Path, tuple[int, ...] | None] = {}
-        for wish in wishes:
-            key = text_key(cache.teacher, wish)
-            self.open.setdefault(cache.shard(key), {})[key] = wish
+        for request in requests:
+            key = text_key(cache.teacher, request)
+            self.open.setdefault(cache.shard(key), {})[key] = request
         for shard in list(self.open):
             self._look(shard)
         self._known = len(self.found)
         self._of = sum(map(len, self.open.values()))
 
-    def run(self, writer_factory: Callable[[], Writer], on_error: Literal["stop", "skip"]) -> None:
+    def run(self, open_generator: Callable[[], TextGenerator], on_error: Literal["stop", "skip"]) -> None:
         """Write what is open and free, batch by batch; wait for what other processes are writing."""
         with ExitStack() as opened:
-            closed, writer = writer_factory(), None
+            closed, generator = open_generator(), None
             while self.open:
                 with ExitStack() as locks:
                     asked = self._claim(locks, closed.batch)
-                    if asked and writer is None:  # the others may have written everything meanwhile
-                        writer = opened.enter_context(closed)
-                    if asked and writer is not None:
-                        self._write(writer, asked, on_error)
+                    if asked and generator is None:  # the others may have written everything meanwhile
+                        generator = opened.enter_context(closed)
+                    if asked and generator is not None:
+                        self._write(generator, asked, on_error)
                 if not asked and self.open:
                     time.sleep(POLL_SECONDS)
         if self.failed:
             first = next(iter(self.failed.values()))
             self._report({"teacher": self.cache.name, "failed": len(self.failed), "of": self._of, "reason": first})
 
-    def _claim(self, locks: ExitStack, batch: int) -> dict[str, Wish]:
+    def _claim(self, locks: ExitStack, batch: int) -> dict[str, GenerationRequest]:
         """Lock files that nobody holds until they lack enough texts for a batch; those texts are ours to write."""
         before = len(self.found)
-        free: dict[str, Wish] = {}
+        free: dict[str, GenerationRequest] = {}
         for shard in sorted(self.open):
             if len(free) < batch and locks.enter_context(try_locked(shard)):
                 self._look(shard)
@@ -234,17 +238,19 @@ class _Filling:
         if not self.open[shard]:
             del self.open[shard]
 
-    def _write(self, writer: Writer, asked: Mapping[str, Wish], on_error: Literal["stop", "skip"]) -> None:
+    def _write(
+        self, generator: TextGenerator, asked: Mapping[str, GenerationRequest], on_error: Literal["stop", "skip"]
+    ) -> None:
         """Have one batch written; all its answers are kept before a failure ends the run."""
         unanswered, keys = dict(asked), list(asked)
         self._meter()
         try:
-            for index, answer in writer.write(list(asked.values())):
-                self._answered(keys[index], unanswered.pop(keys[index]), answer, writer.engine)
+            for index, answer in generator.generate(list(asked.values())):
+                self._answered(keys[index], unanswered.pop(keys[index]), answer, generator.engine)
         except UserError as error:
             if on_error == "stop":
                 raise UserError(f"{str(error).rstrip('.')}. {_KEPT}") from error
-            unanswered = {key: wish for wishes in self.open.values() for key, wish in wishes.items()}
+            unanswered = {key: request for requests in self.open.values() for key, request in requests.items()}
             self._fail(unanswered, str(error))
             return
         self._fail(unanswered, "no answer came")
@@ -252,11 +258,11 @@ class _Filling:
             count, reason = len(self.failed), next(iter(self.failed.values()))
             raise UserError(f"teacher {self.cache.name} failed on {count} of {len(asked)} prompts: {reason}. {_KEPT}")
 
-    def _answered(self, key: str, wish: Wish, answer: Written | Failed, engine: str) -> None:
+    def _answered(self, key: str, request: GenerationRequest, answer: Completion | Failed, engine: str) -> None:
         if isinstance(answer, Failed):
             self._fail([key], answer.reason)
             return
-        shard, row = self.cache.shard(key), make_row(key, wish, answer, joules=self._meter(), engine=engine)
+        shard, row = self.cache.shard(key), make_row(key, request, answer, joules=self._meter(), engine=engine)
         append_checked(shard, [row])
         self._seen[shard] = _state(shard)
         self._found(key, row)

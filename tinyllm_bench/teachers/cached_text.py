@@ -8,7 +8,7 @@ from typing import Any, TypedDict, cast
 from tinyllm_bench import __version__
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest
-from tinyllm_bench.generation.requests import Wish, Written
+from tinyllm_bench.generation.requests import Completion, GenerationRequest
 from tinyllm_bench.teachers.prompts import PROMPTS_VERSION
 
 
@@ -49,22 +49,22 @@ _SHAPE: Mapping[str, Any] = {
 }
 
 
-def text_key(teacher: Mapping[str, Any], wish: Wish) -> str:
+def text_key(teacher: Mapping[str, Any], request: GenerationRequest) -> str:
     """The name of a text: SHA-256 (hex) of the teacher's identity, the prompt and how the text is drawn."""
-    return _key(teacher, wish.prompt, asdict(wish.sampling), wish.seed)
+    return _key(teacher, request.prompt, asdict(request.sampling), request.seed)
 
 
 def _key(teacher: Mapping[str, Any], prompt: str, sampling: Mapping[str, Any], seed: int) -> str:
     return digest({"teacher": teacher, "prompt": prompt, "sampling": sampling, "seed": seed})
 
 
-def make_row(key: str, wish: Wish, answer: Written, *, joules: float | None, engine: str) -> Row:
+def make_row(key: str, request: GenerationRequest, answer: Completion, *, joules: float | None, engine: str) -> Row:
     """The row of an answer that has just come."""
     return Row(
         key=key,
-        prompt=wish.prompt,
-        sampling={**asdict(wish.sampling), "stop": list(wish.sampling.stop)},
-        seed=wish.seed,
+        prompt=request.prompt,
+        sampling={**asdict(request.sampling), "stop": list(request.sampling.stop)},
+        seed=request.seed,
         text=_sound(answer.text),
         tokens_in=answer.tokens_in,
         tokens_out=answer.tokens_out,

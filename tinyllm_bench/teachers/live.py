@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tinyllm_bench.base.energy import EnergyMeter
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import Annotation, TaskRecord
-from tinyllm_bench.generation.requests import Sampling, Wish, Writer
+from tinyllm_bench.generation.requests import GenerationRequest, SamplingConfig, TextGenerator
 from tinyllm_bench.teachers.cache import Row, TextCache, text_key, texts_folder
 from tinyllm_bench.teachers.filters import FILTERS_VERSION, rejections
 from tinyllm_bench.teachers.prompting import Words
@@ -29,7 +29,7 @@ class LiveTeacher:
     identity: Mapping[str, Any]
     settings: AnnotationConfig
     words: Words
-    open_writer: Callable[[], Writer]
+    open_generator: Callable[[], TextGenerator]
     local: bool = True
     recorded: bool = False
 
@@ -71,44 +71,46 @@ class LiveTeacher:
         Raises:
             UserError: the teacher cannot be had, or failed on a record where `on_teacher_error` is `stop`.
         """
-        wishes = self._wishes(records)
+        requests = self._requests(records)
         rows = TextCache(self.folder, self.identity).fill(
-            [wish for _, _, wish in wishes],
-            self.open_writer,
+            [request for _, _, request in requests],
+            self.open_generator,
             on_error=self.settings.on_teacher_error,
             report=report,
             meter=EnergyMeter().since_last if self.local else None,
         )
-        return self._annotations(wishes, rows)
+        return self._annotations(requests, rows)
 
     def kept(self, records: Sequence[TaskRecord]) -> tuple[list[Annotation], list[Unwritten]]:
         """Its texts on the records that the cache holds, and what it would be asked for."""
-        wishes = self._wishes(records)
-        rows = TextCache(self.folder, self.identity).kept([wish for _, _, wish in wishes])
-        keyed = [(text_key(self.identity, wish), record, n, wish) for record, n, wish in wishes]
-        lacking = [Unwritten(key, record.id, n, wish) for key, record, n, wish in keyed if key not in rows]
-        return self._annotations(wishes, rows), lacking
+        requests = self._requests(records)
+        rows = TextCache(self.folder, self.identity).kept([request for _, _, request in requests])
+        keyed = [(text_key(self.identity, request), record, n, request) for record, n, request in requests]
+        lacking = [Unwritten(key, record.id, n, request) for key, record, n, request in keyed if key not in rows]
+        return self._annotations(requests, rows), lacking
 
-    def _wishes(self, records: Sequence[TaskRecord]) -> list[tuple[TaskRecord, int, Wish]]:
-        return [(record, n, self._wish(record, n)) for record in records for n in range(self.settings.draw.samples)]
+    def _requests(self, records: Sequence[TaskRecord]) -> list[tuple[TaskRecord, int, GenerationRequest]]:
+        return [(record, n, self._request(record, n)) for record in records for n in range(self.settings.draw.samples)]
 
-    def _annotations(self, wishes: Sequence[tuple[TaskRecord, int, Wish]], rows: Mapping[str, Row]) -> list[Annotation]:
-        found = [(record, n, rows.get(text_key(self.identity, wish))) for record, n, wish in wishes]
+    def _annotations(
+        self, requests: Sequence[tuple[TaskRecord, int, GenerationRequest]], rows: Mapping[str, Row]
+    ) -> list[Annotation]:
+        found = [(record, n, rows.get(text_key(self.identity, request))) for record, n, request in requests]
         annotations = [self._annotation(record, n, row) for record, n, row in found if row is not None]
-        prompts = {record.id: wish.prompt for record, _, wish in wishes}
-        by_id = {record.id: record for record, _, _ in wishes}
+        prompts = {record.id: request.prompt for record, _, request in requests}
+        by_id = {record.id: record for record, _, _ in requests}
         return rejections(annotations, by_id, self.settings.filters, prompts=prompts)
 
-    def _wish(self, record: TaskRecord, sample: int) -> Wish:
+    def _request(self, record: TaskRecord, sample: int) -> GenerationRequest:
         draw = self.settings.draw
-        sampling = Sampling(
+        sampling = SamplingConfig(
             temperature=draw.temperature,
             top_p=draw.top_p,
             max_new_tokens=draw.max_new_tokens,
             stop=self.words.stops,
         )
         seed = 0 if draw.temperature == 0 else _seed(draw.seed, record.id, sample)
-        return Wish(self.words.prompt(record), sampling, seed)
+        return GenerationRequest(self.words.prompt(record), sampling, seed)
 
     def _annotation(self, record: TaskRecord, sample: int, row: Row) -> Annotation:
         reply = self.words.read(row["text"], record)

@@ -18,7 +18,7 @@ from tinyllm_bench.data.sources import (
     program_keys,
     rationale_keys,
 )
-from tinyllm_bench.generation.requests import Writer
+from tinyllm_bench.generation.requests import TextGenerator
 from tinyllm_bench.models.hub import hub_folder
 from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.models.load import check_spec, is_encoder_decoder, spec_folder
@@ -117,7 +117,7 @@ def _asked_for(spec: ModelSpec, settings: AnnotationConfig, place: Place, words:
         identity=_identity(spec, settings, place),
         settings=settings,
         words=words,
-        open_writer=_writer(spec, settings, place),
+        open_generator=_generator(spec, settings, place),
         local=spec.has_weights,
     )
 
@@ -160,27 +160,31 @@ def _pool(source: Source, settings: AnnotationConfig, place: Place) -> tuple[Tas
     return tuple(cut_context(record, settings.demonstration_words) for record in records)
 
 
-def _writer(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> Callable[[], Writer]:
+def _generator(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> Callable[[], TextGenerator]:
     if spec.kind == "api":
-        return lambda: _api_writer(spec, settings)
+        return lambda: _api_generator(spec, settings)
     if spec.kind not in KINDS:
-        return lambda: _plugin_writer(spec, settings)
-    return lambda: _local_writer(spec, settings, place)
+        return lambda: _plugin_generator(spec, settings)
+    return lambda: _local_generator(spec, settings, place)
 
 
-def _plugin_writer(spec: ModelSpec, settings: AnnotationConfig) -> Writer:
-    writer: Writer = plugins.load("teacher", spec.kind)(spec.location, settings)
-    lacking = [word for word in ("engine", "batch", "write", "__enter__", "__exit__") if not hasattr(writer, word)]
+def _plugin_generator(spec: ModelSpec, settings: AnnotationConfig) -> TextGenerator:
+    generator: TextGenerator = plugins.load("teacher", spec.kind)(spec.location, settings)
+    lacking = [
+        word for word in ("engine", "batch", "generate", "__enter__", "__exit__") if not hasattr(generator, word)
+    ]
     if lacking:
-        raise UserError(f"teacher {spec.text}: what the plugin opens is no Writer, it lacks {', '.join(lacking)}")
-    return writer
+        raise UserError(
+            f"teacher {spec.text}: what the plugin opens is no TextGenerator, it lacks {', '.join(lacking)}"
+        )
+    return generator
 
 
-def _api_writer(spec: ModelSpec, settings: AnnotationConfig) -> Writer:
-    from tinyllm_bench.generation.api import ApiWriter
+def _api_generator(spec: ModelSpec, settings: AnnotationConfig) -> TextGenerator:
+    from tinyllm_bench.generation.api import ApiGenerator
 
     api = settings.api
-    return ApiWriter(
+    return ApiGenerator(
         spec.location,
         spec.fragment or "",
         chat=settings.chat != "never",
@@ -190,12 +194,12 @@ def _api_writer(spec: ModelSpec, settings: AnnotationConfig) -> Writer:
     )
 
 
-def _local_writer(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> Writer:
+def _local_generator(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> TextGenerator:
     """vLLM where it can serve the model, else transformers."""
     import torch
 
-    from tinyllm_bench.generation.hf import HfWriter
-    from tinyllm_bench.generation.vllm import VllmWriter
+    from tinyllm_bench.generation.hf import HfGenerator
+    from tinyllm_bench.generation.vllm import VllmGenerator
     from tinyllm_bench.generation.worker import vllm_installed
 
     gpu = torch.cuda.is_available() and place.device != "cpu"
@@ -205,8 +209,8 @@ def _local_writer(spec: ModelSpec, settings: AnnotationConfig, place: Place) -> 
         raise UserError(f"annotations.engine=vllm: {spec.text} {why_not}; use annotations.engine=hf")
     if settings.engine == "hf" or why_not:
         device = "cuda" if gpu else "cpu"
-        return HfWriter(spec, dtype=dtype, device=device, chat=settings.chat, batch=settings.batch, runs=place.runs)
-    return VllmWriter(_folder(spec, place), chat=settings.chat, dtype=dtype, batch=4 * settings.batch)
+        return HfGenerator(spec, dtype=dtype, device=device, chat=settings.chat, batch=settings.batch, runs=place.runs)
+    return VllmGenerator(_folder(spec, place), chat=settings.chat, dtype=dtype, batch=4 * settings.batch)
 
 
 def _why_not_vllm(spec: ModelSpec, place: Place, *, installed: bool) -> str | None:

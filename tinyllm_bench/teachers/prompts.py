@@ -1,4 +1,4 @@
-"""What a teacher is asked and how its text is read: pure words, the same for every writer.
+"""What a teacher is asked and how its text is read: pure words, the same for every generator.
 
 `forced` is the published template of TinyLLM: the gold letter stands in the prompt and the teacher explains it. In the
 other kinds the teacher answers itself. A passage stands inside the question, in front of it, as in the paper's data.

@@ -13,19 +13,19 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import Annotation, Recorded, Split, TaskRecord
 from tinyllm_bench.data.sources import Source, gold_visible, load_rationales, load_split
-from tinyllm_bench.generation.requests import Wish
+from tinyllm_bench.generation.requests import GenerationRequest
 from tinyllm_bench.teachers.filters import FILTERS_VERSION, rejections
 
 Report = Callable[[Mapping[str, Any]], None]
 
 
 class Unwritten(NamedTuple):
-    """A text that a teacher would have to be asked for: its key in the cache, the record, the sample, and the wish."""
+    """A text that is not in the cache: the key it would have there, the record, the sample, and the request."""
 
     key: str
     record_id: str
     sample: int
-    wish: Wish
+    request: GenerationRequest
 
 
 class Teacher(Protocol):
