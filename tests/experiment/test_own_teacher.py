@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.experiment.runs import cells_of, one_cell, quick
+from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.experiment.cell import plan_cells
 from tinyllm_bench.experiment.request import Request
@@ -67,7 +67,7 @@ def test_a_finished_run_that_made_the_student_is_no_teacher_of_it(tiny_llama_dir
     first = one_cell(tiny_llama_dir, *bare, method="gkd", runs=tmp_path)
     assert first.student_from is not None
     made = tmp_path / first.student_from.run_id / "student"
-    shutil.copytree(tiny_llama_dir, made)
+    run_all([first.student_from], tmp_path, until="train")
     for spec in (f"run:{first.student_from.run_id}", f"dir:{made}"):
         refused(tiny_llama_dir, f"teacher.model={spec}", "teacher.init=null", f"student.init={TAUGHT}", runs=tmp_path)
 
