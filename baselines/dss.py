@@ -38,8 +38,8 @@ class DssConfig(MethodConfig):
     """Settings; the defaults and their sources stand in dss.yaml."""
 
     teacher: str | None = None
-    label_weight: float = Field(1.0, ge=0)
-    rationale_weight: float = Field(1.0, ge=0)
+    label_weight: float = Field(1.0, ge=0, le=1e6)
+    rationale_weight: float = Field(1.0, ge=0, le=1e6)
 
     @model_validator(mode="after")
     def _teaches_something(self) -> Self:

@@ -65,8 +65,8 @@ class GkdConfig(MethodConfig):
     student_share: float = Field(0.5, ge=0, le=1)
     divergence: DivergenceConfig = DivergenceConfig(kind="jsd")
     average: Average = "sequence"
-    temperature: float = Field(1.0, gt=0)
-    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(1.0, ge=0.01, le=100)
+    max_new_tokens: int = Field(64, ge=1, le=10**6)
     response: Response = "answer"
     cross_tokenizer: CrossTokenizer = "none"
 

@@ -90,19 +90,19 @@ class MinillmConfig(MethodConfig):
     teacher: str | None = None
     parity: Literal["paper", "released_code"] = "paper"
     teacher_mix: float = Field(0.2, ge=0, lt=1)
-    group_size: int = Field(4, ge=1)
-    inner_epochs: int = Field(4, ge=1)
-    max_new_tokens: int = Field(256, ge=1)
-    epsilon: float | None = Field(0.2, gt=0)
+    group_size: int = Field(4, ge=1, le=10**4)
+    inner_epochs: int = Field(4, ge=1, le=1000)
+    max_new_tokens: int = Field(256, ge=1, le=10**6)
+    epsilon: float | None = Field(0.2, gt=0, le=1e6)
     gamma: float = Field(1.0, ge=0, le=1)
     length_normalize: bool = True
     include_current: bool = False
     discount_length: bool = True
-    reward_limit: float | None = Field(None, gt=0)
+    reward_limit: float | None = Field(None, gt=0, le=1e6)
     whiten: bool = False
-    single_weight: float = Field(1.0, ge=0)
+    single_weight: float = Field(1.0, ge=0, le=1e6)
     weigh_single: bool = False
-    plain_weight: float = Field(1.0, ge=0)
+    plain_weight: float = Field(1.0, ge=0, le=1e6)
     plain_kd: float = Field(0.0, ge=0, le=1)
     response: Response = "answer"
 

@@ -57,17 +57,17 @@ class MixedDistillationConfig(MethodConfig):
     """
 
     teacher: str | None = None
-    cot_weight: float = Field(0.5, ge=0)
-    pot_weight: float = Field(0.5, ge=0)
-    label_weight: float = Field(0.0, ge=0)
+    cot_weight: float = Field(0.5, ge=0, le=1e6)
+    pot_weight: float = Field(0.5, ge=0, le=1e6)
+    label_weight: float = Field(0.0, ge=0, le=1e6)
     balance: Literal["union", "paired"] = "union"
     sampling: Literal["paired", "mixed"] = "paired"
     policy: Policy = "vote"
-    n_cot: int = Field(5, ge=1)
-    n_pot: int = Field(5, ge=1)
-    temperature: float = Field(0.7, gt=0)
+    n_cot: int = Field(5, ge=1, le=1000)
+    n_pot: int = Field(5, ge=1, le=1000)
+    temperature: float = Field(0.7, ge=0.01, le=100)
     top_p: float = Field(0.95, gt=0, le=1)
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: int = Field(256, ge=1, le=10**6)
     report_all: bool = True
     ensemble: bool = False
 

@@ -34,7 +34,7 @@ from tinyllm_bench import (
 if TYPE_CHECKING:
     from tinyllm_bench import LM, Batch
 
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class TinyllmConfig(MethodConfig):

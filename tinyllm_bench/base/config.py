@@ -18,6 +18,8 @@ from tinyllm_bench.base.files import read_text
 from tinyllm_bench.base.reading import strict_yaml
 from tinyllm_bench.base.secrets import SECRET_REFUSED, holds_secret, redacted
 
+_MOST = 1e30  # of any number, also of settings of plugins; the settings' own bounds are tighter
+
 
 class Layer(NamedTuple):
     """A named set of nested values, e.g. `Layer("preset cpu", {"train": {"learning_rate": 1e-4}})`."""
@@ -257,6 +259,8 @@ def _typed(value: Any, annotation: Any, path: str, layer: str) -> Any:
         ]
     if isinstance(value, bool) and bool not in kinds and not {int, float}.isdisjoint(kinds):
         raise UserError(f"{path}={str(value).lower()} ({layer}): a number is wanted")
+    if isinstance(value, int | float) and not abs(value) <= _MOST:  # nan is not, either
+        raise UserError(f"{path}={_short(value)} ({layer}): a finite number is wanted, at most {_MOST:g}")
     return value
 
 

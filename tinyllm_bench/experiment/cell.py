@@ -8,12 +8,12 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from tinyllm_bench.base.config import Resolved
-from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.base.plugins import load_task, names
 from tinyllm_bench.data.facts import SplitFacts
-from tinyllm_bench.data.prompts import Ask
-from tinyllm_bench.data.records import READINGS, Reading, Split, TaskInfo, TaskRecord, cut_context
+from tinyllm_bench.data.prompts import LABEL, Ask, rationale_channel
+from tinyllm_bench.data.records import READINGS, Annotation, Reading, Split, TaskInfo, TaskRecord, cut_context
 from tinyllm_bench.data.sources import Source, find_source, load_split, manifest
 from tinyllm_bench.data.subsets import stratified_subset
 from tinyllm_bench.evaluation.sampled_answers import possible
@@ -32,9 +32,10 @@ from tinyllm_bench.experiment.request import (
     settings_of,
 )
 from tinyllm_bench.experiment.settings import BenchConfig, InitConfig, TeacherInitConfig
-from tinyllm_bench.experiment.white_box_teacher import check_signal, check_teaches, model_teacher
+from tinyllm_bench.experiment.white_box_teacher import check_signal, check_teaches, model_teacher, teacher_key
 from tinyllm_bench.models.hub import forget
 from tinyllm_bench.models.load import check_spec, is_encoder_decoder
+from tinyllm_bench.models.shape import check_targets
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.teachers.filters import rejected_by
 from tinyllm_bench.teachers.open import open_responder
@@ -153,11 +154,33 @@ def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = Tru
     cells = [replace(cell, shared_by=_sharing(cell, cells)) for cell in cells]
     if not cells:
         raise UserError(f"nothing to run: give --method (of {', '.join(names('method'))}) and --task")
+    _check_markers(cells)
     check_trackers(dict.fromkeys(name for cell in cells for name in cell.config.report_to))
     if check_hub:
         for spec in dict.fromkeys(spec for cell in cells for spec in _models(cell) if spec.kind == "hf"):
             check_spec(spec)
     return preset.name, cells
+
+
+def _check_markers(cells: Sequence[Cell]) -> None:
+    """Refuse a marker that was asked for and belongs to no channel of any cell: it would change nothing."""
+    asked = [cell for cell in cells if cell.origin.get("data.markers") in ("--config", "command line")]
+    if not asked:
+        return
+    known = {LABEL}
+    for cell in cells:
+        specs = [parse_spec(text, role="teacher") for text in cell.config.teachers]
+        keys = {*(teacher_key(spec) for spec in specs), *(teacher.key for teacher in cell.teachers)}
+        known |= {rationale_channel(key) for key in keys}
+        if cell.method is not None:
+            known |= set(cell.method.decoding().channels)
+            first = cell.records("train")[0]
+            kinds: tuple[Literal["rationale", "program"], ...] = ("rationale", "program")
+            said = [Annotation(record_id=first.id, teacher=key, kind=kind, text="a") for key in keys for kind in kinds]
+            known |= {example.channel for example in cell.method.examples(first, said, cell.ask)}
+    for name in (name for cell in asked for name in cell.config.data.markers):
+        if name not in known:
+            raise unknown_name("channel of data.markers", name, known)
 
 
 def _models(cell: Cell) -> list[ModelSpec]:
@@ -218,6 +241,8 @@ def _method(
         notes = (*notes, f"student.lora.dropout={config.student.lora.dropout:g} has no effect: {name} draws texts")
     label = f"{name} ({variant})" if variant else name
     cell = _cell(request, found, "method", name, label, info, seed, method, teachers, notes)
+    if config.student.lora is not None:
+        check_targets(cell.student, config.student.lora.target_modules, runs=request.runs)
     _check_rationales(cell)
     if method.decoding().policy is not None and config.train.select == "loss":
         raise UserError(f"train.select=loss: {name} answers by paths and has no such loss; use train.select=best")

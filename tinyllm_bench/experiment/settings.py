@@ -1,8 +1,8 @@
 """The settings of a run: every key, its kind and its default. Presets and method files only fill these in."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tinyllm_bench.teachers.settings import AnnotationConfig
 from tinyllm_bench.training.layout import LayoutChoice
@@ -20,8 +20,8 @@ class _Settings(BaseModel):
 class LoraConfig(_Settings):
     """Low-rank adapters instead of full training (peft); merged into the student before it is evaluated."""
 
-    r: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
+    r: int = Field(16, ge=1, le=4096)
+    alpha: int = Field(32, ge=1, le=10**6)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
 
@@ -30,8 +30,14 @@ class InitConfig(_Settings):
     """A model that another cell makes first: by a method of its own, to a budget of its own (one of the two)."""
 
     method: str
-    student_tokens: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
+    student_tokens: int | None = Field(None, ge=1, le=10**15)
+    epochs: float | None = Field(None, gt=0, le=10**6)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.student_tokens is None) == (self.epochs is None):
+            raise ValueError("set exactly one of student_tokens and epochs (the other to null)")
+        return self
 
 
 class TeacherInitConfig(InitConfig):
@@ -41,7 +47,7 @@ class TeacherInitConfig(InitConfig):
     `data.train_limit` leaves the student: a teacher that is the student's own model must have seen more than it.
     """
 
-    train_limit: int | None = Field(None, ge=1)
+    train_limit: int | None = Field(None, ge=1, le=10**9)
 
 
 class StudentConfig(_Settings):
@@ -65,7 +71,7 @@ class CacheConfig(_Settings):
     log-probabilities; engine: who makes them.
     """
 
-    k: int | Literal["all"] = 64
+    k: Annotated[int, Field(ge=1, le=10**7)] | Literal["all"] = 64
     precision: Precision = "float16"
     engine: Literal["hf", "vllm"] = "hf"
 
@@ -97,15 +103,15 @@ class DataConfig(_Settings):
     """
 
     source: Literal["auto", "release", "hub", "sample"] = "auto"
-    dir: str | None = None
-    train_limit: int | None = Field(None, ge=1)
-    max_context_words: int = Field(160, ge=0)
+    dir: str | None = Field(None, min_length=1)
+    train_limit: int | None = Field(None, ge=1, le=10**9)
+    max_context_words: int = Field(160, ge=0, le=10**9)
     style: Literal["marker", "paper"] = "marker"
     rationale_context: Literal["options", "question"] = "options"
     markers: dict[str, str] = {}
-    cut_tokens: int | None = Field(None, ge=1)
-    plain_text: str | None = None
-    plain_tokens: int = Field(128, ge=8)
+    cut_tokens: int | None = Field(None, ge=1, le=10**9)
+    plain_text: str | None = Field(None, min_length=1)
+    plain_tokens: int = Field(128, ge=8, le=10**6)
 
 
 class EvalConfig(_Settings):
@@ -117,13 +123,13 @@ class EvalConfig(_Settings):
     """
 
     reading: Literal["auto", "gen", "mc", "cloze"] = "auto"
-    limit: int | None = Field(None, ge=1)
-    valid_limit: int = Field(200, ge=1)
-    batch_size: int = Field(16, ge=1)
+    limit: int | None = Field(None, ge=1, le=10**9)
+    valid_limit: int = Field(200, ge=1, le=10**9)
+    batch_size: int = Field(16, ge=1, le=10**6)
     layout: LayoutChoice = "auto"
-    shots: int = Field(3, ge=1)
-    shot_max_words: int = Field(64, ge=1)
-    max_new_tokens: int = Field(64, ge=1)
+    shots: int = Field(3, ge=1, le=1000)
+    shot_max_words: int = Field(64, ge=1, le=10**6)
+    max_new_tokens: int = Field(64, ge=1, le=10**6)
     match: Literal["parser", "exact"] = "parser"
     chat_template: Literal["auto", "always", "never"] = "auto"
 
@@ -136,10 +142,10 @@ class BudgetConfig(_Settings):
     repeated to the byte.
     """
 
-    student_tokens: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    flops: float | None = Field(None, gt=0)
-    seconds: float | None = Field(None, gt=0)
+    student_tokens: int | None = Field(None, ge=1, le=10**15)
+    epochs: float | None = Field(None, gt=0, le=10**6)
+    flops: float | None = Field(None, gt=0, le=1e30)
+    seconds: float | None = Field(None, gt=0, le=1e9)
 
     @property
     def asked(self) -> tuple[str, float]:

@@ -28,7 +28,7 @@ def model_teacher(method: Method, named: str | None, teachers: Sequence[str]) ->
     if named is not None:
         spec = parse_spec(named, role="teacher")
     else:
-        specs = {_key(spec): spec for spec in (parse_spec(text, role="teacher") for text in teachers)}
+        specs = {teacher_key(spec): spec for spec in (parse_spec(text, role="teacher") for text in teachers)}
         (key, *_) = method.uses(tuple(specs))
         spec = specs[key]
     if spec.kind == "replay" or (not spec.has_weights and method.needs().signal != "none"):
@@ -40,7 +40,8 @@ def model_teacher(method: Method, named: str | None, teachers: Sequence[str]) ->
     return spec
 
 
-def _key(spec: ModelSpec) -> str:
+def teacher_key(spec: ModelSpec) -> str:
+    """The short name by which settings and channels name a teacher."""
     return spec.fragment or spec.text if spec.kind == "replay" else live_key(spec)
 
 

@@ -1,6 +1,9 @@
 """A model without its weights: what can be known of it before anything large is read."""
 
+import re
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from tinyllm_bench.base.errors import UserError
@@ -34,3 +37,41 @@ def load_shape(spec: ModelSpec, *, dtype: str = "float32", runs: Path = RUNS) ->
             model.generation_config = GenerationConfig.from_pretrained(name, **where)
     settle(spec, model, tokenizer)
     return Loaded(model.eval(), tokenizer)
+
+
+def check_targets(spec: ModelSpec, targets: str | Sequence[str], *, runs: Path = RUNS) -> None:
+    """Refuse names of modules for LoRA that a model does not have, as peft looks for them; a text is an expression.
+
+    A model that cannot be had now is looked at when it is loaded.
+
+    Raises:
+        UserError: a name or expression that no linear or embedding module has.
+    """
+    if targets == "all-linear":
+        return
+    try:
+        modules = _adaptable(spec, runs)
+    except UserError:
+        return
+    if not targets:
+        raise UserError('student.lora.target_modules=[]: name at least one module, or write "all-linear"')
+    for target in [targets] if isinstance(targets, str) else targets:
+        try:
+            whole = isinstance(targets, str)
+            found = [n for n in modules if (re.fullmatch(target, n) if whole else f".{n}".endswith(f".{target}"))]
+        except re.error as error:
+            raise UserError(f"student.lora.target_modules={target!r} is no regular expression: {error}") from None
+        if not found:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in modules}))
+            raise UserError(f"student.lora.target_modules: {spec.text} has no module {target!r}; it has {known}")
+
+
+@lru_cache(maxsize=16)
+def _adaptable(spec: ModelSpec, runs: Path) -> tuple[str, ...]:
+    """Names of the modules that peft can adapt."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    model = load_shape(spec, runs=runs).model
+    kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+    return tuple(name for name, module in model.named_modules() if isinstance(module, kinds))

@@ -37,9 +37,9 @@ class ShotConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     select: Select = "random"
-    shots: int = Field(2, ge=0)
+    shots: int = Field(2, ge=0, le=1000)
     rationales: str | None = None
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     ids: tuple[str, ...] = ()
 
     @model_validator(mode="after")

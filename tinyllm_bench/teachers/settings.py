@@ -1,6 +1,6 @@
 """The settings of teachers: what they are asked, how their texts are drawn, and what is kept of them."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,22 +12,25 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_Price = Annotated[float, Field(ge=0, le=1e6)]
+
+
 class DrawConfig(_Settings):
     """How a live teacher's texts are drawn: greedy at temperature 0; `samples` texts per record, each seeded."""
 
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(0.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: int = Field(128, ge=1)
-    samples: int = Field(1, ge=1)
-    seed: int = 0
+    max_new_tokens: int = Field(128, ge=1, le=10**6)
+    samples: int = Field(1, ge=1, le=10**4)
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 class ApiConfig(_Settings):
     """How an API is asked: requests at once, seconds from the start to the end of one, and tries of each."""
 
-    concurrency: int = Field(8, ge=1)
-    timeout: float = Field(60.0, gt=0)
-    attempts: int = Field(6, ge=1)
+    concurrency: int = Field(8, ge=1, le=10**4)
+    timeout: float = Field(60.0, gt=0, le=1e6)
+    attempts: int = Field(6, ge=1, le=1000)
 
 
 class AnnotationConfig(_Settings):
@@ -44,12 +47,12 @@ class AnnotationConfig(_Settings):
     on_missing_teacher: Literal["refuse", "drop"] = "refuse"
     kind: Kind = "forced"
     demonstrations: ShotConfig = ShotConfig()
-    demonstration_words: int = Field(64, ge=1)
+    demonstration_words: int = Field(64, ge=1, le=10**6)
     draw: DrawConfig = DrawConfig()
     chat: Literal["auto", "always", "never"] = "auto"
     engine: Literal["auto", "hf", "vllm"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch: int = Field(16, ge=1)
+    batch: int = Field(16, ge=1, le=10**6)
     api: ApiConfig = ApiConfig()
     on_teacher_error: Literal["stop", "skip"] = "stop"
-    prices: dict[str, tuple[float, float]] = {}
+    prices: dict[str, tuple[_Price, _Price]] = {}

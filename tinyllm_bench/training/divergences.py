@@ -77,7 +77,7 @@ class DivergenceConfig(BaseModel):
     normalize: bool = False
     skew: float = Field(0.1, ge=0, lt=1)
     mu: float = Field(0.5, gt=0, le=1)
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=0.01, le=1000)
     temperature_squared: bool = False
 
     @model_validator(mode="after")

@@ -21,24 +21,24 @@ class TrainConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    learning_rate: float = Field(5e-5, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    learning_rate: float = Field(5e-5, gt=0, le=10)
+    weight_decay: float = Field(0.0, ge=0, le=10)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     scheduler: Scheduler = "linear"
     warmup: float = Field(0.0, ge=0, lt=1)
-    warmup_steps: int | None = Field(None, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    batch_records: int = Field(16, ge=1)
-    micro_batch_tokens: int = Field(4096, ge=1)
-    max_target_tokens: int = Field(256, ge=1)
+    warmup_steps: int | None = Field(None, ge=0, le=10**9)
+    max_grad_norm: float = Field(1.0, gt=0, le=1e12)
+    batch_records: int = Field(16, ge=1, le=10**6)
+    micro_batch_tokens: int = Field(4096, ge=1, le=10**9)
+    max_target_tokens: int = Field(256, ge=1, le=10**6)
     gradient_checkpointing: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     layout: LayoutChoice = "auto"
     attention: Literal["sdpa", "flex"] = "sdpa"
-    looks: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    look_every: int | None = Field(None, ge=1)
+    looks: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 0.75, 1.0)
+    look_every: int | None = Field(None, ge=1, le=10**9)
     select: Select = "best"
-    checkpoint_seconds: float = Field(300.0, ge=0)
+    checkpoint_seconds: float = Field(300.0, ge=0, le=1e9)
 
     @model_validator(mode="after")
     def _one_warmup(self) -> Self:

@@ -71,7 +71,7 @@ class ToDiConfig(MethodConfig):
 
     teacher: str | None = None
     alpha: float = Field(0.5, gt=0, le=1)  # with 0 it would be `finetune`, and a teacher read for nothing
-    temperature: float = Field(2.0, gt=0)
+    temperature: float = Field(2.0, ge=0.01, le=100)
 
 
 class ToDi(Method):
