@@ -312,6 +312,38 @@ def try_locked(path: Path) -> Iterator[bool]:
         lock.release()
 
 
+def check_writable(place: Path, what: str, *, file: bool = False) -> None:
+    """Refuse a folder (or a file) that cannot be written, before any work is done for it; nothing is left there.
+
+    Args:
+        place: It need not exist; then what it would lie in is tried.
+        what: The option or variable that names it, for the error.
+        file: It is a file that will be written into its folder.
+
+    Raises:
+        UserError: a file where a folder is wanted or the reverse, a dangling link, no permission, a disk that is not writable.
+    """
+    if file and place.is_dir():
+        raise UserError(f"{what} {place} is a folder; name a file")
+    folder = place.absolute().parent if file else place.absolute()
+    try:
+        while not folder.exists():
+            if folder.is_symlink():
+                raise UserError(f"{what} {place} cannot be written: {folder} is a link to nowhere; name another place")
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise cannot_write(place, error, what) from None
+
+
+def cannot_write(place: Path | str, error: OSError, what: str = "") -> UserError:
+    """The one line of a file or folder that the system does not let us write (or read)."""
+    reason = error.strerror or str(error) or type(error).__name__
+    where = str(place) if error.filename in (None, str(place)) else f"{place} ({error.filename})"
+    return UserError(f"{what} {where}: {reason.lower()}; name a place that can be written".strip())
+
+
 def cache_root() -> Path:
     """`$TINYLLM_BENCH_CACHE`, by default `~/.cache/tinyllm_bench`."""
     return Path(os.environ.get("TINYLLM_BENCH_CACHE") or Path.home() / ".cache" / "tinyllm_bench")

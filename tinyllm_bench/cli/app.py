@@ -11,6 +11,7 @@ import typer
 
 from tinyllm_bench import __version__
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import cache_root, cannot_write, check_writable
 from tinyllm_bench.base.secrets import redacted
 from tinyllm_bench.cli import (
     checking,
@@ -33,6 +34,7 @@ from tinyllm_bench.cli.options import (
     DryRun,
     ShowConfig,
     Tasks,
+    check_not_empty,
     own_command,
     takes_request,
 )
@@ -144,6 +146,7 @@ def fetch(
     from tinyllm_bench.models.bundled import fetch as fetch_model
     from tinyllm_bench.models.load import convert_gguf
 
+    check_writable(cache_root(), "the cache, TINYLLM_BENCH_CACHE")
     folder = fetch_model(name, log=echo, convert=convert_gguf)
     echo(f"bundled:{name} is ready ({folder})")
 
@@ -195,6 +198,7 @@ def teachers_report(
     from tinyllm_bench.cli.quality import report_teachers
     from tinyllm_bench.experiment.teacher_report import reports_of
 
+    check_writable(page or request.runs / "teachers.html", "--page", file=True)
     with Console() as console:
         found = reports_of(request, report=console.event)
     report_teachers(found, as_json=as_json, page=page or request.runs / "teachers.html")
@@ -208,6 +212,7 @@ def teachers_pack(
     """Write what teachers wrote into one file, with its provenance."""
     from tinyllm_bench.cli.teaching import pack_texts
 
+    check_writable(to, "--to", file=True)
     pack_texts(teachers, to)
 
 
@@ -256,6 +261,7 @@ def board_build(board_dir: BoardFolder = Path("leaderboards")) -> None:
     """Write the board's pages from its records."""
     from tinyllm_bench.leaderboard import board
 
+    check_writable(board_dir, "--board-dir")
     echo(f"board: {board.board_build(board_dir)}")
 
 
@@ -280,6 +286,7 @@ def run_app() -> int:
     signal.signal(signal.SIGTERM, _terminated)
     command = plugging.accept_plugins(typer.main.get_command(app))
     try:
+        check_not_empty(sys.argv[1:])
         with plugging.warnings_in_one_line(), command.make_context("tinyllm-bench", sys.argv[1:]) as context:
             return int(command.invoke(context) or 0)
     except UserError as error:
@@ -293,6 +300,11 @@ def run_app() -> int:
     except BrokenPipeError:  # the reader went away (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        typer.echo(f"error: {cannot_write(error.filename or 'the disk', error)}", err=True)
+        return 2
     except Exception as error:
         return _usage(error)
 

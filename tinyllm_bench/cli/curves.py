@@ -20,11 +20,13 @@ def register(app: typer.Typer) -> None:
 
 def curves(runs: Runs, to: To = None) -> None:
     """Print training curves and draw them: train/curves.svg of each run, or all in one file."""
-    from tinyllm_bench.base.files import write_text
+    from tinyllm_bench.base.files import check_writable, write_text
     from tinyllm_bench.leaderboard.curves import ASCII_BARS, BARS, curves_text, draw_run, drawing, read_curves
 
     if to is not None and to.suffix != ".svg":
         raise UserError(f"--to {to}: the picture is an SVG; name a file that ends in .svg")
+    if to is not None:
+        check_writable(to, "--to", file=True)
     bars = BARS if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII_BARS
     folders = _trained(runs)
     found = []

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import check_writable
 from tinyllm_bench.cli.options import RunsDir
 from tinyllm_bench.cli.output import echo
 
@@ -48,6 +49,8 @@ def export(
             publish.check_token()
     elif not private:
         raise UserError("--public says who may see what --push sends; add --push OWNER/NAME")
+    if not dry_run:
+        check_writable(to, "--to")
     bundle = exports.make_bundle(
         exports.find_run(run, runs_dir), adapter=adapter, channel=channel, predictions=with_predictions, repo=push
     )

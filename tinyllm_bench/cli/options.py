@@ -3,11 +3,13 @@
 import inspect
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from tinyllm_bench.base.errors import UserError
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.request import Request
@@ -28,6 +30,33 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Anchors = Annotated[bool, typer.Option(help="Also run the anchors (random, majority, zero-shot, few-shot).")]
 AddedRuns = Annotated[list[Path], typer.Argument(help="Run folders or run.json files.")]
 BoardFolder = Annotated[Path, typer.Option("--board-dir", help="The board's folder.")]
+
+
+def check_not_empty(arguments: Sequence[str]) -> None:
+    """Refuse an argument without a letter: nothing that a command takes may be empty.
+
+    Raises:
+        UserError: it says which.
+    """
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if not argument.strip():
+            before = arguments[place - 1] if place and arguments[place - 1].startswith("--") else "an argument"
+            raise UserError(f"{before} {argument!r} is empty; give a value, or leave it out")
+        if name.startswith("--") and equals and not value.strip():
+            raise UserError(f"{name} {value!r} is empty; give a value, or leave it out")
+
+
+def names_of(option: str, text: str) -> tuple[str, ...]:
+    """Names of methods or tasks, comma-separated.
+
+    Raises:
+        UserError: one of them is empty.
+    """
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise UserError(f"{option} {text!r}: a name is empty; write them as a,b")
+    return names
 
 
 def own_command() -> str:
@@ -51,11 +80,11 @@ def request_of(
     Raises:
         UserError: no seed at all.
     """
-    from tinyllm_bench.experiment.request import Request, split_names
+    from tinyllm_bench.experiment.request import Request
 
     return Request(
-        methods=split_names(method),
-        tasks=split_names(task),
+        methods=names_of("--method", method) if method else (),
+        tasks=names_of("--task", task),
         preset=preset,
         config_file=config,
         assignments=tuple(settings or ()),

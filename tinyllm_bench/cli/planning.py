@@ -1,6 +1,7 @@
 """`plan`: what a request will cost and which differences it can detect, before anything is spent."""
 
 import json
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,8 +43,10 @@ def plan(
     from tinyllm_bench.preflight.forecast import forecast
     from tinyllm_bench.preflight.machine import this_machine
 
-    if price is not None and price < 0:
-        raise UserError(f"--price {price:g}: US dollars an hour, 0 or more")
+    if price is not None and not 0 <= price <= 1e9:
+        raise UserError(f"--price {price:g}: US dollars an hour, from 0 to 1e9")
+    if detect is not None and not math.isfinite(detect):
+        raise UserError(f"--detect {detect:g}: a difference in points, such as 5")
     if detect is not None and not 0 < detect <= 100:
         raise UserError(f"--detect {detect:g}: a difference in points of accuracy, above 0 and at most 100, e.g. 5")
     preset, cells = plan_cells(request, anchors=anchors, check_hub=False)

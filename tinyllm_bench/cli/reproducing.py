@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.cli.options import names_of
 from tinyllm_bench.cli.output import echo
 
 Name = Annotated[str, typer.Argument(help="The paper's table; a wrong name lists them.")]
@@ -33,7 +34,7 @@ def reproduce(
 ) -> int:
     """Run a paper's table again; each cell gets the paper's value, ours, and a verdict."""
     from tinyllm_bench.audit import reproduce as tables
-    from tinyllm_bench.cli.running import run_cells
+    from tinyllm_bench.cli.running import check_places, run_cells
     from tinyllm_bench.experiment.cell import plan_cells
     from tinyllm_bench.leaderboard.reported_files import load_reported, reported_folder
 
@@ -42,11 +43,12 @@ def reproduce(
     how: tables.How = "as_published" if published else "as_corrected"
     found = tables.load_reproduction(name)
     values = load_reported(reported or reported_folder())
-    asked = tuple(part.strip() for part in task.split(",") if part.strip())
+    asked = names_of("--task", task) if task else ()
     request = tables.request_of(
         found, how, preset, tasks=asked, settings=settings or (), seeds=seeds, runs=runs_dir / "reproduce"
     )
     _, cells = plan_cells(request)
+    check_places(cells, request.runs)
     outcomes, failed = run_cells(cells, request.runs)
     student = cells[0].student.text
     own = tables.is_papers(values, student, found)

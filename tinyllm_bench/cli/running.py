@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base.config import flatten
+from tinyllm_bench.base.files import cache_root, check_writable
 from tinyllm_bench.cli.console import Console, is_main_process, on_terminal
 from tinyllm_bench.cli.options import own_command
 from tinyllm_bench.cli.output import echo
@@ -34,7 +35,22 @@ def run_request(
         _announce(cells, show_config=show_config, briefly=on_terminal() and not dry_run)
     if show_config or dry_run:
         return 0
+    check_places(cells, runs, board)
     return _run(cells, runs, until=until, board=board)
+
+
+def check_places(cells: list[Any], runs: Path, board: Path | None = None) -> None:
+    """Refuse folders that a run will write and cannot, before anything is computed.
+
+    Raises:
+        UserError: runs, board, or the cache where a cell writes into it.
+    """
+    check_writable(runs, "--runs-dir")
+    if board is not None:
+        check_writable(board, "--board-dir")
+    live = any(not teacher.recorded for cell in cells for teacher in cell.teachers)
+    if live or any(cell.config.teacher.cache is not None and cell.signal is not None for cell in cells):
+        check_writable(cache_root(), "the cache, TINYLLM_BENCH_CACHE")
 
 
 def _announce(cells: list[Any], *, show_config: bool, briefly: bool) -> None:

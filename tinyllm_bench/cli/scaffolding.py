@@ -13,6 +13,7 @@ import typer
 
 from tinyllm_bench import __version__
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import check_writable
 from tinyllm_bench.cli.output import echo
 
 Kind = Literal["method", "task"]
@@ -71,6 +72,7 @@ def make_package(kind: Kind, name: str, to: Path) -> Path:
     """
     folder = to / name
     _check_name(kind, name, folder)
+    check_writable(folder, "--to")
     values = {
         "kind": kind,
         "name": name,

@@ -226,6 +226,8 @@ def _method(
     config: BenchConfig = found.config
     info: TaskInfo = load_task(task)
     teachers, notes = text_teachers(config, method, info.name, request.runs)
+    if not config.train.looks and config.train.look_every is None:
+        raise UserError("train.looks=[]: validation must be scored at least once; [1.0] is the end alone")
     if not config.budget.is_one:
         raise UserError(f"set exactly one of {', '.join(f'budget.{key}' for key in BUDGETS)} (the others to null)")
     # without such a note there is none because none has a weight

@@ -19,6 +19,9 @@ from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.training.method import Method
 
 
+MOST_SEEDS = 1000
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a person asked for. For reproductions alone: `looks_at_test` of code that does it, and `own`, settings by
@@ -41,8 +44,9 @@ class Request:
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise UserError(f"--seeds {self.seeds}: at least 1 is needed; 3 means seeds 0, 1 and 2")
+        if not 1 <= self.seeds <= MOST_SEEDS:
+            allowed = f"at least 1 is needed and at most {MOST_SEEDS:,}"
+            raise UserError(f"--seeds {self.seeds:.6g}: {allowed}; 3 means seeds 0, 1 and 2")
 
     def asked(self) -> dict[str, Any]:
         """The request as plain values, for the record. A folder's place is nobody's business; its digests are kept."""
