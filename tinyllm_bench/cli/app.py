@@ -303,7 +303,7 @@ def run_app() -> int:
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        typer.echo(f"error: {cannot_write(error.filename or 'the disk', error)}", err=True)
+        echo_error(f"error: {cannot_write(error.filename or 'the disk', error)}")
         return 2
     except Exception as error:
         return _usage(error)

@@ -18,7 +18,6 @@ from tinyllm_bench.models.hub import at_commit
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.training.method import Method
 
-
 MOST_SEEDS = 1000
 
 

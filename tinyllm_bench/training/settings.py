@@ -21,7 +21,7 @@ class TrainConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    learning_rate: float = Field(5e-5, gt=0, le=10)
+    learning_rate: float = Field(5e-5, gt=0, le=1e30)
     weight_decay: float = Field(0.0, ge=0, le=10)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     scheduler: Scheduler = "linear"
