@@ -321,7 +321,7 @@ def check_writable(place: Path, what: str, *, file: bool = False) -> None:
         file: It is a file that will be written into its folder.
 
     Raises:
-        UserError: a file where a folder is wanted or the reverse, a dangling link, no permission, a disk that is not writable.
+        UserError: a file for a folder or the reverse, a dangling link, no permission, a disk that takes nothing.
     """
     if file and place.is_dir():
         raise UserError(f"{what} {place} is a folder; name a file")
