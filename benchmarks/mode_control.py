@@ -14,7 +14,8 @@ from tinyllm_bench.answers.voting import COT, POT
 from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths
 from tinyllm_bench.evaluation.sampling import HfDrawer
 from tinyllm_bench.experiment.annotate import annotate, taught
-from tinyllm_bench.experiment.cell import Cell, plan_cells
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.predict import Engines
 from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.experiment.sample_answers import student_specs

@@ -26,7 +26,8 @@ from lm_eval.api.instance import Instance
 from tinyllm_bench.base import provenance
 from tinyllm_bench.evaluation.hf import hf_lm
 from tinyllm_bench.experiment.annotate import annotate
-from tinyllm_bench.experiment.cell import Cell, plan_cells
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.experiment.train import encode_groups
 from tinyllm_bench.models.lm import LM

@@ -85,7 +85,7 @@ def test_results_are_records(result: Any, place: Path) -> None:
 
 def test_the_kept_command_gives_the_same_cells(result: Any, tiny_llama_dir: Path, place: Path) -> None:
     """As far as a record may tell: the student's folder is not in it."""
-    from tinyllm_bench.experiment.cell import plan_cells
+    from tinyllm_bench.experiment.plan_cells import plan_cells
     from tinyllm_bench.experiment.request import Request
 
     words = shlex.split(result.records[0].command)

@@ -66,7 +66,7 @@ def run_a_cell(folder: Path) -> None:
     """Annotate, train, predict and record with all processes; its folder is the cell's run."""
     from accelerate import PartialState
 
-    from tinyllm_bench.experiment.cell import plan_cells
+    from tinyllm_bench.experiment.plan_cells import plan_cells
     from tinyllm_bench.experiment.predict import Engines
     from tinyllm_bench.experiment.request import Request
     from tinyllm_bench.experiment.stages import run_cell

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base.config import as_assignments
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.experiment.cell import Cell, plan_cells
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.request import Request, split_names
 from tinyllm_bench.experiment.runner import Watch, run_matrix
 from tinyllm_bench.experiment.stages import Outcome

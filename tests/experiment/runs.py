@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinyllm_bench.experiment.cell import Cell, plan_cells
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.predict import Engines
 from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.experiment.stages import Outcome, run_cell

@@ -10,7 +10,8 @@ from tests.experiment.runs import cells_of, one_cell, quick
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.config import Layer, as_assignments, flatten, parse_yaml, resolve
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.experiment.cell import Cell, choose_reading, plan_cells
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.plan_cells import choose_reading, plan_cells
 from tinyllm_bench.experiment.record import _own_settings
 from tinyllm_bench.experiment.request import (
     Preset,
@@ -150,9 +151,9 @@ ROWS = Preset(
 
 def rows(monkeypatch: pytest.MonkeyPatch, student: Path, *assignments: str) -> dict[str, Any]:
     """The planned rows of `finetune` under a preset with a variant, by label."""
-    from tinyllm_bench.experiment import cell
+    from tinyllm_bench.experiment import plan_cells as planning
 
-    monkeypatch.setattr(cell, "load_preset", lambda name: ROWS)
+    monkeypatch.setattr(planning, "load_preset", lambda name: ROWS)
     given = (f"student.model=dir:{student}", *assignments)
     request = Request(methods=("finetune",), tasks=("obqa",), preset="rows", assignments=given)
     return {one.label: one for one in plan_cells(request)[1]}

@@ -10,7 +10,8 @@ from accelerate.tracking import GeneralTracker
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_checked
-from tinyllm_bench.experiment.cell import Cell, plan_cells
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.trackers import PROJECT, Trackers, look_values, step_values
 
 pytestmark = pytest.mark.slow

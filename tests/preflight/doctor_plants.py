@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.data.toy_release import rationale
-from tinyllm_bench.experiment.cell import Cell, plan_cells
+from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.preflight.machine import Machine, Speed
 

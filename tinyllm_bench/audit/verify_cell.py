@@ -12,11 +12,10 @@ from tinyllm_bench.base.files import read_json
 from tinyllm_bench.base.plugins import load_method, load_task
 from tinyllm_bench.data.sources import Source, find_source, manifest
 from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.cell_teachers import place_of, text_teachers
+from tinyllm_bench.experiment.cell_teachers import model_teacher, place_of, text_teachers
 from tinyllm_bench.experiment.identity import GUESSES
 from tinyllm_bench.experiment.sample_answers import joint_digest
 from tinyllm_bench.experiment.settings import BenchConfig
-from tinyllm_bench.experiment.white_box_teacher import model_teacher
 from tinyllm_bench.leaderboard.record import RunRecord, public_text
 from tinyllm_bench.models.load import check_spec
 from tinyllm_bench.models.specs import ModelSpec, parse_spec

@@ -45,7 +45,7 @@ def doctor(
 
     Status 1 when there is an error, with --strict also when there is a warning.
     """
-    from tinyllm_bench.experiment.cell import plan_cells
+    from tinyllm_bench.experiment.plan_cells import plan_cells
     from tinyllm_bench.preflight.doctor import examine
     from tinyllm_bench.preflight.inspection import Preflight
     from tinyllm_bench.preflight.machine import this_machine

@@ -39,7 +39,7 @@ def plan(
     """Say what `run` with the same arguments will cost: tokens, time, memory, disk, money; nothing is spent."""
     from tinyllm_bench.base.errors import UserError
     from tinyllm_bench.cli.plan_text import plan_text
-    from tinyllm_bench.experiment.cell import plan_cells
+    from tinyllm_bench.experiment.plan_cells import plan_cells
     from tinyllm_bench.preflight.forecast import forecast
     from tinyllm_bench.preflight.machine import this_machine
 

@@ -35,7 +35,7 @@ def reproduce(
     """Run a paper's table again; each cell gets the paper's value, ours, and a verdict."""
     from tinyllm_bench.audit import reproduce as tables
     from tinyllm_bench.cli.running import check_places, run_cells
-    from tinyllm_bench.experiment.cell import plan_cells
+    from tinyllm_bench.experiment.plan_cells import plan_cells
     from tinyllm_bench.leaderboard.reported_files import load_reported, reported_folder
 
     if published and corrected:

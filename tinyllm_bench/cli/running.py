@@ -26,7 +26,7 @@ def run_request(
     show_config: bool = False,
 ) -> int:
     """Plan, run and record the cells of a request; returns the exit status."""
-    from tinyllm_bench.experiment.cell import plan_cells
+    from tinyllm_bench.experiment.plan_cells import plan_cells
 
     preset, cells = plan_cells(request, anchors=anchors, check_hub=not (dry_run or show_config))
     if is_main_process():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest, locked
 from tinyllm_bench.experiment.annotate import Report
-from tinyllm_bench.experiment.white_box_teacher import open_teacher_model
+from tinyllm_bench.experiment.cell_teachers import open_teacher_model
 from tinyllm_bench.generation.top_k import Scored, response_digest
 from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.models.load import Loaded, spec_folder, tokenizer_digest

@@ -1,7 +1,6 @@
 """Plain text beside the task's questions, for methods that keep a student's language in shape (MiniLLM's L_PT)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,22 +17,19 @@ if TYPE_CHECKING:
     from tinyllm_bench.experiment.cell import Cell
 
 
-def check_plain_text(cell: "Cell") -> "Cell":
-    """The cell, with a note where its method would train on plain text and none is named.
+def check_plain_text(cell: "Cell") -> None:
+    """Do nothing where the cell's plain text can be read, or its method trains on none.
 
     Raises:
         UserError: the file is not there, or is no UTF-8 text.
     """
     assert cell.method is not None
     named = cell.config.data.plain_text
-    if not cell.method.needs().plain_text:
-        return cell
-    if named is None:
-        return replace(cell, notes=(*cell.notes, "no data.plain_text: the method's loss on plain text is left out"))
+    if named is None or not cell.method.needs().plain_text:
+        return
     if not Path(named).expanduser().exists():
         raise UserError(f"data.plain_text={named}: no such file; name a UTF-8 text file")
-    read_text(Path(named).expanduser())  # raises before the work rather than after it
-    return cell
+    read_text(Path(named).expanduser())
 
 
 def with_plain_text(

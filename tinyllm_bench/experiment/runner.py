@@ -42,7 +42,7 @@ def run_matrix(cells: Sequence[Cell], runs: Path, *, until: str = "predict", com
     Args:
         cells: The cells, as `plan_cells` gives them.
         runs: The folder of all runs.
-        until: The last stage, one of `run.STAGES`.
+        until: The last stage, one of `STAGES`.
         command: The command line, kept in the records.
         watch: Is told what goes on.
     """

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.experiment.cell import place_of, records_of
+from tinyllm_bench.experiment.cell import records_of
+from tinyllm_bench.experiment.cell_teachers import place_of
 from tinyllm_bench.experiment.request import Request, default_preset, expand, load_preset, settings_of
 from tinyllm_bench.experiment.settings import BenchConfig
 from tinyllm_bench.models.specs import parse_spec
