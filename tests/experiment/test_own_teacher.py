@@ -43,9 +43,9 @@ def test_a_seed_makes_no_other_teacher(tiny_llama_dir: Path, monkeypatch: pytest
     """With the first seed out of the way the second one is refused as well."""
     import builtins
 
-    from tinyllm_bench.experiment import cell as cells
+    from tinyllm_bench.experiment import plan_cells as planning
 
-    monkeypatch.setattr(cells, "range", lambda count: builtins.range(1, count), raising=False)
+    monkeypatch.setattr(planning, "range", lambda count: builtins.range(1, count), raising=False)
     both = (f"teacher.model=dir:{tiny_llama_dir}", f"student.init={TAUGHT}", f"teacher.init={TAUGHT}")
     refused(tiny_llama_dir, *both, seeds=2)
 

@@ -277,7 +277,7 @@ def with_teachers(cell: Cell, first: First) -> Cell:
     """A method's cell with its teachers, with the runs that make its models, and with notes on what was left out.
 
     Raises:
-        UserError: a teacher that is not there, or without the texts that the method needs.
+        UserError: a teacher that is not there, is the student itself, or lacks the texts that the method needs.
     """
     method, config, task = cell.method, cell.config, cell.task.name
     assert method is not None
@@ -303,6 +303,8 @@ def with_teachers(cell: Cell, first: First) -> Cell:
             made_by, planned = first(cell, spec.text, config.teacher.init, 0)
             cell = replace(cell, teacher_from=planned)
             spec = parse_spec(f"run:{made_by}", role="teacher")
+        if spec.has_weights:
+            check_teaches(cell, spec)
         if needs.signal != "none":
             cell = replace(cell, signal=spec)
         if "response" in needs.annotations:
@@ -376,9 +378,6 @@ def _check(cell: Cell) -> Cell:
             check_spec(spec, runs=runs)
         if needs.signal != "none":
             check_signal(cell.method, config.teacher, config.student.model, spec, runs=runs)
-        if spec.has_weights:
-            made = cell.teacher_from
-            check_teaches(cell, spec if made is None else parse_spec(f"run:{made.run_id}", role="teacher"))
     check_plain_text(cell)
     return cell
 
