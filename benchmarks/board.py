@@ -77,7 +77,7 @@ def record(task: str, method: int, student: int, seed: int, shared: dict[str, An
         "data": {"source": "release", "splits": {"test": {"rows": n, "digest": "d"}}, "train_ids_digest": "t"},
         "budget": {"student_tokens": 1_000_000 + draw.randrange(-9000, 9000), "seconds": 300 + 40 * method},
         "score": {"n": n, "correct": right, "wrong": n - right},
-        "secondary": {"accuracy_plain": 0.9 * right / n},
+        "secondary": {"accuracy_plain": round(0.9 * right) / n},
         "chance": 0.25,
         "test_looks": 1,
         "items": list(zip(ids, given, flags, strict=True)),

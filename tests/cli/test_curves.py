@@ -14,7 +14,7 @@ def test_it_prints_and_draws_every_run_of_a_folder(call: Call, tmp_path: Path) -
     assert said.status == 0 and said.err == ""
     for name in ("run-a", "run-b"):
         picture = tmp_path / "runs" / name / "train" / "curves.svg"
-        assert picture.read_text().startswith("<svg") and f"\n  {picture}\n" in said.out and f"{name}\n" in said.out
+        assert picture.read_text().endswith("</svg>\n") and f"\n  {picture}\n" in said.out and f"{name}\n" in said.out
 
 
 def test_several_in_one_picture(call: Call, tmp_path: Path) -> None:

@@ -248,16 +248,19 @@ def test_curves(text: str, line: str) -> None:
         losses=(1.0, 0.5),
         steps=((1, 10), (2, 20)),
         rates=(),
-        looks=(),
-        small={text: ((0, 1.0), (1, 2.0))},
+        validations=(),
+        measured={text: ((0, 1.0), (1, 2.0))},
         finished=True,
     )
     import xml.etree.ElementTree as ET
 
     picture = drawing([run, run])
     assert not HIDDEN.search(picture)
-    kinds = {element.tag.rpartition("}")[2] for element in ET.fromstring(picture).iter()}
-    assert kinds <= {"svg", "title", "desc", "style", "rect", "text", "path", "g", "line", "circle", "tspan"}
+    drawn = [
+        element for element in ET.fromstring(picture).iter() if element.tag.startswith("{http://www.w3.org/2000/svg}")
+    ]
+    kinds = {element.tag.rpartition("}")[2] for element in drawn}
+    assert kinds <= {"svg", "metadata", "defs", "style", "text", "path", "g", "use", "clipPath", "rect", "title"}
     assert not HIDDEN.search(terminal(curves_text(run)))
 
 

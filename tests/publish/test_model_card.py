@@ -9,8 +9,7 @@ from tests.leaderboard.fakes import flags, make_anchor, make_record
 from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.rows import Lift
 from tinyllm_bench.leaderboard.tables import BoardNames
-from tinyllm_bench.publish.card_parts import compared, licence_notes, lift_sentence, restricted
-from tinyllm_bench.publish.licences import terms_of
+from tinyllm_bench.publish.card_parts import compared, licence_notes, lift_sentence
 from tinyllm_bench.publish.model_card import Exported, model_card
 
 NAMES = BoardNames(floor="floor", floor_title="label-only fine-tuning", order=("guess", "floor"))
@@ -78,33 +77,28 @@ def test_only_what_belongs_beside_it_stands_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "licence", "about_texts"),
+    ("spec", "page"),
     [
-        ("bundled:smollm2-135m?layers=0:30:3", "Apache-2.0", False),
-        ("hf:google/flan-t5-xl@main", "Apache-2.0", False),
-        ("replay:release#llama-2-7b", "Llama 2 Community License", True),
-        ("replay:release#gpt-3.5-turbo", "OpenAI's terms of use (no open weights)", True),
-        ("bundled:gemma3-270m", "Gemma Terms of Use", True),
+        ("bundled:smollm2-135m?layers=0:30:3", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("hf:google/flan-t5-xl@main", "google/flan-t5-xl"),
     ],
 )
-def test_known_terms(spec: str, licence: str, about_texts: bool) -> None:
-    terms = terms_of(spec)
-    assert terms is not None and terms.licence == licence and bool(terms.outputs) == about_texts
+def test_a_model_of_the_hub_is_linked_for_its_licence(spec: str, page: str) -> None:
+    told = next(licence_notes(trained("m", 10, student={"spec": spec})))
+    assert f"<https://huggingface.co/{page}>" in told
 
 
-@pytest.mark.parametrize("spec", ["dir:smollm2-135m", "hf:someone/flan-t5-xl", "gguf:llama-2-7b.gguf", "run:a-run"])
-def test_a_folder_s_name_says_nothing_of_its_licence(spec: str) -> None:
-    assert terms_of(spec) is None
-    record = trained("m", 10, student={"spec": spec})
-    assert restricted(record) and "licence unknown to this project" in next(licence_notes(record))
+@pytest.mark.parametrize("spec", ["dir:smollm2-135m", "gguf:llama-2-7b.gguf", "run:a-run"])
+def test_a_model_that_has_no_page_is_to_be_looked_up(spec: str) -> None:
+    assert "its licence is not recorded; look it up" in next(licence_notes(trained("m", 10, student={"spec": spec})))
 
 
-def test_a_teacher_s_terms_reach_the_front_matter() -> None:
-    free, bound = ([{"spec": f"replay:release#{name}", "gold_visible": True}] for name in ("flan-t5-xl", "llama-2-7b"))
-    assert front_matter(card(trained("m", 10, teachers=free)))["license"] == "apache-2.0"
-    text = card(trained("m", 10, teachers=bound))
-    assert front_matter(text)["license"] == "other" and "forbids using Llama 2's texts" in text
+def test_the_front_matter_points_to_the_notes_and_teachers_are_among_them() -> None:
+    text = card(trained("m", 10, teachers=[{"spec": "replay:release#llama-2-7b", "gold_visible": True}]))
+    assert front_matter(text)["license"] == "other" and front_matter(text)["license_link"] == "README.md"
+    assert "Teacher `replay:release#llama-2-7b`: its licence is not recorded" in text
     assert re.search(r"replay:release#llama-2-7b *\| not recorded *\| yes ", text)
+    assert "a teacher's licence can reach this student" in text
 
 
 # --- front matter and blocks ------------------------------------------------------------------------------------------

@@ -1,23 +1,25 @@
 """Training curves of a run: read from `train/metrics.jsonl`, told as lines of text, drawn into `train/curves.svg`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import io
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.escaping import visible
 from tinyllm_bench.base.files import read_checked, read_json, write_text
-from tinyllm_bench.leaderboard.curves_svg import Panel, Series, curves_svg
 
 METRICS, DRAWING = Path("train") / "metrics.jsonl", Path("train") / "curves.svg"
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
 SPARK = 40  # characters
-LOSS, ACCURACY, RATE, LOOKED = "training loss", "validation accuracy %", "learning rate", "validation: "
+LOSS, ACCURACY, RATE, VALIDATION = "training loss", "validation accuracy %", "learning rate", "validation: "
 Point = tuple[float, float]
 
 
-class Looked(NamedTuple):
-    """A look at validation; accuracy as a share. `selected`: its weights are the student's."""
+class ValidationPoint(NamedTuple):
+    """An evaluation on validation questions; accuracy as a share. `selected`: its weights are the student's."""
 
     step: int
     tokens: int
@@ -29,16 +31,16 @@ class Looked(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunCurves:
     """What a run measured while it trained. `steps` holds per optimiser step its number and the student tokens by
-    then; `losses` and `rates` go with them. `small` are further curves by name, as (index into `steps`, value), where
-    index -1 is the look before the first step."""
+    then; `losses` and `rates` go with them. `measured` are further curves by name, as (index into `steps`, value),
+    where index -1 is the evaluation before the first step."""
 
     name: str
     label: str
     steps: tuple[tuple[int, int], ...]
     losses: tuple[float, ...]
     rates: tuple[float, ...]
-    looks: tuple[Looked, ...]
-    small: Mapping[str, tuple[Point, ...]]
+    validations: tuple[ValidationPoint, ...]
+    measured: Mapping[str, tuple[Point, ...]]
     finished: bool
 
     def at(self, index: float, *, by_tokens: bool) -> float:
@@ -80,11 +82,11 @@ def _curves(folder: Path) -> RunCurves:
         steps=tuple((row["step"], row["tokens"]) for row in steps),
         losses=tuple(row["loss"] for row in steps),
         rates=tuple(row["lr"] for row in steps if "lr" in row),
-        looks=tuple(
-            Looked(one["step"], tokens.get(one["step"], 0), one["accuracy"], one["n"], one["step"] in chosen)
+        validations=tuple(
+            ValidationPoint(one["step"], tokens.get(one["step"], 0), one["accuracy"], one["n"], one["step"] in chosen)
             for one in looks
         ),
-        small=_small(steps, looks, index),
+        measured=_measured(steps, looks, index),
         finished=result.exists(),
     )
 
@@ -94,10 +96,10 @@ def _label(folder: Path) -> str:
     return folder.resolve().name if cell is None else f"{cell['label']} on {cell['task']}"
 
 
-def _small(
+def _measured(
     steps: Sequence[Mapping[str, Any]], looks: Sequence[Mapping[str, Any]], index: Mapping[int, int]
 ) -> dict[str, tuple[Point, ...]]:
-    """Loss of each channel where there are several, then what the method measured, then what looks measured."""
+    """Loss of each channel where there are several, then what the method measured, then what evaluations measured."""
     found: dict[str, list[Point]] = {}
     for number, row in enumerate(steps):
         channels = row["by_channel"] if len(row["by_channel"]) > 1 else {}
@@ -108,7 +110,7 @@ def _small(
         own = {"loss": look["loss"], "gold probability": look["gold_probability"], **look["probe"]}
         for name, value in own.items():
             if value is not None:
-                found.setdefault(LOOKED + name, []).append((index.get(look["step"], -1), value))
+                found.setdefault(VALIDATION + name, []).append((index.get(look["step"], -1), value))
     return {name: tuple(points) for name, points in found.items()}
 
 
@@ -122,45 +124,76 @@ def draw_run(folder: Path) -> Path | None:
 
 def drawing(runs: Sequence[RunCurves]) -> str:
     """One SVG of one run by its steps, or of several on top of each other by their student tokens."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     several = len(runs) > 1
-    losses = [one for i, run in enumerate(runs) for one in _measured(run, i, enumerate(run.losses), several)]
-    panels = [Panel(LOSS, tuple(losses))]
-    looked = [_accuracies(run, i, several) for i, run in enumerate(runs) if run.looks]
-    panels += [Panel(ACCURACY, tuple(looked))] if looked else []
-    rated = [_series(run, i, enumerate(run.rates), several) for i, run in enumerate(runs) if run.rates]
-    small = [Panel(RATE, tuple(rated))] if rated else []
-    for name in dict.fromkeys(name for run in runs for name in run.small):
-        with_it = [(i, run) for i, run in enumerate(runs) if name in run.small]
-        lines = [one for i, run in with_it for one in _measured(run, i, run.small[name], several)]
-        small.append(Panel(name, tuple(line._replace(marks=name.startswith(LOOKED)) for line in lines)))
-    title = f"Training of {runs[0].label}" if not several else f"Training of {len(runs)} runs"
-    return curves_svg(
-        title=title,
-        about=" ".join(_sentence(run) for run in runs),
-        names=[run.name for run in runs],
-        axis="student tokens" if several else "step",
-        panels=panels,
-        small=small,
-    )
-
-
-def _measured(run: RunCurves, number: int, points: Iterable[Point], several: bool) -> list[Series]:
-    """What was measured, faintly, and its moving mean; the mean alone where runs lie on top of each other."""
-    found = list(points)
-    means = zip((index for index, _ in found), smoothed([value for _, value in found]), strict=True)
-    mean = _series(run, number, means, several)
-    return [mean] if several else [_series(run, number, found, several)._replace(raw=True), mean]
-
-
-def _series(run: RunCurves, number: int, points: Iterable[Point], by_tokens: bool) -> Series:
-    return Series(number, tuple((run.at(index, by_tokens=by_tokens), value) for index, value in points))
-
-
-def _accuracies(run: RunCurves, number: int, by_tokens: bool) -> Series:
-    places = [look.tokens if by_tokens else look.step for look in run.looks]
-    points = tuple((float(x), 100 * look.accuracy) for x, look in zip(places, run.looks, strict=True))
-    chosen = next((i for i, look in enumerate(run.looks) if look.selected), None)
-    return Series(number, points, marks=True, chosen=chosen)
+    axis = "student tokens" if several else "step"
+    names = list(dict.fromkeys(name for run in runs for name in run.measured))
+    has_validation, has_rates = any(run.validations for run in runs), any(run.rates for run in runs)
+    large = [LOSS, *([ACCURACY] if has_validation else [])]
+    small = [*([RATE] if has_rates else []), *names]
+    # Panels are laid out by number: numpy, which holds the layout, cuts a name that ends in a NUL.
+    layout = [[number, number] for number in range(len(large))]
+    places = [*range(len(large), len(large) + len(small)), -1]
+    layout += [places[i : i + 2] for i in range(0, len(small), 2)]
+    settings = {
+        "svg.fonttype": "none",  # texts stay texts, for search and for screen readers
+        "svg.hashsalt": "curves",  # the same run gives the same bytes
+        "text.parse_math": False,  # a name with two dollar signs is no formula
+        "font.size": 9,
+        "axes.grid": True,
+        "grid.alpha": 0.4,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the viewer's font may have it
+        figure = Figure(figsize=(8, 1.8 * len(layout) + 0.8), layout="constrained")
+        title = f"Training of {runs[0].label}" if not several else f"Training of {len(runs)} runs"
+        figure.suptitle(visible(title), fontweight="bold")
+        axes = figure.subplot_mosaic(layout, empty_sentinel=-1)
+        panels = {name: axes[number] for number, name in enumerate([*large, *small])}
+        for name, panel in panels.items():
+            panel.set_title(visible(name), loc="left")
+            panel.set_xlabel(axis)
+        for number, run in enumerate(runs):
+            color, dashes = f"C{number}", ("-", "--", ":", "-.")[number % 4] if several else "-"
+            curves = [(LOSS, tuple(enumerate(run.losses))), *run.measured.items()]
+            for name, points in curves:
+                xs = [run.at(index, by_tokens=several) for index, _ in points]
+                values = [value for _, value in points]
+                marker = "o" if name.startswith(VALIDATION) or len(points) == 1 else None
+                if not several:  # of one run what was measured, faintly, and its moving mean; of several the mean alone
+                    panels[name].plot(xs, values, color=color, alpha=0.35, linewidth=1)
+                panels[name].plot(xs, smoothed(values), color=color, linestyle=dashes, marker=marker)
+            if run.rates:
+                xs = [run.at(index, by_tokens=several) for index in range(len(run.rates))]
+                panels[RATE].plot(xs, run.rates, color=color, linestyle=dashes)
+            if run.validations:
+                xs = [one.tokens if several else one.step for one in run.validations]
+                percents = [100 * one.accuracy for one in run.validations]
+                panels[ACCURACY].plot(xs, percents, color=color, linestyle=dashes, marker="o")
+                for x, value, one in zip(xs, percents, run.validations, strict=True):
+                    if one.selected:
+                        ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "color": "black"}
+                        panels[ACCURACY].plot([x], [value], linestyle="none", gid="selected", **ring)
+                        if not several:
+                            text = f"selected: {value:.1f} %"
+                            panels[ACCURACY].annotate(text, (x, value), (10, -3), textcoords="offset points")
+        for panel in panels.values():
+            panel.margins(y=0.15)
+            panel.set_xlim(left=0)
+            panel.xaxis.get_major_locator().set_params(integer=True)
+        if several:
+            drawn = [panels[LOSS].lines[number] for number in range(len(runs))]
+            figure.legend(drawn, [visible(run.name) for run in runs], loc="outside lower center", ncols=2)
+        else:
+            figure.text(0.01, 0.99, visible(runs[0].name), va="top", fontsize=8, alpha=0.7)
+        text = io.StringIO()
+        about = {"Title": visible(title), "Description": visible(" ".join(map(_sentence, runs))), "Date": None}
+        figure.savefig(text, format="svg", metadata=about)
+    return text.getvalue()
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -187,11 +220,13 @@ def sparkline(values: Sequence[float], width: int = SPARK, *, bars: str = BARS) 
 
 def curves_text(run: RunCurves, *, bars: str = BARS) -> str:
     """A run's curves as sparklines, each with its first and last value."""
-    lines = [run.name + ("" if run.finished else " (training goes on, or was interrupted)")]
+    lines = [run.name + ("" if run.finished else " (training is running, or was interrupted)")]
     told: list[tuple[str, Sequence[float], str]] = [("loss", run.losses, _from_to(run.losses))]
-    if run.looks:
-        told.append(("validation", [look.accuracy for look in run.looks], _looks_text(run.looks)))
-    told += [(name, values, _from_to(values)) for name, values in _small_values(run)]
+    if run.validations:
+        told.append(("validation", [one.accuracy for one in run.validations], _accuracy_text(run.validations)))
+    for name, points in run.measured.items():
+        values = [value for _, value in points]
+        told.append((name, values, _from_to(values)))
     width = min(max(len(name) for name, _, _ in told), 34)
     spark = 78 - width - max(len(text) for _, _, text in told) - 4
     for name, values, text in told:
@@ -201,18 +236,14 @@ def curves_text(run: RunCurves, *, bars: str = BARS) -> str:
     return "\n".join([*lines, f"  {steps:,} steps, {tokens:,} student tokens"])
 
 
-def _small_values(run: RunCurves) -> list[tuple[str, list[float]]]:
-    return [(name, [value for _, value in points]) for name, points in run.small.items()]
-
-
 def _from_to(values: Sequence[float]) -> str:
     return f"{values[0]:.4g} to {values[-1]:.4g}"
 
 
-def _looks_text(looks: Sequence[Looked]) -> str:
-    chosen = next((look for look in looks if look.selected), None)
+def _accuracy_text(points: Sequence[ValidationPoint]) -> str:
+    chosen = next((one for one in points if one.selected), None)
     if chosen is None:
-        return f"last {100 * looks[-1].accuracy:.1f} % of {looks[-1].n}"
+        return f"last {100 * points[-1].accuracy:.1f} % of {points[-1].n}"
     return f"{100 * chosen.accuracy:.1f} % of {chosen.n} selected (step {chosen.step})"
 
 
@@ -220,4 +251,4 @@ def _sentence(run: RunCurves) -> str:
     """What a reader who does not see the picture should know."""
     steps, tokens = run.steps[-1]
     told = f"{run.name}: {steps} steps, {tokens} student tokens, training loss {_from_to(run.losses)}"
-    return f"{told}, validation accuracy {_looks_text(run.looks)}." if run.looks else f"{told}."
+    return f"{told}, validation accuracy {_accuracy_text(run.validations)}." if run.validations else f"{told}."

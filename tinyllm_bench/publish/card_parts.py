@@ -29,7 +29,6 @@ from tinyllm_bench.leaderboard.tables import (
 from tinyllm_bench.leaderboard.verdicts import Checks
 from tinyllm_bench.models.bundled import BUNDLES
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
-from tinyllm_bench.publish.licences import Terms, terms_of
 
 UNKNOWN = "unknown"
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -154,7 +153,7 @@ def lift_sentence(lift: Lift, floor_title: str) -> str:
 
 
 def teacher_rows(record: RunRecord) -> list[Cells]:
-    """One line a teacher: what it gave, whether it saw the answer, its terms."""
+    """One line a teacher: what it gave, whether it saw the answer."""
     return [_teacher(record, teacher) for teacher in record.teachers]
 
 
@@ -162,13 +161,11 @@ def _teacher(record: RunRecord, teacher: TeacherInfo) -> Cells:
     key = teacher.spec.rpartition("#")[2]
     mine = [one for one in record.annotations if len(record.teachers) == 1 or one.teacher == key]
     used = "; ".join(f"{one.used} {one.kind}s, {sum(one.rejected.values())} rejected" for one in mine)
-    terms = terms_of(teacher.spec)
     return {
         "teacher": teacher.spec,
         "gave": teacher.note or _TOLD_NOT,
         "the right answer was visible to it": _SEEN[teacher.gold_visible],
         "texts used": used or "-",
-        "licence": terms.licence if terms else UNKNOWN,
     }
 
 
@@ -183,9 +180,20 @@ def data_rows(record: RunRecord) -> list[Cells]:
 def licence_notes(record: RunRecord) -> Iterator[str | Markdown]:
     """What whoever passes the student on must look at, one sentence each; what is not known is said."""
     assert record.student is not None
-    yield from _terms("The student's base model", base_of(record).text, terms_of(record.student.spec))
-    for teacher in record.teachers:
-        yield from _terms("Teacher", teacher.spec, terms_of(teacher.spec))
+    models = [("The student's base model", record.student.spec)]
+    models += [("Teacher", teacher.spec) for teacher in record.teachers]
+    for what, text in models:
+        who = f"{what} {markdown_code(text)}"
+        name = _hub_name_of(text)
+        if name is None:
+            yield Markdown(f"{who}: its licence is not recorded; look it up before you pass the student on.")
+        else:
+            yield Markdown(f"{who}: its licence stands on its page, <https://huggingface.co/{name}>.")
+    if record.teachers:
+        yield (
+            "Some licences and terms of use restrict what may be trained on a model's texts: a teacher's licence can "
+            "reach this student."
+        )
     task = task_of(record)
     if record.sample:
         yield "Data: sample questions written by this project's authors, Apache-2.0."
@@ -199,22 +207,11 @@ def licence_notes(record: RunRecord) -> Iterator[str | Markdown]:
     )
 
 
-def _terms(what: str, spec: str, terms: Terms | None) -> Iterator[Markdown]:
-    who = f"{what} {markdown_code(spec)}"
-    if terms is None:
-        yield Markdown(f"{who}: licence unknown to this project; look it up before you pass the student on.")
-        return
-    where = f" (<{terms.url}>)" if terms.url else ""
-    told = f"; {terms.outputs}." if terms.outputs else "."
-    yield Markdown(f"{who}: {markdown(terms.licence)}{where}{markdown(told)}")
-
-
-def restricted(record: RunRecord) -> bool:
-    """Whether the base model's licence alone does not tell what may be done with the student."""
-    assert record.student is not None
-    base = terms_of(record.student.spec)
-    teachers = [terms_of(teacher.spec) for teacher in record.teachers]
-    return base is None or base.hub is None or any(one is None or one.outputs for one in teachers)
+def _hub_name_of(spec: str) -> str | None:
+    try:
+        return hub_name(parse_spec(spec, role="teacher"))
+    except UserError:
+        return None
 
 
 def cost_rows(record: RunRecord) -> dict[str, str]:

@@ -23,7 +23,6 @@ from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.tables import BoardNames, text_table
 from tinyllm_bench.leaderboard.verdicts import Checks, Tier
 from tinyllm_bench.publish import card_parts as parts
-from tinyllm_bench.publish.licences import terms_of
 from tinyllm_bench.training.method import Decoding, Method
 
 if TYPE_CHECKING:
@@ -106,10 +105,6 @@ def _metadata(record: RunRecord, exported: Exported) -> "ModelCardData":
     from huggingface_hub import ModelCardData
 
     base, info = parts.hub_name(parts.base_of(record)), parts.task_of(record)
-    licence: dict[str, Any] = {"license": "other", "license_name": "see-licence-notes", "license_link": CARD}
-    terms = terms_of(parts.base_of(record).text)
-    if terms is not None and not parts.restricted(record):
-        licence = {"license": terms.hub}
     return ModelCardData(
         base_model=base,  # the hub works out by itself what the student is to it
         datasets=[info.hub.path] if info and info.hub and not record.sample else None,
@@ -119,7 +114,9 @@ def _metadata(record: RunRecord, exported: Exported) -> "ModelCardData":
         model_name=visible(title(record, exported)),
         pipeline_tag="text2text-generation" if exported.encoder_decoder else "text-generation",
         tags=[NAME, "distillation", visible(record.name), record.task, *(["sample-data"] if record.sample else [])],
-        **licence,
+        license="other",  # that of the base model, of the teachers and of the data together: the card's notes
+        license_name="see-licence-notes",
+        license_link=CARD,
     )
 
 
