@@ -326,3 +326,21 @@ def test_leaving_early_begins_nothing_new() -> None:
             break
         time.sleep(0.1)
         assert len(server.asked) < 50
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_what_a_server_keeps_apart_as_reasoning_is_no_text_and_not_asked_for_again(name: str) -> None:
+    thought = {"role": "assistant", "content": None, name: "Let me see"}
+    answer = only([words("", message=thought, finish_reason="length")])
+    assert isinstance(answer, Completion) and (answer.text, answer.finish) == ("", "length")
+    whole = only([words("", message={"role": "assistant", "content": "Iron rusts.", name: "Let me see"})])
+    assert isinstance(whole, Completion) and whole.text == "Iron rusts."
+
+
+def test_parts_of_a_content_that_are_no_text_are_left_out() -> None:
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+        {"type": "text", "text": "Iron rusts."},
+    ]
+    answer = only([words("", message={"role": "assistant", "content": parts})])
+    assert isinstance(answer, Completion) and answer.text == "Iron rusts."

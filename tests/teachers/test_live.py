@@ -187,3 +187,35 @@ def test_an_answer_to_the_student_s_prompt_is_kept_as_it_was_written() -> None:
 def test_a_text_is_cut_where_what_is_kept_of_it_reaches_the_limit(text: str, kept: str, cut: bool) -> None:
     (found,) = annotate(teacher(Cut(text=text), kind="rationale_then_answer"), RECORDS[:1])
     assert (found.text, found.is_cut) == (kept, cut)
+
+
+class Thinker(Echo):
+    """A writer whose texts begin with a thought; every second one does not end."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+        for number, _ in enumerate(requests):
+            end = "</think>\nIron rusts in wet air. The answer is (b)." if number % 2 else ""
+            text = f"<think>Is it (a)? The answer is (a).{end}"
+            yield number, Completion(text, 10, 5, "stop" if end else "length", 0.5)
+
+
+@pytest.mark.parametrize("filters", [(), AnnotationConfig().filters])
+def test_a_thought_is_no_rationale_and_the_answer_is_read_behind_it(filters: tuple[str, ...]) -> None:
+    found = teacher(Thinker(), kind="free", filters=filters).annotate(RECORDS[:2], report=lambda _: None)
+    kept = {one.rejected: one for one in found}
+    assert kept.keys() == {"thought", None}
+    record = next(record for record in RECORDS if record.id == kept[None].record_id)
+    assert (kept[None].text, kept[None].answer) == ("Iron rusts in wet air.", record.choices[1])
+
+
+class AtTheLimit(Echo):
+    """A writer that the limit cuts each time."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+        for number, _ in enumerate(requests):
+            yield number, Completion("Iron rusts in wet air and", 10, 5, "length", 0.5)
+
+
+def test_texts_that_the_limit_cut_are_rejected_by_default() -> None:
+    found = teacher(AtTheLimit(), filters=AnnotationConfig().filters).annotate(RECORDS[:2], report=lambda _: None)
+    assert [one.rejected for one in found] == ["cut", "cut"]

@@ -24,6 +24,7 @@ FALLBACK_KEY_VARIABLE = "OPENAI_API_KEY"
 _WORTH_REPEATING = {408, 409, 425, 429}  # and every 5xx
 _NO_LIST = {404, 405, 501}  # a server need not list its models
 _MOST_STOPS = 4  # OpenAI takes no more; the others are looked for in what comes back
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _LONGEST_MESSAGE = 200  # characters of a server's own words
 _MOST_BYTES = 16 << 20  # of a reply: a text of a million tokens is smaller
 _CLOSING_SECONDS = 10.0
@@ -235,7 +236,7 @@ class ApiClient:
     def _written(self, reply: dict[str, Any], request: GenerationRequest) -> Completion:
         try:
             choice = reply["choices"][0]
-            text = choice["message"]["content"] if self._chat else choice["text"]
+            text = _content(choice["message"]) if self._chat else choice["text"]
             ended = choice.get("finish_reason")
         except (KeyError, IndexError, TypeError, AttributeError):
             text, ended = None, None
@@ -256,6 +257,18 @@ async def _finish(http: httpx.AsyncClient) -> None:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
     await http.aclose()
+
+
+def _content(message: Mapping[str, Any]) -> str | None:
+    """A message's text. What a server puts into fields or parts of their own (`reasoning_content`, `thinking`) is no
+    text: a message that holds nothing else has an empty one."""
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") in ("text", "output_text")]
+        return "".join(str(part.get("text", "")) for part in parts)
+    if content is None and any(isinstance(message.get(name), str) for name in _THOUGHTS):
+        return ""
+    return content
 
 
 def _error_of(reply: Any) -> str:

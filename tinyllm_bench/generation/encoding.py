@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.generation.requests import Failed
+from tinyllm_bench.generation.thoughts import marks_thought
 
 Chat = Literal["auto", "always", "never"]
 
@@ -28,9 +29,19 @@ def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool, lead: bool) -> list[i
     if not chat:
         led = tokenizer.bos_token + prompt if lead else prompt
         return list(tokenizer(led).input_ids)
+    return list(tokenizer(in_chat(tokenizer, prompt), add_special_tokens=False).input_ids)
+
+
+def in_chat(tokenizer: Any, prompt: str) -> str:
+    """The prompt as one user message in the tokenizer's chat template, up to where the answer begins."""
     message = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    return str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+
+
+def left_out(tokenizer: Any) -> dict[int, str]:
+    """The special tokens that are no part of a text, by id: all but those that mark a thought, which readers need."""
+    special = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    return {index: str(token) for index, token in special if not marks_thought(str(token))}
 
 
 def too_long(tokens: int, new: int, limit: int) -> Failed | None:

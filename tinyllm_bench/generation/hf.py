@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.encoding import Chat, before_stop, prompt_ids, too_long, uses_chat
+from tinyllm_bench.generation.encoding import Chat, before_stop, in_chat, left_out, prompt_ids, too_long, uses_chat
 from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, SamplingConfig, TextGenerator
+from tinyllm_bench.generation.thoughts import opened_thought
 from tinyllm_bench.models.load import RUNS, Loaded, load_model, max_input_tokens, needs_bos
 from tinyllm_bench.models.specs import ModelSpec
 
@@ -52,11 +53,15 @@ class HfGenerator(TextGenerator):
         self._asked_chat: Chat = chat
         self._loaded: Loaded | None = None
         self._chat = self._lead = False
+        self._left_out: dict[int, str] = {}
+        self._opened = ""  # the mark with which the template begins a thought, which the reply then ends
 
     def __enter__(self) -> Self:
         loaded = load_model(self._spec, dtype=self._dtype, device=self._device, runs=self._runs)
         self._chat = uses_chat(loaded.tokenizer, self._asked_chat, self._spec.text)
         self._lead = needs_bos(*loaded)
+        self._left_out = left_out(loaded.tokenizer)
+        self._opened = opened_thought(in_chat(loaded.tokenizer, "")) if self._chat else ""
         self._loaded = loaded
         return self
 
@@ -143,13 +148,14 @@ class HfGenerator(TextGenerator):
         ids, ended = trim(row, end_tokens(model, tokenizer))
         stops = asked.request.sampling.stop
         cut = cut_at_stop(tokenizer, ids, stops)
-        whole: Any = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        words = [index for index in ids if index not in self._left_out]
+        whole: Any = tokenizer.decode(words, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         text, _ = before_stop(whole, stops)
         finish: Literal["stop", "length"] = "stop" if ended or cut is not None else "length"
         if cut is None:
             text = text.rstrip("\ufffd")  # the first bytes of a character that was not finished; vLLM leaves them out
         tokens = len(ids) + ended if cut is None else cut
-        return Completion(text, len(asked.ids), tokens, finish, seconds)
+        return Completion(self._opened + text, len(asked.ids), tokens, finish, seconds)
 
 
 def _batches(asked: Sequence[_Asked], size: int) -> Iterator[list[_Asked]]:

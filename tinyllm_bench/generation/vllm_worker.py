@@ -11,7 +11,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
-from tinyllm_bench.generation.encoding import prompt_ids, too_long, uses_chat
+from tinyllm_bench.generation.encoding import in_chat, left_out, prompt_ids, too_long, uses_chat
+from tinyllm_bench.generation.thoughts import opened_thought
 from tinyllm_bench.generation.worker import CPU_BLOCK_SIZE, CPU_MAX_MODEL_LEN, serve
 from tinyllm_bench.models.load import RELATIVE_POSITIONS_LIMIT, needs_bos
 
@@ -62,7 +63,9 @@ class Server:
     def __init__(self) -> None:
         self._engine: Any = None
         self._tokenizer: Any = None
-        self._chat = self._lead = False
+        self._chat = self._lead = self._keeps_marks = False
+        self._left_out: dict[int, str] = {}
+        self._opened = ""  # the mark with which the template begins a thought, which the reply then ends
         self._limit = 0
 
     def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
@@ -77,6 +80,9 @@ class Server:
         self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         self._chat = uses_chat(self._tokenizer, request["chat"], folder)
         self._lead = needs_bos(cast(Any, SimpleNamespace(config=config)), self._tokenizer)
+        self._left_out = left_out(self._tokenizer)
+        self._keeps_marks = len(self._left_out) < len(self._tokenizer.all_special_ids)
+        self._opened = opened_thought(in_chat(self._tokenizer, "")) if self._chat else ""
         from vllm import LLM
 
         options = engine_options(config, dtype=request["dtype"], max_model_len=request["max_model_len"])
@@ -93,17 +99,31 @@ class Server:
                 answers[place] = {"failed": failed.reason}
                 continue
             prompts.append({"prompt_token_ids": ids})
-            params.append(_params(one))
+            params.append(_params(one, skip_special_tokens=not self._keeps_marks))
             places.append(place)
         outputs = self._engine.generate(prompts, params, use_tqdm=False) if prompts else []
-        answers.update({place: _answer(output) for place, output in zip(places, outputs, strict=True)})
+        answers.update({place: self._answer(output) for place, output in zip(places, outputs, strict=True)})
         return {"ok": [answers[place] for place in range(len(answers))]}
+
+    def _answer(self, output: Any) -> dict[str, Any]:
+        end = output.outputs[0]
+        if end.finish_reason not in ("stop", "length"):
+            return {"failed": f"vLLM ended the text for this reason: {end.finish_reason}"}
+        text = end.text
+        for token in self._left_out.values() if self._keeps_marks else ():
+            text = text.replace(token, "")
+        return {
+            "text": self._opened + text,
+            "tokens_in": len(output.prompt_token_ids),
+            "tokens_out": len(end.token_ids),
+            "finish": end.finish_reason,
+        }
 
     def _forget(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"ok": self._engine.reset_prefix_cache()}
 
 
-def _params(request: dict[str, Any]) -> Any:
+def _params(request: dict[str, Any], *, skip_special_tokens: bool) -> Any:
     from vllm import SamplingParams
 
     drawn = request["temperature"] > 0
@@ -113,20 +133,9 @@ def _params(request: dict[str, Any]) -> Any:
         max_tokens=request["max_new_tokens"],
         stop=list(request["stop"]),
         seed=request["seed"] if drawn else None,
-        skip_special_tokens=True,
+        skip_special_tokens=skip_special_tokens,
+        spaces_between_special_tokens=False,
     )
-
-
-def _answer(output: Any) -> dict[str, Any]:
-    end = output.outputs[0]
-    if end.finish_reason not in ("stop", "length"):
-        return {"failed": f"vLLM ended the text for this reason: {end.finish_reason}"}
-    return {
-        "text": end.text,
-        "tokens_in": len(output.prompt_token_ids),
-        "tokens_out": len(end.token_ids),
-        "finish": end.finish_reason,
-    }
 
 
 if __name__ == "__main__":

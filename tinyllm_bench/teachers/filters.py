@@ -15,8 +15,9 @@ from tinyllm_bench.answers.parser import answer_is, normalised, read
 from tinyllm_bench.base.errors import unknown_name
 from tinyllm_bench.data.prompts import LETTERS
 from tinyllm_bench.data.records import Annotation, TaskRecord
+from tinyllm_bench.generation.thoughts import marks_thought
 
-FILTERS_VERSION = 3  # raise it with every change of what a filter rejects: kept annotations are then made again
+FILTERS_VERSION = 4  # raise it with every change of what a filter rejects: kept annotations are then made again
 MAX_WORDS = 200
 _ECHO_RUN, _ECHO_WHOLE = 16, 5
 _LOOP_SENTENCE, _LOOP_GRAM, _LOOP_PERIOD = 5, 8, 12
@@ -95,6 +96,11 @@ def _prompt_junk(candidate: Candidate) -> bool:
 
 def _cut(candidate: Candidate) -> bool:
     return candidate.finish == "length"
+
+
+def _thought(candidate: Candidate) -> bool:
+    """A thought that has no end, or whose marks were left in the text: what a model only thinks is no rationale."""
+    return marks_thought(candidate.text)
 
 
 def _unfinished(candidate: Candidate) -> bool:
@@ -206,6 +212,7 @@ FILTERS: Mapping[str, Callable[[Candidate], bool]] = {
     "short": _short,
     "prompt_junk": _prompt_junk,
     "cut": _cut,
+    "thought": _thought,
     "unfinished": _unfinished,
     "follow_up": _follow_up,
     "prompt_echo": _prompt_echo,

@@ -10,9 +10,11 @@ from tinyllm_bench.base.energy import EnergyMeter
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.generation.requests import GenerationRequest, SamplingConfig, TextGenerator
+from tinyllm_bench.generation.thoughts import without_thoughts
 from tinyllm_bench.teachers.cache import Row, TextCache, text_key, texts_folder
 from tinyllm_bench.teachers.filters import FILTERS_VERSION, rejections
 from tinyllm_bench.teachers.prompting import Words
+from tinyllm_bench.teachers.prompts import Reply
 from tinyllm_bench.teachers.settings import AnnotationConfig
 from tinyllm_bench.teachers.teacher import Unwritten
 
@@ -56,7 +58,7 @@ class LiveTeacher:
                 "teacher": self.identity,
                 "prompt": self.words.facts,
                 "draw": settings.draw.model_dump(),
-                "filters": [list(settings.filters), FILTERS_VERSION],
+                "filters": [list(self._filters), FILTERS_VERSION],
                 "task": task,
             }
         )
@@ -99,7 +101,12 @@ class LiveTeacher:
         annotations = [self._annotation(record, n, row) for record, n, row in found if row is not None]
         prompts = {record.id: request.prompt for record, _, request in requests}
         by_id = {record.id: record for record, _, _ in requests}
-        return rejections(annotations, by_id, self.settings.filters, prompts=prompts)
+        return rejections(annotations, by_id, self._filters, prompts=prompts)
+
+    @property
+    def _filters(self) -> tuple[str, ...]:
+        """Those of the settings, and always the one for thoughts: one without an end is never an answer."""
+        return tuple(dict.fromkeys(("thought", *self.settings.filters)))
 
     def _request(self, record: TaskRecord, sample: int) -> GenerationRequest:
         draw = self.settings.draw
@@ -113,7 +120,8 @@ class LiveTeacher:
         return GenerationRequest(self.words.prompt(record), sampling, seed)
 
     def _annotation(self, record: TaskRecord, sample: int, row: Row) -> Annotation:
-        reply = self.words.read(row["text"], record)
+        answered = without_thoughts(row["text"])
+        reply = Reply(row["text"], None) if answered.unclosed else self.words.read(answered.text, record)
         # the limit cuts what is kept only where that reaches to the end of what was written
         last_line = reply.text.rpartition("\n")[2]
         is_whole = row["finish"] == "length" and not row["text"].rstrip().endswith(last_line)

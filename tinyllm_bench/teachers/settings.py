@@ -43,7 +43,7 @@ class AnnotationConfig(_Settings):
     """
 
     control: Literal["shuffled", "gold"] | None = None
-    filters: tuple[str, ...] = ("empty", "nan", "short", "prompt_junk")
+    filters: tuple[str, ...] = ("thought", "cut", "empty", "nan", "short", "prompt_junk")
     on_missing_teacher: Literal["refuse", "drop"] = "refuse"
     kind: Kind = "forced"
     demonstrations: ShotConfig = ShotConfig()
