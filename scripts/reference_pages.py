@@ -76,7 +76,7 @@ def cli_page() -> str:
         "Every command takes `--help`. [Settings](settings.md) are written behind the options as `key=value`.",
         "",
         "Exit status: 0 done, 1 a cell failed or a check does not hold, 2 the request was wrong and nothing was",
-        "started, 3 interrupted; the same command continues.",
+        "started, 3 interrupted; run the same command again to resume.",
     ]
     for path, command in _commands(typer.main.get_command(app), "tinyllm-bench"):
         shown = [one for one in command.params if one.name != "help" and not getattr(one, "hidden", False)]

@@ -134,7 +134,7 @@ def test_stages_one_by_one(call: Call, small: list[Any], tmp_path: Path) -> None
     runs = tmp_path / "runs"
     for stage in ("annotate", "train"):
         said = call(stage, *asked)
-        assert said.status == 0 and f"stage {stage} is done" in said.out
+        assert said.status == 0 and f"stage {stage} is complete" in said.out
         assert not list(runs.glob("*/run.json")) and bool(list(runs.glob("*/student"))) == (stage == "train")
     said = call("predict", *asked)
     (folder,) = (file.parent for file in runs.glob("*/run.json"))
@@ -158,7 +158,7 @@ def test_dry_run_prints_the_plan_and_makes_nothing(call: Call, small: list[Any],
     lines = said.out.splitlines()
     assert lines[0] == "preset quickstart" and len(lines) == 1 + 2 * (4 + 2 * 2)
     assert (
-        "  tinyllm on obqa, seed 1: 16 test items, reading cloze, sample data, 24 training records,"
+        "  tinyllm on obqa, seed 1: 16 test questions, cloze scoring, sample data, 24 training records,"
         " 3,000 student tokens, teachers terse + stepwise [tinyllm-obqa-cloze-s1-"
     ) in said.out
     assert not (tmp_path / "runs").exists()
@@ -191,7 +191,7 @@ def test_without_a_preset_the_chosen_one_is_said_first(call: Call, tiny_llama_di
         f"student.model=dir:{tiny_llama_dir}",
     )
     assert said.status == 0, said.err
-    assert said.out.startswith(f"preset {default_preset()} (chosen by this machine; --preset takes another)\n")
+    assert said.out.startswith(f"preset {default_preset()} (chosen for this machine; --preset overrides it)\n")
 
 
 @pytest.mark.bundled
@@ -221,7 +221,7 @@ def test_a_cell_that_fails_leaves_the_others_running(call: Call, small: list[Any
     said = call("run", "--method", "finetune", "--task", "obqa", *small, "train.learning_rate=1e30")
     assert said.status == 1
     assert re.search("failed: .*lower the learning rate", said.err, re.IGNORECASE) and "Traceback" not in said.err
-    assert said.err.rstrip().endswith("1 failed: finetune on obqa; the same command tries them again")
+    assert said.err.rstrip().endswith("1 failed: finetune on obqa; run the same command again to retry")
     assert set(records_in(tmp_path / "runs")) == {"random", "majority", "zero_shot", "few_shot (3 shots)"}
     assert (tmp_path / "runs" / "board" / "README.md").exists(), "what was finished is on the board"
 
@@ -256,7 +256,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     asked = ("run", "--method", "trap", "--task", "obqa", "--no-anchors", *small, "train.checkpoint_seconds=0")
     said = call(*asked)
     *_, told, command = said.err.splitlines()
-    assert said.status == 3 and told == "interrupted; the same command continues:"
+    assert said.status == 3 and told == "interrupted; run the same command again to resume:"
     assert shlex.split(command) == ["tinyllm-bench", *map(str, asked)]
     assert "Traceback" not in said.err and not records_in(tmp_path / "runs")
     trap.signal_to_send = None

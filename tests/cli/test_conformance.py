@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Call
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.cli.conformance import find_function, report_conformance
+from tinyllm_bench.cli.conformance import conformance, find_function
 
 LOSSES = """
 from tinyllm_bench.training.conformance_ours import ours
@@ -33,7 +34,7 @@ def my_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_ours_passes_and_the_table_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert report_conformance(None) == 0
+    assert conformance(None) == 0
     shown = capsys.readouterr().out
     assert shown.split()[:4] == ["vector", "expected", "got", "verdict"]
     assert "our losses: " in shown and " 0 fail, 0 are not offered" in shown
@@ -41,13 +42,13 @@ def test_ours_passes_and_the_table_says_so(capsys: pytest.CaptureFixture[str]) -
 
 def test_a_wrong_function_fails_and_is_named(my_losses: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = list(sys.path)
-    assert report_conformance(f"{my_losses}:reversed_kl") == 1
+    assert conformance(f"{my_losses}:reversed_kl") == 1
     shown = capsys.readouterr().out
     assert "forward_kl: value differs; " in shown and "not offered" in shown and sys.path == before
 
 
 def test_json(my_losses: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report_conformance(f"{my_losses}:reversed_kl", as_json=True) == 1
+    assert conformance(f"{my_losses}:reversed_kl", as_json=True) == 1
     outcomes = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert {"vector", "verdict", "expected", "got", "error", "about"} == set(outcomes[0])
 
@@ -57,7 +58,7 @@ def test_json(my_losses: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("my_own_losses", "must be module:function"),
         ("my_own_losses:", "must be module:function"),
-        ("no_such_module_here:f", "no_such_module_here cannot be imported here"),
+        ("no_such_module_here:f", "cannot import no_such_module_here here"),
         ("my_broken_losses:f", "ZeroDivisionError"),
         ("my_own_losses:reverse_kl", "Did you mean 'reversed_kl'"),
         ("my_own_losses:SETTING", "not a function but int"),
@@ -66,3 +67,8 @@ def test_json(my_losses: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_no_function(my_losses: str, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_function(name)
+
+
+def test_our_losses_conform(call: Call) -> None:
+    said = call("conformance")
+    assert said.status == 0 and "0 fail" in said.out

@@ -10,7 +10,7 @@ from tokenizers import processors
 from tests.experiment.runs import cells_of, quick
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import write_text
-from tinyllm_bench.cli.running import run_cells
+from tinyllm_bench.cli.run import run_cells
 from tinyllm_bench.leaderboard.record import RECORD_FILE
 from tinyllm_bench.preflight.doctor import examine
 from tinyllm_bench.preflight.inspection import Preflight

@@ -6,7 +6,7 @@ import pytest
 
 from tests.html_pages import Page
 from tests.leaderboard.test_hostile import ALL, HIDDEN
-from tinyllm_bench.cli.quality import report_teachers
+from tinyllm_bench.cli.teachers import show_reports
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.teachers.quality import teacher_reports
 from tinyllm_bench.teachers.quality_page import NOTE, quality_page
@@ -57,8 +57,8 @@ def test_no_text_of_a_teacher_acts_on_the_page_or_the_terminal(
     made = Page(quality_page(reports))
     plain = Page(quality_page(teacher_reports(own("alder", ["rust"]), RECORDS, ("empty",))))
     assert made.open == [] and {tag for tag, _ in made.tags} <= {tag for tag, _ in plain.tags}
-    report_teachers(reports, as_json=False, page=tmp_path / "page.html")
-    report_teachers(reports, as_json=True, page=None)
+    show_reports(reports, as_json=False, page=tmp_path / "page.html")
+    show_reports(reports, as_json=True, page=tmp_path / "page.html")
     printed = capsys.readouterr().out
     assert not HIDDEN.search(quality_page(reports)) and not HIDDEN.search(printed)
 

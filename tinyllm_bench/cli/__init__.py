@@ -1,4 +1,4 @@
-"""The command line: reads arguments, calls the pipeline, prints; nothing heavy is imported at the start."""
+"""The command line: reads arguments, calls the packages below, prints; nothing heavy is imported at the start."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The options that several commands share, and the request that they describe."""
+"""The options that several commands share, each declared once, and the request that they describe."""
 
 import inspect
 import shlex
@@ -14,26 +14,38 @@ from tinyllm_bench.base.errors import UserError
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.request import Request
 
+# Options that describe a request.
 Methods = Annotated[str, typer.Option("--method", help="Methods, comma-separated, or all.")]
 Tasks = Annotated[str, typer.Option("--task", help="Tasks, comma-separated, or all.")]
-PresetName = Annotated[str | None, typer.Option("--preset", help="quickstart, cpu, paper or modern.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
-Seeds = Annotated[int, typer.Option("--seeds", help="3 means seeds 0, 1 and 2.")]
-DataDir = Annotated[str | None, typer.Option("--data-dir", help="The release folder; or set TINYLLM_BENCH_DATA.")]
-Backend = Annotated[str | None, typer.Option("--backend", help="Evaluation engine: hf, vllm or auto.")]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where runs are kept.")]
-BoardDir = Annotated[Path | None, typer.Option("--board-dir", help="Where the board is written; RUNS_DIR/board.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
-ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print every setting with its origin and stop.")]
 Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value, e.g. train.learning_rate=1e-4.")]
+PresetName = Annotated[
+    str | None, typer.Option("--preset", help="quickstart, cpu, paper or modern; default: what this machine can run.")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+Seeds = Annotated[int, typer.Option("--seeds", help="Number of seeds: 3 runs seeds 0, 1 and 2.")]
+DataDir = Annotated[
+    str | None, typer.Option("--data-dir", help="Folder of the released data; default: TINYLLM_BENCH_DATA.")
+]
+Backend = Annotated[str | None, typer.Option("--backend", help="Evaluation backend: hf, vllm or auto.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder of runs.")]
+
+# What is done with the request.
+Anchors = Annotated[
+    bool, typer.Option(help="Also run the reference baselines: random, majority, zero-shot and few-shot.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and exit.")]
+ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print every setting with its source and exit.")]
+BoardDir = Annotated[
+    Path | None, typer.Option("--board-dir", help="Folder to write the leaderboard to; default: RUNS_DIR/board.")
+]
+
+# Results.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Anchors = Annotated[bool, typer.Option(help="Also run the anchors (random, majority, zero-shot, few-shot).")]
-AddedRuns = Annotated[list[Path], typer.Argument(help="Run folders or run.json files.")]
-BoardFolder = Annotated[Path, typer.Option("--board-dir", help="The board's folder.")]
+Verifier = Annotated[str | None, typer.Option("--by", help="Name of the verifier, stored with the verdict.")]
 
 
 def check_not_empty(arguments: Sequence[str]) -> None:
-    """Refuse an argument without a letter: nothing that a command takes may be empty.
+    """Refuse an empty argument: nothing that a command takes may be empty.
 
     Raises:
         UserError: it says which.
@@ -78,7 +90,7 @@ def request_of(
     """The request that the options of a command describe.
 
     Raises:
-        UserError: no seed at all.
+        UserError: fewer than one seed, or an empty name.
     """
     from tinyllm_bench.experiment.request import Request
 
@@ -97,17 +109,17 @@ def request_of(
 
 def takes_request(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a command of `function(request, *, its own options)`: typer sees the options of `request_of` in place of the
-    request, so that they are written down once. `without` names those that the command does not have.
+    request, so that they are declared once. `without` names those that the command does not have.
     """
-    asked = {name: one for name, one in inspect.signature(request_of).parameters.items() if name not in without}
+    shared = {name: one for name, one in inspect.signature(request_of).parameters.items() if name not in without}
     left_out: dict[str, Any] = {"method": ""} if "method" in without else {}
 
     def command_of(function: Callable[..., Any]) -> Callable[..., Any]:
         _, *own = inspect.signature(function).parameters.values()
-        shown = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*asked.values(), *own)]
+        shown = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*shared.values(), *own)]
 
         def command(**given: Any) -> Any:
-            request = request_of(**left_out, **{name: given.pop(name) for name in asked})
+            request = request_of(**left_out, **{name: given.pop(name) for name in shared})
             return function(request, **given)
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__

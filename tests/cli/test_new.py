@@ -47,12 +47,12 @@ def test_a_task_package_is_whole(call: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "says"),
     [
-        ("method", "My-kd", "a Python name in snake_case is needed, such as my_method"),
+        ("method", "My-kd", "must be a Python name in snake_case, such as my_method"),
         ("method", "class", "snake_case"),
         ("method", "../up", "snake_case"),
-        ("method", "finetune", "method 'finetune' is there already"),
-        ("task", "obqa", "task 'obqa' is there already"),
-        ("task", "json", "a Python package 'json' is installed already"),
+        ("method", "finetune", "method 'finetune' already exists"),
+        ("task", "obqa", "task 'obqa' already exists"),
+        ("task", "json", "a Python package 'json' is already installed"),
     ],
 )
 def test_a_name_that_will_not_do(call: Call, tmp_path: Path, kind: str, name: str, says: str) -> None:
@@ -63,4 +63,4 @@ def test_a_name_that_will_not_do(call: Call, tmp_path: Path, kind: str, name: st
 def test_a_folder_that_is_there_is_left_alone(call: Call, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     said = call("new", "method", "mine", "--to", tmp_path)
-    assert said.status == 2 and "mine is there already" in said.err and not list((tmp_path / "mine").iterdir())
+    assert said.status == 2 and "mine already exists" in said.err and not list((tmp_path / "mine").iterdir())

@@ -8,7 +8,7 @@ import pytest
 from tests.cli.watched import cell
 from tests.leaderboard.fakes import flags, make_anchor, make_record
 from tinyllm_bench.cli.progress import Progress
-from tinyllm_bench.cli.summary import summarise
+from tinyllm_bench.cli.run import summarise
 from tinyllm_bench.experiment.runner import Matrix
 from tinyllm_bench.experiment.stages import Outcome
 from tinyllm_bench.leaderboard.record import save_record
@@ -37,7 +37,7 @@ def test_cells_board_files_and_next_commands(tmp_path: Path, capsys: pytest.Capt
     rows = [re.split(r"  +", line.strip()) for line in said.out.splitlines()[1:7]]
     assert rows[0] == ["cell", "seed", "accuracy", "student tokens", "time"]
     assert rows[2][:3] == ["untrained on toy", "0", "25.0 % (5/20)"] and rows[2][3] == "-"
-    assert rows[3][:4] == ["floor on toy", "0", "50.0 % (10/20)", "1,000"] and rows[3][-1].endswith("(before)")
+    assert rows[3][:4] == ["floor on toy", "0", "50.0 % (10/20)", "1,000"] and rows[3][-1].endswith("(earlier run)")
     assert rows[5] == ["broken on toy", "0", "failed", "-", "0 s"]
     assert "broken on toy, seed 0 failed: the loss is inf at step 3" in said.out
     assert "toy, cloze reading, 20 questions" in said.out
@@ -45,7 +45,7 @@ def test_cells_board_files_and_next_commands(tmp_path: Path, capsys: pytest.Capt
         f"next: tinyllm-bench compare better floor --in {tmp_path / 'board'}",
         f"      tinyllm-bench curves {tmp_path}",
     ]
-    assert said.err == "1 failed: broken on toy; the same command tries them again\n"
+    assert said.err == "1 failed: broken on toy; run the same command again to retry\n"
 
 
 def test_without_a_board_the_next_command_makes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_without_a_board_the_next_command_makes_one(tmp_path: Path, capsys: pyte
 def test_on_a_terminal_of_80_columns_tables_and_notes_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllm_bench.cli.summary.terminal_width", lambda: 80)
+    monkeypatch.setattr("tinyllm_bench.cli.run.terminal_width", lambda: 80)
     done, progress = matrix(tmp_path)
     summarise(done, progress.rows, runs=Path("runs"), until="predict", board=tmp_path / "board")
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`compare`, `verify` and `protocol diff` on the command line."""
+"""`compare`, `protocol diff`, `verify` and `curves` on the command line."""
 
 import json
 import re
@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Call
+from tests.leaderboard.test_curves import write_run
 from tinyllm_bench.leaderboard.verdicts import refutations_of, tier_of
 
 
 @pytest.fixture
 def runs(call: Call, small: list[Any], tmp_path: Path) -> Path:
-    """A board of the floor, a method with two seeds each, and the anchors."""
+    """A leaderboard of a method and the fine-tuning baseline, two seeds each, and the reference baselines."""
     said = call("run", "--method", "finetune,tinyllm", "--task", "obqa", "--seeds", 2, *small)
     assert said.status == 0, said.err
     return tmp_path / "runs"
@@ -112,3 +113,32 @@ def test_a_board_s_owner_verifies_what_is_added(call: Call, small: list[Any], tm
     said = call("board", "add", run, "--board-dir", tmp_path / "other", "--verify")
     assert said.status == 2 and "test_looks is 3; expected 1" in said.err and len(said.err.splitlines()) == 1
     assert not (tmp_path / "other").exists()
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def test_curves_prints_and_draws_every_run_of_a_folder(call: Call, tmp_path: Path) -> None:
+    for name in ("run-a", "run-b"):
+        write_run(tmp_path / "runs" / name)
+    (tmp_path / "runs" / "board").mkdir()
+    said = call("curves", tmp_path / "runs")
+    assert said.status == 0 and said.err == ""
+    for name in ("run-a", "run-b"):
+        picture = tmp_path / "runs" / name / "train" / "curves.svg"
+        assert picture.read_text().endswith("</svg>\n") and f"\n  {picture}\n" in said.out and f"{name}\n" in said.out
+
+
+def test_several_in_one_picture(call: Call, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("run-a", "run-b")]
+    said = call("curves", *runs, "--to", tmp_path / "both.svg")
+    assert said.status == 0 and said.out.splitlines()[-1] == f"2 runs: {tmp_path / 'both.svg'}"
+    assert "Training of 2 runs" in (tmp_path / "both.svg").read_text()
+    assert not (runs[0] / "train" / "curves.svg").exists()
+
+
+def test_curves_that_are_refused(call: Call, tmp_path: Path) -> None:
+    said = call("curves", tmp_path)
+    assert said.status == 2 and f"no training metrics in {tmp_path}" in said.err
+    said = call("curves", write_run(tmp_path / "run-a"), "--to", tmp_path / "x.png")
+    assert said.status == 2 and "name a file that ends in .svg" in said.err

@@ -1,4 +1,4 @@
-"""`plan` on the command line: a table people can read, the numbers as JSON, and nothing written."""
+"""`plan` and `doctor` on the command line: tables, JSON, exit statuses, and nothing written."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Call
-from tinyllm_bench.cli.plan_text import duration, money, plan_text
+from tinyllm_bench.cli.plan import duration, findings_text, money, plan_text
 from tinyllm_bench.preflight.dry_training import Counts, TextCost
 from tinyllm_bench.preflight.forecast import CellForecast, Disk, Forecast, Totals
-from tinyllm_bench.preflight.inspection import size
+from tinyllm_bench.preflight.inspection import Finding, size
 
 
 def test_a_table_and_what_it_can_tell_apart(call: Call, small: list[Any], tmp_path: Path) -> None:
@@ -19,13 +19,13 @@ def test_a_table_and_what_it_can_tell_apart(call: Call, small: list[Any], tmp_pa
     assert said.status == 0, said.err
     assert max(map(len, said.out.splitlines())) <= 80
     assert (
-        "time is an estimate; matrix products run at" in said.out
+        "times are estimates; matrix products run at" in said.out
         and "finetune, obqa, seed 0" in said.out
         and "random" in said.out
     )
     flat = " ".join(said.out.split())
-    assert "obqa: 16 questions and 1 seed (these students only) find a difference of" in flat
-    assert "20 points: these questions are too few for any number of seeds" in flat
+    assert "obqa: 16 questions and 1 seed (for these trained students only) can detect a difference of" in flat
+    assert "Detecting 20 points takes more questions, whatever the number of seeds" in flat
     assert not (tmp_path / "runs").exists()
 
 
@@ -44,12 +44,13 @@ def test_what_is_done_is_said(call: Call, small: list[Any]) -> None:
     words = ("--method", "finetune", "--task", "obqa", "--no-anchors", *small)
     assert call("run", *words).status == 0
     said = call("plan", *words)
-    assert "done already" in said.out and "1 cells, 1 done already: 0 student tokens" in said.out
-    assert "finished runs (1) tell" in " ".join(said.out.split())
+    assert "already done" in said.out and "1 cell, 1 already done: 0 student tokens" in said.out
+    assert "estimated from 1 finished run:" in " ".join(said.out.split())
 
 
 @pytest.mark.parametrize(
-    ("words", "says"), [(("--detect", 0), "--detect 0: a difference"), (("--price", -1), "--price -1: US dollars")]
+    ("words", "says"),
+    [(("--detect", 0), "--detect 0: must be a difference"), (("--price", -1), "--price -1: must be US dollars")],
 )
 def test_wrong_options_are_one_line(words: tuple[Any, ...], says: str, call: Call, small: list[Any]) -> None:
     said = call("plan", "--method", "finetune", "--task", "obqa", *words, *small)
@@ -84,8 +85,41 @@ def test_teachers_texts_and_prices_have_lines_of_their_own() -> None:
     plan = Forecast(device="d", matmul_flops={"float32": 1e11}, cells=(cell,), totals=total, detectable=())
     said = plan_text("p", plan)
     assert "~4    ~1,000   2.000     61 s  1.0 GB    1 MB" in said
-    assert "other: 3 texts cached, 9 to be written" in said and "~900 tokens in, ~90 out, 0.50 USD" in said
-    assert "price: teachers 0.50 USD" in said and "done already: train" in said and "caches 3.0 GB" in said
+    assert "other: 3 texts cached, 9 to generate" in said and "~900 tokens in, ~90 out, 0.50 USD" in said
+    assert "cost: teachers 0.50 USD" in said and "already done: train" in said and "cache 3.0 GB" in said
+
+
+# --- doctor -----------------------------------------------------------------------------------------------------------
+
+
+def test_findings_the_table_and_the_status(call: Call, small: list[Any], tmp_path: Path) -> None:
+    asked = ["doctor", "--method", "finetune", "--task", "obqa", "--seeds", 3, *small]
+    said = call(*asked)
+    assert said.status == 0, said.err
+    lines = said.out.splitlines()
+    assert lines[0].startswith("warning: budget: finetune on obqa: budget.student_tokens=3,000 buys 6")
+    assert any(line.startswith("warning: power: obqa: 16 test questions and 3 seeds show") for line in lines)
+    assert any(line.startswith("note: digests: obqa: sample questions") for line in lines)
+    assert "check" in said.out and "warnings" in said.out and "ok: " not in said.out
+    assert call(*asked, "--strict").status == 1
+    assert "\nok: disk: runs folder" in call(*asked, "--verbose").out
+    found = json.loads(call(*asked, "--json").out)["findings"]
+    keys = {"severity", "check", "where", "measured", "threshold", "fix"}
+    assert {"ok", "note", "warning"} <= {one["severity"] for one in found} and all(set(one) == keys for one in found)
+    assert not (tmp_path / "runs").exists(), "nothing is written"
+
+
+def test_an_error_is_status_1_and_a_wrong_request_status_2(call: Call, small: list[Any]) -> None:
+    asked = ["doctor", "--method", "finetune", "--task", "obqa", *small]
+    said = call(*asked, "backend.device=cuda", "train.attention=flex")
+    assert said.status == 1 and "error: backends: finetune on obqa" in said.out
+    assert call("doctor", "--method", "fintune", "--task", "obqa", *small).status == 2
+
+
+def test_one_line_where_all_is_in_order() -> None:
+    fine = [Finding(severity="ok", check=name, where="here", measured="fine") for name in ("one", "two", "two")]
+    assert findings_text(fine, verbose=False) == "no problems found: 2 checks, 3 values"
+    assert findings_text(fine, verbose=True).splitlines()[0] == "ok: one: here: fine"
 
 
 def test_doctor_prints_the_forecast_that_plan_prints(call: Call, small: list[Any]) -> None:

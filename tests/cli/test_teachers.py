@@ -1,0 +1,111 @@
+"""`teachers report`, `pack`, `import` and `info`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Call
+from tests.teachers.test_cache import REQUESTS, FakeGenerator, fill
+from tinyllm_bench.cli.teachers import show_reports, teachers_import, teachers_info, teachers_pack
+from tinyllm_bench.data.sources import Source
+from tinyllm_bench.teachers.cache import TextCache, texts_folder
+from tinyllm_bench.teachers.quality import replayed_reports
+from tinyllm_bench.teachers.quality_report import TeacherReport
+
+IDENTITY = {"model": "a model", "chat": "auto"}
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[TeacherReport]:
+    return replayed_reports(Source("sample"), ["obqa", "arc"], None, ("empty", "short"), samples=1)
+
+
+def test_tables_for_each_task(reports: list[TeacherReport], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_reports(reports, as_json=False, page=tmp_path / "page.html")
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line.split() for line in lines if "(train)" in line]
+    assert [head[0] for head in heads] == ["obqa", "arc"]
+    assert set(heads[0][2:]) == {r.teacher for r in reports if r.task == "obqa"}
+    mean = [r.words.mean for r in reports if r.task == "obqa"]
+    assert next(line for line in lines if line.startswith("words: mean")).split()[2:] == [f"{m:.1f}" for m in mean]
+    assert sum(line.startswith("prompt_echo ") for line in lines) == 2
+    assert sum(line.startswith(f"{reports[0].teacher}, obqa/train/") for line in lines) == 1
+
+
+def test_the_page_is_written_and_json_stays_json(
+    reports: list[TeacherReport], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "new" / "teachers.html"
+    show_reports(reports, as_json=True, page=page)
+    assert json.loads(capsys.readouterr().out) == [report.model_dump(mode="json") for report in reports]
+    assert page.read_text().startswith("<!doctype html>")
+    show_reports(reports, as_json=False, page=page)
+    assert f"page: {page}" in capsys.readouterr().out
+
+
+def test_the_report_prints_a_table_and_writes_a_page(call: Call, tmp_path: Path) -> None:
+    said = call("teachers", "report", "--task", "obqa", "--preset", "quickstart", "--runs-dir", tmp_path)
+    assert said.status == 0, said.err
+    assert "obqa (train)" in said.out and "terse" in said.out and "stepwise" in said.out
+    assert "<table" in (tmp_path / "teachers.html").read_text()
+
+
+def test_the_report_as_json(call: Call, tmp_path: Path) -> None:
+    asked = ("--task", "obqa,arc", "--preset", "quickstart", "--runs-dir", tmp_path, "--json")
+    said = call("teachers", "report", *asked)
+    assert said.status == 0, said.err
+    assert [(row["task"], row["teacher"]) for row in json.loads(said.out)] == [
+        (task, teacher) for task in ("obqa", "arc") for teacher in ("terse", "stepwise")
+    ]
+
+
+def test_a_report_without_a_text_is_refused(call: Call) -> None:
+    said = call("teachers", "report", "--task", "obqa", "--preset", "quickstart", "teachers=[]")
+    assert said.status == 2 and "no teacher has a text" in said.err
+
+
+def test_texts_move_from_one_cache_to_another(
+    call: Call, small: list[Any], tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = (f"teachers=[dir:{tiny_llama_dir}]", "annotations.draw.max_new_tokens=4", "annotations.engine=hf")
+    asked = ("--method", "tinyllm", "--task", "obqa", *small, *live, "data.train_limit=4")
+    assert call("annotate", *asked).status == 0
+    (row,) = json.loads(call("teachers", "info", "--json").out)
+    assert (row["teacher"], row["texts"]) == ("tiny_llama", 4)
+    pack = tmp_path / "texts.jsonl.zst"
+    assert call("teachers", "pack", "tiny_llama", "--to", pack).status == 0
+    monkeypatch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path / "elsewhere"))
+    said = call("teachers", "import", pack)
+    assert said.status == 0 and "imported 4 texts" in said.out
+    assert "4 were already cached" in call("teachers", "import", pack).out
+
+
+def test_pack_import_and_show(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said() -> str:
+        return capsys.readouterr().out
+
+    fill(TextCache(texts_folder("a-model", IDENTITY), IDENTITY), FakeGenerator(), REQUESTS[:5])
+    file = tmp_path / "texts.jsonl.zst"
+    teachers_pack(["a-model"], file)
+    assert said() == f"packed 5 texts of a-model (5): {file}, 0.00 MB\n"
+
+    monkeypatch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path / "elsewhere"))
+    teachers_info(None, as_json=False)
+    assert said() == "none\n"
+    teachers_import(file)
+    assert said() == "imported 5 texts of a-model; 0 were already cached\n"
+    teachers_import(file)
+    assert said() == "imported 0 texts of a-model; 5 were already cached\n"
+
+    teachers_info(str(file), as_json=True)
+    of_pack = json.loads(said())
+    teachers_info(None, as_json=True)
+    assert json.loads(said()) == of_pack and of_pack[0]["texts"] == 5
+    teachers_info("a-model", as_json=False)
+    table = said().splitlines()
+    assert table[0].split()[:3] == ["teacher", "identity", "texts"]
+    assert table[2].split()[:3] == ["a-model", texts_folder("a-model", IDENTITY).name, "5"]

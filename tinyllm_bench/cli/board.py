@@ -1,0 +1,56 @@
+"""`board add`, `build` and `show`: the leaderboard that is made of records."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import check_writable
+from tinyllm_bench.cli.console import terminal_width
+from tinyllm_bench.cli.options import DataDir, Verifier
+from tinyllm_bench.cli.output import echo
+
+BoardFolder = Annotated[Path, typer.Option("--board-dir", help="Folder of the leaderboard.")]
+
+
+def board_add(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders or run.json files.")],
+    board_dir: BoardFolder = Path("runs/board"),
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Verify each run first, as `verify` does, and store the verdicts.")
+    ] = False,
+    data_dir: DataDir = None,
+    by: Verifier = None,
+) -> None:
+    """Add records to a leaderboard and rebuild it. Unless you verify them, they are listed as self-reported."""
+    from tinyllm_bench.audit.verify import keep_verdict
+    from tinyllm_bench.audit.verify import verify as verify_one
+    from tinyllm_bench.leaderboard import board
+
+    found = [verify_one(path, data_dir=data_dir) for path in runs] if verify else []
+    for one in found:
+        if not one.ok:
+            more = f" (and {len(one.problems) - 1} more)" if len(one.problems) > 1 else ""
+            raise UserError(f"{one.problems[0].text}{more}; see `tinyllm-bench verify {one.path}`")
+    for path in board.board_add(runs, board_dir):
+        echo(f"added {path}")
+    for one in found:
+        file = keep_verdict(one, board_dir, by=by)
+        echo(f"{one.tier}: {file}" if file else f"{one.path}: stays self-reported, {'; '.join(one.not_checked)}")
+    echo(f"board: {board.board_build(board_dir)}")
+
+
+def board_build(board_dir: BoardFolder = Path("leaderboards")) -> None:
+    """Rebuild a leaderboard's pages from its records."""
+    from tinyllm_bench.leaderboard import board
+
+    check_writable(board_dir, "--board-dir")
+    echo(f"board: {board.board_build(board_dir)}")
+
+
+def board_show(board_dir: BoardFolder = Path("runs/board")) -> None:
+    """Print a leaderboard."""
+    from tinyllm_bench.leaderboard import board
+
+    echo(board.board_show(board_dir, width=terminal_width()))

@@ -1,0 +1,183 @@
+"""`compare`, `protocol diff`, `verify` and `curves`: what finished runs are worth against each other, and whether their
+records are true.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.escaping import visible
+from tinyllm_bench.base.files import check_writable, write_text
+from tinyllm_bench.cli.options import AsJson, DataDir, Verifier
+from tinyllm_bench.cli.output import echo, echo_json
+
+if TYPE_CHECKING:
+    from tinyllm_bench.audit.verify import Verification
+
+Side = Annotated[str, typer.Argument(help="A run folder, a record file, a leaderboard's folder, or a row's name.")]
+Place = Annotated[
+    Path | None,
+    typer.Option("--in", help="Leaderboard or folder of runs that rows are looked up in; default: runs/board or runs."),
+]
+
+
+# --- compare, protocol diff -------------------------------------------------------------------------------------------
+
+
+def compare(
+    a: Side,
+    b: Side,
+    place: Place = None,
+    student: Annotated[str | None, typer.Option("--student", help="Compare rows of this student only.")] = None,
+    show_items: Annotated[bool, typer.Option("--show-items", help="List the questions answered differently.")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two runs, rows or leaderboards question by question."""
+    from tinyllm_bench.leaderboard.compare import compare as compare_pairs
+    from tinyllm_bench.leaderboard.compare_sides import find_pairs
+    from tinyllm_bench.leaderboard.compare_text import report_data, report_text
+
+    report = compare_pairs(find_pairs(a, b, place=place, student=student))
+    if as_json:
+        echo_json(report_data(report, items=show_items))
+    else:
+        echo(report_text(report, items=show_items, data_dir=data_dir))
+
+
+def protocol_diff(a: Side, b: Side, place: Place = None, as_json: AsJson = False) -> int:
+    """List the fields in which the evaluation protocols of two results differ. Status 1 if any do."""
+    from tinyllm_bench.leaderboard.compare_sides import find_record
+    from tinyllm_bench.leaderboard.protocols import diff_text, differences
+
+    first, second = (find_record(name, place) for name in (a, b))
+    found = differences(first, second)
+    if as_json:
+        hashes = {"a": first.protocol_hash, "b": second.protocol_hash}
+        echo_json({**hashes, "same": not found, "fields": [one._asdict() for one in found]})
+    else:
+        echo(diff_text(first, second, (a, b)))
+    return 1 if found else 0
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+
+def verify(
+    paths: Annotated[list[Path], typer.Argument(help="Run folders, records, leaderboards or folders of runs.")],
+    data_dir: DataDir = None,
+    by: Verifier = None,
+    board_dir: Annotated[
+        Path | None, typer.Option("--board-dir", help="Your leaderboard, which stores the verdicts.")
+    ] = None,
+    rerun: Annotated[Path | None, typer.Option("--rerun", help="Your own second run of the same cell.")] = None,
+    refute: Annotated[
+        str | None, typer.Option("--refute", help="Attach a reason why the record should not be trusted.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Check records against their run folders. Stored predictions are scored again, without a GPU.
+
+    Status 1 if a check fails. With --board-dir, the verdict is stored on that leaderboard for the record with the same
+    content, and sets its verification tier there.
+    """
+    from tinyllm_bench.audit.verify import keep_verdict
+    from tinyllm_bench.audit.verify import verify as verify_one
+    from tinyllm_bench.leaderboard.record import load_record
+    from tinyllm_bench.leaderboard.verdicts import on_board, record_paths, refutation_file
+    from tinyllm_bench.leaderboard.verdicts import refute as write_refutation
+
+    found = record_paths(paths)
+    if refute is not None:
+        for path in [path if board_dir is None else on_board(load_record(path), board_dir) for path in found]:
+            refutation = write_refutation(path, refute, by=by)
+            echo(f"refuted {refutation.run_id}: {refutation.reason} ({refutation_file(path)})")
+        return 0
+    if rerun is not None and len(found) != 1:
+        raise UserError(f"--rerun {rerun} applies to one run, but {len(found)} were given; verify that run alone")
+    if board_dir is not None:
+        for path in found:  # refuses a record that is not on the board before the work
+            on_board(load_record(path), board_dir)
+    results = []
+    for path in found:
+        result = verify_one(path, data_dir=data_dir, rerun=rerun)
+        verdict = None if board_dir is None else keep_verdict(result, board_dir, by=by)
+        results.append(result)
+        if not as_json:
+            echo(_verification_text(result, verdict))
+    if as_json:
+        echo_json([_verification_data(result) for result in results])
+    return 0 if all(result.ok for result in results) else 1
+
+
+def _verification_text(found: "Verification", verdict: Path | None) -> str:
+    from tinyllm_bench.leaderboard.verdicts import refutations_of
+
+    if not found.ok:
+        count = len(found.problems)
+        lines = [f"FAILED {found.path}: {count} problem{'' if count == 1 else 's'}"]
+        lines += [f"  {problem.text}" for problem in found.problems]
+    else:
+        lines = [f"ok {found.path}: {found.tier}", f"  checked: {'; '.join(found.checked)}"]
+    if found.rerun is not None:
+        lines.append(f"  second run: same answer to {found.rerun.same_answers} of {found.rerun.n} questions")
+    lines += [f"  NOT checked: {one}" for one in found.not_checked]
+    lines += [f"  refuted on {one.date[:10]}: {one.reason}" for one in refutations_of(found.path)]
+    lines += [] if verdict is None else [f"  verdict: {verdict}"]
+    return "\n".join(map(visible, lines))
+
+
+def _verification_data(found: "Verification") -> dict[str, Any]:
+    return {
+        "path": str(found.path),
+        "run_id": found.record.run_id if found.record else None,
+        "ok": found.ok,
+        "tier": found.tier,
+        "problems": [{"file": str(one.file), "wrong": one.wrong, "expected": one.expected} for one in found.problems],
+        "checked": found.checked,
+        "not_checked": found.not_checked,
+        "rerun": found.rerun.model_dump() if found.rerun else None,
+    }
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def curves(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
+    to: Annotated[Path | None, typer.Option("--to", help="Draw all runs into this one SVG file.")] = None,
+) -> None:
+    """Print and plot training curves. Plots go to train/curves.svg of each run, or with --to into one file."""
+    from tinyllm_bench.leaderboard.curves import (
+        ASCII_BARS,
+        BARS,
+        METRICS,
+        curves_text,
+        draw_run,
+        drawing,
+        read_curves,
+    )
+
+    if to is not None and to.suffix != ".svg":
+        raise UserError(f"--to {to}: the picture is an SVG; name a file that ends in .svg")
+    if to is not None:
+        check_writable(to, "--to", file=True)
+    # A folder that trained nothing itself stands for the runs inside it.
+    inside = [[path] if (path / METRICS).is_file() else sorted(path.glob("*")) for path in runs]
+    folders = list(dict.fromkeys(one for paths in inside for one in paths if (one / METRICS).is_file()))
+    if not folders:
+        named = ", ".join(str(path) for path in runs)
+        raise UserError(f"no training metrics in {named}; name runs that trained a student, e.g. runs/*")
+    bars = BARS if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII_BARS
+    found = []
+    for folder in folders:
+        found.append(read_curves(folder))
+        echo(curves_text(found[-1], bars=bars))
+        if to is None:
+            echo(f"  {draw_run(folder)}")
+    if to is not None:
+        write_text(to, drawing(found))
+        echo(f"{len(found)} run{'' if len(found) == 1 else 's'}: {to}")
