@@ -12,6 +12,7 @@ import pytest
 import tinyllm_bench
 from tests.test_architecture import HEAVY, ROOT
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import AnnotationFinished, RunRecorded, TrainingFinished
 from tinyllm_bench.leaderboard.record import RunRecord
 
 LABELS = ["finetune", "tinyllm"]
@@ -44,7 +45,8 @@ class Seen:
         self.told.append(f"{cell.label} {number}/{count}")
 
     def event(self, event: Any) -> None:
-        self.told += [event["stage"]] if "stage" in event else []
+        stages = {AnnotationFinished: "annotate", TrainingFinished: "train", RunRecorded: "record"}
+        self.told += [stages[type(event)]] if type(event) in stages else []
 
     def done(self, cell: Any, outcome: Any) -> None:
         self.told.append("fresh" if outcome.fresh else "known")

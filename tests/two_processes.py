@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def run_to_a_limit(folder: Path, name: str, unit: Any, amount: float) -> None:
-    """Several rounds with looks; every process must stop at the same step with the same weights."""
+    """Several rounds with evaluations; every process must stop at the same step with the same weights."""
     model, tokenizer = tiny_llama()
     method = make_method(name, **({"group_size": 2, "inner_epochs": 2} if name == "minillm" else {}))
     groups = make_groups(method, tokenizer)
@@ -58,7 +58,7 @@ def run_to_a_limit(folder: Path, name: str, unit: Any, amount: float) -> None:
     )  # fmt: skip
     trained = trainer.run()
     total = sum(float(p.detach().double().abs().sum()) for p in trainer.module.parameters())
-    found = gather_object([(trained.steps, trained.tokens, trained.selected_step, total)])
+    found = gather_object([(trained.steps, trained.student_tokens, trained.selected_step, total)])
     assert trained.steps > 2 and len(set(found)) == 1, found
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base.config import as_assignments
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import Event
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.request import Request, split_names
@@ -176,7 +177,7 @@ class _Told:
         if self.watch is not None:
             self.watch.cell(cell, number, count)
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         if self.watch is not None:
             self.watch.event(event)
 

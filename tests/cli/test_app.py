@@ -261,7 +261,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     assert "Traceback" not in said.err and not records_in(tmp_path / "runs")
     trap.signal_to_send = None
     again = call(*asked)
-    assert again.status == 0 and "goes on after step 2 of" in again.err
+    assert again.status == 0 and "resumes after step 2 of" in again.err
     assert records_in(tmp_path / "runs")["trap"].training.steps > 2
 
 

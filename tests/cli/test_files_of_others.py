@@ -68,7 +68,13 @@ def spoiled(name: str) -> list[bytes]:
         ]
         return [*made, zstandard.ZstdCompressor().compress(b"\0" * 10**9), b"nothing"]
     if name.endswith(".jsonl"):
-        rows = [*texts, '{"test_look": []}', '{"step": {}}', '{"cell": []}', '{"look": 1}', '{"stage": "record"}']
+        rows = [
+            *texts,
+            '{"test_look": []}',
+            '{"event": "training_step", "step": {}}',
+            '{"event": "cell_started"}',
+            '{"event": 1}',
+        ]
         return [f"{zlib.crc32(row.encode()):08x}\t{row}\n".encode() for row in rows] + [b"\xff\xfe"]
     return [*(text.encode() for text in texts), b"\xff\xfe", b"\xc3("]
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console as Screen
 
-from tests.cli.watched import Clock, Done, cell, look, step
+from tests.cli.watched import Clock, Done, cell, evaluated, step
 from tests.leaderboard.test_hostile import ALL, HIDDEN
+from tinyllm_bench.base.events import AnnotationFinished, LogitCacheOpened, LogitCacheProgress, RunRecorded
 from tinyllm_bench.cli.console import Console
 from tinyllm_bench.cli.live import LiveView, View
 from tinyllm_bench.cli.progress import Progress
@@ -35,14 +36,14 @@ def training(clock: Clock, cells: list[Any] | None = None) -> Progress:
     progress = Progress(cells, clock=clock)
     progress.cell(cells[0])
     clock.now += 2
-    progress.event({"stage": "record", "accuracy": 0.25})
+    progress.event(RunRecorded(0.25))
     progress.done(Done(None, True))
     progress.cell(cells[1])
-    progress.event({"stage": "annotate"})
+    progress.event(AnnotationFinished(8))
     progress.event(step(1))
     clock.now += 8
     progress.event(step(5))
-    progress.event(look(0.375))
+    progress.event(evaluated(0.375))
     return progress
 
 
@@ -57,6 +58,22 @@ def test_at_80_columns() -> None:
         "now         training 5/10, 50 tokens/s, 12 s left for this cell",
         "loss        █▁  2.5",
         "validation  ▁  37.5 % of 8, best 37.5 %",
+    ]
+
+
+def test_a_logit_cache_that_fills_is_shown_with_its_pace() -> None:
+    clock = Clock()
+    progress = Progress([cell("a")], clock=clock)
+    progress.cell(cell("a"))
+    progress.event(AnnotationFinished(8))
+    progress.event(LogitCacheOpened(40, 388))
+    progress.event(LogitCacheProgress(10, 40))
+    clock.now += 5
+    progress.event(LogitCacheProgress(20, 40))
+    assert lines_of(progress, 80)[2:] == [
+        "▶ learner on quiz                 0 done     50 %                           0:05",
+        "",
+        "now         caching the teacher's logits 20/40, 2 responses/s, 10 s left of the…",
     ]
 
 

@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from tinyllm_bench.base.events import Evaluation, StudentEvaluated, TrainingStep
+
 
 class Clock:
     """Seconds that pass when a test says so."""
@@ -26,12 +28,11 @@ def cell(run_id: str, label: str = "learner", task: str = "quiz", seed: int = 0,
     return SimpleNamespace(run_id=run_id, label=label, task=SimpleNamespace(name=task), seed=seed, kind=kind)
 
 
-def step(number: int, of: int = 10, tokens: int = 100) -> dict[str, Any]:
-    """A training step's event."""
-    return {"step": number, "steps": of, "loss": 3.0 - number / 10, "tokens": tokens * number, "by_channel": {}}
+def step(number: int, of: int = 10, tokens: int = 100) -> TrainingStep:
+    """A training step."""
+    return TrainingStep(number, of, 3.0 - number / 10, by_channel={}, learning_rate=1e-4, tokens=tokens * number)
 
 
-def look(accuracy: float, number: int = 5) -> dict[str, Any]:
-    """An event of a look at validation."""
-    found = {"step": number, "fraction": 0.5, "accuracy": accuracy, "gold_probability": None, "n": 8, "loss": None}
-    return {"look": {**found, "probe": {}}}
+def evaluated(accuracy: float, number: int = 5) -> StudentEvaluated:
+    """An evaluation on the validation split."""
+    return StudentEvaluated(Evaluation(number, 0.5, accuracy, None, 8))

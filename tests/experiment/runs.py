@@ -1,9 +1,9 @@
 """Small requests on the sample data, and the call of the pipeline that the command line makes."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tinyllm_bench.base.events import Event
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.predict import Engines
@@ -34,7 +34,7 @@ def one_cell(student: Path, *settings: str, method: str = "finetune", **changes:
 def run_all(cells: list[Cell], runs: Path, *, until: str = "predict", events: list[Any] | None = None) -> list[Outcome]:
     """Run cells one after another, as the command does; events are collected where a list is given."""
 
-    def report(event: Mapping[str, Any]) -> None:
+    def report(event: Event) -> None:
         if events is not None:
             events.append(event)
 

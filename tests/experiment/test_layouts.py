@@ -24,7 +24,9 @@ def trained(student: Path, runs: Path, layout: str, **changes: Any) -> tuple[Run
     )
     cell = one_cell(student, *settings, method="tinyllm", **changes)
     (outcome,) = run_all([cell], runs / layout)
-    steps = [e["loss"] for e in read_checked(outcome.folder / "train" / "metrics.jsonl") if "step" in e]
+    steps = [
+        e["loss"] for e in read_checked(outcome.folder / "train" / "metrics.jsonl") if e["event"] == "training_step"
+    ]
     answers = load_predictions(predictions_file(cell, outcome.folder))
     return load_record(outcome.folder), steps, [value for p in answers for value in p.option_logprobs]
 

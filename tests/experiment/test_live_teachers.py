@@ -7,6 +7,7 @@ import pytest
 
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import AnnotationProgress
 from tinyllm_bench.experiment.teacher_report import reports_of
 from tinyllm_bench.leaderboard.record import load_record
 
@@ -45,8 +46,8 @@ def test_two_models_teach_and_the_bill_is_in_the_record(
     assert both.budget.teacher_tokens_in == sum(a.cost.tokens_in for a in both.annotations if a.cost)
     assert both.budget.teacher_seconds and both.budget.teacher_seconds > 0
     assert (both.budget.teacher_shared_by, dss.budget.teacher_shared_by) == (2, 2)
-    asked = [event for event in events if "annotated" in event]
-    assert sum(event["annotated"] == event["of"] for event in asked) == 2, "the second method asked nobody"
+    asked = [event for event in events if isinstance(event, AnnotationProgress)]
+    assert sum(event.done == event.total for event in asked) == 2, "the second method asked nobody"
     assert dss.annotations[0].text_digest == both.annotations[0].text_digest
 
 

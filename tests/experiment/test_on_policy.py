@@ -8,12 +8,13 @@ import pytest
 from tests.experiment.runs import one_cell, run_all
 from tests.tokenizer_pair import splitting
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import read_json
+from tinyllm_bench.base.events import AnnotationProgress, LogitCacheOpened, LogitCacheProgress
 from tinyllm_bench.leaderboard.judgements import Judge
 from tinyllm_bench.leaderboard.record import RunRecord, load_record
 from tinyllm_bench.leaderboard.rows import make_rows
 from tinyllm_bench.models.vocabulary import vocabulary
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
+from tinyllm_bench.training.result import load_result
 
 pytestmark = pytest.mark.slow
 
@@ -73,9 +74,9 @@ def test_the_first_phase_is_chosen_by_validation_loss(tiny_llama_dir: Path, teac
     first = cell.student_from
     assert first is not None and first.config.train.select == "loss" and cell.config.train.select == "best"
     run_all([cell], tmp_path)
-    looks = read_json(tmp_path / first.run_id / "train" / "result.json")["looks"]
-    chosen = next(look for look in looks if look["selected"])
-    assert chosen["loss"] == min(look["loss"] for look in looks) > 0
+    result = load_result(tmp_path / first.run_id)
+    losses = {one.step: one.loss or 0.0 for one in result.evaluations}
+    assert losses[result.selected_step] == min(losses.values()) > 0
 
 
 def test_a_teacher_s_answers_are_written_once_and_learned(tiny_llama_dir: Path, teacher: str, tmp_path: Path) -> None:
@@ -87,13 +88,15 @@ def test_a_teacher_s_answers_are_written_once_and_learned(tiny_llama_dir: Path, 
     (said,) = record.annotations
     assert said.kind == "response" and not record.teachers[0].gold_visible
     assert said.cost is not None and 0 < said.cost.tokens_out <= 8 * 7
-    assert any("annotated" in event for event in events)
+    assert any(isinstance(event, AnnotationProgress) for event in events)
     again: list[Any] = []
     both = one_cell(tiny_llama_dir, *settings, "method.kd.response=teacher", method="kd", runs=tmp_path)
     kd = record_of(both, tmp_path)
     assert [teacher.note for teacher in kd.teachers] == ["live", "distributions"]
     run_all([both], tmp_path, events=again)
-    assert not any("annotated" in event for event in again), "kd learns from the answers that seqkd had written"
+    assert not any(isinstance(event, AnnotationProgress) for event in again), (
+        "kd learns from the answers that seqkd had written"
+    )
     greedy = one_cell(tiny_llama_dir, *settings, "annotations.draw.temperature=0", method="seqkd", runs=tmp_path)
     assert greedy.run_id != cell.run_id
 
@@ -146,11 +149,14 @@ def test_kept_distributions_are_made_once_and_all_of_them_are_the_live_teacher(
     kept = load_record(outcome.folder)
     assert live.training and kept.training and live.training.last_loss
     assert kept.training.last_loss == pytest.approx(live.training.last_loss, rel=1e-4)
-    assert [event["logits"] for event in events if "logits" in event] == [8]
+    assert [event.missing for event in events if isinstance(event, LogitCacheOpened)] == [8]
+    assert [event for event in events if isinstance(event, LogitCacheProgress)][-1] == LogitCacheProgress(8, 8)
     cell = one_cell(tiny_llama_dir, *settings, whole, "train.learning_rate=1e-3", method="kd", runs=tmp_path)
     again: list[Any] = []
     run_all([cell], tmp_path, events=again)
-    assert [event["logits"] for event in again if "logits" in event] == [0], "another run reads the same cache"
+    assert [event.missing for event in again if isinstance(event, LogitCacheOpened)] == [0], (
+        "another run reads the same cache"
+    )
     few = one_cell(tiny_llama_dir, *settings, "teacher.cache={k: 8}", method="kd", runs=tmp_path)
     assert few.run_id != cell.run_id and record_of(few, tmp_path).training
 

@@ -11,6 +11,7 @@ from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.answers import sandbox
 from tinyllm_bench.answers.voting import COT, POLICIES, POT
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import PrerequisiteStarted
 from tinyllm_bench.base.files import read_json
 from tinyllm_bench.data.records import Annotation
 from tinyllm_bench.data.sources import load_split
@@ -55,7 +56,7 @@ def test_cells_that_only_read_otherwise_share_the_training(tiny_llama_dir: Path,
     assert len({one.run_id for cell in cells for one in cell.students.values()}) == 1
     events: list[Any] = []
     outcomes = run_all(cells, tmp_path, events=events)
-    assert sum("first" in event for event in events) == 1
+    assert sum(isinstance(event, PrerequisiteStarted) for event in events) == 1
     records = [load_record(outcome.folder) for outcome in outcomes]
     assert len({record.student.digest for record in records if record.student}) == 1
     assert "accuracy_vote" not in records[1].paths and records[1].paths["paths_tokens"] > 0

@@ -109,7 +109,13 @@ def test_what_was_done_is_not_done_again(out: Path) -> None:
     """After a kill in predict, training is read back; the chunks that stood there are kept."""
     for k in range(3):
         folder = run_of(out / f"predict-{k}")
-        events = [row["stage"] for row in read_checked(folder / "events.jsonl") if "stage" in row]
-        assert events == ["annotate", "train", "annotate", "train", "record"]
-        metrics = [row for row in read_checked(folder / "train" / "metrics.jsonl") if "step" in row]
+        events = [row["event"] for row in read_checked(folder / "events.jsonl") if row["event"] != "cell_started"]
+        assert events == [
+            "annotation_finished",
+            "training_finished",
+            "annotation_finished",
+            "training_finished",
+            "run_recorded",
+        ]
+        metrics = [row for row in read_checked(folder / "train" / "metrics.jsonl") if row["event"] == "training_step"]
         assert [row["step"] for row in metrics] == list(range(1, len(metrics) + 1))

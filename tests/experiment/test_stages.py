@@ -9,6 +9,14 @@ import pytest
 
 from tests.experiment.runs import TOKENS, cells_of, one_cell, quick, run_all
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import (
+    AnnotationFinished,
+    Event,
+    PredictionProgress,
+    RunRecorded,
+    StudentEvaluated,
+    TrainingFinished,
+)
 from tinyllm_bench.base.files import read_checked, read_json
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.predict import load_predictions, predictions_digest, predictions_file
@@ -76,7 +84,7 @@ def test_the_student_was_trained_within_its_budget(whole: Whole, name: str) -> N
     assert record.student.digest != record.student.initial_digest
     first, last = record.training.first_loss, record.training.last_loss
     assert first is not None and last is not None and math.isfinite(first) and math.isfinite(last)
-    steps = [row for row in read_checked(outcome.folder / "train" / "metrics.jsonl") if "step" in row]
+    steps = [row for row in read_checked(outcome.folder / "train" / "metrics.jsonl") if row["event"] == "training_step"]
     spent = [0, *(row["tokens"] for row in steps)]
     largest = max(after - before for before, after in zip(spent, spent[1:], strict=False))
     assert len(steps) == record.training.steps and spent[-1] == record.budget.student_tokens
@@ -130,11 +138,14 @@ def test_the_board_shows_every_row(whole: Whole, tmp_path: Path) -> None:
 
 
 def test_the_test_split_is_not_seen_before_the_end(whole: Whole) -> None:
-    met = "".join(
-        event.get("stage", "")[:1] or ("T" if "predicted" in event else "V")
-        for event in whole.events
-        if {"predicted", "look", "stage"} & {*event}
-    )
+    letters: dict[type[Event], str] = {
+        AnnotationFinished: "a",
+        StudentEvaluated: "V",
+        TrainingFinished: "t",
+        PredictionProgress: "T",
+        RunRecorded: "r",
+    }
+    met = "".join(letters.get(type(event), "") for event in whole.events)
     trained = met.split("a", 1)[1]
     assert met.startswith("TrTrTrTr"), "anchors look at nothing else"
     assert "V" in trained.split("t")[0] and "T" not in trained.split("t")[0]
@@ -304,8 +315,15 @@ def test_stages_stop_where_they_are_told_and_go_on(tiny_llama_dir: Path, tmp_pat
     result = read_json(folder / "train" / "result.json")
     record = train_one(cell, tmp_path)
     assert record.student is not None and record.student.digest == result["student_digest"]
-    stages = [row["stage"] for row in read_checked(folder / "events.jsonl") if "stage" in row]
-    assert stages == ["annotate", "annotate", "train", "annotate", "train", "record"]
+    stages = [row["event"] for row in read_checked(folder / "events.jsonl") if row["event"] != "cell_started"]
+    assert stages == [
+        "annotation_finished",
+        "annotation_finished",
+        "training_finished",
+        "annotation_finished",
+        "training_finished",
+        "run_recorded",
+    ]
     assert [t.spec for t in record.teachers] == ["replay:sample#terse"]
 
 

@@ -9,10 +9,11 @@ from accelerate.tracking import GeneralTracker
 
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import Evaluation, TrackerFailed, TrainingStep
 from tinyllm_bench.base.files import read_checked
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells
-from tinyllm_bench.experiment.trackers import PROJECT, Trackers, look_values, step_values
+from tinyllm_bench.experiment.trackers import PROJECT, Trackers, evaluation_values, step_values
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +97,7 @@ def test_a_tracker_is_told_settings_steps_looks_and_the_result(
     logged = [value for what, value in fake if what == "log"]
     rows = list(read_checked(outcome.folder / "train" / "metrics.jsonl"))
     losses = [(step, values["train/loss"]) for step, values in logged if "train/loss" in values]
-    assert losses == [(row["step"], row["loss"]) for row in rows if "step" in row] and len(losses) > 4
+    assert losses == [(row["step"], row["loss"]) for row in rows if row["event"] == "training_step"] and len(losses) > 4
     looked = [(step, values["valid/accuracy"]) for step, values in logged if "valid/accuracy" in values]
     assert looked == [(one.step, one.accuracy) for one in record.training.looks]
     step, result = logged[-1]
@@ -114,7 +115,7 @@ def told_of(cell: Cell, folder: Path) -> list[Any]:
     events: list[Any] = []
     with Trackers(cell, folder, events.append) as trackers:
         for number in (1, 2):
-            trackers.event({"step": number, "loss": 1.0, "lr": 0.1, "tokens": 5, "by_channel": {"label": 1.0}})
+            trackers.event(TrainingStep(number, 2, 1.0, {"label": 1.0}, learning_rate=0.1, tokens=5))
     return events
 
 
@@ -134,7 +135,7 @@ def test_one_that_fails_is_told_no_more(
 ) -> None:
     monkeypatch.setattr(FakeTracker, "fails", call)
     told = told_of(one_cell(tiny_llama_dir, "report_to=wandb"), tmp_path)
-    assert told == [{"tracker": "wandb", "error": "ConnectionError: no network at https://host/x"}]
+    assert told == [TrackerFailed("wandb", "ConnectionError: no network at https://host/x")]
     assert [what for what, _ in fake].count(call) == 1 and fake[-1][0] == call
 
 
@@ -153,7 +154,7 @@ def test_tensorboard_for_real(tiny_llama_dir: Path, tmp_path: Path) -> None:
     record = outcome.record
     assert record is not None and record.training is not None
     found = EventAccumulator(str(outcome.folder / "tensorboard")).Reload()
-    rows = [row for row in read_checked(outcome.folder / "train" / "metrics.jsonl") if "step" in row]
+    rows = [row for row in read_checked(outcome.folder / "train" / "metrics.jsonl") if row["event"] == "training_step"]
     losses = found.Scalars("train/loss")
     assert [one.step for one in losses] == [row["step"] for row in rows]
     assert [one.value for one in losses] == pytest.approx([row["loss"] for row in rows])
@@ -162,8 +163,8 @@ def test_tensorboard_for_real(tiny_llama_dir: Path, tmp_path: Path) -> None:
 
 
 def test_values_by_names() -> None:
-    event = {"step": 1, "loss": 3.0, "lr": 0.1, "tokens": 5, "by_channel": {"a": 1.0, "b:c": 2.0}}
-    assert step_values({**event, "measured": {"length": 4.0}}) == {
+    step = TrainingStep(1, 2, 3.0, {"a": 1.0, "b:c": 2.0}, learning_rate=0.1, tokens=5, measured={"length": 4.0})
+    assert step_values(step) == {
         "train/loss": 3.0,
         "train/learning_rate": 0.1,
         "train/tokens": 5,
@@ -171,5 +172,5 @@ def test_values_by_names() -> None:
         "train/loss/b_c": 2.0,
         "train/length": 4.0,
     }
-    look = {"accuracy": 0.5, "gold_probability": None, "loss": 2.0, "probe": {"reverse_kl": 1.0}}
-    assert look_values(look) == {"valid/accuracy": 0.5, "valid/loss": 2.0, "valid/reverse_kl": 1.0}
+    evaluation = Evaluation(1, 0.5, 0.5, None, 8, loss=2.0, probe={"reverse_kl": 1.0})
+    assert evaluation_values(evaluation) == {"valid/accuracy": 0.5, "valid/loss": 2.0, "valid/reverse_kl": 1.0}

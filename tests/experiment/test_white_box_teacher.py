@@ -8,6 +8,7 @@ import pytest
 
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import PrerequisiteStarted
 from tinyllm_bench.base.files import read_json
 from tinyllm_bench.leaderboard.record import load_record
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
@@ -41,7 +42,7 @@ def test_a_teacher_is_taught_the_task_first_and_only_once(tiny_llama_dir: Path, 
     assert (first.name, first.student.text) == ("finetune", f"dir:{teacher}")
     events: list[Any] = []
     outcomes = run_all(cells, tmp_path, events=events)
-    assert sum("first" in event for event in events) == 1
+    assert sum(isinstance(event, PrerequisiteStarted) for event in events) == 1
     other_seed = cells_of(quick(tiny_llama_dir, *named, methods=("kd",), seeds=2, runs=tmp_path))[1]
     assert other_seed.seed == 1 and other_seed.teacher_from is not None
     assert other_seed.teacher_from.run_id == first.run_id, "a seed never changes the teacher"

@@ -2,13 +2,15 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import append_checked, write_json
+from tinyllm_bench.base.events import CellStarted, Evaluation, Event, StudentEvaluated, TrainingStep, to_json
+from tinyllm_bench.base.files import append_checked
 from tinyllm_bench.leaderboard.curves import (
     ASCII_BARS,
     curves_text,
@@ -18,28 +20,59 @@ from tinyllm_bench.leaderboard.curves import (
     smoothed,
     sparkline,
 )
+from tinyllm_bench.training.result import TrainResult, save_result
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def look(step: int, accuracy: float, **more: Any) -> dict[str, Any]:
-    found = {"step": step, "fraction": step / 4, "accuracy": accuracy, "gold_probability": None, "n": 20, "loss": None}
-    return {**found, "probe": {}, **more}
+def evaluated(step: int, accuracy: float, **more: Any) -> StudentEvaluated:
+    return StudentEvaluated(Evaluation(step, step / 4, accuracy, None, 20, **more))
+
+
+def add_metrics(folder: Path, *events: Event) -> None:
+    append_checked(folder / "train" / "metrics.jsonl", [to_json(event) for event in events])
+
+
+RESULT = TrainResult(
+    steps=4,
+    records=8,
+    student_tokens=400,
+    computed_tokens=400,
+    flops=1e9,
+    tokens_by_channel={"label": 40},
+    first_loss=4.0,
+    last_loss=1.0,
+    evaluations=(),
+    selected_step=4,
+    seconds=1.0,
+    initial_digest="a",
+    student_digest="b",
+    tokenizer_digest="c",
+    architecture="LlamaForCausalLM",
+    parameters=1000,
+    encoder_decoder=False,
+    layout="shared",
+    layout_reason=None,
+    targets_cut=0,
+    targets_dropped=0,
+    epochs=1.0,
+    peak_memory_bytes=1,
+)
 
 
 def write_run(folder: Path, *, losses: tuple[float, ...] = (4.0, 3.0, 2.0, 1.0), chosen: int | None = 2) -> Path:
-    """A run of four steps with two looks; finished where a look is chosen."""
-    rows: list[Any] = []
-    for number, loss in enumerate(losses, start=1):
-        measured = {"measured": {"length": 10.0 * number}}
-        step = {"step": number, "steps": len(losses), "loss": loss, "by_channel": {"label": loss}, "lr": 1e-4 / number}
-        rows.append({**step, **measured, "tokens": 100 * number})
-    looks = [look(2, 0.5), look(4, 0.25)]
-    append_checked(folder / "train" / "metrics.jsonl", [*rows[:2], {"look": looks[0]}, *rows[2:], {"look": looks[1]}])
-    append_checked(folder / "events.jsonl", [{"time": 1.0, "cell": folder.name, "label": "learner", "task": "quiz"}])
+    """A run of four steps with two evaluations; finished where one of them is chosen."""
+    steps = [
+        TrainingStep(n, len(losses), loss, {"label": loss}, 1e-4 / n, tokens=100 * n, measured={"length": 10.0 * n})
+        for n, loss in enumerate(losses, start=1)
+    ]
+    first, second = evaluated(2, 0.5), evaluated(4, 0.25)
+    add_metrics(folder, *steps[:2], first, *steps[2:], second)
+    started = to_json(CellStarted(folder.name, "learner", "quiz"))
+    append_checked(folder / "events.jsonl", [{"time": 1.0, **started}])
     if chosen is not None:
-        kept = [{**one, "selected": one["step"] == chosen} for one in looks]
-        write_json(folder / "train" / "result.json", {"looks": kept})
+        evaluations = (first.evaluation, second.evaluation)
+        save_result(replace(RESULT, evaluations=evaluations, selected_step=chosen), folder)
     return folder
 
 
@@ -56,7 +89,7 @@ def test_what_is_read(tmp_path: Path) -> None:
 
 def test_nothing_is_drawn_before_the_first_step(tmp_path: Path) -> None:
     assert draw_run(tmp_path) is None
-    append_checked(tmp_path / "train" / "metrics.jsonl", [{"look": look(0, 0.25)}])
+    add_metrics(tmp_path, evaluated(0, 0.25))
     assert draw_run(tmp_path) is None and not (tmp_path / "train" / "curves.svg").exists()
 
 
@@ -95,8 +128,8 @@ def test_the_picture_says_what_it_shows_and_is_no_program(tmp_path: Path) -> Non
 
 def test_names_of_others_are_text_in_the_picture(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run-a")
-    append_checked(folder / "train" / "metrics.jsonl", [{"look": look(4, 0.1, probe={"<b>&x": 1.0})}])
-    append_checked(folder / "train" / "metrics.jsonl", [{"look": look(4, 0.1, probe={"a $b$ c": 1.0})}])
+    add_metrics(folder, evaluated(4, 0.1, probe={"<b>&x": 1.0}))
+    add_metrics(folder, evaluated(4, 0.1, probe={"a $b$ c": 1.0}))
     assert {"validation: <b>&x", "validation: a $b$ c"} <= set(texts(drawn(folder).read_text()))
 
 
@@ -114,18 +147,20 @@ def test_several_runs_lie_over_their_tokens_with_a_legend(tmp_path: Path) -> Non
     assert picture.count("stroke-dasharray") == 5, "the second run is dashed in four panels and in the legend"
 
 
-def test_metrics_without_a_learning_rate_are_older_and_have_no_such_panel(tmp_path: Path) -> None:
-    rows = [{"step": 1, "steps": 1, "loss": 1.0, "by_channel": {"label": 1.0}, "tokens": 5}]
-    append_checked(tmp_path / "train" / "metrics.jsonl", rows)
-    assert "learning rate" not in drawn(tmp_path).read_text()
-
-
-def test_a_look_before_the_first_step_stands_at_zero(tmp_path: Path) -> None:
+def test_an_evaluation_before_the_first_step_stands_at_zero(tmp_path: Path) -> None:
     folder = tmp_path / "run-a"
-    append_checked(folder / "train" / "metrics.jsonl", [{"look": look(0, 0.1, loss=2.0)}])
+    add_metrics(folder, evaluated(0, 0.1, loss=2.0))
     run = read_curves(write_run(folder))
     assert run.validations[0].step == 0 and run.measured["validation: loss"][0] == (-1, 2.0)
     assert run.at(-1, by_tokens=False) == 0.0
+
+
+def test_a_damaged_event_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    for row in ({"step": 1, "loss": 2.0}, {"event": "training_step", "step": "one"}):
+        append_checked(tmp_path / "train" / "metrics.jsonl", [row])
+        with pytest.raises(UserError, match=r"metrics.jsonl: damaged event \(\S+: .*\); delete the run's folder$"):
+            read_curves(tmp_path)
+        (tmp_path / "train" / "metrics.jsonl").unlink()
 
 
 def test_no_metrics_is_an_error_that_names_the_file(tmp_path: Path) -> None:

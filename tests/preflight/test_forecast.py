@@ -45,7 +45,7 @@ def check_exact(plan: CellForecast, result: dict[str, Any]) -> None:
     assert counts is not None and counts.exact
     assert (counts.steps, counts.tokens) == (result["steps"], result["student_tokens"])
     assert (counts.computed, counts.flops) == (result["computed_tokens"], result["flops"])
-    assert plan.evaluations == len(result["looks"]) and plan.layout == result["layout"]
+    assert plan.evaluations == len(result["evaluations"]) and plan.layout == result["layout"]
     assert plan.epochs == pytest.approx(result["epochs"], abs=1e-4)
 
 

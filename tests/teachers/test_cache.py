@@ -16,6 +16,7 @@ import pytest
 
 from tests.teachers import cache_and_kill
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import AnnotationFailed, AnnotationProgress, Event
 from tinyllm_bench.base.files import append_checked, checked_line, locked, read_checked
 from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, SamplingConfig
 from tinyllm_bench.teachers.cache import TextCache, text_key, texts_folder
@@ -88,7 +89,7 @@ def rewrite(shard: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def test_every_wish_gets_its_text_and_is_asked_once(cache: TextCache) -> None:
-    generator, events = FakeGenerator(), list[Mapping[str, Any]]()
+    generator, events = FakeGenerator(), list[Event]()
     rows = fill(cache, generator, [*REQUESTS, *REQUESTS], report=events.append)
     assert len(rows) == 40 == len(generator.asked) == len(set(generator.asked))
     for request in REQUESTS:
@@ -97,7 +98,7 @@ def test_every_wish_gets_its_text_and_is_asked_once(cache: TextCache) -> None:
         assert row["sampling"]["stop"] == ["\n\n"]
         assert (row["tokens_in"], row["tokens_out"], row["finish"], row["engine"]) == (9, 4, "stop", "fake")
     assert (generator.opened, generator.closed) == (1, 1)
-    assert [event["annotated"] for event in events] == [*range(1, 41)] and events[-1]["of"] == 40
+    assert events == [AnnotationProgress(cache.name, done, 40) for done in range(1, 41)]
 
 
 def test_what_is_kept_is_not_asked_again_and_no_writer_is_made(cache: TextCache) -> None:
@@ -182,11 +183,11 @@ def test_stop_ends_with_the_reason_and_keeps_the_rest_of_the_batch(cache: TextCa
 
 def test_skip_goes_on_counts_and_asks_again_next_time(cache: TextCache) -> None:
     script = {REQUESTS[n].prompt: Failed(f"reason {n}") for n in (3, 4)}
-    events: list[Mapping[str, Any]] = []
+    events: list[Any] = []
     first = FakeGenerator(script, batch=3)
     assert len(fill(cache, first, on_error="skip", report=events.append)) == 38
     assert len(first.asked) == 40
-    assert events[-1]["failed"] == 2 and events[-1]["reason"] in ("reason 3", "reason 4")
+    assert events[-1] in [AnnotationFailed(cache.name, 2, 40, reason) for reason in ("reason 3", "reason 4")]
     second = FakeGenerator()
     assert len(fill(cache, second, on_error="skip")) == 40
     assert {request.prompt for request in second.asked} == set(script)
@@ -200,10 +201,10 @@ def test_a_teacher_that_dies_half_way_loses_nothing(cache: TextCache) -> None:
         fill(cache, FakeGenerator(dead))
     kept = {row["key"] for row in cache.rows()}
     assert 0 < len(kept) < 40
-    events: list[Mapping[str, Any]] = []
+    events: list[Any] = []
     rows = fill(cache, FakeGenerator(dead), on_error="skip", report=events.append)
     assert kept <= rows.keys() and text_key(TEACHER, REQUESTS[20]) not in rows
-    assert events[-1]["failed"] == 40 - len(rows) and events[-1]["reason"] == "the server is gone."
+    assert events[-1] == AnnotationFailed(cache.name, 40 - len(rows), events[-1].total, "the server is gone.")
     assert len(fill(cache, FakeGenerator())) == 40
 
 

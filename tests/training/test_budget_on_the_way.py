@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from tests.learning import make_groups, make_method, make_trainer, run
+from tinyllm_bench.base.events import Evaluation
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.testing.tiny_models import tiny_llama
 from tinyllm_bench.training.budget import Limit, make_plan
-from tinyllm_bench.training.result import Look, State, flops_per_token, merit, rate
+from tinyllm_bench.training.result import State, checkpoint_score, flops_per_token, rate
 from tinyllm_bench.training.trainer import Trainer
 
 LIMIT = 1800
@@ -38,10 +39,10 @@ def build(
 @pytest.mark.slow
 def test_a_run_ends_nearest_to_its_budget(name: str, tmp_path: Path) -> None:
     trained, _ = run(build(tmp_path, name=name))
-    assert abs(trained.tokens - LIMIT) < 120  # half a mini-batch of two short questions
-    assert trained.drawn_tokens > 0 and trained.roll_seconds > 0
-    assert [look.fraction for look in trained.looks] == [0.25, 0.5, 0.75, 1.0]
-    steps = [look.step for look in trained.looks]
+    assert abs(trained.student_tokens - LIMIT) < 120  # half a mini-batch of two short questions
+    assert trained.rollout_tokens > 0 and trained.rollout_seconds > 0
+    assert [one.fraction for one in trained.evaluations] == [0.25, 0.5, 0.75, 1.0]
+    steps = [one.step for one in trained.evaluations]
     assert steps == sorted(set(steps)) and steps[-1] == trained.steps
     assert trained.start is not None and trained.start.step == 0
 
@@ -86,28 +87,29 @@ def test_a_crash_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         broken.run()
     again, resumed = run(build(tmp_path / "broken"))
-    assert (again.tokens, again.steps, again.looks, again.start) == (
-        trained.tokens,
+    assert (again.student_tokens, again.steps, again.evaluations, again.start) == (
+        trained.student_tokens,
         trained.steps,
-        trained.looks,
+        trained.evaluations,
         trained.start,
     )
-    assert again.means == trained.means
+    assert again.measured == trained.measured
     assert all(torch.equal(after[key], resumed[key]) for key in after)
 
 
 def test_selection_by_loss_takes_the_lowest_and_then_the_earlier() -> None:
-    looks = [Look(1, 0.25, 0.9, 0.9, 8, 3.0), Look(2, 0.5, 0.1, 0.1, 8, 2.0), Look(3, 1.0, 0.5, 0.5, 8, 2.0)]
-    assert max(looks, key=lambda look: merit(look, "loss")).step == 2
-    assert max(looks, key=lambda look: merit(look, "best")).step == 1
+    scores = [(0.9, 0.9, 8, 3.0), (0.1, 0.1, 8, 2.0), (0.5, 0.5, 8, 2.0)]
+    evaluations = [Evaluation(n, n / 4, *score) for n, score in enumerate(scores, start=1)]
+    assert max(evaluations, key=lambda one: checkpoint_score(one, "loss")).step == 2
+    assert max(evaluations, key=lambda one: checkpoint_score(one, "best")).step == 1
 
 
 def test_a_state_survives_json() -> None:
-    look = Look(1, 0.5, 0.5, None, 8, 1.5, {"length": 3.0})
-    state = State(looks=[look], losses=[1.0], start=look, sums={"x": (1.0, 2.0)})
+    evaluation = Evaluation(1, 0.5, 0.5, None, 8, 1.5, {"length": 3.0})
+    state = State(evaluations=[evaluation], losses=[1.0], start=evaluation, sums={"x": (1.0, 2.0)})
     import json
 
-    assert State.read(json.loads(json.dumps(state.plain()))) == state
+    assert State.from_json(json.loads(json.dumps(state.to_json()))) == state
 
 
 @pytest.mark.parametrize("name", ["finetune", "kd", "gkd", "minillm"])
@@ -123,10 +125,10 @@ def test_a_budget_in_flops_counts_what_is_computed(name: str, tmp_path: Path) ->
     drawing = trained.flops - trained.computed_tokens * per_token.trained
     # GKD's teacher reads no drawn token; MiniLLM's student reads each again, by the pass that trains
     read = {"gkd": 2 * parameters, "minillm": 4 * parameters + theirs}.get(name)
-    assert drawing == 0 if read is None else drawing >= trained.drawn_tokens * read
+    assert drawing == 0 if read is None else drawing >= trained.rollout_tokens * read
     assert drawing % (2 * parameters) == 0
     assert trained.flops == pytest.approx(5e8, rel=0.25)
-    assert [look.fraction for look in trained.looks][-1] == 1.0
+    assert [one.fraction for one in trained.evaluations][-1] == 1.0
 
 
 def test_frozen_parameters_cost_less() -> None:

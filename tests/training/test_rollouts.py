@@ -198,7 +198,7 @@ def test_the_probe_has_the_same_random_numbers_every_time() -> None:
     assert probe([Group("r", ())], student, signal, channel="label", step=step_of(), max_new_tokens=6) == {}
 
 
-def test_numbers_stand_beside_the_drawn_tokens() -> None:
+def test_numbers_stand_beside_the_rollout_tokens() -> None:
     drawn = Drawn((5, 6), (-1.0, -2.0), (-3.0, -4.0), (0.1, 0.2), True)
     item = with_drawn(Encoded("r", "label", (1,), (9, 9, 9), True), drawn, advantage=(0.5, -0.5))
     assert (item.target, item.cut) == ((5, 6), False)
@@ -294,7 +294,7 @@ def test_a_question_is_drawn_as_often_as_it_stands_in_a_round(tmp_path: Path) ->
         assert all(item.drawn for group in first_pass for item in group.items)
         if method.inner_epochs == 2:
             assert sorted(g.items[0].target for groups in seen[2:4] for g in groups) == sorted(texts)
-            assert trained.drawn_tokens == sum(map(len, texts))
+            assert trained.rollout_tokens == sum(map(len, texts))
 
 
 def test_examples_of_one_question_draw_apart() -> None:

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.learning import gradients, make_groups, make_method, make_trainer, run
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import TrainingStep, from_json
 from tinyllm_bench.base.files import read_checked
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoded
@@ -17,20 +18,21 @@ from tinyllm_bench.testing.tiny_models import tiny_t5 as make_t5
 from tinyllm_bench.training.batching import Group
 from tinyllm_bench.training.budget import Plan, make_plan
 from tinyllm_bench.training.checkpoint import kept_random_state, load_checkpoint, save_checkpoint
+from tinyllm_bench.training.result import ValidationScore
 from tinyllm_bench.training.settings import TrainConfig
 from tinyllm_bench.training.trainer import Trainer, parameter_groups
 
 
 class Scripted:
-    """Validation that answers from a list and counts its looks."""
+    """Validation that answers from a list and counts its calls."""
 
     def __init__(self, *scores: tuple[float, float]) -> None:
         self.scores, self.seen = list(scores), 0
 
-    def __call__(self, lm: LM) -> tuple[float, float, int]:
+    def __call__(self, lm: LM) -> ValidationScore:
         torch.manual_seed(123)  # what lm-eval may do; training must not notice
         self.seen += 1
-        return (*self.scores[self.seen - 1], 8)
+        return ValidationScore(*self.scores[self.seen - 1], 8)
 
 
 def build(folder: Path, validate: Any, *, name: str = "tinyllm", **config: Any) -> Trainer:
@@ -44,19 +46,19 @@ def build(folder: Path, validate: Any, *, name: str = "tinyllm", **config: Any) 
 def test_the_best_look_is_kept_and_ties_go_to_gold_probability_then_to_the_earlier(tmp_path: Path) -> None:
     scores = [(0.5, 0.2), (0.6, 0.3), (0.6, 0.4), (0.6, 0.4)]
     trained, after = run(build(tmp_path / "best", Scripted(*scores)))
-    assert [look.step for look in trained.looks] == [2, 4, 6, 8]
+    assert [one.step for one in trained.evaluations] == [2, 4, 6, 8]
     assert trained.selected_step == 6
     stopped = build(tmp_path / "stopped", Scripted(*scores))
     stopped.plan = Plan(rounds=stopped.plan.rounds, inner_epochs=1, seed=0, tokens=0, epochs=2)
     weights: dict[str, torch.Tensor] = {}
-    inner = stopped._look
+    inner = stopped._evaluate_where_due
 
     def spy(done: int) -> None:
         inner(done)
         if done == 6:
             weights.update({key: p.detach().clone() for key, p in stopped.module.named_parameters()})
 
-    stopped._look = spy  # type: ignore[method-assign]
+    stopped._evaluate_where_due = spy  # type: ignore[method-assign]
     stopped.run()
     assert all(torch.equal(after[key], weights[key]) for key in weights)
 
@@ -96,7 +98,11 @@ def test_a_crashed_training_goes_on_and_ends_with_the_same_bytes(tmp_path: Path,
     seen = sum(step <= at for step in (2, 4, 6, 8))
     again, found = run(build(tmp_path / "broken", Scripted(*scores[seen:]), weight_decay=decay))
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
-    assert (again.tokens, again.looks, again.last_loss) == (whole.tokens, whole.looks, whole.last_loss)
+    assert (again.student_tokens, again.evaluations, again.last_loss) == (
+        whole.student_tokens,
+        whole.evaluations,
+        whole.last_loss,
+    )
     logs = [list(read_checked(tmp_path / name / "metrics.jsonl")) for name in ("whole", "broken")]
     assert logs[0] == logs[1]
 
@@ -175,7 +181,7 @@ def test_a_channel_without_a_weight_is_not_taught(
     trainer = make_trainer(model, tokenizer, method, groups, tmp_path)
     trained = trainer.run()
     assert trained.tokens_by_channel.keys() == channels
-    assert trained.tokens == sum(item.tokens for group in groups for item in group.items)
+    assert trained.student_tokens == sum(item.tokens for group in groups for item in group.items)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +273,8 @@ def test_a_warm_up_in_steps_a_schedule_and_betas_are_the_optimizer_s(tmp_path: P
     )
     assert trainer.optimizer.param_groups[0]["betas"] == (0.9, 0.95)
     trainer.run()
-    rates = [event["lr"] for event in read_checked(tmp_path / "metrics.jsonl") if "lr" in event]
+    events = [from_json(row, tmp_path) for row in read_checked(tmp_path / "metrics.jsonl")]
+    rates = [event.learning_rate for event in events if isinstance(event, TrainingStep)]
     assert len(rates) > 4 and rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, *[1e-3] * (len(rates) - 3)])
 
 

@@ -10,6 +10,7 @@ from tinyllm_bench.audit.verify_cell import SUMMED, trainings_of
 from tinyllm_bench.base.config import read_yaml
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import visible
+from tinyllm_bench.base.events import CellStarted, RunRecorded, TrainingStep, from_json
 from tinyllm_bench.base.files import read_checked, read_json
 from tinyllm_bench.base.reading import check_inside
 from tinyllm_bench.data.records import Prediction
@@ -149,11 +150,11 @@ def ledger_problems(folder: Path, record: RunRecord) -> Iterator[Problem]:
 
 
 def _events(file: Path, record: RunRecord) -> Iterator[Problem]:
-    rows = list(read_checked(file))
-    cells = {row["cell"] for row in rows if "cell" in row}
+    events = [from_json(row, file) for row in read_checked(file)]
+    cells = {event.run_id for event in events if isinstance(event, CellStarted)}
     if cells != {record.run_id}:
         yield Problem(file, f"tells of {', '.join(sorted(cells)) or 'no run'}", record.run_id)
-    told = [row["accuracy"] for row in rows if row.get("stage") == "record"]
+    told = [event.accuracy for event in events if isinstance(event, RunRecorded)]
     if told and told[-1] != record.accuracy:
         yield Problem(file, f"recorded accuracy {told[-1]}", f"{record.accuracy} as {RECORD_FILE} says")
 
@@ -210,16 +211,21 @@ def _single(record: RunRecord, made: Mapping[str, Any]) -> Iterator[tuple[str, A
         for key in ("first_loss", "last_loss", "measured"):
             if key in made:
                 yield f"training.{key}", getattr(training, key), made[key]
-        yield "training.looks", training.looks, tuple(Look.model_validate(look) for look in made["looks"])
+        yield "training.looks", training.looks, _looks(made)
+
+
+def _looks(made: Mapping[str, Any]) -> tuple[Look, ...]:
+    return tuple(Look(**one, selected=one["step"] == made["selected_step"]) for one in made["evaluations"])
 
 
 def _steps(folder: Path, made: Mapping[str, Any]) -> Iterator[Problem]:
     """The last step that the metrics tell of."""
     file = folder / "train" / "metrics.jsonl"
-    steps = [row for row in read_checked(file) if "step" in row]
+    events = [from_json(row, file) for row in read_checked(file)]
+    steps = [event for event in events if isinstance(event, TrainingStep)]
     if not steps:
         return
-    found = (steps[-1]["step"], steps[-1]["tokens"])
+    found = (steps[-1].step, steps[-1].tokens)
     if found != (made["steps"], made["student_tokens"]):
         expected = f"step {made['steps']} with {made['student_tokens']} as result.json says"
         yield Problem(file, f"ends at step {found[0]} with {found[1]} tokens", expected)

@@ -7,10 +7,27 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
+from tinyllm_bench.base.events import (
+    AnnotationFailed,
+    AnnotationFinished,
+    AnnotationProgress,
+    CellStarted,
+    Event,
+    LogitCacheOpened,
+    LogitCacheProgress,
+    PredictionProgress,
+    PrerequisiteStarted,
+    RunRecorded,
+    StudentEvaluated,
+    TrackerFailed,
+    TrainingFinished,
+    TrainingResumed,
+    TrainingStep,
+)
 from tinyllm_bench.cli.output import echo
 from tinyllm_bench.cli.progress import Progress, about_text, clock_text
 
@@ -103,22 +120,31 @@ class Console:
         if self.live is None:
             self.say(text)
 
-    def event(self, event: Mapping[str, Any]) -> None:
-        """One event of the pipeline: steps and counts are thinned out, the rest is always told."""
+    def event(self, event: Event) -> None:
+        """One event of the run: steps and counts are thinned out, the rest is always shown."""
         self.progress.event(event)
         text = describe(event)
         if text is None:
             return
-        if "failed" in event or "tracker" in event:
-            self.say(f"  {text}")
-            return
-        if "step" in event:
-            text += self._rate()
-        moving = "step" in event or "predicted" in event or "annotated" in event
-        if moving and self._clock() - self._last < QUIET_SECONDS and not _last_one(event):
-            return
-        self._last = self._clock() if moving else self._last
-        self._log(f"  {text}")
+        last = True
+        match event:
+            case AnnotationFailed() | TrackerFailed():
+                self.say(f"  {text}")
+                return
+            case TrainingStep(step=step, steps=steps):
+                text, last = text + self._rate(), step == steps
+            case (
+                AnnotationProgress(done=done, total=total)
+                | LogitCacheProgress(done=done, total=total)
+                | PredictionProgress(done=done, total=total)
+            ):
+                last = done == total
+            case _:
+                self._log(f"  {text}")
+                return
+        if last or self._clock() - self._last >= QUIET_SECONDS:
+            self._last = self._clock()
+            self._log(f"  {text}")
 
     def _rate(self) -> str:
         """Tokens per second since the cell's first step here, and the time left."""
@@ -128,35 +154,35 @@ class Console:
         return f", {row.meter.rate:.0f} tokens/s, {row.meter.left / 60:.1f} min left"
 
 
-def _last_one(event: Mapping[str, Any]) -> bool:
-    done = event.get("step") or event.get("predicted") or event.get("annotated")
-    return done == (event.get("steps") or event.get("of"))
-
-
-def describe(event: Mapping[str, Any]) -> str | None:
+def describe(event: Event) -> str | None:
     """An event in words; None for one that a person need not see."""
-    if event.get("stage") == "record":
-        return f"recorded: accuracy {100 * event['accuracy']:.1f} %"
-    return next((words(event) for key, words in _WORDS.items() if key in event), None)
-
-
-def _look(event: Mapping[str, Any]) -> str:
-    look = event["look"]
-    share = f"{100 * look['fraction']:.0f} %"
-    loss = "" if look["loss"] is None else f", loss {look['loss']:.4f}"
-    probe = "".join(f", {name} {value:.3g}" for name, value in look["probe"].items())
-    return f"validation at {share}: accuracy {100 * look['accuracy']:.1f} % of {look['n']}{loss}{probe}"
-
-
-# By the key that tells an event's kind; the first that an event has counts.
-_WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "step": lambda e: f"step {e['step']}/{e['steps']}  loss {e['loss']:.3f}  {e['tokens']:,} tokens",
-    "look": _look,
-    "logits": lambda e: f"logit cache: {e['logits']} responses to score, {e['bytes_per_token']} bytes a token",
-    "first": lambda e: f"first: {e['first']}",
-    "failed": lambda e: f"{e['teacher']}: {e['failed']} of {e['of']} texts could not be had: {e['reason']}",
-    "tracker": lambda e: f"{e['tracker']} is told no more: {e['error']}",
-    "annotated": lambda e: f"{e['teacher']}: {e['annotated']}/{e['of']} texts",
-    "predicted": lambda e: f"asked {e['predicted']}/{e['of']} test questions",
-    "resumed": lambda e: f"goes on after step {e['resumed']} of {e['steps']}",
-}
+    match event:
+        case PrerequisiteStarted():
+            return f"first: {event.label} on {event.model}"
+        case AnnotationProgress():
+            return f"{event.teacher}: {event.done}/{event.total} texts"
+        case AnnotationFailed():
+            return f"{event.teacher}: {event.failed} of {event.total} texts are not available: {event.reason}"
+        case LogitCacheOpened():
+            return f"logit cache: {event.missing} responses to score, {event.bytes_per_token} bytes a token"
+        case LogitCacheProgress():
+            return f"logit cache: {event.done}/{event.total} responses"
+        case TrainingResumed():
+            return f"resumes after step {event.step} of {event.steps}"
+        case TrainingStep():
+            return f"step {event.step}/{event.steps}  loss {event.loss:.3f}  {event.tokens:,} tokens"
+        case StudentEvaluated(evaluation):
+            accuracy = f"accuracy {100 * evaluation.accuracy:.1f} % of {evaluation.n}"
+            loss = "" if evaluation.loss is None else f", loss {evaluation.loss:.4f}"
+            probe = "".join(f", {name} {value:.3g}" for name, value in evaluation.probe.items())
+            return f"validation at {100 * evaluation.fraction:.0f} %: {accuracy}{loss}{probe}"
+        case PredictionProgress():
+            return f"asked {event.done}/{event.total} test questions"
+        case RunRecorded():
+            return "recorded" if event.accuracy is None else f"recorded: accuracy {100 * event.accuracy:.1f} %"
+        case TrackerFailed():
+            return f"{event.tracker} gets no more values: {event.error}"
+        case CellStarted() | AnnotationFinished() | TrainingFinished():
+            return None
+        case _:
+            assert_never(event)

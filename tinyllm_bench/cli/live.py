@@ -44,7 +44,7 @@ ASCII = Signs(">", "+", "=", "!", ".", "#", "-", "`", "...", ASCII_BARS)
 
 
 class View:
-    """The picture of a `Progress`, made anew whenever the screen asks."""
+    """The picture of a `Progress`, rebuilt whenever the screen asks."""
 
     def __init__(self, progress: Progress, screen: Screen) -> None:
         self.progress, self.screen = progress, screen
@@ -126,7 +126,7 @@ class View:
         if self.wide:
             cells.append(f"{row.tokens:,}" if row.tokens else "")
             cells.append(f"{row.losses[-1]:.4g}" if row.losses else "")
-            cells.append(f"{100 * row.looks[-1]['accuracy']:.1f} %" if row.looks else "")
+            cells.append(f"{100 * row.evaluations[-1].accuracy:.1f} %" if row.evaluations else "")
         return [*cells, self._result(row), self._time(row)]
 
     def _stage(self, row: Row, stage: str) -> str:
@@ -137,7 +137,7 @@ class View:
             return "done"
         if stage != row.stage:
             return "stopped" if row.state == "failed" and stage in row.part else ""
-        done, of = row.part.get(stage, (0, 0))
+        done, of = row.logits or row.part.get(stage, (0, 0))
         if not of:
             return "starts"
         share = min(done / of, 1.0)
@@ -165,23 +165,28 @@ class View:
         lines = [self._pace(row)]
         if row.losses:
             lines.append(self._line(f"loss        {self._spark(row.losses)}  {row.losses[-1]:.4g}"))
-        if row.looks:
-            shares = [look["accuracy"] for look in row.looks]
-            told = f"{100 * shares[-1]:.1f} % of {row.looks[-1]['n']}, best {100 * max(shares):.1f} %"
-            lines.append(self._line(f"validation  {self._spark(shares)}  {told}"))
+        if row.evaluations:
+            shares = [evaluation.accuracy for evaluation in row.evaluations]
+            summary = f"{100 * shares[-1]:.1f} % of {row.evaluations[-1].n}, best {100 * max(shares):.1f} %"
+            lines.append(self._line(f"validation  {self._spark(shares)}  {summary}"))
         return lines
 
     def _pace(self, row: Row) -> Text:
         who = f"{row.name}: " if self.wide and row.run_id else ""
         if row.stage is None:
             return self._line(f"now         {who}starting")
-        done, of = row.part.get(row.stage, (0, 0))
-        told = [f"{who}{_WORDS[row.stage]}" + (f" {done:,}/{of:,}" if of else "")]
+        done, of = row.logits or row.part.get(row.stage, (0, 0))
+        activity, unit = _WORDS[row.stage], _AMOUNTS[row.stage]
+        if row.logits is not None:
+            activity, unit = "caching the teacher's logits", "responses/s"
+        parts = [f"{who}{activity}" + (f" {done:,}/{of:,}" if of else "")]
         if row.meter.rate is not None:
-            told.append(f"{_short(row.meter.rate)} {_AMOUNTS[row.stage]}")
+            parts.append(f"{_short(row.meter.rate)} {unit}")
+        if row.logits is not None and row.meter.left is not None:
+            parts.append(f"{about_text(row.meter.left)} left of the cache")
         left = self.progress.cell_left(row)
-        told += [] if left is None else [f"{about_text(left)} left for this cell"]
-        return self._line(f"now         {', '.join(told)}")
+        parts += [] if left is None else [f"{about_text(left)} left for this cell"]
+        return self._line(f"now         {', '.join(parts)}")
 
     def _failures(self) -> list[Text]:
         """Reasons of the last failures, one line each."""

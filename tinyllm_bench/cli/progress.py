@@ -1,27 +1,45 @@
-"""How far the cells of a request are, from the pipeline's events: stages, rates, time left; no word of screens."""
+"""How far the cells of a request are, from their events: stages, rates, time left; no word of screens."""
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
+
+from tinyllm_bench.base.events import (
+    AnnotationFailed,
+    AnnotationFinished,
+    AnnotationProgress,
+    CellStarted,
+    Evaluation,
+    Event,
+    LogitCacheOpened,
+    LogitCacheProgress,
+    PredictionProgress,
+    PrerequisiteStarted,
+    RunRecorded,
+    StudentEvaluated,
+    TrackerFailed,
+    TrainingFinished,
+    TrainingResumed,
+    TrainingStep,
+)
 
 STAGES = ("annotate", "train", "predict")
 State = Literal["waiting", "running", "done", "kept", "failed"]
-_COUNTS = {"annotated": "annotate", "step": "train", "predicted": "predict"}
 
 
 @dataclass
 class Meter:
-    """A count that grows, from where it stood when it was first told: a cell that goes on has not just done it all."""
+    """A count that grows, from its first value on: what a resumed cell had done before was not done in no time."""
 
     first: tuple[float, float, float] | None = None  # seconds, count, amount
     now: tuple[float, float, float] = (0.0, 0.0, 0.0)
     of: float = 0.0
 
-    def tell(self, seconds: float, count: float, of: float, amount: float) -> None:
-        """`count` of `of` are done, and so much of what the rate is told in (tokens, questions, texts)."""
+    def update(self, seconds: float, count: float, of: float, amount: float) -> None:
+        """`count` of `of` are done, and so much of what the rate is given in (tokens, questions, texts)."""
         again = count < self.now[1]  # another teacher's texts, another round
         self.now, self.of = (seconds, count, amount), of
         self.first = self.now if again or self.first is None else self.first
@@ -58,6 +76,7 @@ class Row:
     state: State = "waiting"
     stage: str | None = None
     part: dict[str, tuple[int, int]] = field(default_factory=dict)
+    logits: tuple[int, int] | None = None  # responses scored by the teacher and in all, while its cache is filled
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = 0.0
     stage_began: float = 0.0
@@ -65,7 +84,7 @@ class Row:
     meter: Meter = field(default_factory=Meter)
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
-    looks: list[Mapping[str, Any]] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
     accuracy: float | None = None
     error: str | None = None
 
@@ -73,6 +92,11 @@ class Row:
     def name(self) -> str:
         """What it is called in a sentence."""
         return f"{self.label} on {self.task}, seed {self.seed}"
+
+    @property
+    def stage_left(self) -> float | None:
+        """Seconds left of its stage at this pace; not known while the teacher's logits are cached, before training."""
+        return self.meter.left if self.logits is None else None
 
     @property
     def remaining(self) -> tuple[str, ...]:
@@ -127,34 +151,53 @@ class Progress:
     def _enter(self, row: Row, stage: str | None) -> None:
         row.stage, row.stage_began, row.meter = stage, self.clock(), Meter()
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Something happened in the cell that runs."""
         with self.lock:
-            if "cell" in event:
+            if isinstance(event, CellStarted):
                 self._switch(event)
             row = self.current
             if row is None:
                 return
-            kind = next((name for name in _COUNTS if name in event), None)
-            if kind is not None:
-                self._count(row, kind, event)
-            elif "look" in event:
-                row.looks.append(event["look"])
-            elif event.get("stage") == "record":
-                row.accuracy = event["accuracy"]
-                self._leave(row, "predict")
-            elif "stage" in event:
-                self._leave(row, event["stage"])
+            match event:
+                case AnnotationProgress(done=done, total=total):
+                    self._count(row, "annotate", done, total, done)
+                case AnnotationFinished():
+                    self._leave(row, "annotate")
+                case LogitCacheOpened(missing=missing):
+                    row.logits = (0, missing) if missing else None
+                case LogitCacheProgress(done=done, total=total):
+                    row.logits = (done, total)
+                    row.meter.update(self.clock(), done, total, done)
+                case TrainingStep(step=step, steps=steps, loss=loss, tokens=tokens):
+                    if row.logits is not None:  # the cache is full: the meter counts tokens from here
+                        row.logits, row.meter = None, Meter()
+                    row.losses.append(loss)
+                    row.tokens = tokens
+                    self._count(row, "train", step, steps, tokens)
+                case StudentEvaluated(evaluation):
+                    row.evaluations.append(evaluation)
+                case TrainingFinished():
+                    self._leave(row, "train")
+                case PredictionProgress(done=done, total=total):
+                    self._count(row, "predict", done, total, done)
+                case RunRecorded(accuracy=accuracy):
+                    row.accuracy = accuracy
+                    self._leave(row, "predict")
+                case CellStarted() | PrerequisiteStarted() | AnnotationFailed() | TrainingResumed() | TrackerFailed():
+                    pass
+                case _:
+                    assert_never(event)
 
-    def _switch(self, event: Mapping[str, Any]) -> None:
+    def _switch(self, event: CellStarted) -> None:
         """Another cell works now: one that trains first, or the one it trained for."""
         top = self.top
-        if top is None or event["cell"] == top.run_id:
+        if top is None or event.run_id == top.run_id:
             self.current = top
             if top is not None:  # what trained first is not this cell's own time in its stage
                 top.stage_began = self.clock()
             return
-        row = Row(event["cell"], event["label"], event["task"], top.seed, STAGES[:2], first=True)
+        row = Row(event.run_id, event.label, event.task, top.seed, STAGES[:2], first=True)
         self.rows.insert(self.rows.index(top) + 1 + sum(one.first for one in self._below(top)), row)
         self._start(row)
 
@@ -165,19 +208,14 @@ class Progress:
                 return
             yield row
 
-    def _count(self, row: Row, kind: str, event: Mapping[str, Any]) -> None:
-        done, of = event[kind], event["steps" if kind == "step" else "of"]
-        stage = _COUNTS[kind]
+    def _count(self, row: Row, stage: str, done: int, total: int, amount: int) -> None:
         if stage != row.stage and stage in row.stages:
             self._enter(row, stage)
-        row.part[stage] = (done, of)
-        if kind == "step":
-            row.losses.append(event["loss"])
-            row.tokens = event["tokens"]
-        row.meter.tell(self.clock(), done, of, event["tokens"] if kind == "step" else done)
+        row.part[stage] = (done, total)
+        row.meter.update(self.clock(), done, total, amount)
 
     def _leave(self, row: Row, stage: str) -> None:
-        row.seconds[stage] = self.clock() - row.stage_began
+        row.seconds[stage], row.logits = self.clock() - row.stage_began, None
         rest = row.stages[row.stages.index(stage) + 1 :] if stage in row.stages else ()
         if rest:
             self._enter(row, rest[0])
@@ -208,21 +246,21 @@ class Progress:
         """Seconds until a cell is done, from its pace and from cells like it; None as long as it cannot be told."""
         total = 0.0
         for stage in row.remaining:
-            found = row.meter.left if stage == row.stage else None
-            if found is None:
-                found = self._like(row, stage)
-                if found is None:
+            seconds = row.stage_left if stage == row.stage else None
+            if seconds is None:
+                seconds = self._like(row, stage)
+                if seconds is None:
                     return None
                 if stage == row.stage:
-                    found = max(0.0, found - (self.clock() - row.stage_began))
-            total += found
+                    seconds = max(0.0, seconds - (self.clock() - row.stage_began))
+            total += seconds
         return total
 
     def left(self) -> float | None:
         """Seconds until all cells are done; None as long as some cell is unlike all that ran or run."""
         with self.lock:
-            found = [self.cell_left(row) for row in self.rows if row.remaining]
-        return None if None in found else sum(one for one in found if one is not None)
+            seconds = [self.cell_left(row) for row in self.rows if row.remaining]
+        return None if None in seconds else sum(one for one in seconds if one is not None)
 
     def _like(self, row: Row, stage: str) -> float | None:
         """Mean seconds of a stage in the cells most like this one."""
@@ -236,7 +274,7 @@ class Progress:
 
     def _projected(self, row: Row, stage: str) -> float | None:
         """What a stage that runs will have taken."""
-        left = row.meter.left if row.stage == stage else None
+        left = row.stage_left if row.stage == stage else None
         return None if left is None else self.clock() - row.stage_began + left
 
 

@@ -1,11 +1,12 @@
 """Stage 1: what the teachers say about the training records, kept in the cache and shared by every method."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tinyllm_bench.base.events import AnnotationProgress, Report
 from tinyllm_bench.base.files import append_checked, cache_root, digest, locked, read_checked
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.experiment.cell import Cell
@@ -15,7 +16,6 @@ from tinyllm_bench.teachers.costs import cost_of
 from tinyllm_bench.teachers.teacher import Teacher
 
 CHUNK = 64
-Report = Callable[[Mapping[str, Any]], None]
 
 
 def annotation_file(cell: Cell, teacher: Teacher) -> Path:
@@ -55,7 +55,7 @@ def _keep(file: Path, said: Sequence[Annotation], report: Report) -> None:
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
             append_checked(file, [asdict(annotation) for annotation in chunk])
-            report({"teacher": chunk[0].teacher, "annotated": start + len(chunk), "of": len(missing)})
+            report(AnnotationProgress(chunk[0].teacher, start + len(chunk), len(missing)))
 
 
 def taught(cell: Cell, annotations: Sequence[Annotation]) -> list[Annotation]:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import LogitCacheOpened, LogitCacheProgress, Report
 from tinyllm_bench.base.files import digest, locked
-from tinyllm_bench.experiment.annotate import Report
 from tinyllm_bench.experiment.cell_teachers import open_teacher_model
 from tinyllm_bench.generation.top_k import Scored, response_digest
 from tinyllm_bench.models.identity import model_identity
@@ -52,14 +52,14 @@ def _filled(
     kept = cell.config.teacher.cache
     assert kept is not None
     missing = [item for group in groups for item in group.items if not _has(cache, item)]
-    report({"logits": len(missing), "bytes_per_token": cache.header.bytes_per_token})
+    report(LogitCacheOpened(len(missing), cache.header.bytes_per_token))
     if missing:
         made = _by_vllm if kept.engine == "vllm" else _by_transformers
         done = 0
         for scored in made(cell, missing, student, device, cache.header.k):
             cache.add(scored)
             done += len(scored)
-            report({"scored": done, "of": len(missing)})
+            report(LogitCacheProgress(done, len(missing)))
     return cache
 
 

@@ -17,6 +17,7 @@ import zstandard
 from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.base import provenance
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import PredictionProgress, Report
 from tinyllm_bench.base.files import append_checked, canonical_json, read_checked, write_bytes
 from tinyllm_bench.base.reading import read_bytes, strict_json
 from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
@@ -24,7 +25,6 @@ from tinyllm_bench.evaluation.hf import hf_lm
 from tinyllm_bench.evaluation.reference_baselines import guess_majority, guess_random
 from tinyllm_bench.evaluation.runner import answer
 from tinyllm_bench.evaluation.vllm import VllmEngine, backend_for
-from tinyllm_bench.experiment.annotate import Report
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.requests import asked_of
 from tinyllm_bench.experiment.train import device_of
@@ -149,7 +149,7 @@ def predict(
             have[number] = [asdict(a) for a in answers]
             append_checked(part, [{"chunk": number, "predictions": have[number]}])
         result += [_read(row) for row in have[number]]
-        report({"predicted": len(result), "of": len(records)})
+        report(PredictionProgress(len(result), len(records)))
     write_bytes(file, zstandard.ZstdCompressor(level=10).compress(_lines(result)))
     part.unlink()
     return result

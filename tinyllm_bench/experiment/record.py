@@ -2,11 +2,11 @@
 
 import datetime
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tinyllm_bench.answers.programs import kind_of
 from tinyllm_bench.base import provenance
-from tinyllm_bench.base.files import read_json
 from tinyllm_bench.data.checks import clusters, overlap
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.evaluation.reference_baselines import chance, expected
@@ -23,6 +23,7 @@ from tinyllm_bench.leaderboard.record import (
     Budget,
     DataInfo,
     GitInfo,
+    Look,
     ModelInfo,
     RunRecord,
     Score,
@@ -35,25 +36,35 @@ from tinyllm_bench.leaderboard.record import (
 )
 from tinyllm_bench.leaderboard.stats.averages import UNPARSED, macro_f1
 from tinyllm_bench.teachers.teacher import Teacher
+from tinyllm_bench.training.result import TrainResult, load_result
 
 _ASKED = {"kind", "demonstrations", "draw", "chat"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What a run took: wall seconds, the peak of memory in bytes, on which device."""
+
+    seconds: float
+    peak_memory_bytes: int
+    device: str
 
 
 def make_record(
     cell: Cell,
     predictions: Sequence[Prediction],
     *,
-    training: Mapping[str, Any] | None,
+    training: TrainResult | None,
     annotations: Sequence[Mapping[str, Any]],
     asked: Mapping[str, Any],
-    spent: Mapping[str, Any],
+    spent: Spent,
     test_looks: int,
     command: str,
 ) -> RunRecord:
     """The record of a cell.
 
     `training` is the result of the training stage (None for an anchor), `asked` what the asker tells of the student
-    and its backend, `spent` wall seconds, peak bytes and device.
+    and its backend.
     """
     records = cell.asked_records("test")
     whole = {record.id: record for record in cell.records("test")}
@@ -86,7 +97,7 @@ def make_record(
         paths=_paths(cell, predictions, records),
         expected_accuracy=expected(records, cell.records("train")) if cell.name == "random" else None,
         chance=chance(records),
-        test_looks=test_looks + (len(training["looks"]) if training and cell.looks_at_test else 0),
+        test_looks=test_looks + (len(training.evaluations) if training and cell.looks_at_test else 0),
         selected_on="test" if cell.looks_at_test else "valid",
         notes=_notes(cell, training),
         items=tuple((p.record_id, p.answer, int(p.correct)) for p in predictions),
@@ -119,13 +130,13 @@ def _own_settings(cell: Cell) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _student(cell: Cell, training: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> ModelInfo | None:
+def _student(cell: Cell, training: TrainResult | None, asked: Mapping[str, Any]) -> ModelInfo | None:
     if "student" not in asked:
         return None
-    initial = training["initial_digest"] if training else None
+    initial = training.initial_digest if training else None
     first, base = cell.student_from, None
     if first is not None:
-        base = read_json(cell.runs / first.run_id / "train" / "result.json")["initial_digest"]
+        base = load_result(cell.runs / first.run_id).initial_digest
     spec = public_text((cell if first is None else first).student.text)
     return ModelInfo(spec=spec, initial_digest=initial, base_digest=base, **asked["student"])
 
@@ -165,11 +176,11 @@ def _init_tokens(cell: Cell) -> dict[str, int]:
 
 def _budget(
     cell: Cell,
-    training: Mapping[str, Any] | None,
+    training: TrainResult | None,
     annotations: Sequence[Mapping[str, Any]],
-    spent: Mapping[str, Any],
+    spent: Spent,
 ) -> Budget:
-    common = {key: spent[key] for key in ("seconds", "peak_memory_bytes", "device")}
+    common: dict[str, Any] = asdict(spent)
     costs = [found["cost"] for found in annotations if found["cost"] is not None]
     if costs:
         common |= {f"teacher_{key}": sum(cost[key] for cost in costs) for key in ("tokens_in", "tokens_out", "seconds")}
@@ -177,47 +188,42 @@ def _budget(
     if training is None:
         return Budget(**common)
     common |= _init_tokens(cell)
-    tokens, seconds = training["student_tokens"], training["seconds"]
+    tokens, seconds = training.student_tokens, training.seconds
     track, asked = cell.config.budget.asked
-    targets = sum(training["tokens_by_channel"].values())
+    targets = sum(training.tokens_by_channel.values())
     return Budget(
         track=track,
         asked=asked,
         asked_student_tokens=cell.config.budget.student_tokens,
         student_tokens=tokens,
-        computed_tokens=training["computed_tokens"],
-        tokens_by_channel=training["tokens_by_channel"],
+        computed_tokens=training.computed_tokens,
+        tokens_by_channel=training.tokens_by_channel,
         prompt_tokens=tokens - targets,
         target_tokens=targets,
-        rollout_tokens=training["rollout_tokens"],
-        rollout_seconds=training["rollout_seconds"],
-        steps=training["steps"],
-        epochs=training["epochs"],
-        train_flops=_flops(training),
+        rollout_tokens=training.rollout_tokens,
+        rollout_seconds=training.rollout_seconds,
+        steps=training.steps,
+        epochs=training.epochs,
+        train_flops=None if training.encoder_decoder else training.flops,  # where the estimate holds
         train_seconds=seconds,
         tokens_per_second=round(tokens / seconds, 2) if seconds else None,
         **common,
     )
 
 
-def _flops(training: Mapping[str, Any]) -> float | None:
-    """The estimate of `training.result.flops_per_token`; None where it does not hold."""
-    return None if training["encoder_decoder"] else training["flops"]
-
-
-def _training(cell: Cell, training: Mapping[str, Any] | None) -> Training | None:
+def _training(cell: Cell, training: TrainResult | None) -> Training | None:
     if training is None:
         return None
     return Training(
-        steps=training["steps"],
-        first_loss=training["first_loss"],
-        last_loss=training["last_loss"],
-        start=training["start"],
-        looks=tuple(dict(look) for look in training["looks"]),
-        measured=training["measured"],
+        steps=training.steps,
+        first_loss=training.first_loss,
+        last_loss=training.last_loss,
+        start=None if training.start is None else Look(**asdict(training.start)),
+        looks=tuple(Look(**asdict(e), selected=e.step == training.selected_step) for e in training.evaluations),
+        measured=training.measured,
         select=cell.config.train.select,
-        layout=training["layout"],
-        layout_reason=training["layout_reason"],
+        layout=training.layout,
+        layout_reason=training.layout_reason,
     )
 
 
@@ -256,17 +262,15 @@ def _paths(cell: Cell, predictions: Sequence[Prediction], records: Sequence[Task
     return path_report(predictions, records, decoding.channels, every=decoding.every)
 
 
-def _notes(cell: Cell, training: Mapping[str, Any] | None) -> tuple[str, ...]:
+def _notes(cell: Cell, training: TrainResult | None) -> tuple[str, ...]:
     notes = [public_text(note) for note in cell.notes]
     if cell.name == "random":
         notes.append("items are one seeded guess each; the accuracy shown is the exact expectation")
     if cell.looks_at_test:
         notes.append("weights were selected on the test split, as the released code does: the number is optimistic")
-    if training and training["targets_dropped"]:
-        notes.append(
-            f"{training['targets_dropped']} programs were left out: the student's tokenizer loses a part of them"
-        )
-    if training and training["targets_cut"]:
+    if training and training.targets_dropped:
+        notes.append(f"{training.targets_dropped} programs were left out: the student's tokenizer loses a part of them")
+    if training and training.targets_cut:
         limit = cell.config.train.max_target_tokens
-        notes.append(f"{training['targets_cut']} training targets were cut at {limit} tokens")
+        notes.append(f"{training.targets_cut} training targets were cut at {limit} tokens")
     return tuple(notes)

@@ -1,11 +1,12 @@
 """Cells one after another: one that fails does not stop the others, and whoever watches is told."""
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import Event
 from tinyllm_bench.base.files import write_text
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.predict import Engines
@@ -19,7 +20,7 @@ class Watch(Protocol):
     def cell(self, cell: Cell, number: int, count: int) -> None:
         """The `number`th of `count` cells starts (from 1)."""
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Something happened in the cell that runs."""
 
     def done(self, cell: Cell, outcome: Outcome) -> None:

@@ -1,19 +1,20 @@
 """Stage 3 for methods that answer by paths: whose texts, drawn by what, and the sandbox that runs programs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.answers.sandbox import Sandbox
-from tinyllm_bench.base.files import digest, read_json
+from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths, possible
 from tinyllm_bench.evaluation.sampling import Drawer, HfDrawer, VllmDrawer
 from tinyllm_bench.experiment.verified_texts import layout_of
 from tinyllm_bench.models.load import Loaded
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
-from tinyllm_bench.training.result import Checked
+from tinyllm_bench.training.result import TrainResult, ValidationScore, load_result
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.cell import Cell
@@ -89,15 +90,15 @@ def joint_digest(digests: Sequence[str]) -> str:
     return digests[0] if len(digests) == 1 else digest(list(digests))
 
 
-def path_validator(cell: "Cell", loaded: Loaded) -> "Callable[[LM], Checked]":
-    """Looks at validation by one greedy path of each channel."""
+def path_validator(cell: "Cell", loaded: Loaded) -> "Callable[[LM], ValidationScore]":
+    """Scores a student on the validation split by one greedy path of each channel."""
     valid = cell.asked_records("valid")
     how = how_to_ask(cell, greedy=True)
 
-    def validate(student: "LM") -> Checked:
+    def validate(student: "LM") -> ValidationScore:
         drawer = HfDrawer(Loaded(student.plain, loaded.tokenizer))
         predictions = _asked(cell, valid, drawer, how)
-        return Checked(sum(one.correct for one in predictions) / len(predictions), None, len(predictions))
+        return ValidationScore(sum(one.correct for one in predictions) / len(predictions), None, len(predictions))
 
     return validate
 
@@ -107,22 +108,32 @@ def _asked(cell: "Cell", records: Sequence[TaskRecord], drawer: Drawer, how: How
         return ask_paths(records, cell.ask, dict.fromkeys(how.channels, drawer), how, sandbox)
 
 
-def joint_training(cell: "Cell") -> dict[str, Any]:
+def joint_training(cell: "Cell") -> TrainResult:
     """What the trainings of the cell's students did, together; of one student its own result."""
-    cells = dict.fromkeys(one.run_id for one in cell.students.values())
-    found = [read_json(cell.runs / run_id / "train" / "result.json") for run_id in cells]
-    if len(found) == 1:
-        return found[0]
-    summed = ("steps", "student_tokens", "computed_tokens", "flops", "rollout_tokens", "rollout_seconds", "seconds")
-    channels = [channel for one in found for channel in one["tokens_by_channel"]]
-    return {
-        **found[0],
-        **{key: sum(one[key] for one in found) for key in (*summed, "targets_cut", "targets_dropped")},
-        "tokens_by_channel": {c: sum(one["tokens_by_channel"].get(c, 0) for one in found) for c in sorted(channels)},
-        "peak_memory_bytes": max(one["peak_memory_bytes"] for one in found),
-        "student_digest": joint_digest([one["student_digest"] for one in found]),
-        "first_loss": None,
-        "last_loss": None,
-        "measured": {},
-        "looks": [],
-    }
+    students = dict.fromkeys(student.run_id for student in cell.students.values())
+    results = [load_result(cell.runs / run_id) for run_id in students]
+    if len(results) == 1:
+        return results[0]
+    channels = sorted(channel for result in results for channel in result.tokens_by_channel)
+    return replace(
+        results[0],
+        steps=sum(result.steps for result in results),
+        records=sum(result.records for result in results),
+        student_tokens=sum(result.student_tokens for result in results),
+        computed_tokens=sum(result.computed_tokens for result in results),
+        flops=sum(result.flops for result in results),
+        rollout_tokens=sum(result.rollout_tokens for result in results),
+        rollout_seconds=sum(result.rollout_seconds for result in results),
+        seconds=sum(result.seconds for result in results),
+        targets_cut=sum(result.targets_cut for result in results),
+        targets_dropped=sum(result.targets_dropped for result in results),
+        tokens_by_channel={
+            channel: sum(result.tokens_by_channel.get(channel, 0) for result in results) for channel in channels
+        },
+        peak_memory_bytes=max(result.peak_memory_bytes for result in results),
+        student_digest=joint_digest([result.student_digest for result in results]),
+        first_loss=None,
+        last_loss=None,
+        measured={},
+        evaluations=(),
+    )

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +12,17 @@ import yaml
 
 from tinyllm_bench.base import provenance
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import (
+    AnnotationFinished,
+    CellStarted,
+    Event,
+    PrerequisiteStarted,
+    Report,
+    RunRecorded,
+    StudentEvaluated,
+    TrainingFinished,
+    to_json,
+)
 from tinyllm_bench.base.files import append_checked, locked, read_checked, read_json, write_json, write_text
 from tinyllm_bench.data.records import Annotation, Prediction
 from tinyllm_bench.experiment.annotate import annotate, annotation_counts, taught
@@ -26,7 +37,7 @@ from tinyllm_bench.experiment.predict import (
     predictions_digest,
     predictions_file,
 )
-from tinyllm_bench.experiment.record import make_record
+from tinyllm_bench.experiment.record import Spent, make_record
 from tinyllm_bench.experiment.sample_answers import PathAsker, joint_training
 from tinyllm_bench.experiment.settings import WATCHING
 from tinyllm_bench.experiment.trackers import Trackers
@@ -34,9 +45,9 @@ from tinyllm_bench.experiment.train import device_of, train
 from tinyllm_bench.leaderboard.curves import draw_run
 from tinyllm_bench.leaderboard.record import RECORD_FILE, RunRecord, load_record, save_record
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
+from tinyllm_bench.training.result import RESULT_FILE, TrainResult
 
 STAGES = ("annotate", "train", "predict")
-Report = Callable[[Mapping[str, Any]], None]
 
 
 class Outcome(NamedTuple):
@@ -72,8 +83,8 @@ def run_cell(
         if finished[0]:
             return Outcome(folder, load_record(folder), False)
         for first in cell.earlier:
-            if not (runs / first.run_id / "train" / "result.json").exists():
-                report({"first": f"{first.label} on {first.student.text}"})
+            if not (runs / first.run_id / RESULT_FILE).exists():
+                report(PrerequisiteStarted(first.label, first.student.text))
                 run_cell(first, runs, engines, until="train", command=command, report=report)
         with Trackers(cell, folder, report) as trackers:
             return _Run(cell, folder, engines, command, report, trackers, main=process.is_main_process).go(until)
@@ -101,16 +112,16 @@ class _Run:
         provenance.reset_peak_memory()
         self._begin()
         annotations: list[Annotation] = []
-        training: dict[str, Any] | None = None
+        training: TrainResult | None = None
         if self.cell.kind == "method":
             annotations = self._taught()
-            self.event({"stage": "annotate", "annotations": len(annotations)})
+            self.event(AnnotationFinished(len(annotations)))
             if until == "annotate":
                 return Outcome(self.folder, None, True)
             before = time.monotonic()
             training = self._trained(annotations)
             self.train_seconds = time.monotonic() - before
-            self.event({"stage": "train", "steps": training["steps"], "last_loss": training["last_loss"]})
+            self.event(TrainingFinished(training.steps, training.last_loss))
         if until != "predict":
             return Outcome(self.folder, None, True)
         record = self._predict(annotations, training) if self.main else None
@@ -129,7 +140,7 @@ class _Run:
         assert found[0] is not None
         return found[0]
 
-    def _trained(self, annotations: Sequence[Annotation]) -> dict[str, Any]:
+    def _trained(self, annotations: Sequence[Annotation]) -> TrainResult:
         if self.cell.students:
             return joint_training(self.cell)
         return train(self.cell, self.folder, annotations, report=self.event)
@@ -138,21 +149,20 @@ class _Run:
         if not (self.folder / "config.yaml").exists() and self.main:
             config = self.cell.config.model_dump(mode="json", exclude=WATCHING)
             write_text(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        self.event({"cell": self.cell.run_id, "label": self.cell.label, "task": self.cell.task.name})
+        self.event(CellStarted(self.cell.run_id, self.cell.label, self.cell.task.name))
 
-    def event(self, event: Mapping[str, Any]) -> None:
-        """Tell whoever watches; keep what marks a stage (training keeps its own metrics)."""
+    def event(self, event: Event) -> None:
+        """Pass an event on; starts and ends of stages are also written (training writes its own metrics)."""
         if not self.main:
             return
-        if "stage" in event or "cell" in event:
-            now = round(time.time(), 3)
-            append_checked(self.folder / "events.jsonl", [{"time": now, **event}])
-        if "look" in event or event.get("stage") == "train":
+        if isinstance(event, CellStarted | AnnotationFinished | TrainingFinished | RunRecorded):
+            append_checked(self.folder / "events.jsonl", [{"time": round(time.time(), 3), **to_json(event)}])
+        if isinstance(event, StudentEvaluated | TrainingFinished):
             draw_run(self.folder)
         self.trackers.event(event)
         self._report(event)
 
-    def _predict(self, annotations: Sequence[Annotation], training: dict[str, Any] | None) -> RunRecord:
+    def _predict(self, annotations: Sequence[Annotation], training: TrainResult | None) -> RunRecord:
         cell, records = self.cell, self.cell.records("test")
         if cell.name in GUESSES:
             predictions = predict(cell, self.folder, records, guesser(cell), report=self.event)
@@ -163,11 +173,12 @@ class _Run:
             predictions = predict(cell, self.folder, records, asker.ask, report=self.event)
             shutil.rmtree(asker.scratch, ignore_errors=True)
         looks = self._look_at_test(predictions)
-        spent = {
-            "seconds": self._seconds(training),
-            "peak_memory_bytes": max(provenance.peak_memory(), (training or {}).get("peak_memory_bytes", 0)),
-            "device": provenance.device_name(),
-        }
+        peak = provenance.peak_memory()
+        spent = Spent(
+            seconds=self._seconds(training),
+            peak_memory_bytes=peak if training is None else max(peak, training.peak_memory_bytes),
+            device=provenance.device_name(),
+        )
         record = make_record(
             cell,
             predictions,
@@ -180,27 +191,27 @@ class _Run:
         )
         save_record(record, self.folder)
         self.trackers.result(record)
-        self.event({"stage": "record", "accuracy": record.accuracy})
+        self.event(RunRecorded(record.accuracy))
         return record
 
-    def _asker(self, training: dict[str, Any] | None) -> StudentAsker | PathAsker:
+    def _asker(self, training: TrainResult | None) -> StudentAsker | PathAsker:
         scratch = self.folder / "asked"
         if self.cell.students:
             return PathAsker(self.cell, self.engines, scratch)
         return StudentAsker(self.cell, self._student(training), self.engines, scratch)
 
-    def _student(self, training: dict[str, Any] | None) -> ModelSpec:
+    def _student(self, training: TrainResult | None) -> ModelSpec:
         if training is None:
             return self.cell.student
         return parse_spec(f"dir:{self.folder / 'student'}", role="student")
 
-    def _asked(self, asker: StudentAsker | PathAsker, training: dict[str, Any] | None) -> dict[str, Any]:
+    def _asked(self, asker: StudentAsker | PathAsker, training: TrainResult | None) -> dict[str, Any]:
         """Facts of the asked student, written before its first answer; answers of another student or backend go."""
         file = self.folder / "predictions" / "asked.json"
         if predictions_file(self.cell, self.folder).exists():
             return read_json(file)
         facts = asker.facts()
-        if training is not None and facts["student"]["digest"] != training["student_digest"]:
+        if training is not None and facts["student"]["digest"] != training.student_digest:
             raise UserError(f"{self.folder / 'student'} is not the student that was trained; delete {self.folder}")
         if not file.exists() or read_json(file) != facts:
             part_file(self.cell, self.folder).unlink(missing_ok=True)
@@ -217,7 +228,7 @@ class _Run:
             return len(looks) + 1
         return len(looks)
 
-    def _seconds(self, training: Mapping[str, Any] | None) -> float:
+    def _seconds(self, training: TrainResult | None) -> float:
         """Wall seconds of this call, and of the training that earlier, interrupted calls had done."""
-        earlier = max(training["seconds"] - self.train_seconds, 0.0) if training else 0.0
+        earlier = max(training.seconds - self.train_seconds, 0.0) if training else 0.0
         return round(time.monotonic() - self.started + earlier, 2)

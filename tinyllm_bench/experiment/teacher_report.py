@@ -1,9 +1,7 @@
 """What the teachers of a request are worth: their texts on the training records, judged, task by task."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import Report
 from tinyllm_bench.experiment.cell import records_of
 from tinyllm_bench.experiment.cell_teachers import place_of
 from tinyllm_bench.experiment.request import Request, default_preset, expand, load_preset, settings_of
@@ -14,7 +12,7 @@ from tinyllm_bench.teachers.quality import teacher_reports
 from tinyllm_bench.teachers.quality_report import TeacherReport
 
 
-def reports_of(request: Request, *, report: Callable[[Mapping[str, Any]], None]) -> list[TeacherReport]:
+def reports_of(request: Request, *, report: Report) -> list[TeacherReport]:
     """A report per task and teacher; live teachers are asked for what the cache lacks. `request.methods` is not used.
 
     Raises:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyllm_bench.base.events import Evaluation, Event, Report, StudentEvaluated, TrackerFailed, TrainingStep
 from tinyllm_bench.base.files import canonical_json
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.record import public_config
@@ -29,7 +30,7 @@ class Trackers:
     number anyway.
     """
 
-    def __init__(self, cell: Cell, folder: Path, report: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, cell: Cell, folder: Path, report: Report) -> None:
         self._cell, self._folder, self._report = cell, folder, report
         self._trackers: dict[str, GeneralTracker] | None = None
 
@@ -39,12 +40,15 @@ class Trackers:
     def __exit__(self, *error: object) -> None:
         self._each(lambda tracker: tracker.finish())
 
-    def event(self, event: Mapping[str, Any]) -> None:
-        """Tell of a training step or a look at validation; other events are nothing to a tracker."""
-        if "step" in event:
-            self._log(step_values(event), event["step"])
-        elif "look" in event:
-            self._log(look_values(event["look"]), event["look"]["step"])
+    def event(self, event: Event) -> None:
+        """Log a training step or an evaluation; trackers have no use for other events."""
+        match event:
+            case TrainingStep():
+                self._log(step_values(event), event.step)
+            case StudentEvaluated(evaluation):
+                self._log(evaluation_values(evaluation), evaluation.step)
+            case _:
+                pass
 
     def result(self, record: RunRecord) -> None:
         """Tell the finished cell's numbers."""
@@ -77,7 +81,7 @@ class Trackers:
             except Exception as error:
                 assert self._trackers is not None
                 del self._trackers[name]
-                self._report({"tracker": name, "error": public_text(f"{type(error).__name__}: {error}")})
+                self._report(TrackerFailed(name, public_text(f"{type(error).__name__}: {error}")))
 
 
 def _settings(cell: Cell) -> Values:
@@ -96,17 +100,17 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Values:
     return flat
 
 
-def step_values(event: Mapping[str, Any]) -> Values:
+def step_values(step: TrainingStep) -> Values:
     """A training step by names: loss (of each channel where there are several), learning rate, tokens, measurements."""
-    values = {"train/loss": event["loss"], "train/learning_rate": event["lr"], "train/tokens": event["tokens"]}
-    channels = event["by_channel"] if len(event["by_channel"]) > 1 else {}
-    return values | _named("train/loss/", channels) | _named("train/", event.get("measured", {}))
+    values = {"train/loss": step.loss, "train/learning_rate": step.learning_rate, "train/tokens": step.tokens}
+    channels = step.by_channel if len(step.by_channel) > 1 else {}
+    return values | _named("train/loss/", channels) | _named("train/", step.measured)
 
 
-def look_values(look: Mapping[str, Any]) -> Values:
-    """A look at validation by names; what was not measured is left out."""
-    values = {key: look[key] for key in ("accuracy", "gold_probability", "loss") if look[key] is not None}
-    return _named("valid/", values) | _named("valid/", look["probe"])
+def evaluation_values(evaluation: Evaluation) -> Values:
+    """An evaluation by names; what was not measured is left out."""
+    values = {name: getattr(evaluation, name) for name in ("accuracy", "gold_probability", "loss")}
+    return _named("valid/", values) | _named("valid/", evaluation.probe)
 
 
 def result_values(record: RunRecord) -> Values:

@@ -1,15 +1,16 @@
 """Stage 2: train the cell's student by the cell's method, to the cell's budget."""
 
 from collections.abc import Sequence
+from dataclasses import fields as fields_of
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base import provenance
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import read_json, write_json
+from tinyllm_bench.base.events import Report
+from tinyllm_bench.base.files import write_json
 from tinyllm_bench.data.records import Annotation
-from tinyllm_bench.experiment.annotate import Report
 from tinyllm_bench.experiment.cached_logits import fill
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.cell_teachers import open_teacher_model
@@ -32,7 +33,7 @@ from tinyllm_bench.training.batching import Collator, Group, collator_of
 from tinyllm_bench.training.budget import Limit, Plan, make_plan
 from tinyllm_bench.training.checkpoint import remove_checkpoints, seed_everything
 from tinyllm_bench.training.method import TeacherSignal
-from tinyllm_bench.training.result import Trained
+from tinyllm_bench.training.result import RESULT_FILE, TrainResult, load_result, save_result
 from tinyllm_bench.training.sharing import choose_layout
 from tinyllm_bench.training.teacher_signals import CachedTeacher
 from tinyllm_bench.training.trainer import Trainer
@@ -41,21 +42,19 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report: Report) -> dict[str, Any]:
-    """Train, save `student/` and `train/result.json`; a finished training is read back, an interrupted one goes on."""
-    done = folder / "train" / "result.json"
-    if done.exists():
+def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report: Report) -> TrainResult:
+    """Train, save `student/` and `train/result.json`; a finished training is read back, an interrupted one resumes."""
+    from accelerate import PartialState
+
+    if (folder / RESULT_FILE).exists():
         remove_checkpoints(folder / "train")  # a crash between the result and its tidying left them
-        return read_json(done)
+        return load_result(folder)
+    assert cell.method is not None
     device = device_of(cell)
     loaded = load_model(cell.student, dtype=cell.config.student.dtype, device=device, runs=cell.runs)
-    facts = {
-        "initial_digest": weights_digest(loaded.model),
-        "tokenizer_digest": tokenizer_digest(loaded.tokenizer),
-        "architecture": type(loaded.model).__name__,
-        "parameters": parameter_count(loaded.model),
-        "encoder_decoder": bool(loaded.model.config.is_encoder_decoder),
-    }
+    # of the model as it is loaded: training and adapters change what it says of itself
+    initial_digest, parameters = weights_digest(loaded.model), parameter_count(loaded.model)
+    architecture, encoder_decoder = type(loaded.model).__name__, bool(loaded.model.config.is_encoder_decoder)
     seed_everything(cell.seed)
     annotations, dropped = fit_programs(cell, loaded, annotations)
     lm = LM(adapted(cell, loaded))
@@ -65,26 +64,33 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
     signal = _signal(cell, groups, loaded, device, report)
     collator, reason = collator_for(cell, lm, loaded, signal)
     write_json(folder / "plan.json", plan_facts(cell, plan, groups))
-    trained = trainer_of(cell, folder / "train", lm, loaded, groups, plan, collator, signal, report).run()
+    summary = trainer_of(cell, folder / "train", lm, loaded, groups, plan, collator, signal, report).run()
     student = Loaded(_merged(lm, folder / "adapter"), loaded.tokenizer)
-    made = {"student_digest": weights_digest(student.model), "peak_memory_bytes": provenance.peak_memory()}
-    facts |= {"layout": collator.layout, "layout_reason": reason, "targets_dropped": dropped}
-    result = {**facts, **_facts(cell, trained, groups), **made}
-    _finish(folder, student, result)
-    return result
-
-
-def _finish(folder: Path, student: Loaded, result: dict[str, Any]) -> None:
-    from accelerate import PartialState
-
+    times = {"seconds": round(summary.seconds, 2), "rollout_seconds": round(summary.rollout_seconds, 2)}
+    fields = {field.name: getattr(summary, field.name) for field in fields_of(summary)}
+    result = TrainResult(
+        **{**fields, **times, "tokens_by_channel": dict(sorted(summary.tokens_by_channel.items()))},
+        initial_digest=initial_digest,
+        student_digest=weights_digest(student.model),
+        tokenizer_digest=tokenizer_digest(loaded.tokenizer),
+        architecture=architecture,
+        parameters=parameters,
+        encoder_decoder=encoder_decoder,
+        layout=collator.layout,
+        layout_reason=reason,
+        targets_cut=sum(item.cut for group in groups for item in group.items),
+        targets_dropped=dropped,
+        epochs=round(summary.records / (cell.method.inner_epochs * len(groups)), 4),
+        peak_memory_bytes=provenance.peak_memory(),
+    )
     state = PartialState()
     if state.is_main_process:
         save_model(student, folder / "student")
         files = model_files(str(folder / "student"), folder / "student")
-        saved = {name: file_digest(file) for name, file in files.items()}
-        write_json(folder / "train" / "result.json", {**result, "student_files": saved})
+        save_result(replace(result, student_files={name: file_digest(file) for name, file in files.items()}), folder)
         remove_checkpoints(folder / "train")
     state.wait_for_everyone()
+    return result
 
 
 def device_of(cell: Cell) -> str:
@@ -103,13 +109,13 @@ def encode_groups(cell: Cell, loaded: Loaded, annotations: Sequence[Annotation])
     """
     assert cell.method is not None
     encoder = encoder_of(cell, loaded)
-    said: dict[str, list[Annotation]] = {}
+    by_record: dict[str, list[Annotation]] = {}
     for annotation in annotations:
         if annotation.rejected is None:
-            said.setdefault(annotation.record_id, []).append(annotation)
+            by_record.setdefault(annotation.record_id, []).append(annotation)
     groups = []
     for record in cell.asked_records("train"):
-        examples = cell.method.examples(record, said.get(record.id, []), cell.ask)
+        examples = cell.method.examples(record, by_record.get(record.id, []), cell.ask)
         groups.append(Group(record.id, tuple(encoder.encode(example) for example in examples)))
     groups = [group for group in groups if group.items]
     if cell.method.scatters:
@@ -188,7 +194,7 @@ def _left(cell: Cell, charged: float) -> tuple[str, float]:
 
 def init_cost(first: Cell | None, runs: Path, name: str = "student_tokens") -> float:
     """What a cell spent that makes a model for another, in student tokens, epochs, FLOPs or seconds; 0 without one."""
-    return 0 if first is None else read_json(runs / first.run_id / "train" / "result.json")[name]
+    return 0 if first is None else getattr(load_result(runs / first.run_id), name)
 
 
 def plan_facts(cell: Cell, plan: Plan, groups: Sequence[Group]) -> dict[str, Any]:
@@ -256,25 +262,3 @@ def _merged(lm: LM, kept: Path) -> Any:
     if PartialState().is_main_process:
         save_adapter(wrapped, kept)
     return wrapped.merge_and_unload()
-
-
-def _facts(cell: Cell, trained: Trained, groups: Sequence[Group]) -> dict[str, Any]:
-    assert cell.method is not None
-    passes = cell.method.inner_epochs * len(groups)
-    return {
-        "steps": trained.steps,
-        "student_tokens": trained.tokens,
-        "computed_tokens": trained.computed_tokens,
-        "flops": trained.flops,
-        "tokens_by_channel": dict(sorted(trained.tokens_by_channel.items())),
-        "epochs": round(trained.records / passes, 4),
-        "first_loss": trained.first_loss,
-        "last_loss": trained.last_loss,
-        "start": None if trained.start is None else trained.start._asdict(),
-        "looks": [{**look._asdict(), "selected": look.step == trained.selected_step} for look in trained.looks],
-        "measured": dict(trained.means),
-        "rollout_tokens": trained.drawn_tokens,
-        "rollout_seconds": round(trained.roll_seconds, 2),
-        "seconds": round(trained.seconds, 2),
-        "targets_cut": sum(item.cut for group in groups for item in group.items),
-    }

@@ -1,4 +1,4 @@
-"""Looks at the validation split during training: the cell's reading, and where asked the loss on the gold answers."""
+"""Evaluation on the validation split during training: the cell's reading, and on request the gold answers' loss."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,9 +17,9 @@ from tinyllm_bench.models.tokens import Encoder
 from tinyllm_bench.training.batching import Group, collator_of
 from tinyllm_bench.training.losses import channel_cross_entropy
 from tinyllm_bench.training.packing import micro_batches
-from tinyllm_bench.training.result import Checked
+from tinyllm_bench.training.result import ValidationScore
 
-# Validation questions that methods draw texts for at each look.
+# Validation questions that methods sample texts for at each evaluation.
 PROBED = 64
 
 
@@ -48,7 +48,7 @@ def gold_groups(cell: Cell, loaded: Loaded) -> list[Group]:
     ]
 
 
-def validator(cell: Cell, loaded: Loaded, gold: Sequence[Group]) -> Callable[[LM], Checked]:
+def validator(cell: Cell, loaded: Loaded, gold: Sequence[Group]) -> Callable[[LM], ValidationScore]:
     """Scores a student on the cell's validation questions; with `train.select=loss` also by its loss on `gold`."""
     if learns_paths(cell):
         return path_validator(cell, loaded)
@@ -57,7 +57,7 @@ def validator(cell: Cell, loaded: Loaded, gold: Sequence[Group]) -> Callable[[LM
     valid = cell.asked_records(split)
     asked = asked_of(cell, split, [record.id for record in valid])
 
-    def validate(student: LM) -> Checked:
+    def validate(student: LM) -> ValidationScore:
         asker = hf_lm(
             student.plain,
             loaded.tokenizer,
@@ -69,7 +69,7 @@ def validator(cell: Cell, loaded: Loaded, gold: Sequence[Group]) -> Callable[[LM
         )
         found = score(answer(asker, asked), valid)
         loss = gold_loss(student, loaded, gold) if config.train.select == "loss" else None
-        return Checked(found.accuracy, found.gold_probability, found.n, loss)
+        return ValidationScore(found.accuracy, found.gold_probability, found.n, loss)
 
     return validate
 

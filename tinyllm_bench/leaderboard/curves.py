@@ -5,13 +5,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import visible
-from tinyllm_bench.base.files import read_checked, read_json, write_text
+from tinyllm_bench.base.events import CellStarted, Evaluation, StudentEvaluated, TrainingStep, from_json
+from tinyllm_bench.base.files import read_checked, write_text
+from tinyllm_bench.training.result import RESULT_FILE, load_result
 
 METRICS, DRAWING = Path("train") / "metrics.jsonl", Path("train") / "curves.svg"
+EVENTS = "events.jsonl"
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
 SPARK = 40  # characters
 LOSS, ACCURACY, RATE, VALIDATION = "training loss", "validation accuracy %", "learning rate", "validation: "
@@ -49,74 +52,63 @@ class RunCurves:
 
 
 def read_curves(folder: Path) -> RunCurves:
-    """The curves of a run's folder, of a training that goes on too.
+    """The curves of a run's folder, also of a training that still runs.
 
     Raises:
         UserError: the folder holds no training metrics, or damaged ones.
     """
-    try:
-        return _curves(folder)
-    except UserError:
-        raise
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        told = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"{folder / METRICS} is not as a training writes it ({type(error).__name__}: {told}); train again"
-        ) from None
-
-
-def _curves(folder: Path) -> RunCurves:
-    rows = list(read_checked(folder / METRICS))
-    steps = [row for row in rows if "step" in row]
+    steps: list[TrainingStep] = []
+    evaluations: list[Evaluation] = []
+    for row in read_checked(folder / METRICS):
+        match from_json(row, folder / METRICS):
+            case TrainingStep() as step:
+                steps.append(step)
+            case StudentEvaluated(evaluation):
+                evaluations.append(evaluation)
+            case _:
+                pass
     if not steps:
         raise UserError(f"{folder / METRICS} holds no training step; name the folder of a run that trains a student")
-    result = folder / "train" / "result.json"
-    kept = read_json(result)["looks"] if result.exists() else []
-    chosen = {look["step"] for look in kept if look["selected"]}
-    tokens = {row["step"]: row["tokens"] for row in steps}
-    index = {row["step"]: number for number, row in enumerate(steps)}
-    looks = [row["look"] for row in rows if "look" in row]
+    finished = (folder / RESULT_FILE).exists()
+    selected = load_result(folder).selected_step if finished else None
+    tokens = {step.step: step.tokens for step in steps}
+    started = (from_json(row, folder / EVENTS) for row in read_checked(folder / EVENTS))
+    cell = next((event for event in started if isinstance(event, CellStarted)), None)
     return RunCurves(
         name=folder.resolve().name,
-        label=_label(folder),
-        steps=tuple((row["step"], row["tokens"]) for row in steps),
-        losses=tuple(row["loss"] for row in steps),
-        rates=tuple(row["lr"] for row in steps if "lr" in row),
+        label=folder.resolve().name if cell is None else f"{cell.label} on {cell.task}",
+        steps=tuple((step.step, step.tokens) for step in steps),
+        losses=tuple(step.loss for step in steps),
+        rates=tuple(step.learning_rate for step in steps),
         validations=tuple(
-            ValidationPoint(one["step"], tokens.get(one["step"], 0), one["accuracy"], one["n"], one["step"] in chosen)
-            for one in looks
+            ValidationPoint(one.step, tokens.get(one.step, 0), one.accuracy, one.n, one.step == selected)
+            for one in evaluations
         ),
-        measured=_measured(steps, looks, index),
-        finished=result.exists(),
+        measured=_measured(steps, evaluations),
+        finished=finished,
     )
 
 
-def _label(folder: Path) -> str:
-    cell = next((row for row in read_checked(folder / "events.jsonl") if "cell" in row), None)
-    return folder.resolve().name if cell is None else f"{cell['label']} on {cell['task']}"
-
-
-def _measured(
-    steps: Sequence[Mapping[str, Any]], looks: Sequence[Mapping[str, Any]], index: Mapping[int, int]
-) -> dict[str, tuple[Point, ...]]:
-    """Loss of each channel where there are several, then what the method measured, then what evaluations measured."""
-    found: dict[str, list[Point]] = {}
-    for number, row in enumerate(steps):
-        channels = row["by_channel"] if len(row["by_channel"]) > 1 else {}
-        values = {f"loss of {name}": value for name, value in channels.items()} | row.get("measured", {})
-        for name, value in values.items():
-            found.setdefault(name, []).append((number, value))
-    for look in looks:
-        own = {"loss": look["loss"], "gold probability": look["gold_probability"], **look["probe"]}
-        for name, value in own.items():
-            if value is not None:
-                found.setdefault(VALIDATION + name, []).append((index.get(look["step"], -1), value))
-    return {name: tuple(points) for name, points in found.items()}
+def _measured(steps: Sequence[TrainingStep], evaluations: Sequence[Evaluation]) -> dict[str, tuple[Point, ...]]:
+    """Loss of each channel where there are several, then the method's measurements, of steps and of evaluations."""
+    curves: dict[str, list[Point]] = {}
+    for index, step in enumerate(steps):
+        channels = step.by_channel if len(step.by_channel) > 1 else {}
+        for name, value in ({f"loss of {name}": loss for name, loss in channels.items()} | dict(step.measured)).items():
+            curves.setdefault(name, []).append((index, value))
+    index_of = {step.step: index for index, step in enumerate(steps)}
+    for one in evaluations:
+        measured = {"loss": one.loss, "gold probability": one.gold_probability, **one.probe}
+        for name, number in measured.items():
+            if number is not None:
+                curves.setdefault(VALIDATION + name, []).append((index_of.get(one.step, -1), number))
+    return {name: tuple(points) for name, points in curves.items()}
 
 
 def draw_run(folder: Path) -> Path | None:
     """Draw a run's curves into its folder; the file, None where no step was taken (yet, or by this cell)."""
-    if not any("step" in row for row in read_checked(folder / METRICS)):
+    events = (from_json(row, folder / METRICS) for row in read_checked(folder / METRICS))
+    if not any(isinstance(event, TrainingStep) for event in events):
         return None
     write_text(folder / DRAWING, drawing([read_curves(folder)]))
     return folder / DRAWING

@@ -425,7 +425,7 @@ class DryTraining:
         if self.sampling is None:
             return 0.0
         again = amounts.computed * self.rates.student if self.sampling.reread else 0.0
-        return amounts.read * self.rates.drawn(self.sampling.with_teacher) + again
+        return amounts.read * self.rates.sampled(self.sampling.with_teacher) + again
 
     def _of_mini(self, indices: Sequence[int]) -> Amounts:
         return _sum([self._of_question(index) for index in indices])

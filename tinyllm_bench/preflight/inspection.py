@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import Event
 from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Annotation, Example, Split
 from tinyllm_bench.experiment.cell import Cell
@@ -214,7 +215,7 @@ class Preflight:
             yield self._encoded[key]
 
 
-def _no(event: Any) -> None:
+def _no(event: Event) -> None:
     """Nobody watches."""
 
 

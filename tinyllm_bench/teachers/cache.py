@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from tinyllm_bench import __version__
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import AnnotationFailed, AnnotationProgress, Report
 from tinyllm_bench.base.files import (
     append_checked,
     cache_root,
@@ -31,7 +32,6 @@ from tinyllm_bench.teachers.cached_text import text_key as text_key
 POLL_SECONDS = 0.1  # how often files that other processes hold are looked at
 _AGAIN = "delete the file to have its texts written again"
 _KEPT = "What was annotated is kept; the same command goes on."
-Report = Callable[[Mapping[str, Any]], None]
 
 
 def texts_folder(name: str, teacher: Mapping[str, Any]) -> Path:
@@ -206,7 +206,7 @@ class _Filling:
                     time.sleep(POLL_SECONDS)
         if self.failed:
             first = next(iter(self.failed.values()))
-            self._report({"teacher": self.cache.name, "failed": len(self.failed), "of": self._of, "reason": first})
+            self._report(AnnotationFailed(self.cache.name, len(self.failed), self._of, reason=first))
 
     def _claim(self, locks: ExitStack, batch: int) -> dict[str, GenerationRequest]:
         """Lock files that nobody holds until they lack enough texts for a batch; those texts are ours to write."""
@@ -274,7 +274,7 @@ class _Filling:
             self._close(key)
 
     def _progress(self) -> None:
-        self._report({"teacher": self.cache.name, "annotated": len(self.found) - self._known, "of": self._of})
+        self._report(AnnotationProgress(self.cache.name, len(self.found) - self._known, self._of))
 
 
 def _state(file: Path) -> tuple[int, ...] | None:

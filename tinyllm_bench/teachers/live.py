@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinyllm_bench.base.energy import EnergyMeter
+from tinyllm_bench.base.events import Report
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.generation.requests import GenerationRequest, SamplingConfig, TextGenerator
@@ -17,8 +18,6 @@ from tinyllm_bench.teachers.prompting import Words
 from tinyllm_bench.teachers.prompts import Reply
 from tinyllm_bench.teachers.settings import AnnotationConfig
 from tinyllm_bench.teachers.teacher import Unwritten
-
-Report = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)

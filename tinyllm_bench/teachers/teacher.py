@@ -3,20 +3,19 @@
 A teacher is recorded text (`replay:release#flan-t5-xl`, `replay:sample#terse`) or a live model (`teachers.live`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol
 
 from tinyllm_bench.answers.parser import read, reader_version
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import Report
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import Annotation, Recorded, Split, TaskRecord
 from tinyllm_bench.data.sources import Source, gold_visible, load_rationales, load_split
 from tinyllm_bench.generation.requests import GenerationRequest
 from tinyllm_bench.teachers.filters import FILTERS_VERSION, rejections
-
-Report = Callable[[Mapping[str, Any]], None]
 
 
 class Unwritten(NamedTuple):

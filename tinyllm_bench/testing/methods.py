@@ -97,7 +97,7 @@ class MethodContract:
             model, tokenizer, self.make(), groups, tmp_path, plan=plan, learning_rate=3e-3, batch_records=8
         )
         trained, after = run(trainer)
-        assert trained.steps == 30
+        assert trained.steps == 30 and trained.first_loss is not None and trained.last_loss is not None
         assert trained.last_loss < 0.8 * trained.first_loss
         still = [k.removeprefix("model.") for k in after if torch.equal(after[k], before[k.removeprefix("model.")])]
         assert not still, still

@@ -22,8 +22,9 @@ from tinyllm_bench.training.batching import Group, collator_of
 from tinyllm_bench.training.budget import Plan, make_plan
 from tinyllm_bench.training.layout import Layout
 from tinyllm_bench.training.method import Method, Step, Term
+from tinyllm_bench.training.result import TrainingSummary, ValidationScore
 from tinyllm_bench.training.teacher_signals import InMemoryTeacher
-from tinyllm_bench.training.trainer import TrainConfig, Trained, Trainer
+from tinyllm_bench.training.trainer import TrainConfig, Trainer
 
 SAMPLE = Source("sample")
 TEACHERS = ("terse", "stepwise")
@@ -126,7 +127,7 @@ def make_trainer(
         TrainConfig(**settings),
         folder=folder,
         seed=seed,
-        validate=validate or (lambda lm: (0.0, 0.0, 1)),
+        validate=validate or (lambda lm: ValidationScore(0.0, 0.0, 1)),
         teacher=make_signal(method, lm.plain),
     )
 
@@ -144,7 +145,7 @@ def gradients(trainer: Trainer) -> dict[str, Tensor]:
     return found
 
 
-def run(trainer: Trainer) -> tuple[Trained, dict[str, Tensor]]:
+def run(trainer: Trainer) -> tuple[TrainingSummary, dict[str, Tensor]]:
     """Train and return the result with the final parameters."""
     trained = trainer.run()
     return trained, {name: p.detach().clone() for name, p in trainer.module.named_parameters()}

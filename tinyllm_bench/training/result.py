@@ -1,21 +1,29 @@
-"""What a training run leaves behind: its looks at validation, and its result."""
+"""The result of a training run, and the state that its checkpoints hold."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import Evaluation
+from tinyllm_bench.base.files import read_json, write_json
 
 if TYPE_CHECKING:
     from tinyllm_bench.models.lm import LM
 
+RESULT_FILE = Path("train") / "result.json"
 Select = Literal["best", "loss", "last"]
 Scheduler = Literal["linear", "cosine", "constant"]
 Sums = dict[str, tuple[float, float]]
 
 
-class Checked(NamedTuple):
-    """What validation found: accuracy, mean probability of the gold option (rankings only), questions, and the token
-    mean of the gold answer's cross-entropy in nats (measured where weights are selected by it)."""
+class ValidationScore(NamedTuple):
+    """The student on the validation split; the fields are those of `Evaluation`."""
 
     accuracy: float
     gold_probability: float | None
@@ -23,60 +31,96 @@ class Checked(NamedTuple):
     loss: float | None = None
 
 
-class Look(NamedTuple):
-    """One look at validation after `step` steps and `fraction` of the run; `probe` holds what the method measured."""
-
-    step: int
-    fraction: float
-    accuracy: float
-    gold_probability: float | None
-    n: int
-    loss: float | None = None
-    probe: Mapping[str, float] = {}
-
-
-def merit(look: Look, select: Select) -> tuple[float, float, int]:
+def checkpoint_score(evaluation: Evaluation, select: Select) -> tuple[float, float, int]:
     """Larger is better: accuracy, then gold probability, then earlier; or lower loss, then earlier."""
     if select == "loss":
-        return (-float("inf") if look.loss is None else -look.loss, 0.0, -look.step)
-    return (look.accuracy, look.gold_probability or 0.0, -look.step)
+        return (-float("inf") if evaluation.loss is None else -evaluation.loss, 0.0, -evaluation.step)
+    return (evaluation.accuracy, evaluation.gold_probability or 0.0, -evaluation.step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """What a run did. The module holds the selected weights when it is returned.
+class TrainingSummary:
+    """What the trainer did. The module holds the selected weights when it is returned.
 
-    Losses are weighted sums of mean nats per token; `seconds` are of training alone, without the looks at validation.
-    `tokens` are the examples' own, `computed_tokens` those that went through the student: a shared prompt counts once.
-    `flops` is the estimate of `flops_per_token`, rollouts and a white-box teacher included. `records` counts a question
-    again each time it is trained on. `drawn_tokens` and `roll_seconds` are what rollouts wrote and took (within
-    `seconds`). `start` is the look before the first step, of methods that roll out; it is never selected. `means` are
-    the method's own measurements over all steps.
+    Losses are weighted sums of mean nats per token; `seconds` are of training alone, without the evaluations.
+    `student_tokens` are the examples' own, `computed_tokens` those that went through the student: a shared prompt
+    counts once. `flops` is the estimate of `flops_per_token`, rollouts and a white-box teacher included. `records`
+    counts a question again each time it is trained on. `rollout_tokens` were sampled in `rollout_seconds` (within
+    `seconds`). `start` is the evaluation before the first step, of methods that roll out; it is never selected.
+    `measured` are the method's own measurements, means over all steps.
     """
 
     steps: int
     records: int
-    tokens: int
+    student_tokens: int
     computed_tokens: int
     flops: float
     tokens_by_channel: Mapping[str, int]
-    first_loss: float
-    last_loss: float
-    looks: tuple[Look, ...]
+    first_loss: float | None
+    last_loss: float | None
+    evaluations: tuple[Evaluation, ...]
     selected_step: int
     seconds: float
-    drawn_tokens: int = 0
-    roll_seconds: float = 0.0
-    start: Look | None = None
-    means: Mapping[str, float] = field(default_factory=dict)
+    rollout_tokens: int = 0
+    rollout_seconds: float = 0.0
+    start: Evaluation | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult(TrainingSummary):
+    """The result of the training stage, `train/result.json`: what the trainer did, and the student it made.
+
+    `epochs` is how often each question was trained on on average; `targets_cut` were longer than the limit,
+    `targets_dropped` are programs that the student's tokenizer cannot write. `layout_reason` says why the layout is
+    not the shared one. Digests are of weights and tokenizer; `student_files` are the saved files' digests by name.
+    """
+
+    initial_digest: str
+    student_digest: str
+    tokenizer_digest: str
+    architecture: str
+    parameters: int
+    encoder_decoder: bool
+    layout: str
+    layout_reason: str | None
+    targets_cut: int
+    targets_dropped: int
+    epochs: float
+    peak_memory_bytes: int
+    student_files: Mapping[str, str] = field(default_factory=dict)
+
+
+def save_result(result: TrainResult, run: Path) -> None:
+    """Write a run's `train/result.json`."""
+    write_json(run / RESULT_FILE, asdict(result))
+
+
+@cache
+def _adapter() -> TypeAdapter[TrainResult]:
+    return TypeAdapter(TrainResult)
+
+
+def load_result(run: Path) -> TrainResult:
+    """The result that a run's folder holds.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return _adapter().validate_python(read_json(run / RESULT_FILE))
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        place = ".".join(map(str, detail["loc"]))
+        raise UserError(f"{run / RESULT_FILE}: {place}: {detail['msg']}; delete the folder {run}") from error
 
 
 @dataclass(kw_only=True)
 class State:
-    """What a checkpoint keeps of a run besides weights; `sums` are (sum, count) of the method's measurements,
-    `roll_cost` what the last round's drawing took of the limit's unit."""
+    """What a checkpoint holds of a run besides weights; `sums` are (sum, count) of the method's measurements,
+    `rollout_cost` what the last round's rollout took of the limit's unit."""
 
-    looks: list[Look] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     records: int = 0
     tokens: int = 0
@@ -84,30 +128,21 @@ class State:
     flops: float = 0.0
     tokens_by_channel: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-    look_seconds: float = 0.0
-    drawn_tokens: int = 0
-    roll_seconds: float = 0.0
-    roll_cost: float = 0.0
-    start: Look | None = None
+    evaluation_seconds: float = 0.0
+    rollout_tokens: int = 0
+    rollout_seconds: float = 0.0
+    rollout_cost: float = 0.0
+    start: Evaluation | None = None
     sums: Sums = field(default_factory=dict)
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON keeps it."""
-        start = None if self.start is None else list(self.start)
-        return {**vars(self), "looks": [list(look) for look in self.looks], "start": start}
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest of a checkpoint holds it."""
+        return asdict(self)
 
     @classmethod
-    def read(cls, kept: Mapping[str, Any]) -> "State":
-        """The same from JSON."""
-        start = kept["start"]
-        return cls(
-            **{
-                **kept,
-                "looks": [Look(*look) for look in kept["looks"]],
-                "start": None if start is None else Look(*start),
-                "sums": {name: (total, count) for name, (total, count) in kept["sums"].items()},
-            }
-        )
+    def from_json(cls, state: Mapping[str, Any]) -> "State":
+        """The state that `to_json` wrote."""
+        return TypeAdapter(cls).validate_python(state)
 
 
 class FlopsPerToken(NamedTuple):
@@ -117,8 +152,8 @@ class FlopsPerToken(NamedTuple):
     student: float
     teacher: float
 
-    def drawn(self, with_teacher: bool) -> float:
-        """Of a token that the student draws, with a teacher that reads along or without."""
+    def sampled(self, with_teacher: bool) -> float:
+        """Of a token that the student samples, with a teacher that reads along or without."""
         return self.student + (self.teacher if with_teacher else 0.0)
 
 
@@ -138,8 +173,8 @@ def flops_per_token(lm: "LM", teacher_parameters: int, *, reads_teacher: bool = 
 def add_sums(into: Sums, more: Mapping[str, tuple[float, float]]) -> None:
     """Add sums and counts by name."""
     for name, (total, count) in more.items():
-        had = into.get(name, (0.0, 0.0))
-        into[name] = (had[0] + total, had[1] + count)
+        old_total, old_count = into.get(name, (0.0, 0.0))
+        into[name] = (old_total + total, old_count + count)
 
 
 def means_of(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:

@@ -24,6 +24,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.events import (
+    Evaluation,
+    Event,
+    Report,
+    StudentEvaluated,
+    TrainingResumed,
+    TrainingStep,
+    from_json,
+    to_json,
+)
 from tinyllm_bench.base.files import append_checked, read_checked
 from tinyllm_bench.models.lm import LM, eval_mode
 from tinyllm_bench.models.tokens import Encoded
@@ -42,21 +52,21 @@ from tinyllm_bench.training.losses import cross_entropy_N
 from tinyllm_bench.training.method import Method, Step, TeacherSignal
 from tinyllm_bench.training.packing import step_micros
 from tinyllm_bench.training.result import (
-    Look,
     State,
     Sums,
-    Trained,
+    TrainingSummary,
+    ValidationScore,
     add_sums,
+    checkpoint_score,
     flops_per_token,
     means_of,
-    merit,
     rate,
 )
 from tinyllm_bench.training.settings import TrainConfig as TrainConfig
 
 
 class Trainer:
-    """Trains one student by one plan; the same call again goes on from the last checkpoint."""
+    """Trains one student by one plan; the same call again resumes from the last checkpoint."""
 
     def __init__(
         self,
@@ -69,10 +79,10 @@ class Trainer:
         *,
         folder: Path,
         seed: int,
-        validate: Callable[[LM], Sequence[Any]],
+        validate: Callable[[LM], ValidationScore],
         teacher: TeacherSignal | None = None,
         probed: Sequence[Group] = (),
-        report: Callable[[Mapping[str, Any]], None] = lambda event: None,
+        report: Report = lambda event: None,
         cpu: bool = False,
     ) -> None:
         self.method, self.teacher = method, teacher
@@ -99,21 +109,21 @@ class Trainer:
         """The LM without accelerate's wrapper."""
         return self.accelerator.unwrap_model(self.lm)
 
-    def run(self) -> Trained:
-        """Train to the end of the plan, look at validation, put the selected weights into the module."""
+    def run(self) -> TrainingSummary:
+        """Train to the end of the plan, evaluate on the way, put the selected weights into the module."""
         set_seed(self.seed)
         done = self._resume()
         self._clock = self._saved = time.monotonic()
         self._tick()
         if not done and self.method.rolls:
-            self.state.start = self._looked(0, 0.0)
+            self.state.start = self._evaluate(0, 0.0)
         index = 0
         for number in range(len(self.plan.rounds)):
             steps = self.plan.inner_epochs * len(self.plan.rounds[number])
             if index + steps > done and not self._round(number, index):
                 break
             index += steps
-        self._look_at_the_end()
+        self._evaluate_at_the_end()
         self.state.seconds += time.monotonic() - self._clock
         return self._finish()
 
@@ -121,7 +131,7 @@ class Trainer:
         """Train one round; False where the budget ended in it."""
         members = self._members(number)
         minis = list(self.plan.places_of(number))
-        if self._ends_before_drawing([members[place] for place in minis[0]]):
+        if self._ends_before_rollout([members[place] for place in minis[0]]):
             return False
         members = self.roll(members, index, minis[: len(self.plan.rounds[number])])
         for offset, mini in enumerate(minis):
@@ -130,13 +140,13 @@ class Trainer:
                 return False
             self.optimise(groups, index + offset)
             self._tick()
-            self._look(index + offset + 1)
+            self._evaluate_where_due(index + offset + 1)
         if self._save_due:
             self._save(index + len(minis))
         return True
 
     def _members(self, number: int) -> list[Group]:
-        """The questions of a round, each as often as it stands there, and told apart."""
+        """The questions of a round, each as often as the plan names it; `occurrence` numbers the repetitions."""
         seen: Counter[str] = Counter()
         members = []
         for index in self.plan.members_of(number):
@@ -146,21 +156,21 @@ class Trainer:
         return members
 
     def _tick(self) -> None:
-        """Read the main process's clock: all must stop, look, save and set the rate at the same step."""
+        """Read the main process's clock: all must stop, evaluate, save and set the rate at the same step."""
         now, state = time.monotonic(), self.state
-        told = [state.seconds + now - self._clock - state.look_seconds]
-        told.append(self.config.checkpoint_seconds <= now - self._saved)
+        elapsed = state.seconds + now - self._clock - state.evaluation_seconds
+        clock = [elapsed, self.config.checkpoint_seconds <= now - self._saved]
         if self.accelerator.num_processes > 1:
-            broadcast_object_list(told)
-        self._elapsed, self._save_due = float(told[0]), bool(told[1])
+            broadcast_object_list(clock)
+        self._elapsed, self._save_due = float(clock[0]), bool(clock[1])
 
-    def _ends_before_drawing(self, first: Sequence[Group]) -> bool:
-        """Whether a round whose drawing costs what the last one's did, and one mini-batch, ends too far off."""
-        drawing = self.state.roll_cost
-        return drawing > 0 and self.plan.ends_before(drawing + self._cost(first), self._spent())
+    def _ends_before_rollout(self, first: Sequence[Group]) -> bool:
+        """Whether a round whose rollout costs what the last one's did, and one mini-batch, ends too far off."""
+        rollout = self.state.rollout_cost
+        return rollout > 0 and self.plan.ends_before(rollout + self._cost(first), self._spent())
 
     def roll(self, members: list[Group], index: int, minis: Sequence[Sequence[int]] = ()) -> list[Group]:
-        """The round's groups with their drawn texts, in order; every process draws its share of them.
+        """The round's groups with their sampled texts, in order; every process samples its share of them.
 
         minis: the mini-batches of the round's first pass as places in `members`; one of all where none are given.
         """
@@ -172,32 +182,32 @@ class Trainer:
         step = self._step(index, {})
         step = replace(step, reread=lambda groups: self.reread(groups, minis or [range(len(members))]))
         with torch.no_grad():
-            rolled = self._of_all(self.method.rollout(share, self.module, self.teacher, step))
-        drawn = [item for group in rolled for item in group.items if item.drawn]
-        self.state.drawn_tokens += sum(len(item.target) for item in drawn)
-        self.state.flops += sum(item.tokens * self._flops.drawn("logp" in item.drawn) for item in drawn)
-        self.state.roll_seconds += time.monotonic() - began
+            groups = self._of_all(self.method.rollout(share, self.module, self.teacher, step))
+        sampled = [item for group in groups for item in group.items if item.drawn]
+        self.state.rollout_tokens += sum(len(item.target) for item in sampled)
+        self.state.flops += sum(item.tokens * self._flops.sampled("logp" in item.drawn) for item in sampled)
+        self.state.rollout_seconds += time.monotonic() - began
         self._tick()
-        self.state.roll_cost = self._spent() - before
-        return rolled
+        self.state.rollout_cost = self._spent() - before
+        return groups
 
     def _of_all(self, share: list[Group]) -> list[Group]:
-        """The groups of all processes in the order of the round, which they had shared out in turn."""
+        """The groups of all processes in the order of the round; process p has the p-th, (p + world)-th, ... of it."""
         if self.accelerator.num_processes == 1:
             return share
         shares = gather_object([share])
         return [shares[n % len(shares)][n // len(shares)] for n in range(sum(map(len, shares)))]
 
     def reread(self, share: list[Group], minis: Sequence[Sequence[int]]) -> list[Group]:
-        """The groups that this process drew, with log q of their drawn tokens by the forward pass of training.
+        """The groups that this process sampled, with log q of their sampled tokens by the forward pass of training.
 
-        A text is drawn token by token from kept keys and values; in 16 bits a pass over the whole text comes out
-        otherwise, by more than the clip of a policy gradient allows. So each mini-batch of `minis` (places among the
+        A text is sampled token by token from cached keys and values; in 16 bits a pass over the whole text differs
+        from that by more than the clip of a policy gradient allows. So each mini-batch of `minis` (places among the
         groups of all processes) is read once as it will be trained: the same micro-batches, on the same process.
         """
         members = self._of_all(share)
         vocabulary = self.teacher.vocabulary if self.teacher is not None else None
-        found: dict[int, tuple[float, ...]] = {}
+        logq_of: dict[int, tuple[float, ...]] = {}  # by identity of the item
         for mini in minis:
             groups = [members[place] for place in mini]
             micros, is_own = self._micros(groups)
@@ -205,22 +215,22 @@ class Trainer:
                 batch = self.collator.collate(micro).to(self.accelerator.device)
                 logq_N = self.module(batch, partial(_log_q, batch, vocabulary)).cpu()
                 for number, item in enumerate(batch.items):
-                    found[id(item)] = tuple(logq_N[batch.item_N.cpu() == number].tolist())
+                    logq_of[id(item)] = tuple(logq_N[batch.item_N.cpu() == number].tolist())
             computed = sum(row.width for group in groups for row in self.collator.rows(group.items))
             self.state.flops += computed * self._flops.student
-        # by place, since each text was read by one process, and not always by the one that drew it
+        # by place, since each text was read by one process, and not always by the one that sampled it
         places = [(m, n, id(item)) for m, group in enumerate(members) for n, item in enumerate(group.items)]
-        read = {(m, n): found[item] for m, n, item in places if item in found}
+        logq_at = {(m, n): logq_of[item] for m, n, item in places if item in logq_of}
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         if world > 1:
-            read = {place: logq for part in gather_object([read]) for place, logq in part.items()}
+            logq_at = {place: logq for part in gather_object([logq_at]) for place, logq in part.items()}
         return [
-            group._replace(items=tuple(_with_log_q(item, read[m, n]) for n, item in enumerate(group.items)))
+            group._replace(items=tuple(_with_log_q(item, logq_at[m, n]) for n, item in enumerate(group.items)))
             for m, group in zip(range(rank, len(members), world), share, strict=True)
         ]
 
     def training_mode(self) -> None:
-        """Ready to train: with dropout, but for a student that draws, which is trained as it draws."""
+        """Ready to train: with dropout, but not for a student that samples: it is trained as it samples."""
         if self.method.rolls:
             eval_mode(self.lm)
         else:
@@ -303,24 +313,27 @@ class Trainer:
         self.state.tokens += sum(group.tokens for group in groups)
         for channel, count in counts.items():
             self.state.tokens_by_channel[channel] = self.state.tokens_by_channel.get(channel, 0) + count
-        steps = self.plan.expected_steps(index + 1, self._spent())
-        event = {"step": index + 1, "steps": steps, "loss": total, "by_channel": by_channel}
-        now = {"lr": self.optimizer.param_groups[0]["lr"], "tokens": self.state.tokens}
-        self._log({**event, **self._measured(), **now})
-
-    def _measured(self) -> dict[str, Any]:
-        """Means of what the method measured since the last step, over all processes; also added up over the run."""
-        found = [self._notes] if self.accelerator.num_processes == 1 else gather_object([self._notes])
+        # what the method measured in this step, on all processes
+        notes = [self._notes] if self.accelerator.num_processes == 1 else gather_object([self._notes])
         self._notes = {}
-        sums: dict[str, tuple[float, float]] = {}
-        for notes in found:
-            add_sums(sums, notes)
+        sums: Sums = {}
+        for of_process in notes:
+            add_sums(sums, of_process)
         add_sums(self.state.sums, sums)
-        return {"measured": means_of(sums)} if sums else {}
+        step = TrainingStep(
+            step=index + 1,
+            steps=self.plan.expected_steps(index + 1, self._spent()),
+            loss=total,
+            by_channel=by_channel,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            tokens=self.state.tokens,
+            measured=means_of(sums),
+        )
+        self._log(step)
 
-    def _log(self, event: Mapping[str, Any]) -> None:
+    def _log(self, event: TrainingStep | StudentEvaluated) -> None:
         if self.accelerator.is_main_process:
-            append_checked(self.folder / "metrics.jsonl", [event])
+            append_checked(self.folder / "metrics.jsonl", [to_json(event)])
             self.report(event)
 
     def _step(self, index: int, tokens: Mapping[str, int]) -> Step:
@@ -338,63 +351,66 @@ class Trainer:
         return Step(index=index, total=total, tokens=tokens, all_reduce=all_reduce, seed_of=seed_of, note=note)
 
     def _due(self, done: int) -> float | None:
+        """The share of the run after which an evaluation is due now; None where none is."""
         if self.config.look_every is not None:
             steps = self.plan.expected_steps(done, self._spent())
             return min(done / steps, 1.0) if done % self.config.look_every == 0 or done == self.plan.steps else None
         if self.plan.limit is None:
             return {max(1, round(share * self.plan.steps)): share for share in self.config.looks}.get(done)
-        last = self.state.looks[-1].fraction if self.state.looks else 0.0
+        last = self.state.evaluations[-1].fraction if self.state.evaluations else 0.0
         spent, amount = self.plan.progress(done, self._spent())
         passed = [s for s in self.config.looks if last < s < 1 and s * amount <= spent]
         return max(passed, default=None)
 
-    def _look_at_the_end(self) -> None:
-        """The last look of a run whose last step was not known before it was over."""
+    def _evaluate_at_the_end(self) -> None:
+        """The last evaluation of a run whose last step was not known before it was over."""
         if self.plan.limit is None or 1.0 not in self.config.looks:
             return
-        looks, steps = self.state.looks, len(self.state.losses)
-        if looks and looks[-1].step == steps:
-            looks[-1] = looks[-1]._replace(fraction=1.0)
+        evaluations, steps = self.state.evaluations, len(self.state.losses)
+        if evaluations and evaluations[-1].step == steps:
+            evaluations[-1] = replace(evaluations[-1], fraction=1.0)
         else:
-            self._look(steps, 1.0)
+            self._evaluate_where_due(steps, 1.0)
 
-    def _look(self, done: int, share: float | None = None) -> None:
+    def _evaluate_where_due(self, done: int, share: float | None = None) -> None:
+        """Evaluate after `done` steps where `share`, or the settings, say so; the best weights so far are saved."""
         share = self._due(done) if share is None else share
         if share is None:
             return
-        look = self._looked(done, share)
+        evaluation = self._evaluate(done, share)
         best = self._best()
-        self.state.looks.append(look)
-        if self.accelerator.is_main_process and (best is None or self._merit(look) > self._merit(best)):
-            save_tensors(self._best_file(look), trainable_state(self.module))
+        self.state.evaluations.append(evaluation)
+        if self.accelerator.is_main_process and (best is None or self._score(evaluation) > self._score(best)):
+            save_tensors(self._best_file(evaluation), trainable_state(self.module))
         self.accelerator.wait_for_everyone()
 
-    def _looked(self, done: int, share: float) -> Look:
+    def _evaluate(self, done: int, share: float) -> Evaluation:
+        """The main process scores the validation split and lets the method probe; the others wait for the result."""
         began = time.monotonic()
-        found: list[Any] = [None]
+        result: list[Any] = [None]
         if self.accelerator.is_main_process:
             with kept_random_state(), torch.no_grad():
                 self.module.eval()
-                checked = Look(done, share, *self.validate(self.module))
+                score = self.validate(self.module)
                 step = replace(self._step(0, {}), all_reduce=lambda tensor: tensor)  # the others wait
                 probe = self.method.probe(list(self.probed), self.module, self.teacher, step)
-                found = [checked._replace(probe=dict(probe))]
-        broadcast_object_list(found)
-        look: Look = found[0]
+                result = [Evaluation(done, share, *score, probe=dict(probe))]
+        broadcast_object_list(result)
+        evaluation: Evaluation = result[0]
         self.accelerator.wait_for_everyone()
-        self._log({"look": look._asdict()})
-        self.state.look_seconds += time.monotonic() - began
-        return look
+        self._log(StudentEvaluated(evaluation))
+        self.state.evaluation_seconds += time.monotonic() - began
+        return evaluation
 
-    def _merit(self, look: Look) -> tuple[float, float, int]:
-        return merit(look, self.config.select)
+    def _score(self, evaluation: Evaluation) -> tuple[float, float, int]:
+        return checkpoint_score(evaluation, self.config.select)
 
-    def _best_file(self, look: Look) -> Path:
+    def _best_file(self, evaluation: Evaluation) -> Path:
         """Named by its step: weights that a crashed run saved after its last checkpoint can never be taken for it."""
-        return self.folder / f"best-{look.step:08d}.safetensors"
+        return self.folder / f"best-{evaluation.step:08d}.safetensors"
 
-    def _best(self) -> Look | None:
-        return max(self.state.looks, key=self._merit, default=None)
+    def _best(self) -> Evaluation | None:
+        return max(self.state.evaluations, key=self._score, default=None)
 
     def _save(self, done: int) -> None:
         now = time.monotonic()
@@ -405,7 +421,7 @@ class Trainer:
                 step=done,
                 module=self.module,
                 optimizer=self._inner(),
-                state=self.state.plain(),
+                state=self.state.to_json(),
             )
             best = self._best()
             for old in self.folder.glob("best-*.safetensors"):
@@ -417,48 +433,54 @@ class Trainer:
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _resume(self) -> int:
-        found = load_checkpoint(self.folder / "checkpoints", module=self.module, optimizer=self._inner())
-        if found is None:
+        checkpoint = load_checkpoint(self.folder / "checkpoints", module=self.module, optimizer=self._inner())
+        if checkpoint is None:
             if self.accelerator.is_main_process:
                 (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             return 0
-        done, state = found
-        self.state = State.read(state)
+        done, state = checkpoint
+        self.state = State.from_json(state)
         if self.accelerator.is_main_process:
-            self._rewind(done)
-            self.report({"resumed": done, "steps": self.plan.expected_steps(done, self._spent())})
+            # metrics of steps after the checkpoint go: these steps are trained again
+            path = self.folder / "metrics.jsonl"
+            events = [from_json(row, path) for row in read_checked(path)]
+            path.unlink(missing_ok=True)
+            append_checked(path, [to_json(event) for event in events if _step_of(event) <= done])
+            self.report(TrainingResumed(done, self.plan.expected_steps(done, self._spent())))
         return done
 
-    def _rewind(self, done: int) -> None:
-        """Drop metrics of steps that the checkpoint does not hold; they are trained again."""
-        path = self.folder / "metrics.jsonl"
-        kept = [e for e in read_checked(path) if e.get("step", e.get("look", {}).get("step", 0)) <= done]
-        path.unlink(missing_ok=True)
-        append_checked(path, kept)
-
-    def _finish(self) -> Trained:
+    def _finish(self) -> TrainingSummary:
         best, state = self._best(), self.state
         selected = len(state.losses)
         if self.config.select != "last" and best is not None:
             load_trainable(self.module, load_file(self._best_file(best)))
             selected = best.step
-        return Trained(
+        return TrainingSummary(
             steps=len(state.losses),
             records=state.records,
-            tokens=state.tokens,
+            student_tokens=state.tokens,
             computed_tokens=state.computed_tokens,
             flops=state.flops,
             tokens_by_channel=dict(state.tokens_by_channel),
             first_loss=state.losses[0],
             last_loss=state.losses[-1],
-            looks=tuple(state.looks),
+            evaluations=tuple(state.evaluations),
             selected_step=selected,
-            seconds=state.seconds - state.look_seconds,
-            drawn_tokens=state.drawn_tokens,
-            roll_seconds=state.roll_seconds,
+            seconds=state.seconds - state.evaluation_seconds,
+            rollout_tokens=state.rollout_tokens,
+            rollout_seconds=state.rollout_seconds,
             start=state.start,
-            means=means_of(state.sums),
+            measured=means_of(state.sums),
         )
+
+
+def _step_of(event: Event) -> int:
+    """The optimiser step after which training logged this."""
+    match event:
+        case TrainingStep(step=step) | StudentEvaluated(evaluation=Evaluation(step=step)):
+            return step
+        case _:
+            raise UserError(f"metrics.jsonl holds {event.event}, not written by training; delete the run's folder")
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
