@@ -22,8 +22,7 @@ from typing import Any
 
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.leaderboard import board
-from tinyllm_bench.leaderboard.page_data import record_path
-from tinyllm_bench.leaderboard.record import RunRecord, ids_digest, protocol_hash, save_record
+from tinyllm_bench.leaderboard.record import RunRecord, ids_digest, protocol_hash, record_path, save_record
 
 AIM = 10.0  # seconds for 10,000 records
 FULL = (500, 1165, 919, 510, 400, 123)  # test questions of the six sets

@@ -159,7 +159,7 @@ def joined(parts: Sequence[Found]) -> Found:
 
     def one(spreads: Sequence[Spread]) -> Spread:
         arrays = [np.concatenate([np.asarray(found[i]) for found in spreads]) for i in range(4)]
-        return Spread(arrays[0], arrays[1], arrays[2], arrays[3], spreads[0].speaks_of)
+        return Spread(arrays[0], arrays[1], arrays[2], arrays[3], spreads[0].scope)
 
     low, high = (np.concatenate([part[i] for part in parts]) for i in (2, 3))
     return Found(one([part.spread for part in parts]), one([part.decided for part in parts]), low, high)
@@ -240,7 +240,7 @@ def over_tasks(parts: Sequence[Found], decided: bool = False) -> Spread:
     total = np.sum(variances, axis=0)
     df = total**2 / np.sum([v**2 / found.df for v, found in zip(variances, spreads, strict=True)], axis=0)
     value = np.mean([found.value for found in spreads], axis=0)
-    return Spread(value, total, df, total, spreads[0].speaks_of)
+    return Spread(value, total, df, total, spreads[0].scope)
 
 
 def grid(repetitions: int, rng: np.random.Generator) -> None:

@@ -38,7 +38,7 @@ report = compare(taught, floor)
 for one in report.comparisons:
     found = one.estimate
     print(f"{100 * found.value:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}), p = {found.p:.3f}")
-    print(f"It speaks of {found.speaks_of}; a difference of {100 * one.detectable:.0f} points could have been seen.")
+    print(f"It speaks of {found.scope}; a difference of {100 * one.detectable:.0f} points could have been seen.")
 
 # %% A record again from its folder, and the board with both rows
 record = load_record(result.folder(taught))

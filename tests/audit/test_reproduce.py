@@ -15,7 +15,7 @@ from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.leaderboard.record import load_record
 from tinyllm_bench.leaderboard.reported import reported_value
 from tinyllm_bench.leaderboard.reported_files import load_reported, reported_folder
-from tinyllm_bench.leaderboard.rows import Lift
+from tinyllm_bench.leaderboard.rows import Gain
 from tinyllm_bench.leaderboard.stats.intervals import Estimate
 
 pytestmark = pytest.mark.slow
@@ -29,8 +29,8 @@ def estimate(low: float, high: float) -> Estimate:
     return Estimate((low + high) / 2, low, high, None, 0.01, 10.0, "test", "test")
 
 
-def lift(low: float, high: float) -> Lift:
-    return Lift((low + high) / 2, low, high)
+def gain(low: float, high: float) -> Gain:
+    return Gain((low + high) / 2, low, high)
 
 
 @every_table
@@ -80,8 +80,8 @@ def test_verdicts_of_values(paper: float | None, low: float, high: float, verdic
     ],
 )
 def test_verdicts_of_gains(paper: float, low: float, high: float, verdict: str) -> None:
-    assert tables.of_gain(paper, lift(low, high)) == verdict
-    assert tables.of_gain(None, lift(low, high)) == tables.of_gain(paper, Lift(why_not="other budget")) == "not judged"
+    assert tables.of_gain(paper, gain(low, high)) == verdict
+    assert tables.of_gain(None, gain(low, high)) == tables.of_gain(paper, Gain(why_not="other budget")) == "not judged"
     assert tables.of_gain(paper, None) == "not run"
 
 

@@ -55,8 +55,8 @@ def test_a_student_that_draws_is_probed_and_billed(
     assert student.base_digest and student.initial_digest and student.base_digest != student.initial_digest
     floor = record_of(one_cell(tiny_llama_dir, *SHORT, *fine, runs=tmp_path), tmp_path)
     rows = make_rows([record, floor], ())
-    lifts = dict(zip((row.first.name for row in rows), Judge(rows).lifts("finetune"), strict=True))
-    assert lifts[name].why_not is None, "a student that was fine-tuned first is the same student"
+    gains = dict(zip((row.first.name for row in rows), Judge(rows).gains("finetune"), strict=True))
+    assert gains[name].why_not is None, "a student that was fine-tuned first is the same student"
 
 
 def test_making_the_student_is_charged_to_the_budget(tiny_llama_dir: Path, teacher: str, tmp_path: Path) -> None:

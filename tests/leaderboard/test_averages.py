@@ -12,8 +12,8 @@ from tinyllm_bench.leaderboard.stats.averages import UNPARSED, MacroF1, constant
 from tinyllm_bench.leaderboard.stats.intervals import Estimate, accuracy, exact_accuracy, row_of
 
 
-def estimate(value: float, se: float, df: float, *, p: float | None = None, speaks_of: str = ANY_RUN) -> Estimate:
-    return Estimate(value, value - se, value + se, p, se, df, "made", speaks_of)
+def estimate(value: float, se: float, df: float, *, p: float | None = None, scope: str = ANY_RUN) -> Estimate:
+    return Estimate(value, value - se, value + se, p, se, df, "made", scope)
 
 
 def test_mean_of_accuracies_by_hand() -> None:
@@ -40,8 +40,8 @@ def test_unknown_and_narrow_tasks_pass_their_doubt_on() -> None:
     known, unknown = estimate(0.5, 0.03, 10), accuracy(row_of(np.ones((1, 3))))
     assert macro_average([known, unknown])[1:3] == (0.0, 1.0)
     assert macro_average([known, unknown], [0.5, 0.5])[1:3] == (-1.0, 1.0)
-    narrow = estimate(0.5, 0.03, 10, speaks_of=THESE_STUDENTS)
-    assert macro_average([known, narrow]).speaks_of == THESE_STUDENTS
+    narrow = estimate(0.5, 0.03, 10, scope=THESE_STUDENTS)
+    assert macro_average([known, narrow]).scope == THESE_STUDENTS
 
 
 def test_macro_f1_by_hand() -> None:
@@ -59,8 +59,8 @@ def test_macro_f1_equals_scikit_learn() -> None:
     known = [f1_score(gold, answers[:, s], average="macro") for s in range(3)]
     assert macro_f1(gold, answers) == pytest.approx(np.mean(known))
     found = MacroF1(gold, draws=500).interval(answers)
-    assert found.low < found.value < found.high and found.speaks_of == ANY_RUN
-    assert MacroF1(gold, draws=50).interval(answers[:, :1]).speaks_of == THESE_STUDENTS
+    assert found.low < found.value < found.high and found.scope == ANY_RUN
+    assert MacroF1(gold, draws=50).interval(answers[:, :1]).scope == THESE_STUDENTS
 
 
 def test_a_label_that_is_rare_leaves_the_interval_finite() -> None:

@@ -41,7 +41,7 @@ def golden_records() -> list[RunRecord]:
     majority     6/20:  centre 0.332225, half 1.644164 * sqrt(0.0129009) = 0.186748 -> 14.5 to 51.9
     untrained    8/20:  centre 0.416112, half 1.644164 * sqrt(0.0144009) = 0.197306 -> 21.9 to 61.3
     floor       10/20:  centre 0.500000, half 1.644164 * sqrt(0.0149009) = 0.200702 -> 29.9 to 70.1
-    (one epoch)  8/20 with 400 tokens: same interval as untrained; no lift, its budget is another
+    (one epoch)  8/20 with 400 tokens: same interval as untrained; no gain, its budget is another
     mine        13/20:  centre 0.625831, half 1.644164 * sqrt(0.0137759) = 0.192977 -> 43.3 to 81.9
     strong      18/20:  centre 0.835550, half 1.644164 * sqrt(0.0069009) = 0.136583 -> 69.9 to 97.2
 
@@ -147,7 +147,7 @@ def test_broken_board_folders_are_named(board: Path, tmp_path: Path) -> None:
         board_build(board)
 
 
-def test_other_budgets_training_rows_and_missing_floor_get_no_lift(board: Path) -> None:
+def test_other_budgets_training_rows_and_missing_floor_get_no_gain(board: Path) -> None:
     add(
         board,
         make_record("floor", flags(20, 10), tokens=1000),
@@ -156,11 +156,11 @@ def test_other_budgets_training_rows_and_missing_floor_get_no_lift(board: Path) 
         make_record("rows", flags(20, 15), data={"source": "release", "train_ids_digest": "u"}),
         make_record("alone", flags(20, 15), student={"spec": "dir:other"}),
     )
-    assert column(board, "far", "lift") == "other budget"
-    assert column(board, "near", "lift").startswith("+25.0 (")
-    assert column(board, "rows", "lift") == "other training rows"
-    assert column(board, "alone", "lift") == "no floor row"
-    assert column(board, "floor", "lift") == "floor"
+    assert column(board, "far", "gain") == "other budget"
+    assert column(board, "near", "gain").startswith("+25.0 (")
+    assert column(board, "rows", "gain") == "other training rows"
+    assert column(board, "alone", "gain") == "no baseline row"
+    assert column(board, "floor", "gain") == "baseline"
 
 
 def test_no_gain_is_said(board: Path) -> None:
@@ -172,8 +172,8 @@ def test_no_gain_is_said(board: Path) -> None:
         make_record("better", flags(20, 19)),
     )
     text = board_markdown(board)
-    assert "worse (dir:small) does not beat label-only fine-tuning here: its lift is below zero" in text
-    assert "same (dir:small) does not beat label-only fine-tuning here: its lift is not clearly above zero" in text
+    assert "worse (dir:small) does not beat label-only fine-tuning here: its gain is below zero" in text
+    assert "same (dir:small) does not beat label-only fine-tuning here: its gain is not clearly above zero" in text
     assert "better (dir:small)" not in text
 
 
@@ -196,13 +196,13 @@ def test_several_seeds_have_the_two_way_interval(board: Path) -> None:
     for seed, right in enumerate(runs):
         add(board, make_record("mine", right, seed=seed), make_record("floor", flags(20, 10), seed=seed))
     ours, theirs = row_of(np.array(runs).T), row_of(np.array([flags(20, 10)] * 3).T)
-    alone, lift = accuracy(ours), difference(ours, theirs)
+    alone, gain = accuracy(ours), difference(ours, theirs)
     assert column(board, "mine", "accuracy") == "55.0" and column(board, "mine", "seeds") == "3"
     assert column(board, "mine", "95 %") == f"{100 * alone.low:.1f} to {100 * alone.high:.1f}"
-    assert column(board, "mine", "lift") == f"+5.0 ({100 * lift.low:+.1f} to {100 * lift.high:+.1f})"
-    assert column(board, "mine", "p (Holm)") == f"{lift.p:.3f}"
+    assert column(board, "mine", "gain") == f"+5.0 ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+    assert column(board, "mine", "p (Holm)") == f"{gain.p:.3f}"
     text = board_markdown(board)
-    assert "mine (dir:small) does not beat label-only fine-tuning here: its lift is not clearly above zero" in text
+    assert "mine (dir:small) does not beat label-only fine-tuning here: its gain is not clearly above zero" in text
     assert "two-way intervals" in text and "Newcombe" not in text
 
 
@@ -215,7 +215,7 @@ def test_unequal_seeds_speak_of_these_students_and_a_repeated_seed_is_its_own_ro
         make_record("twice", flags(20, 12), run_id="twice-toy-cloze-s0-aaaaaaaaaa"),
         make_record("twice", flags(20, 13), run_id="twice-toy-cloze-s0-bbbbbbbbbb"),
     )
-    assert column(board, "mine", "lift").startswith("+15.0 (") and "for these trained students only" in board_markdown(
+    assert column(board, "mine", "gain").startswith("+15.0 (") and "for these trained students only" in board_markdown(
         board
     )
     assert column(board, "twice (aaaaaaaa)", "accuracy") == "60.0"

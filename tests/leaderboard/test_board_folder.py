@@ -13,7 +13,7 @@ from tinyllm_bench.leaderboard.board_folder import of_sections
 from tinyllm_bench.leaderboard.tables import BoardNames, Section
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
-NAMES = BoardNames(floor="floor", floor_title="label-only", order=())
+NAMES = BoardNames(baseline="floor", baseline_title="label-only", order=())
 
 
 @pytest.fixture

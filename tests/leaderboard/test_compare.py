@@ -50,7 +50,7 @@ def test_two_runs_by_hand(tmp_path: Path) -> None:
     assert found.estimate.low == pytest.approx(-0.0756, abs=5e-5)
     assert found.estimate.high == pytest.approx(0.3509, abs=5e-5)
     assert [found.estimate.p, found.permutation.p, found.p_holm] == pytest.approx([0.375] * 3)
-    assert found.mcnemar[0][1].p == pytest.approx(0.375) and found.estimate.speaks_of == THESE_STUDENTS
+    assert found.mcnemar[0][1].p == pytest.approx(0.375) and found.estimate.scope == THESE_STUDENTS
     assert found.cohens_h == pytest.approx(0.304693, abs=1e-6)
     assert found.counts == (4, 1, 15, 9, 6)
     assert found.agreement.between == 1.0, "the fakes give the same answers, right or wrong"
@@ -140,9 +140,9 @@ def test_rows_are_compared_over_all_seeds_and_tasks_with_holm_s_correction(tmp_p
     assert [one.first.first.task for one in report.comparisons] == ["easy", "toy"]
     toy = report.comparisons[1]
     columns = [list(zip(*rights, strict=True)) for rights in (mine, floor)]
-    assert toy.estimate == difference(*(row_of(one) for one in columns)) and toy.estimate.speaks_of == ANY_RUN
+    assert toy.estimate == difference(*(row_of(one) for one in columns)) and toy.estimate.scope == ANY_RUN
     assert [one.p_holm for one in report.comparisons] == holm([one.estimate.p or 0 for one in report.comparisons])
-    assert [seed for seed, _ in toy.mcnemar] == [0, 1, 2] and toy.permutation.speaks_of == THESE_STUDENTS
+    assert [seed for seed, _ in toy.mcnemar] == [0, 1, 2] and toy.permutation.scope == THESE_STUDENTS
     assert report.left_out == ("third (cloze): only mine has a row",)
     values = [one.estimate.value for one in report.comparisons]
     assert report.mean and report.mean.value == pytest.approx(sum(values) / 2)
@@ -211,7 +211,7 @@ def test_an_anchor_is_fixed_and_unequal_rows_are_noted(board: Path) -> None:
     floor = make_record("floor", flags(20, 10), tokens=700, data={"source": "release", "train_ids_digest": "u"})
     add(board, untrained, floor, *mine)
     fixed = only("mine", "untrained", place=board)
-    assert fixed.estimate.speaks_of == ANY_RUN and fixed.notes == ()
+    assert fixed.estimate.scope == ANY_RUN and fixed.notes == ()
     notes = only("mine", "floor", place=board).notes
     assert "other budgets: 1,000 and 700 student tokens" in notes and "trained on other questions" in notes
 

@@ -13,7 +13,7 @@ from tinyllm_bench.leaderboard.stats.exact import mcnemar, permutation
 def test_mcnemar_by_hand() -> None:
     # 1 and 7: P(|B - 4| >= 3), B ~ Bin(8, 1/2): 2 * (1 + 8) / 256
     assert mcnemar(1, 7).p == pytest.approx(18 / 256)
-    assert mcnemar(1, 7).statistic == -6 and mcnemar(1, 7).speaks_of == THESE_STUDENTS
+    assert mcnemar(1, 7).statistic == -6 and mcnemar(1, 7).scope == THESE_STUDENTS
 
 
 @pytest.mark.parametrize(("first", "second"), [(3, 12), (25, 25), (0, 1), (40, 61), (0, 30)])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -15,7 +16,8 @@ from tinyllm_bench.leaderboard.board import board_build
 from tinyllm_bench.leaderboard.exports import BoardData
 from tinyllm_bench.leaderboard.external_forms import EveryEvalEver, ResultEntry, eval_results, every_eval_ever
 from tinyllm_bench.leaderboard.record import RunRecord
-from tinyllm_bench.leaderboard.stats.arithmetic import wilson
+from tinyllm_bench.leaderboard.stats.arithmetic import ANY_RUN, wilson
+from tinyllm_bench.leaderboard.stats.intervals import difference, row_of
 
 
 def build(folder: Path) -> dict[str, str]:
@@ -28,10 +30,12 @@ def test_rows_and_runs_as_csv(board: Path) -> None:
     add(board, make_record("floor", flags(20, 10)), make_anchor("guess", None, expected_accuracy=0.25))
     files = build(board)
     guess, floor = csv.DictReader(io.StringIO(files["board.csv"]))
-    assert (guess["kind"], guess["accuracy"], guess["low_%"], guess["95 % interval"]) == ("anchor", "0.25", "", "exact")
+    assert (guess["kind"], guess["accuracy"], guess["accuracy_low"], guess["seeds"]) == ("anchor", "0.25", "0.25", "")
     assert (floor["task"], floor["reading"], floor["sample"]) == ("toy", "cloze", "no")
-    assert (floor["accuracy"], floor["accuracy %"], floor["low_%"], floor["high_%"]) == ("0.5", "50.0", "29.9", "70.1")
-    assert floor["student tokens"] == "1,000" and floor["trust"] == "self-reported"
+    low, high = wilson(10, 20)
+    assert (floor["accuracy"], floor["accuracy_low"], floor["accuracy_high"]) == ("0.5", repr(low), repr(high))
+    assert floor["student_tokens"] == "1000.0" and floor["seconds"] == "42.4" and floor["trust"] == "self-reported"
+    assert floor["no_gain"] == "baseline" and floor["gain"] == ""
     runs = list(csv.DictReader(io.StringIO(files["runs.csv"])))
     assert [run["row"] for run in runs] == ["guess", "floor"]
     assert (runs[1]["n"], runs[1]["correct"], runs[1]["wrong"], runs[1]["unparsed"]) == ("20", "10", "10", "0")
@@ -47,8 +51,27 @@ def test_json_goes_through_its_model(board: Path) -> None:
     [section] = data.sections
     floor, mine = section.rows
     assert floor.sample and floor.label == "floor [sample]" and not mine.sample
-    assert floor.accuracy == 0.5 and floor.interval == (29.9, 70.1) and mine.runs[0].seed == 3
-    assert floor.cells["accuracy %"] == "50.0" and section.protocol["n"] == 20
+    assert floor.accuracy == 0.5 and floor.interval == tuple(wilson(10, 20)) and mine.runs[0].seed == 3
+    assert floor.seeds == 1 and section.protocol["n"] == 20
+
+
+def test_nothing_in_an_export_is_rounded_or_printed(board: Path) -> None:
+    runs = [make_record("mine", flags(30, right), n=30, seed=seed) for seed, right in enumerate((17, 20, 22))]
+    runs += [make_record("floor", flags(30, right), n=30, seed=seed) for seed, right in enumerate((11, 10, 13))]
+    add(board, *runs)
+    files = build(board)
+    [section] = BoardData.model_validate_json(files["data.json"]).sections
+    floor, mine = section.rows
+    tables = [row_of(np.array([flags(30, right) for right in rights]).T) for rights in ((17, 20, 22), (11, 10, 13))]
+    found = difference(*tables)
+    assert mine.accuracy == pytest.approx(59 / 90, rel=1e-15)
+    assert (mine.gain, mine.gain_interval, mine.gain_p) == (found.value, (found.low, found.high), found.p)
+    assert mine.gain_scope == ANY_RUN and (mine.best_rank, floor.tied_with_best) == (1, False)
+    [csv_floor, csv_mine] = csv.DictReader(io.StringIO(files["board.csv"]))
+    assert float(csv_mine["gain_low"]) == found.low and float(csv_mine["gain"]) == found.value
+    assert csv_floor["tied_with_best"] == "False"
+    text = files["data.json"]
+    assert "cells" not in text and "+24." not in text, "no printed cell is carried"
 
 
 def test_a_table_that_is_gone_takes_its_file_along(board: Path) -> None:

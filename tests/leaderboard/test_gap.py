@@ -42,7 +42,7 @@ def test_no_gap_no_ratio() -> None:
 
 def test_more_than_all_of_a_gap_is_not_cut_and_one_run_says_so() -> None:
     found = gap_recovered(right(0.8, 1, seeds=1), right(0.5, 2), right(0.65, 3, seeds=1, fixed=True))
-    assert found.value is not None and found.value > 1.5 and found.speaks_of == THESE_STUDENTS
+    assert found.value is not None and found.value > 1.5 and found.scope == THESE_STUDENTS
 
 
 def test_one_question_has_no_gap() -> None:

@@ -213,7 +213,7 @@ def test_every_file_of_a_board(board: Path, text: str, line: str) -> None:
 
 @CASES
 def test_a_model_card(text: str, line: str) -> None:
-    names = BoardNames(floor="floor", floor_title="the floor", order=())
+    names = BoardNames(baseline="floor", baseline_title="the floor", order=())
     exported = Exported(form="full", encoder_decoder=False, add_bos=False)
 
     def card(one: str, other: str) -> str:

@@ -63,7 +63,7 @@ def test_parts_by_hand() -> None:
     half = t.ppf(0.975, variance**2 / doubt) * math.sqrt(variance)
     assert estimate.low == pytest.approx(max(-1, 0.125 - half)) and estimate.high == pytest.approx(min(1, 0.125 + half))
     assert estimate.p == pytest.approx(2 * t.sf(0.125 / math.sqrt(variance), variance**2 / doubt))
-    assert estimate.speaks_of == ANY_RUN
+    assert estimate.scope == ANY_RUN
 
 
 def test_mean_squares_equal_statsmodels() -> None:
@@ -107,7 +107,7 @@ def test_one_run_each_is_newcombe_and_mcnemar_for_these_students() -> None:
     a, b = answers(9, 150, 1), answers(10, 150, 1)
     found, known = difference(row_of(a), row_of(b)), paired_difference(a[:, 0].tolist(), b[:, 0].tolist())
     assert (found.value, found.low, found.high) == pytest.approx(known)
-    assert "Newcombe" in found.method and found.speaks_of == THESE_STUDENTS
+    assert "Newcombe" in found.method and found.scope == THESE_STUDENTS
 
 
 def test_one_run_on_one_side_counts_no_seed_variance_and_says_so() -> None:
@@ -115,14 +115,14 @@ def test_one_run_on_one_side_counts_no_seed_variance_and_says_so() -> None:
     found = difference(a, b)
     d = a.item_means - b.item_means
     assert found.se**2 == pytest.approx(d.var(ddof=1) / 150) and found.df == pytest.approx(149)
-    assert found.speaks_of == THESE_STUDENTS
+    assert found.scope == THESE_STUDENTS
 
 
 def test_a_fixed_row_has_no_seed_variance_and_narrows_nothing() -> None:
     a, b = row_of(answers(11, 150, 1), fixed=True), row_of(answers(12, 150, 4))
     found = difference(a, b)
-    assert found.speaks_of == ANY_RUN and found.df <= 3 * 3
-    assert difference(a, row_of(answers(13, 150, 1), fixed=True)).speaks_of == ANY_RUN
+    assert found.scope == ANY_RUN and found.df <= 3 * 3
+    assert difference(a, row_of(answers(13, 150, 1), fixed=True)).scope == ANY_RUN
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -1,4 +1,4 @@
-"""Which runs make one row, what a row is called, and which rows get a lift from each other."""
+"""Which runs make one row, what a row is called, and which rows get a gain from each other."""
 
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def test_a_label_says_shortly_what_differs() -> None:
     ]
 
 
-def test_students_of_one_name_are_told_apart_and_get_no_lift_from_each_other(board: Path) -> None:
+def test_students_of_one_name_are_told_apart_and_get_no_gain_from_each_other(board: Path) -> None:
     one, two = ({"spec": "dir:student", "initial_digest": letter * 64} for letter in "ab")
     add(
         board,
@@ -93,8 +93,8 @@ def test_students_of_one_name_are_told_apart_and_get_no_lift_from_each_other(boa
         make_record("mine", flags(20, 15), student=one, run_id="mine-toy-cloze-s0-one"),
         make_record("mine", flags(20, 16), student=two, run_id="mine-toy-cloze-s0-two"),
     )
-    assert column(board, escaped("mine (student.initial_digest=aaaaaaaa)"), "lift").startswith("+25.0")
-    assert column(board, escaped("mine (student.initial_digest=bbbbbbbb)"), "lift") == "no floor row"
+    assert column(board, escaped("mine (student.initial_digest=aaaaaaaa)"), "gain").startswith("+25.0")
+    assert column(board, escaped("mine (student.initial_digest=bbbbbbbb)"), "gain") == "no baseline row"
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,15 @@ def test_students_of_one_name_are_told_apart_and_get_no_lift_from_each_other(boa
         (student(None, method={"alpha": 0.5}), True),
     ],
 )
-def test_a_lift_needs_equal_training_and_student_settings(board: Path, config: dict[str, Any], lifted: bool) -> None:
+def test_a_gain_needs_equal_training_and_student_settings(board: Path, config: dict[str, Any], lifted: bool) -> None:
     add(
         board,
         make_record("floor", flags(20, 10), config=student(None)),
         make_record("mine", flags(20, 15), config=config),
     )
-    cell, text = column(board, "mine", "lift"), board_markdown(board)
+    cell, text = column(board, "mine", "gain"), board_markdown(board)
     assert cell.startswith("+25.0") if lifted else cell == "other training settings"
-    assert ("Other training settings: no floor row" in text) != lifted
+    assert ("Other training settings: no baseline row" in text) != lifted
 
 
 def test_the_floor_of_the_same_settings_is_chosen(board: Path) -> None:
@@ -123,7 +123,7 @@ def test_the_floor_of_the_same_settings_is_chosen(board: Path) -> None:
         make_record("floor", flags(20, 5), config=student(LORA), run_id="floor-toy-cloze-s0-lora"),
         make_record("mine", flags(20, 15), config=student(LORA)),
     )
-    assert column(board, "mine", "lift").startswith("+50.0")
+    assert column(board, "mine", "gain").startswith("+50.0")
 
 
 def test_a_method_s_own_training_settings_do_not_keep_it_from_the_floor(board: Path) -> None:
@@ -135,6 +135,6 @@ def test_a_method_s_own_training_settings_do_not_keep_it_from_the_floor(board: P
         make_record("asked", flags(20, 14), config=configs[1]),
     )
     assert (
-        column(board, "own", "lift").startswith("+25.0") and column(board, "asked", "lift") == "other training settings"
+        column(board, "own", "gain").startswith("+25.0") and column(board, "asked", "gain") == "other training settings"
     )
     assert "own: trained with settings of its own paper" in board_markdown(board)

@@ -13,8 +13,8 @@ from tinyllm_bench.leaderboard.latex import latex, latex_table
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CELLS = [
-    {"row": "a_b & 100 %", "student": "-", "accuracy %": "25.0", "lift (points)": "-"},
-    {"row": "x <y>", "student": "dir:s#1", "accuracy %": "50.0", "lift (points)": "-7.6 (-9.0 to +1.2)"},
+    {"row": "a_b & 100 %", "student": "-", "accuracy %": "25.0", "gain (points)": "-"},
+    {"row": "x <y>", "student": "dir:s#1", "accuracy %": "50.0", "gain (points)": "-7.6 (-9.0 to +1.2)"},
 ]
 HARD = (
     *("a_b & 100 %", "x#1 ~home ^2", "back\\slash {brace} $5", "<b>|bar| \"q\" 'q' `q`", "[first] of a row", "*star"),

@@ -8,7 +8,7 @@ from statsmodels.stats.multitest import multipletests
 
 from tinyllm_bench.leaderboard.stats.arithmetic import ANY_RUN, THESE_STUDENTS
 from tinyllm_bench.leaderboard.stats.intervals import Row, difference, row_of
-from tinyllm_bench.leaderboard.stats.multiple import all_pairs, holm, lifts, standings
+from tinyllm_bench.leaderboard.stats.multiple import all_pairs, gains, holm, standings
 
 
 def right(share: float, *, seed: int, n: int = 1000, seeds: int = 5) -> Row:
@@ -30,7 +30,7 @@ def test_holm_equals_statsmodels() -> None:
 
 def test_lifts_are_one_family() -> None:
     floor, good, same = right(0.6, seed=1), right(0.7, seed=2), right(0.6, seed=3)
-    found = lifts([good, same], floor)
+    found = gains([good, same], floor)
     assert found[0].estimate == difference(good, floor)
     assert [one.is_clear for one in found] == [True, False]
     assert found[0].p_holm == pytest.approx(2 * (found[0].estimate.p or 0))
@@ -45,7 +45,7 @@ def test_standings() -> None:
         (1, 2, True),
         (3, 3, False),
     ]
-    assert {one.speaks_of for one in found} == {ANY_RUN}
+    assert {one.scope for one in found} == {ANY_RUN}
     assert len(all_pairs(rows)) == 6
 
 
@@ -56,4 +56,4 @@ def test_one_row_and_equal_rows() -> None:
 
 def test_a_single_run_narrows_what_is_said() -> None:
     rows = [right(0.5, seed=1), right(0.7, seed=2, seeds=1)]
-    assert standings(rows)[0].speaks_of == standings(rows[1:])[0].speaks_of == THESE_STUDENTS
+    assert standings(rows)[0].scope == standings(rows[1:])[0].scope == THESE_STUDENTS

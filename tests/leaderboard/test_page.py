@@ -11,7 +11,6 @@ from tests.leaderboard.test_board import golden_records
 from tinyllm_bench.base.escaping import markdown as escaped
 from tinyllm_bench.base.escaping import visible
 from tinyllm_bench.leaderboard.board import board_build, board_files, board_markdown
-from tinyllm_bench.leaderboard.page_data import Measured, measured
 
 NASTY = '</script><script>alert(1)</script><b a="&\'">\u2028'
 
@@ -96,18 +95,21 @@ def texts_of(value: Any) -> set[str]:
     return set()
 
 
-def test_rows_carry_kind_trust_and_the_numbers_that_are_printed(board: Path) -> None:
+def test_rows_carry_kind_trust_and_numbers_to_plot_and_sort_by(board: Path) -> None:
     add(board, *golden_records())
     [section] = data_of(build(board))["sections"]
     rows = {row["cells"][0]: row for row in section["rows"]}
     assert [row["kind"] for row in section["rows"]] == ["anchor"] * 3 + ["teacher"] + ["method"] * 4
     assert section["columns"][-1] == "trust" and rows["mine"]["cells"][-1] == "self-reported"
     assert rows["guess"]["accuracy"] == [25.0, None, None]
-    assert rows["floor"]["accuracy"] == [50.0, 29.9, 70.1]
-    assert rows["mine"]["lift"] == [15.0, -7.6, 35.1]
-    assert rows["floor (one epoch)"]["lift"] is None and rows["teacher replay:release#big"]["accuracy"] is None
+    assert [round(one, 1) for one in rows["floor"]["accuracy"]] == [50.0, 29.9, 70.1]
+    assert [round(one, 1) for one in rows["mine"]["gain"]] == [15.0, -7.6, 35.1]
+    assert rows["floor (one epoch)"]["gain"] is None and rows["teacher replay:release#big"]["accuracy"] is None
     assert section["costs"] == ["student tokens", "wall seconds"]
-    assert rows["strong"]["costs"] == [990, 3840] and rows["untrained"]["costs"] == [None, 10]
+    by_column = dict(zip(section["columns"], rows["strong"]["keys"], strict=True))
+    assert by_column["wall time"] == 3840 and by_column["student tokens"] == 990 and by_column["student"] is None
+    assert by_column["accuracy %"] == 0.9 and by_column["rank"] == 1
+    assert rows["strong"]["costs"] == [990, 3840] and rows["untrained"]["costs"] == [None, 9.6]
     assert len(section["protocol"]) == 64 and section["chance"] == 25.0
 
 
@@ -125,14 +127,6 @@ def test_runs_stand_behind_their_own_row_with_record_and_command(board: Path) ->
             told = dict(zip(heads, run, strict=True))
             assert f"--method {row['cells'][0]} " in told["command"]
             assert board / told["record"] in places and told["run"] in told["record"]
-
-
-def test_numbers_are_read_from_numbers_only() -> None:
-    assert measured("+15.0 (-7.6 to +35.1)", "+15.0 (-7.6 to +35.1)") == Measured(15.0, -7.6, 35.1)
-    assert measured("0.0", "exact") == Measured(0.0, None, None)
-    assert [measured(text, text) for text in ("-", "other budget", "not measurable (recorded text)", "3 looks")] == [
-        None
-    ] * 4
 
 
 def test_two_builds_give_the_same_bytes(board: Path) -> None:

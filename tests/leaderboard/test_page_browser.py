@@ -183,9 +183,9 @@ def test_tables_are_tables_and_plots_are_described(opened: Any) -> None:
             assert find(opened, f"#{part}").get_attribute("textContent")
     points = find_all(opened, "#exam-gen-cost-title, section:first-child g.point")
     assert len(points) == 4
-    lifts = [one.text for one in find_all(opened, "section:first-child g.lift text")]
+    gains = [one.text for one in find_all(opened, "section:first-child g.gain text")]
     printed = [row["cells"] for row in data_of(opened.page_source)["sections"][0]["rows"]]
-    shown = [text for text in lifts if text.startswith(("+", "-"))]
+    shown = [text for text in gains if text.startswith(("+", "-"))]
     assert len(shown) == 3 and all(any(text in cells for cells in printed) for text in shown)
     options = [option.text for option in find_all(opened, "#exam-gen-cost option")]
     assert options == ["student tokens", "wall seconds"]
@@ -258,7 +258,12 @@ def test_ten_thousand_rows_work(browser: Any, page: Path, tmp_path: Path) -> Non
     section = data["sections"][0]
     pattern = section["rows"][-1]
     section["rows"] = [
-        {**pattern, "cells": [f"row-{i:05d}", *pattern["cells"][1:2], str(i % 997), *pattern["cells"][3:]]}
+        {
+            **pattern,
+            "label": f"row-{i:05d}",
+            "cells": [f"row-{i:05d}", *pattern["cells"][1:2], str(i % 997), *pattern["cells"][3:]],
+            "keys": [*pattern["keys"][:2], i % 997, *pattern["keys"][3:]],
+        }
         for i in range(10_000)
     ]
     many = json.dumps(data).replace("<", "\\u003c")

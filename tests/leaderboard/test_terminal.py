@@ -12,13 +12,13 @@ ROWS = [
         "accuracy %": "50.0",
         "95 % interval": "28.0 to 72.0",
         "n": "16",
-        "lift over the floor at equal budget (points)": lift,
+        "gain over the floor at equal budget (points)": gain,
         "rank": "1-2, tied with best",
         "student tokens": "2,924",
         "wall time": "1 min 17 s",
         "trust": "self-reported",
     }
-    for name, lift in (("a method with quite a long name [sample]", "floor"), ("b", "+3.0 (-1.0 to 7.0)"))
+    for name, gain in (("a method with quite a long name [sample]", "floor"), ("b", "+3.0 (-1.0 to 7.0)"))
 ]
 
 
@@ -46,7 +46,7 @@ def test_the_least_important_goes_first_and_is_named() -> None:
     assert notes[1].startswith("No room for wall time;") and "tied with" in "\n".join(table)
 
 
-def test_the_accuracy_its_interval_and_the_lift_always_stay() -> None:
+def test_the_accuracy_its_interval_and_the_gain_always_stay() -> None:
     text = "\n".join(lines(20)[0])
     assert "50.0" in text and "28.0 to 72.0" in text and "+3.0" in text
 

@@ -109,7 +109,7 @@ def test_the_card_tells_the_whole_story(runs: dict[str, Path]) -> None:
         r"random \[sample\]",
     ):
         assert word in card
-    assert re.search(r"(points|No lift) over label-only fine-tuning (at equal budget|can be given)", card)
+    assert re.search(r"(points|No gain) over label-only fine-tuning (at equal budget|can be given)", card)
     assert "model-index" not in card  # sample data
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from tests.leaderboard.fakes import flags, make_anchor, make_record
 from tinyllm_bench.leaderboard.record import RunRecord
-from tinyllm_bench.leaderboard.rows import Lift
+from tinyllm_bench.leaderboard.rows import Gain
 from tinyllm_bench.leaderboard.tables import BoardNames
-from tinyllm_bench.publish.card_parts import compared, licence_notes, lift_sentence
+from tinyllm_bench.publish.card_parts import compared, gain_sentence, licence_notes
 from tinyllm_bench.publish.model_card import Exported, model_card
 
-NAMES = BoardNames(floor="floor", floor_title="label-only fine-tuning", order=("guess", "floor"))
+NAMES = BoardNames(baseline="floor", baseline_title="label-only fine-tuning", order=("guess", "floor"))
 SMOLLM = {"spec": "bundled:smollm2-135m", "digest": "d", "initial_digest": "i"}
 FULL = Exported(form="full", encoder_decoder=False, add_bos=False)
 
@@ -34,25 +34,25 @@ def front_matter(text: str) -> dict[str, Any]:
     return values
 
 
-# --- lift -------------------------------------------------------------------------------------------------------------
+# --- gain -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("right", "said"),
     [(19, "above zero."), (11, "not distinguishable from zero."), (1, "below zero. Label-only fine-tuning is better")],
 )
-def test_the_lift_is_told_as_it_is(right: int, said: str) -> None:
+def test_the_gain_is_told_as_it_is(right: int, said: str) -> None:
     found = compared(trained("m", right), [trained("floor", 10)], NAMES, {})
-    assert found is not None and said in found.lift and "for these trained students only" in found.lift
+    assert found is not None and said in found.gain and "for these trained students only" in found.gain
 
 
-def test_no_lift_says_why() -> None:
+def test_no_gain_says_why() -> None:
     assert (
-        lift_sentence(Lift(why_not="other budget"), "the floor") == "No lift over the floor can be given: other budget."
+        gain_sentence(Gain(why_not="other budget"), "the floor") == "No gain over the floor can be given: other budget."
     )
-    assert "nothing to lift" in lift_sentence(Lift(why_not="floor"), "the floor")
+    assert "which gains are measured against" in gain_sentence(Gain(why_not="baseline"), "the floor")
     found = compared(trained("m", 12), [trained("floor", 10, tokens=5000)], NAMES, {})
-    assert found is not None and "other budget" in found.lift
+    assert found is not None and "other budget" in found.gain
 
 
 def test_only_what_belongs_beside_it_stands_there() -> None:

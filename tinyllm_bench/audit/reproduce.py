@@ -29,7 +29,7 @@ from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.leaderboard.judgements import Judge
 from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.reported import Reported, reported_table, reported_value, reported_values
-from tinyllm_bench.leaderboard.rows import Lift, Row, make_rows
+from tinyllm_bench.leaderboard.rows import Gain, Row, make_rows
 from tinyllm_bench.leaderboard.stats.intervals import Estimate
 from tinyllm_bench.leaderboard.tables import Cells, percent, points, text_table
 
@@ -79,7 +79,7 @@ class Judged(NamedTuple):
     paper: float | None
     ours: Estimate | None
     paper_gain: float | None
-    gain: Lift | None
+    gain: Gain | None
     verdict: Verdict
 
 
@@ -159,11 +159,11 @@ def judge(
     for task in tasks:
         rows = make_rows([record for record in records if record.task == task], found.methods)
         verdicts = Judge(rows)
-        lifts = dict(zip((row.key for row in rows), verdicts.lifts(found.floor), strict=True))
+        gains = dict(zip((row.key for row in rows), verdicts.gains(found.floor), strict=True))
         floor = _paper(found, reported, found.floor, task)
         for method in found.methods:
             row = next((row for row in rows if row.first.name == method and row.first.label == method), None)
-            cells.append(_judged(found, reported, verdicts, row, lifts, (method, task, floor), own_student))
+            cells.append(_judged(found, reported, verdicts, row, gains, (method, task, floor), own_student))
     return cells
 
 
@@ -172,7 +172,7 @@ def _judged(
     reported: Reported,
     verdicts: Judge,
     row: Row | None,
-    lifts: Mapping[str, Lift],
+    gains: Mapping[str, Gain],
     place: tuple[str, str, float | None],
     own_student: bool,
 ) -> Judged:
@@ -180,7 +180,7 @@ def _judged(
     paper = _paper(found, reported, method, task)
     paper_gain = paper - floor if paper is not None and floor is not None and method != found.floor else None
     ours = None if row is None else verdicts.accuracies.get(row.key)
-    gain = None if row is None else lifts[row.key]
+    gain = None if row is None else gains[row.key]
     verdict = of_value(paper, ours) if own_student else of_gain(paper_gain, gain)
     return Judged(method, task, paper, ours, paper_gain, gain, verdict)
 
@@ -199,7 +199,7 @@ def of_value(paper: float | None, ours: Estimate | None) -> Verdict:
     return "reproduced" if (ours.high - ours.low) / 2 <= NARROW else "underpowered"
 
 
-def of_gain(paper: float | None, ours: Lift | None) -> Verdict:
+def of_gain(paper: float | None, ours: Gain | None) -> Verdict:
     """Whether our gain over the floor can be the paper's, and has its sign."""
     if ours is None:
         return "not run"
@@ -281,7 +281,7 @@ def _cells(cell: Judged) -> Cells:
     }
 
 
-def _gain(gain: Lift) -> str:
+def _gain(gain: Gain) -> str:
     return gain.why_not or f"{_p(gain.value)} ({_p(gain.low)} to {_p(gain.high)})"
 
 

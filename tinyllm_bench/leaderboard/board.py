@@ -4,7 +4,6 @@ A board's folder: `boards/main.yaml` (floor, order, sample rule), `results/<prot
 (records, append-only) and what `board_files` generates from them.
 """
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,14 +20,14 @@ from tinyllm_bench.leaderboard.board_folder import board_records, check_sections
 from tinyllm_bench.leaderboard.consistency import check_consistency
 from tinyllm_bench.leaderboard.latex import GENERATED, latex_mean
 from tinyllm_bench.leaderboard.markdown import EMPTY, board_text
-from tinyllm_bench.leaderboard.means import MEAN_NOTE, Standings, macro_table, standings_of
+from tinyllm_bench.leaderboard.means import MEAN_NOTE, MeanRow, TaskStandings, macro_table, mean_cells, standings_of
 from tinyllm_bench.leaderboard.page import board_page
 from tinyllm_bench.leaderboard.protocols import foreign
 from tinyllm_bench.leaderboard.record import RunRecord, load_record, record_path, save_record
 from tinyllm_bench.leaderboard.record_parts import Track
 from tinyllm_bench.leaderboard.reporters import FOLDER, reporter_files
 from tinyllm_bench.leaderboard.section_files import section_files
-from tinyllm_bench.leaderboard.tables import BoardNames, Cells, Section, text_table
+from tinyllm_bench.leaderboard.tables import BoardNames, Section, text_table
 from tinyllm_bench.leaderboard.terminal import filled, fitted
 from tinyllm_bench.leaderboard.verdicts import Refutation, add_refutations, submitted_refutations
 
@@ -201,7 +200,7 @@ def board_show(folder: Path, width: int | None = None) -> str:
     """The same tables and notes for a terminal: in full, or made to fit so many columns."""
     config = board_config(folder)
     sections = of_sections(folder, _names(config), partial(_shown, width=width))
-    macro = all_visible(macro_table([section.standings for section in sections]))
+    macro = macro_table([section.standings for section in sections])
     parts = [_title(config, [section.is_sample for section in sections]), *([] if sections else [EMPTY])]
     parts += [text for section in sections for text in section.texts]
     return "\n\n".join([*parts, *_means(macro, width)]) + "\n"
@@ -209,48 +208,37 @@ def board_show(folder: Path, width: int | None = None) -> str:
 
 class _Shown(NamedTuple):
     is_sample: bool
-    standings: Standings
+    standings: TaskStandings
     texts: list[str]
 
 
 def _shown(section: Section, slug: str, *, width: int | None) -> _Shown:
-    shown = dataclasses.replace(
-        section,
-        title=visible(section.title),
-        facts=visible(section.facts),
-        table=tuple(all_visible(line) for line in section.table),
-        notes=tuple(map(visible, section.notes)),
-        runs=tuple(all_visible(line) for line in section.runs),
-    )
-    texts = _wide(shown) if width is None else _narrow(shown, width)
+    table, runs = all_visible(section.cells()), all_visible(section.runs())
+    title, facts, notes = visible(section.title), visible(section.facts), [visible(note) for note in section.notes]
+    if width is None:
+        told = "Runs: " + ", ".join(f"{run['row']} seed {run['seed']} = {run['run']}" for run in runs)
+        list_of_notes = ["\n".join(f"- {note}" for note in notes)] if notes else []
+        texts = [f"{title}\n{facts}", text_table(table, markdown=False), *list_of_notes, told]
+    else:  # made to fit; the names of its runs are in the board's files
+        table, more = fitted(table, width)
+        lines = [filled(f"- {note}", width, "  ") for note in (*more, *notes)]
+        texts = [f"{title}\n{filled(facts, width)}", text_table(table, markdown=False), "\n".join(lines)]
     return _Shown(section.is_sample, standings_of(section), texts)
 
 
-def _wide(section: Section) -> list[str]:
-    notes = ["\n".join(f"- {note}" for note in section.notes)] if section.notes else []
-    runs = "Runs: " + ", ".join(f"{run['row']} seed {run['seed']} = {run['run']}" for run in section.runs)
-    return [f"{section.title}\n{section.facts}", text_table(section.table, markdown=False), *notes, runs]
-
-
-def _narrow(section: Section, width: int) -> list[str]:
-    """A section at a terminal's width; its runs' names are in the board's files."""
-    table, notes = fitted(section.table, width)
-    lines = [filled(f"- {note}", width, "  ") for note in (*notes, *section.notes)]
-    return [f"{section.title}\n{filled(section.facts, width)}", text_table(table, markdown=False), "\n".join(lines)]
-
-
-def _means(macro: Sequence[Cells], width: int | None) -> list[str]:
+def _means(macro: Sequence[MeanRow], width: int | None) -> list[str]:
     if not macro:
         return []
+    cells = all_visible(mean_cells(macro))
     if width is None:
-        return ["Mean over tasks", text_table(macro, markdown=False), MEAN_NOTE]
-    table, notes = fitted(macro, width)
+        return ["Mean over tasks", text_table(cells, markdown=False), MEAN_NOTE]
+    table, notes = fitted(cells, width)
     lines = [filled(f"- {note}", width, "  ") for note in (*notes, MEAN_NOTE)]
     return ["Mean over tasks", text_table(table, markdown=False), "\n".join(lines)]
 
 
 def _names(config: BoardConfig) -> BoardNames:
-    return BoardNames(floor=config.floor, floor_title=config.floor_title, order=config.order)
+    return BoardNames(baseline=config.floor, baseline_title=config.floor_title, order=config.order)
 
 
 def _title(config: BoardConfig, are_sample: Sequence[bool]) -> str:

@@ -68,7 +68,7 @@ def _side(row: Row) -> str:
 def _estimate(found: Estimate) -> str:
     test = "" if found.p is None else f", p {_p(found.p)}"
     span = f"95 % interval {points(found.low)} to {points(found.high)}"
-    reach = "for new runs and new questions of this kind" if found.speaks_of == ANY_RUN else found.speaks_of
+    reach = "for new runs and new questions of this kind" if found.scope == ANY_RUN else found.scope
     return f"{points(found.value)} points, {span}{test} ({found.method}; {reach})"
 
 

@@ -118,6 +118,7 @@ def drawing(runs: Sequence[RunCurves]) -> str:
     """One SVG of one run by its steps, or of several on top of each other by their student tokens."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     several = len(runs) > 1
     axis = "student tokens" if several else "step"
@@ -126,10 +127,10 @@ def drawing(runs: Sequence[RunCurves]) -> str:
     large = [LOSS, *([ACCURACY] if has_validation else [])]
     small = [*([RATE] if has_rates else []), *names]
     # Panels are laid out by number: numpy, which holds the layout, cuts a name that ends in a NUL.
-    layout = [[number, number] for number in range(len(large))]
+    layout: list[Any] = [[number, number] for number in range(len(large))]
     places = [*range(len(large), len(large) + len(small)), -1]
     layout += [places[i : i + 2] for i in range(0, len(small), 2)]
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",  # texts stay texts, for search and for screen readers
         "svg.hashsalt": "curves",  # the same run gives the same bytes
         "text.parse_math": False,  # a name with two dollar signs is no formula
@@ -168,7 +169,7 @@ def drawing(runs: Sequence[RunCurves]) -> str:
                 panels[ACCURACY].plot(xs, percents, color=color, linestyle=dashes, marker="o")
                 for x, value, one in zip(xs, percents, run.validations, strict=True):
                     if one.selected:
-                        ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "color": "black"}
+                        ring: Any = {"marker": "o", "markersize": 12, "fillstyle": "none", "color": "black"}
                         panels[ACCURACY].plot([x], [value], linestyle="none", gid="selected", **ring)
                         if not several:
                             text = f"selected: {value:.1f} %"
@@ -176,16 +177,16 @@ def drawing(runs: Sequence[RunCurves]) -> str:
         for panel in panels.values():
             panel.margins(y=0.15)
             panel.set_xlim(left=0)
-            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         if several:
             drawn = [panels[LOSS].lines[number] for number in range(len(runs))]
             figure.legend(drawn, [visible(run.name) for run in runs], loc="outside lower center", ncols=2)
         else:
             figure.text(0.01, 0.99, visible(runs[0].name), va="top", fontsize=8, alpha=0.7)
-        text = io.StringIO()
+        picture = io.StringIO()
         about = {"Title": visible(title), "Description": visible(" ".join(map(_sentence, runs))), "Date": None}
-        figure.savefig(text, format="svg", metadata=about)
-    return text.getvalue()
+        figure.savefig(picture, format="svg", metadata=about)
+    return picture.getvalue()
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -217,8 +218,8 @@ def curves_text(run: RunCurves, *, bars: str = BARS) -> str:
     if run.validations:
         told.append(("validation", [one.accuracy for one in run.validations], _accuracy_text(run.validations)))
     for name, points in run.measured.items():
-        values = [value for _, value in points]
-        told.append((name, values, _from_to(values)))
+        own = [value for _, value in points]
+        told.append((name, own, _from_to(own)))
     width = min(max(len(name) for name, _, _ in told), 34)
     spark = 78 - width - max(len(text) for _, _, text in told) - 4
     for name, values, text in told:

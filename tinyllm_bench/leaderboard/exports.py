@@ -1,8 +1,4 @@
-"""A board's tables for programs: CSV and JSON.
-
-Cells are those of the Markdown. Where a file holds numbers too, accuracies are exact shares of the records, intervals
-and lifts the printed ones.
-"""
+"""A board's tables for programs: CSV and JSON, every number as it was computed."""
 
 import csv
 import io
@@ -13,10 +9,9 @@ from pydantic import BaseModel, ConfigDict
 
 from tinyllm_bench.base.escaping import csv_cell, terminal
 from tinyllm_bench.leaderboard.markdown import HOW_TO_READ
-from tinyllm_bench.leaderboard.means import MEAN_NOTE
-from tinyllm_bench.leaderboard.page_data import Line, Measured, lines
+from tinyllm_bench.leaderboard.means import MEAN_NOTE, MeanRow
 from tinyllm_bench.leaderboard.record import RunRecord, record_path
-from tinyllm_bench.leaderboard.tables import TRUST, Cells, Section
+from tinyllm_bench.leaderboard.tables import Section, TableRow
 from tinyllm_bench.leaderboard.verdicts import Checked, Checks, Refutation, Tier, checked
 
 
@@ -49,21 +44,39 @@ class RunData(_Part):
 
 
 class RowData(_Part):
-    """One line of a table. `cells` is what is printed; `accuracy` and `macro_f1` are shares, intervals and lifts in
-    per cent and points."""
+    """One row of a table in numbers, as they were computed; None where the row has no such figure.
+
+    Accuracies, gains and their 95 % intervals are shares; `gain_scope` is what a gain generalises to, `no_gain` why
+    there is none. `unparsed` counts of `answers` in all runs; `student_tokens` and `seconds` are means of a run.
+    """
 
     label: str
     student: str | None
     kind: Literal["anchor", "method", "teacher"]
     sample: bool
     trust: str | None
+    n: int | None
+    seeds: int | None
     accuracy: float | None
     interval: tuple[float, float] | None
-    macro_f1: float | None = None
-    macro_f1_interval: tuple[float, float] | None = None
-    lift: float | None
-    lift_interval: tuple[float, float] | None
-    cells: dict[str, str]
+    unparsed: int | None
+    answers: int | None
+    macro_f1: float | None
+    macro_f1_interval: tuple[float, float] | None
+    gain: float | None
+    gain_interval: tuple[float, float] | None
+    gain_p: float | None
+    gain_p_holm: float | None
+    gain_scope: str | None
+    no_gain: str | None
+    gap_recovered: float | None
+    gap_interval: tuple[float, float] | None
+    best_rank: int | None
+    worst_rank: int | None
+    tied_with_best: bool | None
+    student_tokens: float | None
+    seconds: float | None
+    secondary: dict[str, float]
     runs: tuple[RunData, ...]
 
 
@@ -82,6 +95,20 @@ class SectionData(_Part):
     notes: tuple[str, ...]
 
 
+class MeanData(_Part):
+    """A row of the table of means over tasks: plain, and corrected for chance."""
+
+    label: str
+    student: str | None
+    reading: str
+    parser_version: str
+    tasks: int
+    mean_accuracy: float
+    interval: tuple[float, float]
+    chance_corrected: float
+    chance_corrected_interval: tuple[float, float]
+
+
 class BoardData(_Part):
     """`data.json`: a whole board. `mean` is the table of means over tasks."""
 
@@ -89,14 +116,28 @@ class BoardData(_Part):
     title: str
     how_to_read: str
     sections: tuple[SectionData, ...]
-    mean: tuple[dict[str, str], ...]
+    mean: tuple[MeanData, ...]
     mean_note: str
 
 
-def board_data(title: str, sections: Iterable[SectionData], macro: Sequence[Cells]) -> BoardData:
-    """Everything the page shows, with numbers beside the printed cells."""
+def board_data(title: str, sections: Iterable[SectionData], macro: Sequence[MeanRow]) -> BoardData:
+    """Everything the page shows, in numbers."""
+    mean = [
+        MeanData(
+            label=row.label,
+            student=row.student or None,
+            reading=row.reading,
+            parser_version=row.parser,
+            tasks=row.tasks,
+            mean_accuracy=row.mean.value,
+            interval=(row.mean.low, row.mean.high),
+            chance_corrected=row.corrected.value,
+            chance_corrected_interval=(row.corrected.low, row.corrected.high),
+        )
+        for row in macro
+    ]
     return BoardData(
-        title=title, how_to_read=HOW_TO_READ, sections=tuple(sections), mean=tuple(macro), mean_note=MEAN_NOTE
+        title=title, how_to_read=HOW_TO_READ, sections=tuple(sections), mean=tuple(mean), mean_note=MEAN_NOTE
     )
 
 
@@ -112,32 +153,43 @@ def section_data(section: Section, slug: str) -> SectionData:
         protocol_hash=first.protocol_hash,
         protocol=first.protocol,
         chance=first.chance,
-        rows=tuple(_row(line, section.checks) for line in lines(section)),
+        rows=tuple(_row(row, section.checks) for row in section.table),
         notes=section.notes,
     )
 
 
-def _row(line: Line, checks: Checks) -> RowData:
-    row, lift = line.row, line.lift
+def _row(row: TableRow, checks: Checks) -> RowData:
+    gain, gap, rank = row.gain, row.gap, row.rank
     return RowData(
-        label=line.cells["row"],
-        student=(row.student or None) if row else None,
-        kind=line.kind,
-        sample=bool(row and row.first.sample) or line.cells["row"].endswith(" [sample]"),
-        trust=line.trust,
-        accuracy=line.share,
-        interval=_interval(line.accuracy),
-        macro_f1=line.macro_f1,
-        macro_f1_interval=_interval(line.macro_f1_limits),
-        lift=lift.value if lift else None,
-        lift_interval=_interval(lift),
-        cells=line.cells,
-        runs=tuple(_run(record, checked(checks, record)) for record in row.records) if row else (),
+        label=row.title,
+        student=row.student or None,
+        kind=row.kind,
+        sample=row.sample,
+        trust=row.trust,
+        n=row.n,
+        seeds=row.seeds,
+        accuracy=row.accuracy,
+        interval=(row.interval.low, row.interval.high) if row.interval else None,
+        unparsed=row.unparsed,
+        answers=row.answers,
+        macro_f1=row.macro_f1,
+        macro_f1_interval=(row.macro_f1_interval.low, row.macro_f1_interval.high) if row.macro_f1_interval else None,
+        gain=gain.value if gain else None,
+        gain_interval=(gain.low, gain.high) if gain and gain.low is not None and gain.high is not None else None,
+        gain_p=gain.p if gain else None,
+        gain_p_holm=gain.p_holm if gain else None,
+        gain_scope=(gain.scope or None) if gain else None,
+        no_gain=gain.why_not if gain and gain.why_not != "-" else None,
+        gap_recovered=gap.value if gap else None,
+        gap_interval=(gap.low, gap.high) if gap and gap.low is not None and gap.high is not None else None,
+        best_rank=rank.best_rank if rank else None,
+        worst_rank=rank.worst_rank if rank else None,
+        tied_with_best=rank.tied_with_best if rank else None,
+        student_tokens=row.student_tokens,
+        seconds=row.seconds,
+        secondary=dict(row.secondary),
+        runs=tuple(_run(record, checked(checks, record)) for record in (row.source.records if row.source else ())),
     )
-
-
-def _interval(found: Measured | None) -> tuple[float, float] | None:
-    return (found.low, found.high) if found and found.low is not None and found.high is not None else None
 
 
 def _run(record: RunRecord, found: Checked) -> RunData:
@@ -168,38 +220,35 @@ def json_text(data: BoardData) -> str:
 
 
 _FACTS = ("task", "reading", "protocol", "sample", "kind", "trust", "row", "student")
-_NUMBERS = ("accuracy", "low_%", "high_%", "macro_f1", "macro_f1_low_%", "macro_f1_high_%")
-_LIFTS = ("lift_points", "lift_low", "lift_high")
+_INTERVALS = {"interval": "accuracy", "macro_f1_interval": "macro_f1", "gain_interval": "gain", "gap_interval": "gap"}
 
 
 def rows_csv(data: BoardData) -> str:
-    """One line a table line: what it is, numbers (empty where there is none), then the printed cells of all tables, in
-    which a text that a spreadsheet would compute begins with `'`.
+    """One line a row of a table: what it is, then its numbers, empty where there is none.
 
-    `accuracy` and `macro_f1` are shares, the columns behind them the printed intervals in per cent.
+    Shares are shares, in full; an interval has two columns, `<figure>_low` and `<figure>_high`. A text that a
+    spreadsheet would compute begins with `'`.
     """
-    printed = dict.fromkeys(name for section in data.sections for row in section.rows for name in row.cells)
-    heads = [name for name in printed if name not in ("row", "student", TRUST)]
-    body = (
-        [
-            *(section.task, section.reading, section.protocol_hash[:12], _yes(row.sample)),
-            *(row.kind, row.trust, row.label, row.student, row.accuracy),
-            *(row.interval or ("", "")),
-            row.macro_f1,
-            *(row.macro_f1_interval or ("", "")),
-            row.lift,
-            *(row.lift_interval or ("", "")),
-            *(row.cells.get(name, "") for name in heads),
-        ]
-        for section in data.sections
-        for row in section.rows
-    )
-    return _csv([*_FACTS, *_NUMBERS, *_LIFTS, *heads], body)
+    plain = [name for name in RowData.model_fields if name not in ("label", *_FACTS, "runs", "secondary")]
+    secondary = sorted({name for section in data.sections for row in section.rows for name in row.secondary})
+    heads: list[str] = []
+    for name in plain:
+        of = _INTERVALS.get(name)
+        heads += [f"{of}_low", f"{of}_high"] if of else [name]
+
+    def line(section: SectionData, row: RowData) -> list[Any]:
+        cells: list[Any] = [section.task, section.reading, section.protocol_hash[:12], _yes(row.sample)]
+        cells += [row.kind, row.trust, row.label, row.student]
+        for name in plain:
+            cells += list(getattr(row, name) or ("", "")) if name in _INTERVALS else [getattr(row, name)]
+        return [*cells, *(row.secondary.get(name, "") for name in secondary)]
+
+    return _csv([*_FACTS, *heads, *secondary], (line(one, row) for one in data.sections for row in one.rows))
 
 
 def runs_csv(data: BoardData) -> str:
     """One line a run, with its counts; `refutations` is their number."""
-    fields = [name for name in RunData.model_fields if name not in (TRUST, "refutations")]
+    fields = [name for name in RunData.model_fields if name not in ("trust", "refutations")]
     body = (
         [section.task, section.reading, section.protocol_hash[:12], _yes(row.sample), row.kind, run.trust]
         + [row.label, row.student, *(getattr(run, name) for name in fields), len(run.refutations)]

@@ -1,4 +1,4 @@
-"""What the statistics say about a section's rows: intervals of accuracy, lifts with Holm's correction, ranks.
+"""What the statistics say about a section's rows: intervals of accuracy, gains with Holm's correction, ranks.
 
 Rows of a section share a protocol, and so the same questions; runs are aligned by their ids.
 """
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tinyllm_bench.leaderboard import aligned
-from tinyllm_bench.leaderboard.rows import Lift, Row, floor_of
+from tinyllm_bench.leaderboard.rows import Gain, Row, baseline_of
 from tinyllm_bench.leaderboard.stats import intervals
 from tinyllm_bench.leaderboard.stats.averages import ConstantAnswer, MacroF1, constant_answer
 from tinyllm_bench.leaderboard.stats.gap import Gap, gap_recovered
@@ -32,7 +32,7 @@ class Judge:
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
         self._known: dict[str, intervals.Row] = {}
-        self._floors: dict[str, dict[str, Row | str]] = {}
+        self._baselines: dict[str, dict[str, Row | str]] = {}
         records = [record for row in rows for record in row.records]
         self._clusters, gold = aligned.clusters(records), aligned.gold(records)
         self.accuracies = {row.key: found for row in rows if (found := self._accuracy(row)) is not None}
@@ -59,32 +59,32 @@ class Judge:
             return None
         return intervals.accuracy(self.of(row))
 
-    def lifts(self, floor: str) -> list[Lift]:
-        """Every row against its floor row, one family of tests for the table."""
-        found = [self._lift(row, floor) for row in self._rows]
-        tested = [number for number, lift in enumerate(found) if lift.p is not None]
+    def gains(self, baseline: str) -> list[Gain]:
+        """Every row against its baseline row, one family of tests for the table."""
+        found = [self._gain(row, baseline) for row in self._rows]
+        tested = [number for number, gain in enumerate(found) if gain.p is not None]
         corrected = holm([found[number].p or 0.0 for number in tested])
         for number, p in zip(tested, corrected, strict=True):
             found[number] = found[number]._replace(p_holm=p)
         return found
 
-    def _lift(self, row: Row, floor: str) -> Lift:
-        other = self._floor(row, floor)
+    def _gain(self, row: Row, baseline: str) -> Gain:
+        other = self._baseline(row, baseline)
         if isinstance(other, str):
-            return Lift(why_not=other)
+            return Gain(why_not=other)
         found = intervals.difference(self.of(row), self.of(other))
         seeds = min(len(row.records), len(other.records))
-        return Lift(found.value, found.low, found.high, seeds, p=found.p, speaks_of=found.speaks_of, estimate=found)
+        return Gain(found.value, found.low, found.high, seeds, p=found.p, scope=found.scope, estimate=found)
 
-    def gaps(self, floor: str) -> dict[str, Gap]:
-        """By key, how much of the way from its floor row to its teacher a row covers; empty without measured teachers.
+    def gaps(self, baseline: str) -> dict[str, Gap]:
+        """By key, how much of the way from its baseline to its teacher a row covers; empty without measured teachers.
 
         Of a row's several teachers, and of the ways they were asked, the one with the highest accuracy counts.
         """
         asked = [row for row in self._rows if row.is_anchor and row.student and row.first.items]
         found = {}
         for row in self._rows:
-            base = self._floor(row, floor)
+            base = self._baseline(row, baseline)
             own = {teacher.spec for teacher in row.first.teachers}
             teachers = [self.of(one) for one in asked if one.student in own]
             if teachers and not isinstance(base, str):
@@ -92,15 +92,15 @@ class Judge:
                 found[row.key] = gap_recovered(self.of(row), self.of(base), best)
         return found
 
-    def _floor(self, row: Row, floor: str) -> Row | str:
-        """`floor_of`, looked for once and among the floor method's rows of the same student, which are few."""
-        if floor not in self._floors:
+    def _baseline(self, row: Row, baseline: str) -> Row | str:
+        """`baseline_of`, looked for once and among the baseline method's rows of the same student, which are few."""
+        if baseline not in self._baselines:
             few = defaultdict(list)
             for one in self._rows:
-                if not one.is_anchor and one.first.name == floor:
+                if not one.is_anchor and one.first.name == baseline:
                     few[one.student].append(one)
-            self._floors[floor] = {one.key: floor_of(one, few[one.student], floor) for one in self._rows}
-        return self._floors[floor][row.key]
+            self._baselines[baseline] = {one.key: baseline_of(one, few[one.student], baseline) for one in self._rows}
+        return self._baselines[baseline][row.key]
 
     def ranks(self) -> dict[str, Standing]:
         """By key of each trained row, where it may stand among them; empty where there are too few or too many."""
@@ -111,8 +111,8 @@ class Judge:
         return {row.key: standing for row, standing in zip(trained, found, strict=True)}
 
 
-def smallest_difference(lifts: Sequence[Lift]) -> float | None:
+def smallest_difference(gains: Sequence[Gain]) -> float | None:
     """The difference that the table's typical comparison finds with 80 % power after correction: the median."""
-    found = [lift.estimate for lift in lifts if lift.estimate is not None]
+    found = [gain.estimate for gain in gains if gain.estimate is not None]
     sizes = sorted(detectable(one, comparisons=len(found)) for one in found)
     return sizes[len(sizes) // 2] if sizes else None

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from tinyllm_bench.leaderboard.stats.averages import macro_average
 from tinyllm_bench.leaderboard.stats.intervals import Estimate
-from tinyllm_bench.leaderboard.tables import Cells, Section, interval_text, marked, percent
+from tinyllm_bench.leaderboard.tables import Cells, Section, interval_text, percent
 
 MEAN_NOTE = "Only rows that stand on every task of their reading. Chance-corrected: 0 at chance, 100 if all is right."
 
 
-class Standings(NamedTuple):
-    """A section as a mean over tasks needs it: its rows' accuracies by printed label and student.
+class TaskStandings(NamedTuple):
+    """A section as a mean over tasks needs it: its rows' accuracies by title and student.
 
     `parser` is the version of the parser, which choices and numbers share.
     """
@@ -24,15 +24,27 @@ class Standings(NamedTuple):
     rows: Mapping[tuple[str, str], Estimate]
 
 
-def standings_of(section: Section) -> Standings:
+class MeanRow(NamedTuple):
+    """A row of the table of means: `mean` of the accuracies, and the same with each corrected for chance."""
+
+    label: str
+    student: str
+    reading: str
+    parser: str
+    tasks: int
+    mean: Estimate
+    corrected: Estimate
+
+
+def standings_of(section: Section) -> TaskStandings:
     """The rows of a section whose accuracy is known."""
-    first, known = section.rows[0].first, section.accuracies
-    rows = {(marked(row), row.student): known[row.key] for row in section.rows if row.key in known}
+    first = section.rows[0].first
+    rows = {(row.title, row.student): row.interval for row in section.table if row.source and row.interval}
     version = re.search(r"\d+", str(first.protocol["parser_version"]))
-    return Standings(first.task, first.reading, version[0] if version else "", first.chance, rows)
+    return TaskStandings(first.task, first.reading, version[0] if version else "", first.chance, rows)
 
 
-def macro_table(sections: Sequence[Standings]) -> list[Cells]:
+def macro_table(sections: Sequence[TaskStandings]) -> list[MeanRow]:
     """Mean accuracy and mean chance-corrected accuracy of the rows that stand on every task, per reading and parser.
 
     Only tasks with one protocol count: with several there is no saying which one belongs into a mean. Answers that two
@@ -44,20 +56,32 @@ def macro_table(sections: Sequence[Standings]) -> list[Cells]:
         tasks = [section.task for section in of_reading]
         single = [section for section in of_reading if tasks.count(section.task) == 1]
         if len(single) > 1:
-            lines += [_line(key, single) for key in single[0].rows if all(key in one.rows for one in single)]
+            chances = [section.chance for section in single]
+            for label, student in single[0].rows:
+                found = [one.rows[label, student] for one in single if (label, student) in one.rows]
+                if len(found) == len(single):
+                    means = macro_average(found), macro_average(found, chances)
+                    lines.append(MeanRow(label, student, reading, parser, len(found), *means))
     return lines
 
 
-def _line(key: tuple[str, str], sections: Sequence[Standings]) -> Cells:
-    found = [section.rows[key] for section in sections]
-    mean, corrected = macro_average(found), macro_average(found, [section.chance for section in sections])
-    return {
-        "row": key[0],
-        "student": key[1] or "-",
-        "reading": sections[0].reading,
-        "parser version": sections[0].parser,
-        "tasks": str(len(found)),
-        "mean accuracy %": percent(mean.value),
-        "95 % interval": interval_text(mean),
-        "mean chance-corrected %": percent(corrected.value),
-    }
+def mean_cells(rows: Sequence[MeanRow]) -> list[Cells]:
+    """The table of means for people."""
+    return [
+        {
+            "row": row.label,
+            "student": row.student or "-",
+            "reading": row.reading,
+            "parser version": row.parser,
+            "tasks": str(row.tasks),
+            "mean accuracy %": percent(row.mean.value),
+            "95 % interval": interval_text(row.mean),
+            "mean chance-corrected %": percent(row.corrected.value),
+        }
+        for row in rows
+    ]
+
+
+def mean_keys(row: MeanRow) -> list[float | None]:
+    """What the columns of `mean_cells` sort by; None for words."""
+    return [None, None, None, None, row.tasks, row.mean.value, row.mean.low, row.corrected.value]

@@ -5,20 +5,20 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tinyllm_bench.leaderboard.judgements import smallest_difference
 from tinyllm_bench.leaderboard.record import RunRecord
-from tinyllm_bench.leaderboard.rows import OTHER_SETTINGS, Lift, Row
+from tinyllm_bench.leaderboard.rows import OTHER_SETTINGS, Gain, Row
 from tinyllm_bench.leaderboard.stats.arithmetic import ANY_RUN, THESE_STUDENTS
 from tinyllm_bench.leaderboard.verdicts import Checks, checked, content_digest
 
 _MANY_REJECTED = 0.25
 
 
-def section_notes(rows: Sequence[Row], lifts: Sequence[Lift], floor_title: str, checks: Checks) -> list[str]:
+def section_notes(rows: Sequence[Row], gains: Sequence[Gain], baseline_title: str, checks: Checks) -> list[str]:
     """Every note of a section, in a fixed order and without repetition."""
     found = [
         *_sample(rows),
         *_refuted(rows, checks),
-        *_meaning(lifts, rows),
-        *_no_gain(rows, lifts, floor_title),
+        *_meaning(gains, rows),
+        *_no_gain(rows, gains, baseline_title),
         *_reading_problems(rows),
         *_cut_context(rows),
         *_overlap(rows),
@@ -58,14 +58,14 @@ def _refuted(rows: Sequence[Row], checks: Checks) -> Iterable[str]:
             yield f"{name}: refuted{by} on {one.date[:10]}{before}: {one.reason}"
 
 
-def _meaning(lifts: Sequence[Lift], rows: Sequence[Row]) -> Iterable[str]:
-    narrow = [lift for lift in lifts if lift.speaks_of == THESE_STUDENTS]
+def _meaning(gains: Sequence[Gain], rows: Sequence[Row]) -> Iterable[str]:
+    narrow = [gain for gain in gains if gain.scope == THESE_STUDENTS]
     if narrow:
         yield (
-            "Lifts of one run each have Newcombe's paired 95 % interval and McNemar's exact p, for these trained "
+            "Gains of one run each have Newcombe's paired 95 % interval and McNemar's exact p, for these trained "
             "students only: how results move between seeds is not in it. The two may disagree near 0.05."
         )
-    if any(lift.speaks_of == ANY_RUN for lift in lifts) or any(len(row.records) > 1 for row in rows):
+    if any(gain.scope == ANY_RUN for gain in gains) or any(len(row.records) > 1 for row in rows):
         yield (
             "Rows of several seeds have two-way intervals, over questions and seeds: they speak of new runs and new"
             " questions of this kind."
@@ -75,12 +75,12 @@ def _meaning(lifts: Sequence[Lift], rows: Sequence[Row]) -> Iterable[str]:
             "Macro-F1 is the mean of F1 over the answers; its 95 % interval is a bootstrap over questions and, for "
             "rows of several, seeds. The constant answer is the most frequent right one, given to every question."
         )
-    found = smallest_difference(lifts)
+    found = smallest_difference(gains)
     if found is not None:
-        yield f"This table sees lifts of {100 * found:.1f} points or more (80 % power, after correction)."
-    if any(lift.why_not == OTHER_SETTINGS for lift in lifts):
+        yield f"This table sees gains of {100 * found:.1f} points or more (80 % power, after correction)."
+    if any(gain.why_not == OTHER_SETTINGS for gain in gains):
         yield (
-            f"{OTHER_SETTINGS[0].upper()}{OTHER_SETTINGS[1:]}: no floor row of this budget and these training rows "
+            f"{OTHER_SETTINGS[0].upper()}{OTHER_SETTINGS[1:]}: no baseline row of this budget and these training rows "
             "was trained with the same `train` and `student` settings."
         )
     clusters = next((record.clusters for row in rows for record in row.records if record.clusters), ())
@@ -89,12 +89,12 @@ def _meaning(lifts: Sequence[Lift], rows: Sequence[Row]) -> Iterable[str]:
         yield f"{len(clusters)} questions in {groups} clusters that share a passage or a question."
 
 
-def _no_gain(rows: Sequence[Row], lifts: Sequence[Lift], floor_title: str) -> Iterable[str]:
-    for row, lift in zip(rows, lifts, strict=True):
-        if lift.value is None or lift.beats:
+def _no_gain(rows: Sequence[Row], gains: Sequence[Gain], baseline_title: str) -> Iterable[str]:
+    for row, gain in zip(rows, gains, strict=True):
+        if gain.value is None or gain.beats:
             continue
-        reason = "its lift is below zero" if (lift.high or 0) < 0 else "its lift is not clearly above zero"
-        yield f"{row.label} ({row.student}) does not beat {floor_title} here: {reason}."
+        reason = "its gain is below zero" if (gain.high or 0) < 0 else "its gain is not clearly above zero"
+        yield f"{row.label} ({row.student}) does not beat {baseline_title} here: {reason}."
 
 
 def _reading_problems(rows: Sequence[Row]) -> Iterable[str]:

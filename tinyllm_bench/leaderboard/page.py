@@ -12,13 +12,16 @@ from typing import Any
 
 from tinyllm_bench.base.escaping import all_visible, visible
 from tinyllm_bench.leaderboard.markdown import HOW_TO_READ
-from tinyllm_bench.leaderboard.means import MEAN_NOTE
-from tinyllm_bench.leaderboard.tables import Cells
+from tinyllm_bench.leaderboard.means import MEAN_NOTE, MeanRow, mean_cells, mean_keys
+from tinyllm_bench.leaderboard.record import RunRecord, TeacherInfo, record_path
+from tinyllm_bench.leaderboard.rows import Row
+from tinyllm_bench.leaderboard.tables import Section, TableRow, run_cells
 
+_COSTS = ("student tokens", "wall seconds", "teacher tokens", "training FLOPs")
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
-def board_page(title: str, sections: Sequence[str], macro: Sequence[Cells]) -> str:
+def board_page(title: str, sections: Sequence[str], macro: Sequence[MeanRow]) -> str:
     """The text of `index.html`: `sections` as `page_json` gives them, `macro` is the table of means over tasks."""
     import jinja2
     from markupsafe import Markup
@@ -30,7 +33,9 @@ def board_page(title: str, sections: Sequence[str], macro: Sequence[Cells]) -> s
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    mean = all_visible({"columns": list(macro[0]) if macro else [], "rows": [list(line.values()) for line in macro]})
+    cells = mean_cells(macro)
+    rows = [{"cells": list(line.values()), "keys": mean_keys(row)} for line, row in zip(cells, macro, strict=True)]
+    mean = all_visible({"columns": list(cells[0]) if cells else [], "rows": rows})
     return environment.get_template("board.html").render(
         title=visible(title),
         how_to_read=HOW_TO_READ,
@@ -49,6 +54,98 @@ def page_json(section: dict[str, Any]) -> str:
     from jinja2.utils import htmlsafe_json_dumps
 
     return str(htmlsafe_json_dumps(all_visible(section), sort_keys=True))
+
+
+def page_section(section: Section, slug: str) -> dict[str, Any]:
+    """All that the page shows of a section, as lists: a name that stands in every row would be most of the file.
+
+    A row has the text and the sorting key of each cell; accuracies, gains and costs are numbers for the plots.
+    """
+    first = section.rows[0].first
+    spent = [costs(row.source) for row in section.table]
+    names = [name for name in _COSTS if any(name in one for one in spent)]
+    runs = section.runs()
+    return {
+        "slug": slug,
+        "title": section.title,
+        "facts": section.facts,
+        "protocol": first.protocol_hash,
+        "chance": 100 * first.chance,
+        "columns": [column.title for column in section.columns],
+        "costs": names,
+        "run_columns": [*runs[0], "record"],
+        "rows": [_row_data(section, row, own, names) for row, own in zip(section.table, spent, strict=True)],
+        "notes": list(section.notes),
+    }
+
+
+def _row_data(section: Section, row: TableRow, spent: dict[str, float], names: Sequence[str]) -> dict[str, Any]:
+    accuracy, gain, interval = row.accuracy, row.gain, row.interval
+    limits = (interval.low, interval.high) if interval and interval.low < interval.high else (None, None)
+    return {
+        "kind": row.kind,
+        "label": row.title,
+        "student": row.student or "-",
+        "cells": [column.text(row) for column in section.columns],
+        "keys": [column.key(row) for column in section.columns],
+        "accuracy": None if accuracy is None else _percents(accuracy, *limits),
+        "gain": None if gain is None or gain.value is None else _percents(gain.value, gain.low, gain.high),
+        "costs": [spent.get(name) for name in names],
+        "facts": _facts(row.source, row.trust) if row.source else [],
+        # The row's own name need not stand in each of its runs again.
+        "runs": [
+            [*list(run_cells(row, record).values())[1:], record_path(record)]
+            for record in (row.source.records if row.source else ())
+        ],
+    }
+
+
+def _percents(*shares: float | None) -> list[float | None]:
+    return [None if share is None else 100 * share for share in shares]
+
+
+def costs(row: Row | None) -> dict[str, float]:
+    """What a row cost, as the mean of its runs; a cost that a run does not tell is left out."""
+    if row is None:
+        return {}
+    found: dict[str, list[float | None]] = {
+        "student tokens": [0 if row.is_anchor else row.tokens],
+        "wall seconds": [row.seconds],
+        "teacher tokens": [_teacher_tokens(record) for record in row.records],
+        "training FLOPs": [record.budget.train_flops if record.budget else None for record in row.records],
+    }
+    known = {name: [one for one in values if one] for name, values in found.items()}
+    return {name: sum(values) / len(values) for name, values in known.items() if len(values) == len(found[name])}
+
+
+def _teacher_tokens(record: RunRecord) -> int | None:
+    budget = record.budget
+    if budget is None or budget.teacher_tokens_in is None or budget.teacher_tokens_out is None:
+        return None
+    return budget.teacher_tokens_in + budget.teacher_tokens_out
+
+
+def _facts(row: Row, trust: str | None) -> list[list[str]]:
+    """What the opened row tells beyond its cells and runs; the record holds the rest."""
+    record, budget = row.first, row.first.budget
+    told = {
+        "kind": record.kind,
+        "data": f"{record.data.source}{' (sample questions)' if record.sample else ''}",
+        "training rows": None if record.data.n_train is None else f"{record.data.n_train:,}",
+        "teachers": "; ".join(_teacher(one) for one in record.teachers),
+        "student tokens asked": f"{budget.asked_student_tokens:,}" if budget and budget.asked_student_tokens else None,
+        "teacher tokens in and out": f"{_teacher_tokens(record):,}" if _teacher_tokens(record) else None,
+        "training FLOPs (estimate)": f"{budget.train_flops:.3g}" if budget and budget.train_flops else None,
+        "parameters": f"{record.student.parameters:,}" if record.student and record.student.parameters else None,
+        "protocol": record.protocol_hash,
+        "trust": trust,
+    }
+    return [[name, text] for name, text in told.items() if text]
+
+
+def _teacher(info: TeacherInfo) -> str:
+    saw = {True: ", saw the right answer", False: ", did not see the right answer", None: ""}[info.gold_visible]
+    return f"{info.spec}{saw}"
 
 
 def _read(name: str) -> str:

@@ -1,4 +1,4 @@
-"""From records to rows: seeds of one configuration make one row; every row is set against the board's floor."""
+"""From records to rows: seeds of one configuration make one row; every row is set against the board's baseline."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 BUDGET_TOLERANCE = 0.02
 LEVEL = 0.05  # family-wise
 OTHER_SETTINGS = "other training settings"
-# A method is set against the floor only where both were trained alike, in these groups of settings; a student that was
-# taught by another method first is charged with it (`Row.tokens`).
+# A method is set against the baseline only where both were trained alike, in these groups of settings; a student that
+# was taught by another method first is charged with it (`Row.tokens`).
 _EQUAL_SETTINGS = ("train", "student")
 
 
@@ -67,11 +67,11 @@ class Row:
         return over_seeds([getattr(record.budget, field, 0) or 0 for record in self.records]).mean
 
 
-class Lift(NamedTuple):
-    """A row against the floor; `why_not` says why there is no lift.
+class Gain(NamedTuple):
+    """A row against the baseline; `why_not` says why there is no gain.
 
     `low` and `high` are its 95 % interval and `p` the test against 0 (`leaderboard.stats.intervals.difference`),
-    `p_holm` after Holm's correction within the table; `seeds` are the runs of the row that has fewer; `speaks_of` what
+    `p_holm` after Holm's correction within the table; `seeds` are the runs of the row that has fewer; `scope` what
     it generalises to. With different numbers of seeds on the two sides it is given all the same: seeds are runs, not
     pairs.
     """
@@ -83,12 +83,12 @@ class Lift(NamedTuple):
     why_not: str | None = None
     p: float | None = None
     p_holm: float | None = None
-    speaks_of: str = ""
+    scope: str = ""
     estimate: "Estimate | None" = None
 
     @property
     def beats(self) -> bool:
-        """Whether the row is above the floor, after correction for the table's other comparisons."""
+        """Whether the row is above the baseline, after correction for the table's other comparisons."""
         return self.value is not None and self.value > 0 and self.p_holm is not None and self.p_holm <= LEVEL
 
 
@@ -117,23 +117,23 @@ def _spec(record: RunRecord) -> str:
     return record.student.spec if record.student else ""
 
 
-def floor_of(row: Row, rows: Sequence[Row], floor: str) -> Row | str:
-    """The floor row of the same student, training rows, settings and budget (within 2 %), or why there is none.
+def baseline_of(row: Row, rows: Sequence[Row], baseline: str) -> Row | str:
+    """The baseline row of the same student, training rows, settings and budget (within 2 %), or why there is none.
 
-    A row of the floor method itself is the floor, unless it had another budget than the main floor row, the one
-    whose label is the method's name.
+    A row of the baseline method itself is the baseline, unless it had another budget than the main baseline row, the
+    one whose label is the method's name.
     """
     if row.is_anchor:
         return "-"
-    floors = [other for other in rows if not other.is_anchor and other.first.name == floor]
-    floors = [other for other in floors if _student(other) == _student(row)]
-    main = [other for other in floors if other.first.label == floor]
-    if row.first.name == floor:
+    baselines = [other for other in rows if not other.is_anchor and other.first.name == baseline]
+    baselines = [other for other in baselines if _student(other) == _student(row)]
+    main = [other for other in baselines if other.first.label == baseline]
+    if row.first.name == baseline:
         is_other = main and row not in main and not _same_budget(row, main[0])
-        return "other budget" if is_other else "floor"
-    if not floors:
-        return "no floor row"
-    equal = [other for other in floors if _same_budget(row, other)]
+        return "other budget" if is_other else "baseline"
+    if not baselines:
+        return "no baseline row"
+    equal = [other for other in baselines if _same_budget(row, other)]
     if not equal:
         return "other budget"
     equal = [other for other in equal if other.first.data.train_ids_digest == row.first.data.train_ids_digest]

@@ -7,11 +7,10 @@ from tinyllm_bench.leaderboard.exports import SectionData, section_data
 from tinyllm_bench.leaderboard.external_forms import eval_results_yaml, every_eval_ever_lines
 from tinyllm_bench.leaderboard.latex import latex_section
 from tinyllm_bench.leaderboard.markdown import section_markdown
-from tinyllm_bench.leaderboard.means import Standings, standings_of
-from tinyllm_bench.leaderboard.page import page_json
-from tinyllm_bench.leaderboard.page_data import page_section
+from tinyllm_bench.leaderboard.means import TaskStandings, standings_of
+from tinyllm_bench.leaderboard.page import page_json, page_section
 from tinyllm_bench.leaderboard.record import RunRecord
-from tinyllm_bench.leaderboard.tables import Section, marked
+from tinyllm_bench.leaderboard.tables import Section
 from tinyllm_bench.leaderboard.verdicts import Tier, checked
 
 
@@ -21,7 +20,7 @@ class SectionFiles(NamedTuple):
     slug: str
     title: str
     is_sample: bool
-    standings: Standings
+    standings: TaskStandings
     data: SectionData
     page: str
     markdown: str
@@ -49,6 +48,6 @@ def section_files(section: Section, slug: str, *, organization: str) -> SectionF
 
 def _runs(section: Section) -> Iterator[tuple[str, RunRecord, Tier]]:
     """Every run with the printed label of its row and its own tier."""
-    for row in section.rows:
-        for record in row.records:
-            yield marked(row), record, checked(section.checks, record).tier
+    for row in section.table:
+        for record in row.source.records if row.source else ():
+            yield row.title, record, checked(section.checks, record).tier

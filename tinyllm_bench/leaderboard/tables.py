@@ -1,23 +1,25 @@
-"""A board's sections as plain data (cells are text), and their two renderings: Markdown and terminal."""
+"""A board's sections in numbers, and how a number is written for people.
+
+A row of a table holds shares, counts and seconds. Whoever shows a table (Markdown, page, LaTeX, terminal) asks its
+columns for the text of each row; whoever exports it takes the numbers.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from tinyllm_bench.base import escaping
 from tinyllm_bench.leaderboard.judgements import Judge
 from tinyllm_bench.leaderboard.notes import section_notes
 from tinyllm_bench.leaderboard.record import RunRecord, protocol_difference
-from tinyllm_bench.leaderboard.rows import Lift, Row, make_rows
+from tinyllm_bench.leaderboard.rows import Gain, Row, make_rows
 from tinyllm_bench.leaderboard.stats.arithmetic import over_seeds
-from tinyllm_bench.leaderboard.stats.averages import ConstantAnswer
 from tinyllm_bench.leaderboard.stats.gap import Gap
 from tinyllm_bench.leaderboard.stats.intervals import Estimate
 from tinyllm_bench.leaderboard.stats.multiple import Standing
-from tinyllm_bench.leaderboard.verdicts import Checks, least_checked
+from tinyllm_bench.leaderboard.verdicts import Checks, Tier, least_checked
 
-TRUST = "trust"
-MACRO_F1 = "macro-F1 %"
 CONSTANT = "constant answer, the most frequent one"
 NOT_MEASURABLE = "not measurable (recorded text)"
 Cells = dict[str, str]
@@ -25,35 +27,85 @@ Cells = dict[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoardNames:
-    """The words a board brings along: its floor method, what to call it, the order of its rows."""
+    """The words a board brings along: its baseline method, what to call it, the order of its rows."""
 
-    floor: str
-    floor_title: str
+    baseline: str
+    baseline_title: str
     order: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TableRow:
+    """One row of a table in numbers; None where the row has no such figure.
+
+    `source` are the runs behind it; None for a constant answer and for a teacher that is only named. `accuracy` and
+    `secondary` (figures of the task's own) are shares, means over seeds. `interval` belongs to `accuracy`,
+    `macro_f1_interval` to `macro_f1`: older records hold the value alone. `unparsed` counts of `answers` in all runs.
+    `student_tokens` and `seconds` are means of a run.
+    """
+
+    label: str
+    student: str = ""
+    kind: Literal["anchor", "method", "teacher"]
+    sample: bool
+    source: Row | None = None
+    n: int | None = None
+    seeds: int | None = None
+    accuracy: float | None = None
+    interval: Estimate | None = None
+    unparsed: int | None = None
+    answers: int | None = None
+    macro_f1: float | None = None
+    macro_f1_interval: Estimate | None = None
+    gain: Gain | None = None
+    gap: Gap | None = None
+    rank: Standing | None = None
+    student_tokens: float | None = None
+    seconds: float | None = None
+    secondary: Mapping[str, float] = field(default_factory=dict)
+    trust: Tier | None = None
+
+    @property
+    def title(self) -> str:
+        """The label, with the word sample where the data is sample data."""
+        return f"{self.label} [sample]" if self.sample else self.label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column as it is shown: `text` of a row for people, `key` to sort by (None stands last)."""
+
+    title: str
+    text: Callable[[TableRow], str]
+    key: Callable[[TableRow], float | None] = lambda row: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """One table: rows of one task, reading and protocol. `runs` are the cells of the details table, `accuracies` and
-    `macro_f1` the rows' with their intervals, by the row's key, `constant` the value of one answer to all questions,
-    `checks` what others found about the runs."""
+    """One table: rows of one task, reading and protocol. `table` are its rows in numbers, `rows` those that have runs,
+    `columns` how the table is shown, `checks` what others found about the runs."""
 
     title: str
     facts: str
     records: tuple[RunRecord, ...]
     rows: tuple[Row, ...]
-    table: tuple[Cells, ...]
+    table: tuple[TableRow, ...]
+    columns: tuple[Column, ...]
     notes: tuple[str, ...]
-    runs: tuple[Cells, ...]
-    accuracies: Mapping[str, Estimate]
-    macro_f1: Mapping[str, Estimate]
-    constant: ConstantAnswer | None
     checks: Checks
 
     @property
     def is_sample(self) -> bool:
         """Whether all of its runs were made from sample data."""
         return all(record.sample for record in self.records)
+
+    def cells(self) -> list[Cells]:
+        """The table for people, a text by column title for each row."""
+        return [{column.title: column.text(row) for column in self.columns} for row in self.table]
+
+    def runs(self) -> list[Cells]:
+        """The table of runs for people."""
+        return [run_cells(row, record) for row in self.table if row.source for record in row.source.records]
 
 
 def make_section(
@@ -62,21 +114,19 @@ def make_section(
     """One section from the records of one protocol; `others`: one record of each rival protocol of its task."""
     rows = make_rows(records, names.order)
     judge = Judge(rows)
-    lifts = judge.lifts(names.floor)
+    gains = judge.gains(names.baseline)
     first = rows[0].first
     sample = any(record.sample for record in records)
     title = f"{first.task}, {first.reading} reading, {first.protocol['n']} questions"
+    table = tuple(_table(rows, gains, names, judge, checks))
     return Section(
         title=f"{title} (sample data)" if sample else title,
         facts=_facts(first, others),
         records=tuple(records),
         rows=tuple(rows),
-        table=tuple(_table(rows, lifts, names, judge, checks)),
-        notes=tuple(section_notes(rows, lifts, names.floor_title, checks)),
-        runs=tuple(_run_cells(row, record) for row in rows for record in row.records),
-        accuracies=judge.accuracies,
-        macro_f1=judge.macro_f1,
-        constant=judge.constant,
+        table=table,
+        columns=tuple(_columns(table, names.baseline, with_f1=judge.constant is not None)),
+        notes=tuple(section_notes(rows, gains, names.baseline_title, checks)),
         checks=checks,
     )
 
@@ -105,6 +155,131 @@ def _difference(name: str, first: RunRecord, other: RunRecord) -> str:
     )
 
 
+def _table(
+    rows: Sequence[Row], gains: Sequence[Gain], names: BoardNames, judge: Judge, checks: Checks
+) -> Iterator[TableRow]:
+    """Anchors, then lines that no run stands behind, then methods."""
+    ranks, gaps = judge.ranks(), judge.gaps(names.baseline)
+    made = []
+    for row, gain in zip(rows, gains, strict=True):
+        # An accuracy that is known without asking (a guess) has no answers that could be counted.
+        scores = [one.score for one in row.records if one.score] if row.first.expected_accuracy is None else []
+        names_of_all = set.intersection(*(set(record.secondary) for record in row.records))
+        secondary = {
+            name: over_seeds([record.secondary[name] for record in row.records]).mean for name in sorted(names_of_all)
+        }
+        f1 = judge.macro_f1.get(row.key)
+        told_f1 = secondary.pop("macro_f1", None)
+        made.append(
+            TableRow(
+                label=row.label,
+                student=row.student,
+                kind=row.first.kind,
+                sample=row.first.sample,
+                source=row,
+                n=row.first.protocol["n"] if row.accuracy else None,
+                seeds=len(row.records) if scores else None,
+                accuracy=row.accuracy.mean if row.accuracy else None,
+                interval=judge.accuracies.get(row.key),
+                unparsed=sum(score.unparsed for score in scores) if scores else None,
+                answers=sum(score.n for score in scores) if scores else None,
+                # A guess is not asked for the value of one draw.
+                macro_f1=None if row.first.expected_accuracy is not None else f1.value if f1 else told_f1,
+                macro_f1_interval=f1,
+                gain=gain,
+                gap=gaps.get(row.key),
+                rank=ranks.get(row.key),
+                student_tokens=None if row.is_anchor else row.tokens,
+                seconds=row.seconds or None,
+                secondary=secondary,
+                trust=least_checked(checks, row.records),
+            )
+        )
+    sample = any(row.first.sample for row in rows)
+    yield from (row for row in made if row.kind == "anchor")
+    if judge.constant is not None:
+        yield TableRow(
+            label=CONSTANT,
+            kind="anchor",
+            sample=sample,
+            n=rows[0].first.protocol["n"],
+            accuracy=judge.constant.accuracy,
+            macro_f1=judge.constant.macro_f1,
+        )
+    # A replayed teacher wrote its texts before, without answers to score: it is named, never scored.
+    used = {teacher.spec for row in rows for record in row.records for teacher in record.teachers}
+    own = {row.student for row in rows if row.is_anchor}
+    for spec in sorted(spec for spec in used if spec.startswith("replay:") and spec not in own):
+        yield TableRow(label=f"teacher {spec}", kind="teacher", sample=sample)
+    yield from (row for row in made if row.kind != "anchor")
+
+
+def _columns(table: Sequence[TableRow], baseline: str, *, with_f1: bool) -> Iterator[Column]:
+    """The columns that have something to say in this table."""
+    yield Column(title="row", text=lambda row: row.title)
+    yield Column(title="student", text=lambda row: row.student or "-")
+    yield Column(
+        title="accuracy %",
+        text=lambda row: NOT_MEASURABLE if row.accuracy is None else percent(row.accuracy),
+        key=lambda row: row.accuracy,
+    )
+    yield Column(
+        title="95 % interval",
+        text=lambda row: interval_text(row.interval),
+        key=lambda row: row.interval.low if row.interval else None,
+    )
+    yield Column(title="n", text=lambda row: _count(row.n), key=lambda row: row.n)
+    yield Column(title="seeds", text=lambda row: _count(row.seeds), key=lambda row: row.seeds)
+    if any(row.unparsed for row in table):
+        yield Column(title="unparsed", text=_unparsed_text, key=lambda row: row.unparsed)
+    if with_f1 or any(row.macro_f1 is not None for row in table):
+        yield Column(title="macro-F1 %", text=_macro_f1_text, key=lambda row: row.macro_f1)
+    yield Column(
+        title=f"gain over {baseline} at equal budget (points)",
+        text=lambda row: "-" if row.gain is None else _gain_text(row.gain),
+        key=lambda row: row.gain.value if row.gain else None,
+    )
+    if any(row.gain and row.gain.p_holm is not None for row in table):
+        yield Column(
+            title="p (Holm)",
+            text=lambda row: "-" if row.gain is None or row.gain.p_holm is None else probability(row.gain.p_holm),
+            key=lambda row: row.gain.p_holm if row.gain else None,
+        )
+    if any(row.gap for row in table):
+        yield Column(
+            title="gap to teacher recovered %",
+            text=lambda row: "-" if row.gap is None else _gap_text(row.gap),
+            key=lambda row: row.gap.value if row.gap else None,
+        )
+    if any(row.rank for row in table):
+        yield Column(
+            title="rank",
+            text=lambda row: "-" if row.rank is None else _rank_text(row.rank),
+            key=lambda row: row.rank.best_rank if row.rank else None,
+        )
+    yield Column(
+        title="student tokens",
+        text=lambda row: "-" if row.student_tokens is None else f"{round(row.student_tokens):,}",
+        key=lambda row: row.student_tokens,
+    )
+    yield Column(
+        title="wall time",
+        text=lambda row: "-" if row.seconds is None else duration(row.seconds),
+        key=lambda row: row.seconds,
+    )
+    for name in sorted({name for row in table for name in row.secondary}):
+        yield _secondary_column(name)
+    yield Column(title="trust", text=lambda row: row.trust or "-")
+
+
+def _secondary_column(name: str) -> Column:
+    return Column(
+        title=f"{name.replace('_', ' ')} %",
+        text=lambda row: percent(row.secondary[name]) if name in row.secondary else "-",
+        key=lambda row: row.secondary.get(name),
+    )
+
+
 def percent(share: float) -> str:
     """A share as per cent with one decimal."""
     return f"{100 * share:.1f}"
@@ -126,45 +301,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _table(rows: Sequence[Row], lifts: Sequence[Lift], names: BoardNames, judge: Judge, checks: Checks) -> list[Cells]:
-    secondary = sorted({key for row in rows for record in row.records for key in record.secondary})
-    unparsed = any(record.score and record.score.unparsed for row in rows for record in row.records)
-    ranks, gaps = judge.ranks(), judge.gaps(names.floor)
-    tested = any(lift.p_holm is not None for lift in lifts)
-    cells = []
-    for row, lift in zip(rows, lifts, strict=True):
-        line = {
-            "row": marked(row),
-            "student": row.student or "-",
-            "accuracy %": percent(row.accuracy.mean) if row.accuracy else NOT_MEASURABLE,
-            "95 % interval": interval_text(judge.accuracies.get(row.key)),
-            "n": str(row.first.protocol["n"]) if row.accuracy else "-",
-            "seeds": _seeds(row),
-        }
-        if unparsed:
-            line["unparsed"] = _unparsed(row)
-        if judge.constant is not None or "macro_f1" in secondary:
-            line[MACRO_F1] = _macro_f1(row, judge.macro_f1.get(row.key))
-        line[f"lift over {names.floor} at equal budget (points)"] = _lift_text(lift)
-        if tested:
-            line["p (Holm)"] = "-" if lift.p_holm is None else probability(lift.p_holm)
-        if gaps:
-            line["gap to teacher recovered %"] = _gap(gaps[row.key]) if row.key in gaps else "-"
-        if ranks:
-            line["rank"] = _rank(ranks[row.key]) if row.key in ranks else "-"
-        line["student tokens"] = "-" if row.is_anchor else f"{round(row.tokens):,}"
-        line["wall time"] = duration(row.seconds) if row.seconds else "-"
-        line |= {f"{key.replace('_', ' ')} %": _secondary(row, key) for key in secondary if key != "macro_f1"}
-        line[TRUST] = least_checked(checks, row.records)
-        cells.append(line)
-    return _with_unasked(rows, cells, judge.constant)
-
-
-def marked(row: Row) -> str:
-    """The row's label, with the word sample where its data is sample data."""
-    return f"{row.label} [sample]" if row.first.sample else row.label
-
-
 def interval_text(found: Estimate | None) -> str:
     """An accuracy's interval in per cent, `exact` where there is none to have."""
     if found is None:
@@ -177,76 +313,44 @@ def probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _rank(found: Standing) -> str:
-    span = str(found.best_rank) if found.best_rank == found.worst_rank else f"{found.best_rank}-{found.worst_rank}"
-    return f"{span}, tied with best" if found.tied_with_best else span
+def _count(number: int | None) -> str:
+    return "-" if number is None else str(number)
 
 
-def _seeds(row: Row) -> str:
-    return str(len(row.records)) if row.first.score and row.first.expected_accuracy is None else "-"
+def _unparsed_text(row: TableRow) -> str:
+    return f"{row.unparsed} of {row.answers}" if row.unparsed else _count(row.unparsed)
 
 
-def _unparsed(row: Row) -> str:
-    scores = [record.score for record in row.records if record.score]
-    if not scores or row.first.expected_accuracy is not None:
+def _macro_f1_text(row: TableRow) -> str:
+    if row.macro_f1 is None:
         return "-"
-    found, total = sum(score.unparsed for score in scores), sum(score.n for score in scores)
-    return f"{found} of {total}" if found else "0"
+    interval = f" ({interval_text(row.macro_f1_interval)})" if row.macro_f1_interval else ""
+    return f"{percent(row.macro_f1)}{interval}"
 
 
-def _secondary(row: Row, key: str) -> str:
-    found = [record.secondary[key] for record in row.records if key in record.secondary]
-    return percent(over_seeds(found).mean) if len(found) == len(row.records) else "-"
+def _gain_text(gain: Gain) -> str:
+    if gain.value is None or gain.low is None or gain.high is None:
+        return gain.why_not or "-"
+    return f"{points(gain.value)} ({points(gain.low)} to {points(gain.high)})"
 
 
-def _macro_f1(row: Row, found: Estimate | None) -> str:
-    """With its interval; older records hold the value alone. A guess is not asked for the value of one draw."""
-    if row.first.expected_accuracy is not None:
-        return "-"
-    return _secondary(row, "macro_f1") if found is None else f"{percent(found.value)} ({interval_text(found)})"
-
-
-def _lift_text(lift: Lift) -> str:
-    if lift.value is None:
-        return lift.why_not or "-"
-    assert lift.low is not None and lift.high is not None
-    return f"{points(lift.value)} ({points(lift.low)} to {points(lift.high)})"
-
-
-def _gap(found: Gap) -> str:
+def _gap_text(found: Gap) -> str:
     if found.value is None or found.low is None or found.high is None:
         return "n/a"
     return f"{100 * found.value:.0f} ({100 * found.low:.0f} to {100 * found.high:.0f})"
 
 
-def _with_unasked(rows: Sequence[Row], cells: list[Cells], constant: ConstantAnswer | None) -> list[Cells]:
-    """Lines that no run stands behind, between anchors and methods.
-
-    A constant answer is known from the right ones. A replayed teacher wrote its texts before, without answers to
-    score: it is named, never scored.
-    """
-    used = {teacher.spec for row in rows for record in row.records for teacher in record.teachers}
-    recorded = sorted(spec for spec in used if spec.startswith("replay:"))
-    own = {row.student for row in rows if row.is_anchor}
-    mark = " [sample]" if any(row.first.sample for row in rows) else ""
-    extra = [
-        dict.fromkeys(cells[0], "-") | {"row": f"teacher {spec}{mark}", "accuracy %": NOT_MEASURABLE}
-        for spec in recorded
-        if spec not in own
-    ]
-    if constant is not None:
-        told = {"row": f"{CONSTANT}{mark}", "accuracy %": percent(constant.accuracy)}
-        told |= {"n": str(rows[0].first.protocol["n"]), MACRO_F1: percent(constant.macro_f1)}
-        extra.insert(0, dict.fromkeys(cells[0], "-") | told)
-    anchors = sum(row.is_anchor for row in rows)
-    return [*cells[:anchors], *extra, *cells[anchors:]]
+def _rank_text(found: Standing) -> str:
+    span = str(found.best_rank) if found.best_rank == found.worst_rank else f"{found.best_rank}-{found.worst_rank}"
+    return f"{span}, tied with best" if found.tied_with_best else span
 
 
-def _run_cells(row: Row, record: RunRecord) -> Cells:
+def run_cells(row: TableRow, record: RunRecord) -> Cells:
+    """A run for people."""
     commit = (record.git.commit or "unknown")[:12] + (" (dirty)" if record.git.dirty else "")
     backend = record.backend
     return {
-        "row": marked(row),
+        "row": row.title,
         "seed": str(record.seed),
         "run": record.run_id,
         "commit": commit,

@@ -4,15 +4,15 @@ into lines, and the least important columns go first."""
 import textwrap
 from collections.abc import Sequence
 
-from tinyllm_bench.leaderboard.tables import TRUST, Cells
+from tinyllm_bench.leaderboard.tables import Cells
 
 ROW, HEAD, CELL = 27, 12, 15  # widest: a row's name, a head, any other cell
 GAP, AIR = 2, 2  # between columns; what tabulate adds to a head
 _ALWAYS = ("row", "accuracy %", "95 % interval")
-_NEVER_SAME = ("lift over", "p (Holm)", "gap to teacher", "rank", "wall time", "mean")
+_NEVER_SAME = ("gain over", "p (Holm)", "gap to teacher", "rank", "wall time", "mean")
 # What goes first when there is no room; what is not named here goes before it.
 _WORTH = (
-    TRUST,
+    "trust",
     "wall time",
     "student tokens",
     "unparsed",
@@ -31,7 +31,7 @@ def fitted(table: Sequence[Cells], width: int) -> tuple[list[Cells], list[str]]:
     heads = [head for head in table[0] if head not in same]
     left_out = []
     while sum(_width(table, head) + GAP for head in heads) - GAP > width:
-        loose = [head for head in heads if not head.startswith((*_ALWAYS, "lift over", "mean"))]
+        loose = [head for head in heads if not head.startswith((*_ALWAYS, "gain over", "mean"))]
         if not loose:
             break
         left_out.append(min(reversed(loose), key=_worth))

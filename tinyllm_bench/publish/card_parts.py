@@ -15,7 +15,7 @@ from tinyllm_bench.data.records import TaskInfo
 from tinyllm_bench.leaderboard.judgements import Judge
 from tinyllm_bench.leaderboard.labels import row_key, student_digest
 from tinyllm_bench.leaderboard.record import RunRecord, TeacherInfo
-from tinyllm_bench.leaderboard.rows import Lift, make_rows
+from tinyllm_bench.leaderboard.rows import Gain, make_rows
 from tinyllm_bench.leaderboard.tables import (
     BoardNames,
     Cells,
@@ -37,11 +37,11 @@ _SEEN = {True: "yes", False: "no", None: "not known"}
 
 
 class Compared(NamedTuple):
-    """The rows under the run's protocol: the table, its notes, and the run's lift in a sentence."""
+    """The rows under the run's protocol: the table, its notes, and the run's gain in a sentence."""
 
     table: Sequence[Cells]
     notes: Sequence[str]
-    lift: str
+    gain: str
 
 
 def task_of(record: RunRecord) -> TaskInfo | None:
@@ -112,43 +112,43 @@ def _split(record: RunRecord) -> str:
 
 
 def compared(record: RunRecord, others: Sequence[RunRecord], names: BoardNames, checks: Checks) -> Compared | None:
-    """The run beside anchors, the floor and its own other seeds under the same protocol; None where there is nothing.
+    """The run beside anchors, the baseline and its other seeds under the same protocol; None where there is nothing.
 
     `others` may hold any records. Rows of other methods are left out: a card does not rank methods, a board does.
     """
-    chosen = [record, *(one for one in others if one.run_id != record.run_id and _beside(one, record, names.floor))]
+    chosen = [record, *(one for one in others if one.run_id != record.run_id and _beside(one, record, names.baseline))]
     if len(chosen) == 1:
         return None
     rows = make_rows(chosen, names.order)
-    lifts = Judge(rows).lifts(names.floor)
-    own = next(lift for row, lift in zip(rows, lifts, strict=True) if record in row.records)
+    gains = Judge(rows).gains(names.baseline)
+    own = next(gain for row, gain in zip(rows, gains, strict=True) if record in row.records)
     section: Section = make_section(chosen, [], names, checks)
-    return Compared(section.table, section.notes, lift_sentence(own, names.floor_title))
+    return Compared(section.cells(), section.notes, gain_sentence(own, names.baseline_title))
 
 
-def _beside(one: RunRecord, record: RunRecord, floor: str) -> bool:
+def _beside(one: RunRecord, record: RunRecord, baseline: str) -> bool:
     if one.protocol_hash != record.protocol_hash or one.selected_on == "test":
         return False
     if one.kind == "anchor":
         asked = one.student.spec if one.student else None
         return asked in (None, base_of(record).text, *(teacher.spec for teacher in record.teachers))
-    mine = one.name == floor and student_digest(one) == student_digest(record)
+    mine = one.name == baseline and student_digest(one) == student_digest(record)
     return mine or row_key(one) == row_key(record)
 
 
-def lift_sentence(lift: Lift, floor_title: str) -> str:
-    """What a lift says and what it does not, also where it is negative."""
-    if lift.why_not == "floor":
-        return f"This student is {floor_title} itself: there is nothing to lift."
-    if lift.value is None or lift.low is None or lift.high is None:
-        return f"No lift over {floor_title} can be given: {lift.why_not}."
-    p = "" if lift.p_holm is None else f", p = {probability(lift.p_holm)}".replace("= <", "<")
-    size = f"{points(lift.value)} points over {floor_title} at equal budget"
-    told = f"{size} (95 % interval {points(lift.low)} to {points(lift.high)}{p}, {lift.speaks_of})"
-    if lift.beats:
+def gain_sentence(gain: Gain, baseline_title: str) -> str:
+    """What a gain says and what it does not, also where it is negative."""
+    if gain.why_not == "baseline":
+        return f"This student is {baseline_title} itself, which gains are measured against."
+    if gain.value is None or gain.low is None or gain.high is None:
+        return f"No gain over {baseline_title} can be given: {gain.why_not}."
+    p = "" if gain.p_holm is None else f", p = {probability(gain.p_holm)}".replace("= <", "<")
+    size = f"{points(gain.value)} points over {baseline_title} at equal budget"
+    told = f"{size} (95 % interval {points(gain.low)} to {points(gain.high)}{p}, {gain.scope})"
+    if gain.beats:
         return f"{told}: above zero."
-    if lift.value < 0 and lift.high < 0:
-        return f"{told}: below zero. {floor_title.capitalize()} is better here."
+    if gain.value < 0 and gain.high < 0:
+        return f"{told}: below zero. {baseline_title.capitalize()} is better here."
     return f"{told}: not distinguishable from zero. These questions do not show that the method helps."
 
 

@@ -100,7 +100,7 @@ def make_bundle(
     """Collect and check what is exported of a run; nothing is written.
 
     Args:
-        folder: The run's folder; anchors and the floor are looked for among the runs beside it.
+        folder: The run's folder; anchors and the baseline are looked for among the runs beside it.
         adapter: The LoRA adapters alone instead of the student that they were merged into.
         channel: Which student, of a run that answers with several.
         predictions: Also every stored answer to the test questions.
@@ -126,7 +126,7 @@ def make_bundle(
         with_predictions=predictions,
     )
     config = board_config(folder.parent / "board")
-    names = BoardNames(floor=config.floor, floor_title=config.floor_title, order=config.order)
+    names = BoardNames(baseline=config.floor, baseline_title=config.floor_title, order=config.order)
     files = dict(_adapter_files(record, student) if form == "adapter" else _passed_on(student.folder / "student"))
     files[RECORD_FILE] = folder / RECORD_FILE
     files[CARD] = model_card(record, exported, others, names, checks).encode()

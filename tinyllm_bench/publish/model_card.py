@@ -91,7 +91,7 @@ def model_card(
         exported=exported,
         own=parts.listed(parts.own_score(record)),
         compared=parts.compared(record, others, names, checks),
-        floor_title=names.floor_title,
+        baseline_title=names.baseline_title,
         cost=parts.listed(parts.cost_rows(record)),
         teachers=parts.teacher_rows(record),
         splits=parts.data_rows(record),

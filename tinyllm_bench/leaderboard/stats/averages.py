@@ -55,9 +55,9 @@ def _weighted(tasks: Sequence[Estimate], weights: Sequence[float], base: float) 
     if all(one.df > 0 for one in tasks):
         doubt = sum(part**2 / one.df for part, one in zip(parts, tasks, strict=True))
         df = total**2 / doubt if doubt else math.inf
-    one_run = any(one.speaks_of == THESE_STUDENTS for one in tasks)
-    speaks_of = THESE_STUDENTS if one_run else ANY_RUN
-    return Spread(np.float64(value), np.float64(total), np.float64(df), np.float64(total), speaks_of)
+    one_run = any(one.scope == THESE_STUDENTS for one in tasks)
+    scope = THESE_STUDENTS if one_run else ANY_RUN
+    return Spread(np.float64(value), np.float64(total), np.float64(df), np.float64(total), scope)
 
 
 def macro_f1(gold: ArrayLike, answers: ArrayLike) -> float:
@@ -128,7 +128,7 @@ class MacroF1:
             se=float(found.std(ddof=1)),
             df=len(draws) - 1.0,
             method=f"question x seed bootstrap, {len(draws)} draws",
-            speaks_of=THESE_STUDENTS if seeds == 1 and not fixed else ANY_RUN,
+            scope=THESE_STUDENTS if seeds == 1 and not fixed else ANY_RUN,
         )
 
 

@@ -20,7 +20,7 @@ class ExactTest(NamedTuple):
     p: float
     statistic: float
     method: str
-    speaks_of: str = THESE_STUDENTS
+    scope: str = THESE_STUDENTS
 
 
 def mcnemar(only_first: int, only_second: int) -> ExactTest:

@@ -13,14 +13,14 @@ NOT_ABOVE = "n/a: the teacher is not clearly above the base"
 class Gap(NamedTuple):
     """Share of a gap that was recovered, never cut at 0 or 1; `why_not` says why there is none.
 
-    `df` belongs to the t value of the interval; `speaks_of` as in `Estimate`.
+    `df` belongs to the t value of the interval; `scope` as in `Estimate`.
     """
 
     value: float | None
     low: float | None
     high: float | None
     df: float
-    speaks_of: str
+    scope: str
     why_not: str | None = None
 
 
@@ -38,15 +38,15 @@ def gap_recovered(method: Row, base: Row, teacher: Row) -> Gap:
     n, d, both = (spread(rows, weights) for weights in (up, wide, (1.0, 0.0, -1.0)))
     df = float(min(n.df, d.df))
     if df <= 0 or d.value <= 0:
-        return Gap(None, None, None, df, d.speaks_of, NOT_ABOVE)
+        return Gap(None, None, None, df, d.scope, NOT_ABOVE)
     t2 = float(t_quantile(df)) ** 2
     s_nn, s_dd = float(n.variance), float(d.variance)
     # N - D = method - teacher, whose variance is s_NN + s_DD - 2 s_ND
     s_nd = (s_nn + s_dd - float(both.variance)) / 2
     limits = fieller(float(n.value), float(d.value), (s_nn, s_nd, s_dd), t2)
     if limits is None:
-        return Gap(None, None, None, df, d.speaks_of, NOT_ABOVE)
-    return Gap(float(n.value / d.value), *limits, df, d.speaks_of)
+        return Gap(None, None, None, df, d.scope, NOT_ABOVE)
+    return Gap(float(n.value / d.value), *limits, df, d.scope)
 
 
 def fieller(n: float, d: float, s: Sequence[float], t2: float) -> tuple[float, float] | None:

@@ -55,13 +55,13 @@ class Spread(NamedTuple):
     variance: Array | np.float64
     df: Array | np.float64
     items: Array | np.float64
-    speaks_of: str
+    scope: str
 
 
 class Estimate(NamedTuple):
     """A value with its 95 % interval; all are finite, but for the `df` of a value that is known exactly.
 
-    `p` tests the value 0 and is None where that is no question (an accuracy). `df` belongs to `se`. `speaks_of` is
+    `p` tests the value 0 and is None where that is no question (an accuracy). `df` belongs to `se`. `scope` is
     `ANY_RUN` or `THESE_STUDENTS`: what the interval generalises to.
     """
 
@@ -72,7 +72,7 @@ class Estimate(NamedTuple):
     se: float
     df: float
     method: str
-    speaks_of: str
+    scope: str
 
 
 def row_of(right: ArrayLike, *, fixed: bool = False, clusters: Sequence[Any] | None = None) -> Row:
@@ -165,12 +165,12 @@ def estimate(found: Spread, bounds: tuple[float, float], method: str) -> Estimat
     """The t interval of a spread, cut at `bounds`, and its test against 0."""
     value, df, se = float(found.value), float(found.df), float(np.sqrt(found.variance))
     if df <= 0:
-        return Estimate(value, *bounds, 1.0, bounds[1] - bounds[0], 0.0, method, found.speaks_of)
+        return Estimate(value, *bounds, 1.0, bounds[1] - bounds[0], 0.0, method, found.scope)
     if se == 0:
-        return Estimate(value, value, value, float(value == 0), se, df, method, found.speaks_of)
+        return Estimate(value, value, value, float(value == 0), se, df, method, found.scope)
     half = float(t_quantile(df)) * se
     low, high = max(bounds[0], value - half), min(bounds[1], value + half)
-    return Estimate(value, low, high, float(p_value(found)), se, df, method, found.speaks_of)
+    return Estimate(value, low, high, float(p_value(found)), se, df, method, found.scope)
 
 
 def difference(first: Row, second: Row) -> Estimate:
@@ -203,12 +203,12 @@ def accuracy(row: Row) -> Estimate:
     if not _is_clustered(row) and not row.seed_df and _is_binary(row):
         n = row.item_means.shape[-1]
         low, high = wilson(int(row.item_means.sum()), n)
-        return Estimate(value, low, high, None, se, max(n - 1.0, 0.0), "Wilson", found.speaks_of)
+        return Estimate(value, low, high, None, se, max(n - 1.0, 0.0), "Wilson", found.scope)
     if df <= 0:
-        return Estimate(value, 0.0, 1.0, None, 1.0, 0.0, "Wilson, two-way effective n", found.speaks_of)
+        return Estimate(value, 0.0, 1.0, None, 1.0, 0.0, "Wilson, two-way effective n", found.scope)
     limits = score_limits(found, _units(row))
     low, high = float(limits[0]), float(limits[1])
-    return Estimate(value, low, high, None, se, df, "Wilson, two-way effective n", found.speaks_of)
+    return Estimate(value, low, high, None, se, df, "Wilson, two-way effective n", found.scope)
 
 
 def exact_accuracy(value: float) -> Estimate:

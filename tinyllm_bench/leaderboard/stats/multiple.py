@@ -26,7 +26,7 @@ class Standing(NamedTuple):
     best_rank: int
     worst_rank: int
     tied_with_best: bool
-    speaks_of: str
+    scope: str
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -42,7 +42,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def lifts(rows: Sequence[Row], floor: Row) -> list[Compared]:
+def gains(rows: Sequence[Row], floor: Row) -> list[Compared]:
     """Each row minus the floor row, one family of tests.
 
     Only rows that share the floor's student, data and budget belong into the family; a gain at another budget is no
@@ -74,14 +74,14 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
         if found.is_clear:
             low, high = (i, j) if found.estimate.value < 0 else (j, i)
             better[low].add(high)
-    narrow = any(found.estimate.speaks_of == THESE_STUDENTS for found in pairs.values())
-    speaks_of = THESE_STUDENTS if narrow or any(row.of_one_run for row in rows) else ANY_RUN
+    narrow = any(found.estimate.scope == THESE_STUDENTS for found in pairs.values())
+    scope = THESE_STUDENTS if narrow or any(row.of_one_run for row in rows) else ANY_RUN
     return [
         Standing(
             1 + len(better[index]),
             len(rows) - sum(index in above for above in better.values()),
             not better[index].intersection(top),
-            speaks_of,
+            scope,
         )
         for index in range(len(rows))
     ]

@@ -3,23 +3,11 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const FEW = 50;
 const FEW_NOTES = 20;
-const NUMBER = /^(?:< )?([+-]?\d[\d,]*(?:\.\d+)?)/;
-const UNITS = { s: 1, min: 60, h: 3600 };
 const main = document.getElementById("tables");
-
-/** What a cell sorts by: its first number, seconds of a duration, null for words and dashes. */
-function sortKey(text) {
-  const parts = [...text.matchAll(/(\d+) (s|min|h)\b/g)];
-  if (parts.length && parts.map((part) => part[0]).join(" ") === text) {
-    return parts.reduce((sum, part) => sum + Number(part[1]) * UNITS[part[2]], 0);
-  }
-  const found = text.match(NUMBER);
-  return found ? Number(found[1].replaceAll(",", "")) : null;
-}
 
 const collator = new Intl.Collator("en", { numeric: true });
 
-/** Numbers before words, words before dashes; equal ones keep the board's order. A cell is its text and its key. */
+/** Numbers before words, words before dashes; equal ones keep the board's order. A cell is its text and its number. */
 function compare(first, second, sign) {
   if (first.text === second.text) return 0;
   if (first.key !== null && second.key !== null) return sign * (first.key - second.key);
@@ -72,11 +60,11 @@ class Table {
     const rows = this.section.rows;
     this.order = rows.map((_, i) => i);
     if (this.sort) {
-      const cells = rows.map((row) => ({ text: row.cells[column], key: sortKey(row.cells[column]) }));
+      const cells = rows.map((row) => ({ text: row.cells[column], key: row.keys[column] }));
       this.order.sort((a, b) => compare(cells[a], cells[b], this.sort.sign) || a - b);
     }
     this.drawRows();
-    // The same points in another order: of thousands of rows only the lifts are drawn again.
+    // The same points in another order: of thousands of rows only the gains are drawn again.
     this.drawForest();
   }
 
@@ -216,8 +204,7 @@ function pairs(list) {
 let filtersDone = false;
 const tables = data.sections.map((section) => new Table(section, true));
 if (data.mean.rows.length) {
-  const rows = data.mean.rows.map((cells) => ({ cells }));
-  const mean = { ...data.mean, rows, slug: "mean-over-tasks", title: "Mean over tasks", facts: data.mean_note, notes: [] };
+    const mean = { ...data.mean, slug: "mean-over-tasks", title: "Mean over tasks", facts: data.mean_note, notes: [] };
   tables.push(new Table(mean, false));
 }
 main.append(...tables.map((table) => table.node));

@@ -18,7 +18,7 @@ function make(name, attributes = {}, ...inside) {
 /** Round values that cover a span. */
 function ticks(low, high, about) {
   const rough = (high - low) / about || 1;
-  const power = 10 ** Math.floor(Math.log10(rough));
+  const power = 10 ** Math.baseline(Math.log10(rough));
   const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough);
   const found = [];
   for (let tick = Math.ceil(low / step) * step; tick <= high + step / 1e6; tick += step) found.push(Number(tick.toPrecision(12)));
@@ -82,7 +82,7 @@ function scatter(table, rows) {
     return figure;
   }
   const [width, height, left, top, bottom] = [figureWidth(table), 320, 44, 24, 42];
-  const about = `${points.length} rows of ${section.title}, as points with their 95 % interval; the table below holds the same numbers. The dashed line is chance, ${section.chance} %.`;
+  const about = `${points.length} rows of ${section.title}, as points with their 95 % interval; the table below holds the same numbers. The dashed line is chance, ${section.chance.toFixed(1)} %.`;
   const svg = picture(`${section.slug}-cost-plot`, width, height, title, about);
   const xs = points.map((row) => row.costs[table.cost]);
   const isLog = Math.max(...xs) > 20 * Math.min(...xs);
@@ -100,7 +100,7 @@ function drawAxes(svg, { x, y, isLog, name, width, height, left, top, bottom, ch
     svg.append(line(left, y.at(tick), width - 6, y.at(tick), "grid"), text(left - 6, y.at(tick) + 4, String(tick), { "text-anchor": "end", class: "soft" }));
   }
   const marks = isLog
-    ? ticks(Math.ceil(x.low), Math.floor(x.high), 5).filter(Number.isInteger).map((power) => 10 ** power)
+    ? ticks(Math.ceil(x.low), Math.baseline(x.high), 5).filter(Number.isInteger).map((power) => 10 ** power)
     : ticks(x.low, x.high, width < 420 ? 3 : 5);
   const told = isLog ? marks.map((mark) => labels([mark])[0]) : labels(marks);
   marks.forEach((mark, i) => {
@@ -114,7 +114,7 @@ function drawAxes(svg, { x, y, isLog, name, width, height, left, top, bottom, ch
 function point(row, x, y, many) {
   const [value, low, high] = row.accuracy;
   const group = make("svg:g", { class: row.kind === "method" ? "point" : "point other" });
-  group.append(make("svg:title", {}, `${row.cells[0]}, ${row.cells[1]}: ${value} %${low === null ? "" : ` (${low} to ${high})`}`));
+  group.append(make("svg:title", {}, `${row.label}, ${row.student}: ${value.toFixed(1)} %${low === null ? "" : ` (${low.toFixed(1)} to ${high.toFixed(1)})`}`));
   if (low !== null) group.append(line(x, y.at(low), x, y.at(high), many > 60 ? "thin" : "bar"));
   group.append(make("svg:circle", { cx: x, cy: y.at(value), r: many > 60 ? 3 : 4.5, class: "dot" }));
   return group;
@@ -128,7 +128,7 @@ function nameThem(svg, rows, place, width, { top, bottom }) {
   });
   rows.forEach((row, i) => {
     const [x, y] = place(row);
-    const name = cut(row.cells[0], 24);
+    const name = cut(row.label, 24);
     const size = name.length * 6.8;
     const spots = [[x + 9, y + 4], [x - 9 - size, y + 4], [x + 7, y - 8], [x + 7, y + 16], [x - 7 - size, y - 8], [x - 7 - size, y + 16]];
     for (const [left, base] of spots) {
@@ -142,42 +142,42 @@ function nameThem(svg, rows, place, width, { top, bottom }) {
   });
 }
 
-/** Each lift with its interval; one line a row. */
+/** Each gain with its interval; one line a row. */
 function forest(table, rows) {
   const { section } = table;
-  const all = rows.filter((row) => row.lift);
+  const all = rows.filter((row) => row.gain);
   if (!all.length) return null;
   const width = figureWidth(table);
   const isNarrow = width < 520;
   const some = all.slice(0, isNarrow ? 12 : 20);
-  const title = "Lift over the floor at equal budget";
+  const title = "Gain over the baseline at equal budget";
   const figure = make("figure", {}, make("figcaption", {}, make("h3", {}, title)));
-  const students = new Set(some.map((row) => row.cells[1])).size > 1;
-  const name = (row) => (students ? `${row.cells[0]}, ${row.cells[1]}` : row.cells[0]);
+  const students = new Set(some.map((row) => row.student)).size > 1;
+  const name = (row) => (students ? `${row.label}, ${row.student}` : row.label);
   const [each, top, bottom] = [isNarrow ? 40 : 24, 8, 36];
   const [left, right] = isNarrow ? [8, width - 8] : [students ? 235 : 190, width - 160];
   const height = top + bottom + each * some.length;
-  const about = `${some.length} of ${all.length} rows with a lift, in the table's order: points over the floor with the interval that the table prints. The dashed line is no lift.`;
-  const svg = picture(`${section.slug}-lift-plot`, width, height, title, about);
-  const x = scale([0, ...some.flatMap((row) => row.lift.filter((one) => one !== null))], left, right, false);
+  const about = `${some.length} of ${all.length} rows with a gain, in the table's order: points over the baseline with the interval that the table prints. The dashed line is no gain.`;
+  const svg = picture(`${section.slug}-gain-plot`, width, height, title, about);
+  const x = scale([0, ...some.flatMap((row) => row.gain.filter((one) => one !== null))], left, right, false);
   for (const tick of ticks(x.low, x.high, 5)) {
     svg.append(line(x.at(tick), top, x.at(tick), height - bottom, "grid"), text(x.at(tick), height - bottom + 16, String(tick), { "text-anchor": "middle", class: "soft" }));
   }
   svg.append(line(x.at(0), top, x.at(0), height - bottom, "zero"), text((left + right) / 2, height - 4, "points", { "text-anchor": "middle", class: "soft" }));
-  const column = section.columns.findIndex((head) => head.startsWith("lift over"));
-  const room = isNarrow ? Math.floor(width / 7) - 23 : students ? 32 : 26;
-  some.forEach((row, i) => svg.append(liftLine(row, cut(name(row), room), row.cells[column], { x, y: top + each * i, each, width, isNarrow })));
+  const column = section.columns.findIndex((head) => head.startsWith("gain over"));
+  const room = isNarrow ? Math.baseline(width / 7) - 23 : students ? 32 : 26;
+  some.forEach((row, i) => svg.append(gainLine(row, cut(name(row), room), row.cells[column], { x, y: top + each * i, each, width, isNarrow })));
   figure.append(svg);
-  if (all.length > some.length) figure.append(make("p", { class: "dim" }, `The first ${some.length} of ${all.length} rows with a lift; sort or filter to see others.`));
+  if (all.length > some.length) figure.append(make("p", { class: "dim" }, `The first ${some.length} of ${all.length} rows with a gain; sort or filter to see others.`));
   return figure;
 }
 
-function liftLine(row, name, printed, { x, y, each, width, isNarrow }) {
-  const [value, low, high] = row.lift;
+function gainLine(row, name, printed, { x, y, each, width, isNarrow }) {
+  const [value, low, high] = row.gain;
   const middle = isNarrow ? y + each - 10 : y + each / 2;
   const base = isNarrow ? y + 16 : middle + 4;
-  const group = make("svg:g", { class: "lift" });
-  group.append(make("svg:title", {}, `${row.cells[0]}, ${row.cells[1]}: ${printed}`));
+  const group = make("svg:g", { class: "gain" });
+  group.append(make("svg:title", {}, `${row.label}, ${row.student}: ${printed}`));
   group.append(text(0, base, name), text(width, base, printed, { "text-anchor": "end", class: "soft" }));
   if (low !== null) group.append(line(x.at(low), middle, x.at(high), middle, "bar"));
   group.append(make("svg:circle", { cx: x.at(value), cy: middle, r: 4.5, class: "dot" }));
