@@ -14,7 +14,7 @@ import pytest
 
 from tests.audit.forged import Forged
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
-from tinyllm_bench.audit import verify_answers
+from tinyllm_bench.audit import verify as verifying
 from tinyllm_bench.audit.verify import Verification, keep_verdict, verify
 from tinyllm_bench.base.config import read_yaml
 from tinyllm_bench.base.errors import UserError
@@ -90,7 +90,7 @@ def test_a_record_that_another_version_of_the_parser_read_is_named_as_such_and_n
 def test_a_real_run_is_re_scored(made: dict[str, Path], kind: str) -> None:
     found = verify(made[kind])
     assert texts(found) == "" and found.ok and found.tier == "re-scored"
-    assert {"score", "protocol", "training and budget", "looks at the test split"} <= set(found.checked)
+    assert {"score", "protocol", "training", "budget", "student", "data", "run_id"} <= set(found.checked)
     assert found.not_checked == [], "the run id was worked out again, too"
 
 
@@ -125,14 +125,14 @@ def test_named_answers_and_shared_passages_are_re_scored(tiny_llama_dir: Path, t
     forged.record["clusters"] = [0] * len(forged.record["items"])
     forged.write()
     said = texts(verify(forged.folder))
-    assert "secondary.macro_f1 is 0.99; expected" in said and "clusters is (0, 0" in said
+    assert "secondary.macro_f1 is 0.99; expected" in said and "clusters is [0, 0" in said
     forged = Forged(outcome.folder, tmp_path / "other")
     # A wrong answer stays wrong by a gold number that no answer has: only the data knows better.
     place = next(place for place, (_, _, flag) in enumerate(forged.record["items"]) if not flag)
     forged.record["gold"][place] = 7
     del forged.record["secondary"]["macro_f1"]
     forged.write()
-    assert "gold is (" in texts(verify(forged.folder))
+    assert "gold is [" in texts(verify(forged.folder))
 
 
 @pytest.mark.parametrize("method", ["kd", "seqkd"])
@@ -180,7 +180,8 @@ def test_a_changed_score(forged: Forged) -> None:
     forged.write()
     said = texts(verify(forged.folder))
     assert f"score.correct is {was + 1}; expected {was} from the stored predictions" in said
-    assert f"correct 1 for {forged.record['items'][index][0]}; expected answer" in said
+    name, given, mark = forged.record["items"][index]
+    assert f"items.{name} is [{given}, {mark}]; expected [{answer}, 0] from the stored predictions" in said
 
 
 def test_a_changed_count(forged: Forged) -> None:
@@ -308,7 +309,7 @@ def test_settings_looks_training_and_student_are_noticed(forged: Forged) -> None
         "config.train.learning_rate is 1.0; expected 0.003 as config.yaml says",
         "student.digest is 000000000000; expected",
         "data.train_ids_digest is 000000000000; expected",
-        "data.splits.test is",
+        "data.splits.test.digest is 000000000000; expected",
     ):
         assert expected in said
 
@@ -350,14 +351,14 @@ def test_what_this_machine_lacks_is_not_checked_and_no_problem(
     def missing() -> None:
         raise UserError("programs need the sandbox")
 
-    monkeypatch.setattr(verify_answers, "Sandbox", missing)
+    monkeypatch.setattr(verifying, "Sandbox", missing)
     found = verify(made["paths"])
     assert found.ok and found.tier == "self-reported"
     assert found.not_checked == ["answers and score (programs need the sandbox)"]
     forged = Forged(made["mc"], tmp_path / "runs")
     settings = (forged.folder / "config.yaml").read_text()
     (forged.folder / "config.yaml").write_text(settings.replace("model: dir:", "model: dir:/nowhere"))
-    assert "the digest in the run id (dir:/nowhere" in verify(forged.folder).not_checked[0]
+    assert "the digest in the run id, teachers and notes (dir:/nowhere" in verify(forged.folder).not_checked[0]
 
 
 def test_broken_and_missing_files_are_named(forged: Forged) -> None:

@@ -12,19 +12,18 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyllm_bench.answers.parser import read, to_the_letter
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import temporary_folder
 from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Prediction, Sample
 from tinyllm_bench.evaluation import task_yaml
-from tinyllm_bench.evaluation.scoring import best
+from tinyllm_bench.evaluation.scoring import decided
 from tinyllm_bench.models.tokens import respelled
 
 if TYPE_CHECKING:
@@ -130,42 +129,24 @@ def _prediction(
 ) -> Prediction:
     doc, prompt = sample["doc"], sample["arguments"][0][0]
     assert not asked.shots or prompt.count(doc["prompt"]) == 1, f"{doc['id']} is among its own few-shot examples"
+    bare = Prediction(record_id=doc["id"], reading=asked.reading, answer=None, correct=False)
     if asked.reading == "gen":
-        spelled = tuple(respelled(tokenizer, choice) for choice in doc["choices"]) if asked.match == "exact" else ()
-        return _generated(doc, sample["resps"][0][0], finished.get(prompt), spelled)
+        text, finish = sample["resps"][0][0], finished.get(prompt)
+        written = replace(
+            bare,
+            samples=(Sample(channel=LABEL, text=text, tokens=finish.tokens if finish else None),),
+            choices_read=tuple(respelled(tokenizer, c) for c in doc["choices"]) if asked.match == "exact" else (),
+            stopped="limit" if finish and finish.hit_limit else "stop",
+        )
+        return decided(written, doc["choices"], doc["gold"])
     logprobs = tuple(float(response[0][0]) for response in sample["resps"])
-    chars = tuple(len(option) for option in doc["options"])
     if not all(map(math.isfinite, logprobs)):
         raise UserError(
             f"{doc['id']}: the student's log-probabilities are {logprobs}, finite numbers are needed; "
             "did training diverge? Lower the learning rate"
         )
-    scores = [value / size for value, size in zip(logprobs, chars, strict=True)]
-    index = best(scores if asked.reading == "cloze" else logprobs)
-    return Prediction(
-        record_id=doc["id"],
-        reading=asked.reading,
-        answer=index,
-        correct=index == doc["gold"],
-        option_logprobs=logprobs,
-        option_chars=chars,
-        parsed_by="logprob_per_char" if asked.reading == "cloze" else "logprob",
-    )
-
-
-def _generated(doc: Mapping[str, Any], text: str, finish: Finish | None, spelled: tuple[str, ...]) -> Prediction:
-    """`spelled`: the choices one of which the text must be, to the letter; empty where the parser reads."""
-    found = to_the_letter(text, spelled) if spelled else read(text, doc["choices"])
-    return Prediction(
-        record_id=doc["id"],
-        reading="gen",
-        answer=found.key,
-        correct=found.key == doc["gold"],
-        samples=(Sample(channel=LABEL, text=text, tokens=finish.tokens if finish else None),),
-        choices_read=spelled,
-        parsed_by=found.rule,
-        stopped="limit" if finish and finish.hit_limit else "stop",
-    )
+    chars = tuple(len(option) for option in doc["options"])
+    return decided(replace(bare, option_logprobs=logprobs, option_chars=chars), doc["choices"], doc["gold"])
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tinyllm_bench.answers.parser import read, to_the_letter
 from tinyllm_bench.answers.programs import kind_of
 from tinyllm_bench.data.records import Prediction, TaskRecord
 
@@ -29,6 +30,20 @@ def option_scores(prediction: Prediction) -> tuple[float, ...]:
     return tuple(
         logprob / chars for logprob, chars in zip(prediction.option_logprobs, prediction.option_chars, strict=True)
     )
+
+
+def decided(prediction: Prediction, choices: Sequence[str], gold: int | str) -> Prediction:
+    """The prediction with the answer that its log-probabilities or its one text give; ties go to the lowest index.
+
+    A text is read by the parser, or must be one of `choices_read` to the letter where the prediction has any.
+    """
+    if prediction.reading == "gen":
+        text = prediction.samples[0].text
+        found = to_the_letter(text, prediction.choices_read) if prediction.choices_read else read(text, choices)
+        return replace(prediction, answer=found.key, correct=found.key == gold, parsed_by=found.rule)
+    index = best(option_scores(prediction))
+    rule = "logprob_per_char" if prediction.reading == "cloze" else "logprob"
+    return replace(prediction, answer=index, correct=index == gold, parsed_by=rule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

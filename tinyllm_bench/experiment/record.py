@@ -1,23 +1,19 @@
-"""Stage 4: the run record of a finished cell, made from what the stages left behind."""
+"""Stage 4: the run record of a finished cell, a function of the cell and of what the stages left behind."""
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tinyllm_bench.answers.programs import kind_of
-from tinyllm_bench.base import provenance
 from tinyllm_bench.data.checks import clusters, overlap
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.evaluation.reference_baselines import chance, expected
 from tinyllm_bench.evaluation.sampled_answers import path_report
 from tinyllm_bench.evaluation.scoring import TaskScore, score, shared_gold
 from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.identity import plugins_of
 from tinyllm_bench.experiment.predict import predictions_digest
 from tinyllm_bench.experiment.protocol import protocol_of
 from tinyllm_bench.experiment.settings import WATCHING
-from tinyllm_bench.experiment.train import init_cost
 from tinyllm_bench.leaderboard.record import (
     BackendInfo,
     Budget,
@@ -35,8 +31,9 @@ from tinyllm_bench.leaderboard.record import (
     public_text,
 )
 from tinyllm_bench.leaderboard.stats.averages import UNPARSED, macro_f1
+from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.teachers.teacher import Teacher
-from tinyllm_bench.training.result import TrainResult, load_result
+from tinyllm_bench.training.result import TrainResult
 
 _ASKED = {"kind", "demonstrations", "draw", "chat"}
 
@@ -47,73 +44,99 @@ class Spent:
 
     seconds: float
     peak_memory_bytes: int
-    device: str
+    device: str | None
 
 
-def make_record(
-    cell: Cell,
-    predictions: Sequence[Prediction],
-    *,
-    training: TrainResult | None,
-    annotations: Sequence[Mapping[str, Any]],
-    asked: Mapping[str, Any],
-    spent: Spent,
-    test_looks: int,
-    command: str,
-) -> RunRecord:
-    """The record of a cell.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """What a record tells beside its cell and its predictions; those of a finished run are in its folder.
 
-    `training` is the result of the training stage (None for an anchor), `asked` what the asker tells of the student
-    and its backend.
+    `training` is the result of the training stage (None for a reference baseline), `student_init` and `teacher_init`
+    are those of the runs that made the initial student and the teacher, None without such a run. `annotations` are the
+    counts of `annotate.annotation_counts`, `asked` is what `predictions/asked.json` holds of student and backend (empty
+    where no model is asked), `test_looks` how often the ledger tells of the test split. The others say when, where, by
+    which code and at what cost.
     """
-    records = cell.asked_records("test")
-    whole = {record.id: record for record in cell.records("test")}
+
+    run_id: str
+    created: str
+    training: TrainResult | None
+    student_init: TrainResult | None
+    teacher_init: TrainResult | None
+    annotations: Sequence[Mapping[str, Any]]
+    asked: Mapping[str, Any]
+    spent: Spent
+    test_looks: int
+    git: GitInfo
+    packages: Mapping[str, str]
+    command: str
+
+
+def make_record(cell: Cell, predictions: Sequence[Prediction], facts: RunFacts) -> RunRecord:
+    """The record of a cell: a function of its arguments and the cell's data alone.
+
+    `audit.verify` calls the two parts of it for a finished run and compares.
+    """
+    return RunRecord(**run_fields(cell, facts), **score_fields(cell, predictions))
+
+
+def run_fields(cell: Cell, facts: RunFacts) -> dict[str, Any]:
+    """The fields of a record that do not depend on the student's answers."""
+    training, protocol = facts.training, protocol_of(cell)
+    return {
+        "run_id": facts.run_id,
+        "created": facts.created,
+        "kind": cell.kind,
+        "name": cell.name,
+        "label": cell.label,
+        "sample": cell.source.kind == "sample",
+        "task": cell.task.name,
+        "task_version": cell.task.version,
+        "reading": cell.reading,
+        "seed": cell.seed,
+        "asked": public(dict(cell.asked)),
+        "config": public_config(cell),
+        "own_settings": _own_settings(cell),
+        "protocol": protocol,
+        "protocol_hash": protocol_hash(protocol),
+        "student": _student(cell, facts),
+        "teachers": (*(_teacher(cell, teacher) for teacher in cell.teachers), *_white_box(cell)),
+        "data": _data(cell),
+        "annotations": tuple(dict(counts) for counts in facts.annotations),
+        "budget": _budget(cell, facts),
+        "training": None if training is None else _training(cell, training),
+        "test_looks": facts.test_looks + (len(training.evaluations) if training and cell.looks_at_test else 0),
+        "selected_on": "test" if cell.looks_at_test else "valid",
+        "notes": _notes(cell, training),
+        "chance": chance(cell.asked_records("test")),
+        "clusters": clusters(cell.records("test")),
+        "gold": shared_gold(cell.asked_records("test")),
+        "backend": BackendInfo(**facts.asked["backend"]) if "backend" in facts.asked else None,
+        "git": facts.git,
+        "packages": dict(facts.packages),
+        "command": public_text(facts.command),
+    }
+
+
+def score_fields(cell: Cell, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """The fields of a record that follow from the student's answers.
+
+    Raises:
+        AssertionError: a prediction whose `correct` is not what the data says.
+    """
+    records, whole = cell.asked_records("test"), {record.id: record for record in cell.records("test")}
     found = score(predictions, records, context_cut=sum(one.context != whole[one.id].context for one in records))
-    protocol = protocol_of(cell)
-    return RunRecord(
-        run_id=cell.run_id,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        kind=cell.kind,
-        name=cell.name,
-        label=cell.label,
-        sample=cell.source.kind == "sample",
-        task=cell.task.name,
-        task_version=cell.task.version,
-        reading=cell.reading,
-        seed=cell.seed,
-        asked=public(dict(cell.asked)),
-        config=public_config(cell),
-        own_settings=_own_settings(cell),
-        protocol=protocol,
-        protocol_hash=protocol_hash(protocol),
-        student=_student(cell, training, asked),
-        teachers=(*(_teacher(cell, teacher) for teacher in cell.teachers), *_white_box(cell)),
-        data=_data(cell),
-        annotations=tuple(dict(counts) for counts in annotations),
-        budget=_budget(cell, training, annotations, spent),
-        training=_training(cell, training),
-        score=_score(found),
-        secondary=_secondary(found, predictions, records),
-        paths=_paths(cell, predictions, records),
-        expected_accuracy=expected(records, cell.records("train")) if cell.name == "random" else None,
-        chance=chance(records),
-        test_looks=test_looks + (len(training.evaluations) if training and cell.looks_at_test else 0),
-        selected_on="test" if cell.looks_at_test else "valid",
-        notes=_notes(cell, training),
-        items=tuple((p.record_id, p.answer, int(p.correct)) for p in predictions),
-        clusters=clusters(list(whole.values())),
-        gold=shared_gold(records),
-        predictions_digest=predictions_digest(predictions),
-        backend=BackendInfo(**asked["backend"]) if "backend" in asked else None,
-        git=_git(),
-        packages={**provenance.packages(), **plugins_of(cell)},
-        command=public_text(command),
-    )
-
-
-def _git() -> GitInfo:
-    commit, dirty = provenance.git_state()
-    return GitInfo(commit=commit, dirty=dirty)
+    paths: dict[str, float] = {}
+    if cell.method is not None and (decoding := cell.method.decoding()).policy is not None:
+        paths = path_report(predictions, records, decoding.channels, every=decoding.every)
+    return {
+        "score": _score(found),
+        "secondary": _secondary(found, predictions, records),
+        "paths": paths,
+        "expected_accuracy": expected(records, cell.records("train")) if cell.name == "random" else None,
+        "items": tuple((p.record_id, p.answer, int(p.correct)) for p in predictions),
+        "predictions_digest": predictions_digest(predictions),
+    }
 
 
 def public_config(cell: Cell) -> dict[str, Any]:
@@ -130,15 +153,17 @@ def _own_settings(cell: Cell) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _student(cell: Cell, training: TrainResult | None, asked: Mapping[str, Any]) -> ModelInfo | None:
-    if "student" not in asked:
+def _student(cell: Cell, facts: RunFacts) -> ModelInfo | None:
+    if "student" not in facts.asked:
         return None
-    initial = training.initial_digest if training else None
-    first, base = cell.student_from, None
-    if first is not None:
-        base = load_result(cell.runs / first.run_id).initial_digest
-    spec = public_text((cell if first is None else first).student.text)
-    return ModelInfo(spec=spec, initial_digest=initial, base_digest=base, **asked["student"])
+    # a method's student may be one that another run made; the record names the model that it began with
+    spec = cell.student if cell.kind == "anchor" else parse_spec(cell.config.student.model, role="student")
+    return ModelInfo(
+        spec=public_text(spec.text),
+        initial_digest=None if facts.training is None else facts.training.initial_digest,
+        base_digest=None if facts.student_init is None else facts.student_init.initial_digest,
+        **facts.asked["student"],
+    )
 
 
 def _data(cell: Cell) -> DataInfo:
@@ -168,26 +193,17 @@ def _white_box(cell: Cell) -> tuple[TeacherInfo, ...]:
     return (TeacherInfo(spec=public_text(cell.signal.text), note="distributions", gold_visible=False),)
 
 
-def _init_tokens(cell: Cell) -> dict[str, int]:
-    """Student tokens that the cells spent that made the initial student and the teacher."""
-    cells = {"student_init_tokens": cell.student_from, "teacher_init_tokens": cell.teacher_from}
-    return {key: round(init_cost(first, cell.runs)) for key, first in cells.items() if first is not None}
-
-
-def _budget(
-    cell: Cell,
-    training: TrainResult | None,
-    annotations: Sequence[Mapping[str, Any]],
-    spent: Spent,
-) -> Budget:
-    common: dict[str, Any] = asdict(spent)
-    costs = [found["cost"] for found in annotations if found["cost"] is not None]
+def _budget(cell: Cell, facts: RunFacts) -> Budget:
+    common: dict[str, Any] = asdict(facts.spent)
+    costs = [found["cost"] for found in facts.annotations if found["cost"] is not None]
     if costs:
         common |= {f"teacher_{key}": sum(cost[key] for cost in costs) for key in ("tokens_in", "tokens_out", "seconds")}
         common["teacher_shared_by"] = cell.shared_by
+    training = facts.training
     if training is None:
         return Budget(**common)
-    common |= _init_tokens(cell)
+    made = {"student_init_tokens": facts.student_init, "teacher_init_tokens": facts.teacher_init}
+    common |= {key: result.student_tokens for key, result in made.items() if result is not None}
     tokens, seconds = training.student_tokens, training.seconds
     track, asked = cell.config.budget.asked
     targets = sum(training.tokens_by_channel.values())
@@ -211,9 +227,7 @@ def _budget(
     )
 
 
-def _training(cell: Cell, training: TrainResult | None) -> Training | None:
-    if training is None:
-        return None
+def _training(cell: Cell, training: TrainResult) -> Training:
     return Training(
         steps=training.steps,
         first_loss=training.first_loss,
@@ -253,13 +267,6 @@ def _secondary(found: TaskScore, predictions: Sequence[Prediction], records: Seq
         ]
         second["macro_f1"] = macro_f1(gold, said)
     return second
-
-
-def _paths(cell: Cell, predictions: Sequence[Prediction], records: Sequence[TaskRecord]) -> dict[str, float]:
-    if cell.method is None or not cell.students:
-        return {}
-    decoding = cell.method.decoding()
-    return path_report(predictions, records, decoding.channels, every=decoding.every)
 
 
 def _notes(cell: Cell, training: TrainResult | None) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyllm_bench.answers.codec import Layout
 from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import Prediction, TaskRecord
@@ -14,7 +15,7 @@ from tinyllm_bench.evaluation.sampling import Drawer, HfDrawer, VllmDrawer
 from tinyllm_bench.experiment.verified_texts import layout_of
 from tinyllm_bench.models.load import Loaded
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
-from tinyllm_bench.training.result import TrainResult, ValidationScore, load_result
+from tinyllm_bench.training.result import TrainResult, ValidationScore
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.cell import Cell
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from tinyllm_bench.models.lm import LM
 
 
-def how_to_ask(cell: "Cell", *, greedy: bool = False) -> HowToAsk:
-    """The cell's policy; `greedy`: the cheapest that uses every channel, for looks at validation."""
+def how_to_ask(cell: "Cell", layout: Layout | None, *, greedy: bool = False) -> HowToAsk:
+    """The cell's policy, for a student that writes programs in `layout` (`layout_of`); `greedy`: the cheapest that uses
+    every channel, for looks at validation.
+    """
     assert cell.method is not None
     decoding = cell.method.decoding()
     policies: Any = possible(decoding.channels)
@@ -37,7 +40,7 @@ def how_to_ask(cell: "Cell", *, greedy: bool = False) -> HowToAsk:
         max_new_tokens=decoding.max_new_tokens,
         every=decoding.every and not greedy,
         seed=cell.seed,
-        layout=layout_of(cell),
+        layout=layout,
     )
 
 
@@ -75,8 +78,8 @@ class PathAsker:
         """Answers to test records."""
         records = {record.id: record for record in self.cell.asked_records("test")}
         drawers = {channel: self._drawer(spec) for channel, spec in student_specs(self.cell).items()}
-        sandbox = self.engines.sandbox()
-        return ask_paths([records[i] for i in ids], self.cell.ask, drawers, how_to_ask(self.cell), sandbox)
+        how = how_to_ask(self.cell, layout_of(self.cell))
+        return ask_paths([records[i] for i in ids], self.cell.ask, drawers, how, self.engines.sandbox())
 
     def _drawer(self, spec: ModelSpec) -> Drawer:
         asker = self.askers[spec]
@@ -93,7 +96,7 @@ def joint_digest(digests: Sequence[str]) -> str:
 def path_validator(cell: "Cell", loaded: Loaded) -> "Callable[[LM], ValidationScore]":
     """Scores a student on the validation split by one greedy path of each channel."""
     valid = cell.asked_records("valid")
-    how = how_to_ask(cell, greedy=True)
+    how = how_to_ask(cell, layout_of(cell), greedy=True)
 
     def validate(student: "LM") -> ValidationScore:
         drawer = HfDrawer(Loaded(student.plain, loaded.tokenizer))
@@ -108,10 +111,8 @@ def _asked(cell: "Cell", records: Sequence[TaskRecord], drawer: Drawer, how: How
         return ask_paths(records, cell.ask, dict.fromkeys(how.channels, drawer), how, sandbox)
 
 
-def joint_training(cell: "Cell") -> TrainResult:
-    """What the trainings of the cell's students did, together; of one student its own result."""
-    students = dict.fromkeys(student.run_id for student in cell.students.values())
-    results = [load_result(cell.runs / run_id) for run_id in students]
+def joint_training(results: Sequence[TrainResult]) -> TrainResult:
+    """What the trainings of a cell's students did, together; of one student its own result."""
     if len(results) == 1:
         return results[0]
     channels = sorted(channel for result in results for channel in result.tokens_by_channel)

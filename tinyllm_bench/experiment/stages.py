@@ -1,5 +1,6 @@
 """`run`: annotate, train, predict and record, cell by cell; each finished stage is kept and never done twice."""
 
+import datetime
 import shutil
 import time
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from tinyllm_bench.base.files import append_checked, locked, read_checked, read_
 from tinyllm_bench.data.records import Annotation, Prediction
 from tinyllm_bench.experiment.annotate import annotate, annotation_counts, taught
 from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.identity import GUESSES
+from tinyllm_bench.experiment.identity import GUESSES, plugins_of
 from tinyllm_bench.experiment.predict import (
     Engines,
     StudentAsker,
@@ -37,15 +38,15 @@ from tinyllm_bench.experiment.predict import (
     predictions_digest,
     predictions_file,
 )
-from tinyllm_bench.experiment.record import Spent, make_record
+from tinyllm_bench.experiment.record import RunFacts, Spent, make_record
 from tinyllm_bench.experiment.sample_answers import PathAsker, joint_training
 from tinyllm_bench.experiment.settings import WATCHING
 from tinyllm_bench.experiment.trackers import Trackers
 from tinyllm_bench.experiment.train import device_of, train
 from tinyllm_bench.leaderboard.curves import draw_run
-from tinyllm_bench.leaderboard.record import RECORD_FILE, RunRecord, load_record, save_record
+from tinyllm_bench.leaderboard.record import RECORD_FILE, GitInfo, RunRecord, load_record, save_record
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
-from tinyllm_bench.training.result import RESULT_FILE, TrainResult
+from tinyllm_bench.training.result import RESULT_FILE, TrainResult, load_result
 
 STAGES = ("annotate", "train", "predict")
 
@@ -142,7 +143,8 @@ class _Run:
 
     def _trained(self, annotations: Sequence[Annotation]) -> TrainResult:
         if self.cell.students:
-            return joint_training(self.cell)
+            students = dict.fromkeys(student.run_id for student in self.cell.students.values())
+            return joint_training([load_result(self.cell.runs / run_id) for run_id in students])
         return train(self.cell, self.folder, annotations, report=self.event)
 
     def _begin(self) -> None:
@@ -179,16 +181,22 @@ class _Run:
             peak_memory_bytes=peak if training is None else max(peak, training.peak_memory_bytes),
             device=provenance.device_name(),
         )
-        record = make_record(
-            cell,
-            predictions,
+        first = {"student_init": cell.student_from, "teacher_init": cell.teacher_from}
+        commit, dirty = provenance.git_state()
+        facts = RunFacts(
+            run_id=cell.run_id,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             training=training,
+            **{key: None if one is None else load_result(cell.runs / one.run_id) for key, one in first.items()},
             annotations=annotation_counts(cell, annotations),
             asked=asked,
             spent=spent,
             test_looks=looks,
+            git=GitInfo(commit=commit, dirty=dirty),
+            packages={**provenance.packages(), **plugins_of(cell)},
             command=self.command,
         )
+        record = make_record(cell, predictions, facts)
         save_record(record, self.folder)
         self.trackers.result(record)
         self.event(RunRecorded(record.accuracy))

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinyllm_bench.audit.verify_cell import trainings_of
-from tinyllm_bench.audit.verify_files import read_settings, shown
+from tinyllm_bench.audit.verify import shown, trainings_of
+from tinyllm_bench.base.config import read_yaml
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import read_json
 from tinyllm_bench.experiment.sample_answers import joint_digest
@@ -159,7 +159,7 @@ def _student(record: RunRecord, folder: Path, channel: str | None) -> _Student:
         )
     if channel is not None and channel not in channels:
         raise unknown_name(f"channel of {record.run_id}", channel, channels)
-    dtype = read_settings(folder)["student"]["dtype"]
+    dtype = read_yaml(folder / "config.yaml")["student"]["dtype"]
     loaded = [load_model(parse_spec(f"dir:{one / 'student'}", role="student"), dtype=dtype) for one in folders]
     _check_scored(record, folders, loaded)
     chosen = channels.index(channel) if channel is not None else 0
@@ -233,7 +233,7 @@ def _adapter_files(record: RunRecord, student: _Student) -> Iterator[tuple[str, 
 
 def _check_adapter(record: RunRecord, student: _Student) -> None:
     """Refuse adapters that, merged into the base model, do not make the student that was scored."""
-    settings = read_settings(student.folder)["student"]
+    settings = read_yaml(student.folder / "config.yaml")["student"]
     if settings["init"] is not None:
         raise UserError(
             f"--adapter: the base of {record.run_id} is a student that another run made first (student.init), which "
