@@ -22,7 +22,7 @@ from tinyllm_bench.base.files import write_json
 from tinyllm_bench.experiment.predict import predictions_digest
 from tinyllm_bench.leaderboard import consistency
 from tinyllm_bench.leaderboard.board import board_add
-from tinyllm_bench.leaderboard.record import RECORD_FILE, load_record, protocol_hash, save_record
+from tinyllm_bench.leaderboard.record import RECORD_FILE, RunRecord, load_record, protocol_hash, save_record
 from tinyllm_bench.leaderboard.verdicts import tier_of, verdict_of
 
 pytestmark = pytest.mark.slow
@@ -310,6 +310,30 @@ def test_settings_looks_training_and_student_are_noticed(forged: Forged) -> None
         "student.digest is 000000000000; expected",
         "data.train_ids_digest is 000000000000; expected",
         "data.splits.test.digest is 000000000000; expected",
+    ):
+        assert expected in said
+
+
+def test_every_field_is_rebuilt_or_is_listed_with_the_reason(forged: Forged) -> None:
+    listed = {name.partition(".")[0] for name in verifying.NOT_REBUILT}
+    assert set(RunRecord.model_fields) - set(verify(forged.folder).checked) <= listed | {"schema_version"}
+    forged.record["notes"] = ["nothing of note"]
+    forged.record["budget"]["epochs"] += 1
+    forged.record["budget"]["train_flops"] = 1.0
+    forged.record["training"]["layout"] = "another"
+    forged.record["training"]["select"] = forged.record["config"]["train"]["select"] = "last"
+    forged.record["student"]["base_digest"] = "0" * 64
+    forged.record["data"]["overlap"] = 5
+    forged.write()
+    said = texts(verify(forged.folder))
+    for expected in (
+        "notes is ['nothing of note']; expected",
+        "budget.epochs is",
+        "budget.train_flops is 1.0; expected",
+        "training.layout is another; expected",
+        "config.train.select is last; expected",
+        "student.base_digest is 000000000000; expected None",
+        "data.overlap is 5; expected 0 from settings, data and this code",
     ):
         assert expected in said
 
