@@ -43,12 +43,12 @@ from tinyllm_bench import (
     check_one_divergence,
     choose_teacher,
     divergence_from,
-    draw,
     happens,
     named,
     probe,
     readings_for,
     response_examples,
+    sample_texts,
     signal_for,
     with_drawn,
 )
@@ -112,7 +112,7 @@ class Gkd(Method):
         assert teacher is not None
         chosen = [happens(step.seed_of(one.key), self.config.student_share) for one in group]
         items = named([one for one, is_drawn in zip(group, chosen, strict=True) if is_drawn])
-        drawn = draw(
+        drawn = sample_texts(
             [item.prompt for _, item in items],
             student,
             seeds=[step.seed_of(key) for key, _ in items],

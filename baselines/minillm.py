@@ -53,7 +53,6 @@ from tinyllm_bench import (
     cross_entropy_N,
     cross_entropy_of,
     divergence_of,
-    draw,
     importance_log_weight_NT,
     named,
     probe,
@@ -61,6 +60,7 @@ from tinyllm_bench import (
     response_examples,
     returns_NT,
     rewards_NT,
+    sample_texts,
     whitened_NT,
     with_drawn,
 )
@@ -163,7 +163,7 @@ class Minillm(Method):
         """Draw every response anew, and give each of its tokens an advantage."""
         assert teacher is not None
         items = [(key, item) for key, item in named(group) if item.channel == LABEL]
-        drawn = draw(
+        drawn = sample_texts(
             [item.prompt for _, item in items],
             student,
             seeds=[step.seed_of(key) for key, _ in items],

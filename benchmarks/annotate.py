@@ -1,6 +1,6 @@
 """What vLLM saves when a local teacher writes rationales: seconds against transformers `generate` with batching.
 
-Both serve the same greedy requests, in turn in one run; the demonstrations in front of every question are the same ones,
+Both serve the same greedy requests, in turn in one run; the demonstrations in front of every question are the same,
 so that vLLM computes them once (with --select random it cannot). vLLM's prefix cache is emptied before each round, and
 both are open before the clock starts.
 

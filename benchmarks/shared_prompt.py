@@ -24,7 +24,7 @@ import torch
 from lm_eval.api.instance import Instance
 
 from tinyllm_bench.base import provenance
-from tinyllm_bench.evaluation.hf import hf_lm
+from tinyllm_bench.evaluation.lm_eval_models import hf_lm
 from tinyllm_bench.experiment.annotate import annotate
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells

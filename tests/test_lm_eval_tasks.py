@@ -129,7 +129,7 @@ def test_prompts_and_options_are_exactly_those_of_training(name: str, reading: R
 def test_simple_evaluate_gives_the_same_answers_as_our_runner(reading: Reading, tiny_llama: Any) -> None:
     import lm_eval
 
-    from tinyllm_bench.evaluation.hf import hf_lm
+    from tinyllm_bench.evaluation.lm_eval_models import hf_lm
 
     lm: Any = hf_lm(*tiny_llama, batch_size=8, device="cpu")
     records = load_split(SAMPLE, "obqa", "test")

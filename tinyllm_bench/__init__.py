@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from tinyllm_bench.generation.requests import Completion as Completion
     from tinyllm_bench.generation.requests import GenerationRequest as GenerationRequest
     from tinyllm_bench.generation.requests import SamplingConfig as SamplingConfig
+    from tinyllm_bench.generation.sampler import SampledText as SampledText
+    from tinyllm_bench.generation.sampler import sample_texts as sample_texts
     from tinyllm_bench.models.lm import LM as LM
     from tinyllm_bench.models.tokens import Encoded as Encoded
     from tinyllm_bench.testing import MethodContract as MethodContract
@@ -86,8 +88,6 @@ if TYPE_CHECKING:
     from tinyllm_bench.training.responses import annotations_for as annotations_for
     from tinyllm_bench.training.responses import readings_for as readings_for
     from tinyllm_bench.training.responses import response_examples as response_examples
-    from tinyllm_bench.training.rollouts import Drawn as Drawn
-    from tinyllm_bench.training.rollouts import draw as draw
     from tinyllm_bench.training.rollouts import happens as happens
     from tinyllm_bench.training.rollouts import named as named
     from tinyllm_bench.training.rollouts import probe as probe
@@ -105,6 +105,7 @@ _MODULES = {
     "data.sources": "Source load_rationales load_split",
     "answers.voting": "COT POT Policy",
     "models.lm": "LM",
+    "generation.sampler": "SampledText sample_texts",
     "generation.requests": "Completion GenerationRequest SamplingConfig",
     "training.method": "Average Decoding Method MethodConfig Needs Step "
     "TeacherSignal Term choose_teacher label_and_rationales unknown_teachers",
@@ -114,7 +115,7 @@ _MODULES = {
     "training.distributions": "CrossTokenizer check_one_divergence divergence_from signal_for",
     "training.responses": "Response annotations_for readings_for response_examples",
     "training.policy_gradient": "clipped_policy_loss_NT importance_log_weight_NT returns_NT rewards_NT whitened_NT",
-    "training.rollouts": "named Drawn draw happens probe with_drawn",
+    "training.rollouts": "named happens probe with_drawn",
     "models.tokens": "Encoded",
     "testing": "MethodContract TaskContract loss_terms",
 }

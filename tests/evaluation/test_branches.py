@@ -11,7 +11,7 @@ from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Reading
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluation.branches import continuation_logprobs
-from tinyllm_bench.evaluation.hf import hf_lm
+from tinyllm_bench.evaluation.lm_eval_models import hf_lm
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.training.batching import collator_of
 from tinyllm_bench.training.layout import Layout

@@ -8,7 +8,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import READINGS, Reading
 from tinyllm_bench.data.sources import Source, load_split
-from tinyllm_bench.evaluation.hf import hf_lm, lm_eval_ids
+from tinyllm_bench.evaluation.lm_eval_models import hf_lm
 from tinyllm_bench.evaluation.request import Asked
 from tinyllm_bench.evaluation.runner import answer
 from tinyllm_bench.testing import tiny_models
@@ -120,7 +120,7 @@ def test_ids_are_those_of_the_parts_joined(tiny_llama: Any) -> None:
         head = [token for part in parts for token in tokenizer(part, add_special_tokens=False).input_ids]
         for option in ask.options(record):
             tail = tokenizer(" " + option, add_special_tokens=False).input_ids
-            assert lm_eval_ids(lm, "".join(parts), " " + option) == (head, tail)
+            assert lm._encode_pair("".join(parts), " " + option) == (head, tail)
 
 
 def test_a_bos_leads_where_it_is_asked_for(tiny_llama: Any) -> None:
@@ -128,11 +128,10 @@ def test_a_bos_leads_where_it_is_asked_for(tiny_llama: Any) -> None:
     with pytest.raises(UserError, match="no BOS token"):
         hf_lm(model, tokenizer, batch_size=4, device="cpu", add_bos=True)
     tokenizer.bos_token = "<eos>"
-    plain = lm_eval_ids(hf_lm(model, tokenizer, batch_size=4, device="cpu"), "Water", " boils")
+    plain = hf_lm(model, tokenizer, batch_size=4, device="cpu")._encode_pair("Water", " boils")
     led: Any = hf_lm(model, tokenizer, batch_size=4, device="cpu", add_bos=True)
-    assert lm_eval_ids(led, "Water", " boils") == ([tokenizer.bos_token_id, *plain[0]], plain[1])
-    ids, _ = led.tok_batch_encode(["Water"])
-    assert ids[0].tolist() == [tokenizer.bos_token_id, *plain[0]]
+    assert led._encode_pair("Water", " boils") == ([tokenizer.bos_token_id, *plain[0]], plain[1])
+    assert led.tok_encode("Water") == [tokenizer.bos_token_id, *plain[0]]
 
 
 def test_chat_goes_through_the_models_own_template(tiny_llama: Any) -> None:

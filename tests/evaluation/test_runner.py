@@ -14,7 +14,7 @@ from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import READINGS, Reading, cut_context
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluation import runner
-from tinyllm_bench.evaluation.hf import hf_lm
+from tinyllm_bench.evaluation.lm_eval_models import hf_lm
 from tinyllm_bench.evaluation.request import Asked
 from tinyllm_bench.evaluation.runner import answer
 from tinyllm_bench.evaluation.scoring import score

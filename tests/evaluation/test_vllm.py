@@ -12,7 +12,7 @@ from tests.experiment.runs import one_cell
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Prediction, Reading
 from tinyllm_bench.data.sources import Source, load_split
-from tinyllm_bench.evaluation.hf import hf_lm
+from tinyllm_bench.evaluation.lm_eval_models import hf_lm
 from tinyllm_bench.evaluation.request import Asked
 from tinyllm_bench.evaluation.runner import answer
 from tinyllm_bench.evaluation.vllm import VllmEngine, backend_for

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from tinyllm_bench.evaluation.hf import hf_lm
+from tinyllm_bench.evaluation.lm_eval_models import hf_lm
 from tinyllm_bench.evaluation.sampling import HfDrawer
+from tinyllm_bench.generation.sampler import sample_texts
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded, load_model, save_model
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
-from tinyllm_bench.training.rollouts import draw
 
 PROMPT, MOST, OTHER = "Water boils", 12, 7
 
@@ -46,7 +46,7 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Loaded, lis
 def test_rollouts_end(written: tuple[Loaded, list[int]]) -> None:
     loaded, text = written
     ids = loaded.tokenizer(PROMPT)["input_ids"]
-    (found,) = draw([ids], LM(loaded.model), seeds=[0], max_new_tokens=MOST, temperature=0)
+    (found,) = sample_texts([ids], LM(loaded.model), seeds=[0], max_new_tokens=MOST, temperature=0)
     assert found.ended and list(found.ids) == text
 
 

@@ -154,6 +154,6 @@ def test_a_batch_that_does_not_fit_names_the_setting(tiny_llama_dir: Path, monke
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with HfGenerator(spec(tiny_llama_dir)) as generator:
-        monkeypatch.setattr(type(generator._open.model), "generate", full)
+        monkeypatch.setattr(type(generator._loaded.model), "generate", full)
         with pytest.raises(UserError, match="batch of 5 prompts does not fit.*lower annotations.batch"):
             list(generator.generate(requests()))

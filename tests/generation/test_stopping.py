@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tinyllm_bench.generation.stopping import cut_at_stop, stop_criteria, trim
+from tinyllm_bench.generation.encoding import cut_at_stop, trim
+from tinyllm_bench.generation.hf import StopTexts
 from tinyllm_bench.testing.tiny_models import bpe_tokenizer
 
 
@@ -29,6 +30,6 @@ def test_rows_end_at_their_own_stop_text_and_prompts_do_not_count(spelled: str) 
     prompt, tails = "Question: 1\n", ["so.\nQuestion:", "yes, well\n#", "no Question: in"]
     by_byte: Any = lambda text: [token for character in text for token in ids(character)]  # noqa: E731
     rows = [ids(prompt) + (by_byte if spelled == "by bytes" else ids)(tail) for tail in tails]
-    criteria = stop_criteria(bpe_tokenizer(), ["\nQuestion:", "", "\n#"], len(ids(prompt)))
+    criteria = StopTexts(bpe_tokenizer(), ["\nQuestion:", "", "\n#"], len(ids(prompt)))
     assert [bool(criteria(torch.tensor([row]), None)) for row in rows] == [True, True, False]
-    assert list(stop_criteria(bpe_tokenizer(), (), 0)) == []
+    assert not StopTexts(bpe_tokenizer(), (), 0)(torch.tensor([rows[0]]), None)

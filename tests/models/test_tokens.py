@@ -12,7 +12,7 @@ from tinyllm_bench.base.plugins import names
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import READINGS
 from tinyllm_bench.data.sources import load_split
-from tinyllm_bench.evaluation.hf import hf_lm, lm_eval_ids
+from tinyllm_bench.evaluation.lm_eval_models import hf_lm
 from tinyllm_bench.models.tokens import Encoder
 
 
@@ -29,7 +29,7 @@ def assert_same_ids(model: Any, tokenizer: Any, *, encoder_decoder: bool) -> Non
             made = encoder(tokenizer, ask, encoder_decoder=encoder_decoder)
             for record in load_split(SAMPLE, task, "test"):
                 example = made.encode(ask.example(record, "label", ask.label_target(record)))
-                scored = lm_eval_ids(lm, ask.prompt(record), ask.delimiter + ask.label_target(record))
+                scored = lm._encode_pair(ask.prompt(record), ask.delimiter + ask.label_target(record))
                 assert (list(example.prompt), list(example.target[:-1])) == scored
                 assert example.target[-1] == tokenizer.eos_token_id
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tinyllm_bench.generation.sampler import mixed_log_probs
 from tinyllm_bench.training.divergences import Dense, DivergenceConfig, divergence_N
 from tinyllm_bench.training.policy_gradient import (
     clipped_policy_loss_NT,
     importance_log_weight_NT,
-    mixed_log_probs,
     returns_NT,
     rewards_NT,
     whitened_NT,

@@ -11,13 +11,14 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from tests.learning import make_groups, make_method, make_signal, make_trainer
+from tinyllm_bench.generation.sampler import SampledText, end_ids, sample_texts
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.testing.tiny_models import tiny_llama, tiny_t5
 from tinyllm_bench.training.batching import Group, collator_of
 from tinyllm_bench.training.budget import make_plan
 from tinyllm_bench.training.method import Step
-from tinyllm_bench.training.rollouts import Drawn, distinct, draw, end_ids, happens, probe, with_drawn
+from tinyllm_bench.training.rollouts import distinct, happens, probe, with_drawn
 from tinyllm_bench.training.teacher_signals import InMemoryTeacher
 
 FAMILIES = {"llama": tiny_llama, "t5": tiny_t5}
@@ -47,19 +48,19 @@ def test_a_text_does_not_depend_on_its_neighbours(family: str) -> None:
     student, teacher, tokenizer = pair(family)
     prompts, size = prompts_of(tokenizer), len(tokenizer)
     how: dict[str, Any] = {"max_new_tokens": 9, "teacher": teacher, "teacher_share": 0.3, "vocabulary": size}
-    together = draw(prompts, student, seeds=[3, 1, 2], **how)
-    alone = [draw([p], student, seeds=[s], **how)[0] for p, s in zip(prompts, (3, 1, 2), strict=True)]
+    together = sample_texts(prompts, student, seeds=[3, 1, 2], **how)
+    alone = [sample_texts([p], student, seeds=[s], **how)[0] for p, s in zip(prompts, (3, 1, 2), strict=True)]
     assert [one.ids for one in together] == [one.ids for one in alone]
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(torch.tensor(one.logp), torch.tensor(other.logp), rtol=1e-6, atol=1e-6)
-    assert draw(prompts, student, seeds=[4, 1, 2], **how)[0].ids != together[0].ids
+    assert sample_texts(prompts, student, seeds=[4, 1, 2], **how)[0].ids != together[0].ids
 
 
 @families
 def test_log_probabilities_are_those_of_a_whole_pass(family: str) -> None:
     student, teacher, tokenizer = pair(family)
     prompts, size = prompts_of(tokenizer), len(tokenizer)
-    found = draw(prompts, student, seeds=[1, 2, 3], max_new_tokens=7, teacher=teacher, vocabulary=size)
+    found = sample_texts(prompts, student, seeds=[1, 2, 3], max_new_tokens=7, teacher=teacher, vocabulary=size)
     collator = collator_of(student.plain, tokenizer)
     for prompt, one in zip(prompts, found, strict=True):
         item = with_drawn(Encoded("r", "label", tuple(prompt), (1,), False), one)
@@ -83,7 +84,7 @@ def test_the_first_token_has_the_mixture_s_distribution(share: float, temperatur
     prompt, n, size = prompts_of(tokenizer)[0], 4000, len(tokenizer)
     for lm in (student, teacher):  # a random model's distribution is flat; this makes some tokens likely
         lm.plain.lm_head.weight.data *= 30
-    found = draw(
+    found = sample_texts(
         [prompt] * n,
         student,
         seeds=range(n),
@@ -109,7 +110,7 @@ def test_the_first_token_has_the_mixture_s_distribution(share: float, temperatur
 def test_temperature_zero_is_greedy_generation(family: str) -> None:
     student, _, tokenizer = pair(family)
     prompt = prompts_of(tokenizer)[0]
-    (found,) = draw([prompt], student, seeds=[0], max_new_tokens=8, temperature=0)
+    (found,) = sample_texts([prompt], student, seeds=[0], max_new_tokens=8, temperature=0)
     with torch.inference_mode():
         out = student.plain.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0].tolist()
     new = out[1:] if student.encoder_decoder else out[len(prompt) :]
@@ -120,7 +121,7 @@ def test_temperature_zero_is_greedy_generation(family: str) -> None:
 def test_a_text_ends_with_the_end_and_keeps_it() -> None:
     student, _, tokenizer = pair("llama")
     student.plain.lm_head.weight.data[:] = 0  # every token alike: about one of 380 ends a text
-    found = draw(
+    found = sample_texts(
         [prompts_of(tokenizer)[1]] * 60, student, seeds=range(60), max_new_tokens=40, vocabulary=len(tokenizer)
     )
     ends = end_ids(student)
@@ -135,7 +136,9 @@ def test_rows_beyond_the_vocabulary_are_never_drawn() -> None:
     student, _, tokenizer = pair("llama")
     head = student.plain.lm_head.weight.data
     head[len(tokenizer) :] = 100 * head[: head.shape[0] - len(tokenizer)]
-    found = draw([prompts_of(tokenizer)[0]] * 8, student, seeds=range(8), max_new_tokens=6, vocabulary=len(tokenizer))
+    found = sample_texts(
+        [prompts_of(tokenizer)[0]] * 8, student, seeds=range(8), max_new_tokens=6, vocabulary=len(tokenizer)
+    )
     assert max(token for one in found for token in one.ids) < len(tokenizer)
 
 
@@ -199,7 +202,7 @@ def test_the_probe_has_the_same_random_numbers_every_time() -> None:
 
 
 def test_numbers_stand_beside_the_rollout_tokens() -> None:
-    drawn = Drawn((5, 6), (-1.0, -2.0), (-3.0, -4.0), (0.1, 0.2), True)
+    drawn = SampledText((5, 6), (-1.0, -2.0), (-3.0, -4.0), (0.1, 0.2), True)
     item = with_drawn(Encoded("r", "label", (1,), (9, 9, 9), True), drawn, advantage=(0.5, -0.5))
     assert (item.target, item.cut) == ((5, 6), False)
     assert item.drawn == {"logq": (-1.0, -2.0), "logp": (-3.0, -4.0), "advantage": (0.5, -0.5)}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from tinyllm_bench.evaluation.hf import check_length
+from tinyllm_bench.generation.encoding import check_length
 
 if TYPE_CHECKING:
     from tinyllm_bench.evaluation.vllm import VllmEngine
@@ -78,8 +78,8 @@ class HfDrawer:
     def _pass(
         self, lm: object, places: Sequence[tuple[int, int | None]], wanted: Sequence[Wanted], ids: Sequence[list[int]]
     ) -> dict[int, list[Written]]:
+        from tinyllm_bench.generation.sampler import sample_texts
         from tinyllm_bench.models.lm import LM
-        from tinyllm_bench.training.rollouts import draw
 
         assert isinstance(lm, LM)
         found: dict[int, list[Written]] = {}
@@ -87,7 +87,7 @@ class HfDrawer:
             return found
         one = wanted[0]
         is_greedy = places[0][1] is None
-        texts = draw(
+        texts = sample_texts(
             [ids[n] for n, _ in places],
             lm,
             seeds=[seed or 0 for _, seed in places],
@@ -114,7 +114,7 @@ class HfDrawer:
     def _written(
         self, ids: tuple[int, ...], logq: tuple[float, ...], ended: bool, one: Wanted, greedy: bool
     ) -> Written:
-        from tinyllm_bench.generation.stopping import cut_at_stop
+        from tinyllm_bench.generation.encoding import cut_at_stop
 
         tokenizer = self._loaded.tokenizer
         words = list(ids[:-1] if ended else ids)

@@ -10,8 +10,8 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.evaluation.hf import check_length
 from tinyllm_bench.evaluation.vllm_child import import_backend
+from tinyllm_bench.generation.encoding import check_length
 from tinyllm_bench.generation.worker import CPU_BLOCK_SIZE, CPU_MAX_MODEL_LEN
 
 _backend = import_backend()

@@ -21,7 +21,6 @@ from tinyllm_bench.base.events import PredictionProgress, Report
 from tinyllm_bench.base.files import append_checked, canonical_json, read_checked, write_bytes
 from tinyllm_bench.base.reading import read_bytes, strict_json
 from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
-from tinyllm_bench.evaluation.hf import hf_lm
 from tinyllm_bench.evaluation.reference_baselines import guess_majority, guess_random
 from tinyllm_bench.evaluation.runner import answer
 from tinyllm_bench.evaluation.vllm import VllmEngine, backend_for
@@ -196,6 +195,8 @@ class StudentAsker:
         config, model, tokenizer, backend = self.cell.config, self.loaded.model, self.loaded.tokenizer, self.backend
         if backend == "vllm":
             return Asker(self.use(self.engines.vllm()), backend, self.chat)
+        from tinyllm_bench.evaluation.lm_eval_models import hf_lm
+
         lm = hf_lm(
             model,
             tokenizer,

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Split
-from tinyllm_bench.evaluation.hf import hf_lm
 from tinyllm_bench.evaluation.runner import answer
 from tinyllm_bench.evaluation.scoring import score
 from tinyllm_bench.experiment.cell import Cell
@@ -52,6 +51,8 @@ def validator(cell: Cell, loaded: Loaded, gold: Sequence[Group]) -> Callable[[LM
     """Scores a student on the cell's validation questions; with `train.select=loss` also by its loss on `gold`."""
     if learns_paths(cell):
         return path_validator(cell, loaded)
+    from tinyllm_bench.evaluation.lm_eval_models import hf_lm  # lm-eval takes seconds
+
     config = cell.config
     split: Split = "test" if cell.looks_at_test else "valid"
     valid = cell.asked_records(split)

@@ -1,10 +1,10 @@
-"""What all generators share: a prompt's token ids, the word that it is too long, and where a text is cut."""
+"""Between text and token ids: how a prompt is encoded, whether it fits, and where a generated text ends."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from tinyllm_bench.base.errors import UserError, unknown_name
-from tinyllm_bench.generation.requests import Failed
+from tinyllm_bench.generation.requests import Completion, Failed
 from tinyllm_bench.generation.thoughts import marks_thought
 
 Chat = Literal["auto", "always", "never"]
@@ -54,7 +54,69 @@ def too_long(tokens: int, new: int, limit: int) -> Failed | None:
     )
 
 
+def check_length(name: str, tokens: int, limit: int) -> None:
+    """Refuse a prompt that the model cannot read whole; lm-eval would cut its beginning off."""
+    if tokens > limit:
+        raise UserError(
+            f"{name}: {tokens} tokens (prompt and answer) are more than the model's limit of {limit}; nothing but the "
+            "context is ever cut: lower data.max_context_words or the number of shots, or take a model that reads more"
+        )
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The token ids that end a text of this model."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(configured) if isinstance(configured, list) else {configured}
+    return {token for token in ends | {tokenizer.eos_token_id} if token is not None}
+
+
+def trim(ids: Sequence[int], ends: set[int]) -> tuple[list[int], bool]:
+    """New tokens before the first end token, and whether there was one."""
+    for position, token in enumerate(ids):
+        if token in ends:
+            return list(ids[:position]), True
+    return list(ids), False
+
+
+def cut_at_stop(tokenizer: Any, ids: list[int], stops: Sequence[str]) -> int | None:
+    """How many tokens it took until a stop text was complete; None if none is there."""
+    text = tokenizer.decode(ids)
+    if not any(stop in text for stop in stops):
+        return None
+    return next(n for n in range(1, len(ids) + 1) if any(stop in tokenizer.decode(ids[:n]) for stop in stops))
+
+
 def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """The text before the first stop text, and whether there was one."""
     places = [text.find(stop) for stop in stops if stop in text]
     return (text[: min(places)], True) if places else (text, False)
+
+
+def completion_of(
+    tokenizer: Any,
+    prompt: Sequence[int],
+    ids: list[int],
+    stops: Sequence[str],
+    *,
+    ended: bool,
+    keep_thoughts: bool = False,
+) -> Completion:
+    """The completion that generated ids are, without the end token behind them (`ended`); `seconds` is 0.
+
+    Special tokens are no part of the text, with `keep_thoughts` those excepted that mark a thought.
+    """
+    cut = cut_at_stop(tokenizer, ids, stops)
+    if keep_thoughts:
+        special = left_out(tokenizer)
+        words = [token for token in ids if token not in special]
+    whole: Any = tokenizer.decode(
+        words if keep_thoughts else ids, skip_special_tokens=not keep_thoughts, clean_up_tokenization_spaces=False
+    )
+    return Completion(
+        text=before_stop(whole, stops)[0],
+        tokens_in=len(prompt),
+        tokens_out=len(ids) + ended if cut is None else cut,
+        finish="stop" if ended or cut is not None else "length",
+        seconds=0.0,
+        ended=ended and cut is None,
+    )

@@ -1,4 +1,8 @@
-"""A local teacher run by transformers: decoder-only or encoder-decoder, in batches of like length."""
+"""A model in this process, run by transformers: decoder-only or encoder-decoder, in batches of like length.
+
+`complete` is greedy decoding and plain sampling by transformers' own `generate`. `SampledCompletions` samples with
+log-probabilities and several seeds in one batch, by the loop that rollouts use (`generation.sampler`).
+"""
 
 from __future__ import annotations
 
@@ -8,32 +12,144 @@ from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import Any, Self
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.encoding import Chat, before_stop, in_chat, left_out, prompt_ids, too_long, uses_chat
-from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, SamplingConfig, TextGenerator
+from tinyllm_bench.generation.encoding import (
+    Chat,
+    completion_of,
+    end_tokens,
+    in_chat,
+    prompt_ids,
+    too_long,
+    trim,
+    uses_chat,
+)
+from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, TextGenerator
+from tinyllm_bench.generation.sampler import sample_texts
 from tinyllm_bench.generation.thoughts import opened_thought
+from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import RUNS, Loaded, load_model, max_input_tokens, needs_bos
 from tinyllm_bench.models.specs import ModelSpec
 
-if TYPE_CHECKING:
-    import torch
+
+class StopTexts(StoppingCriteria):
+    """Ends each row of a batch at its own first stop text; `start` is the position of the first new token.
+
+    lm-eval's criterion ends a batch only when every row has written the same stop text, so that one row that ends with
+    its end token makes all the others run to the limit.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str], start: int) -> None:
+        self._tokenizer, self._stops, self._start = tokenizer, [stop for stop in stops if stop], start
+        # a token holds a byte or more, so this many reach back over a stop text however it is split
+        self._reach = max((len(stop.encode()) for stop in self._stops), default=0) + 1
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Which rows are done: bool, (batch,)."""
+        tails = self._tokenizer.batch_decode(input_ids[:, self._start :][:, -self._reach :])
+        done = [any(stop in tail for stop in self._stops) for tail in tails]
+        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
 
-class _Asked(NamedTuple):
-    """A request with its place among the requests and its prompt's token ids."""
+def complete(
+    loaded: Loaded,
+    prompts: Sequence[Sequence[int]],
+    requests: Sequence[GenerationRequest],
+    *,
+    batch: int,
+    keep_thoughts: bool = False,
+) -> Iterator[tuple[int, Completion]]:
+    """`(index, completion)` for prompts in token ids, batch by batch, the longest first.
 
-    place: int
-    request: GenerationRequest
-    ids: list[int]
+    Greedy requests share batches; sampled ones run alone, each from its own seed, because `generate` draws the random
+    numbers of a batch together. The model is put into evaluation mode meanwhile. `keep_thoughts`: special tokens that
+    mark a thought stay in the text, for those who read a reasoning model's replies.
+
+    Raises:
+        torch.OutOfMemoryError: a batch does not fit.
+    """
+
+    def kind(n: int) -> tuple[bool, str]:
+        return requests[n].sampling.temperature > 0, repr(requests[n].sampling)
+
+    order = sorted(range(len(requests)), key=lambda n: (*kind(n), -len(prompts[n])))
+    for (is_sampled, _), group in groupby(order, key=kind):
+        alike, step = list(group), 1 if is_sampled else batch
+        for start in range(0, len(alike), step):
+            part = alike[start : start + step]
+            began = time.perf_counter()
+            completions = _complete_batch(loaded, [prompts[n] for n in part], requests[part[0]], keep_thoughts)
+            share = (time.perf_counter() - began) / len(part)
+            for n, completion in zip(part, completions, strict=True):
+                yield n, completion._replace(seconds=share)
+
+
+def _complete_batch(
+    loaded: Loaded, prompts: Sequence[Sequence[int]], request: GenerationRequest, keep_thoughts: bool
+) -> Iterator[Completion]:
+    """A completion of each prompt; all are sampled as `request` says."""
+    model, tokenizer = loaded
+    sampling, encoder_decoder = request.sampling, bool(model.config.is_encoder_decoder)
+    width = max(map(len, prompts))
+    ids_BT = torch.full((len(prompts), width), int(tokenizer.pad_token_id))
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, ids in enumerate(prompts):
+        place = slice(0, len(ids)) if encoder_decoder else slice(width - len(ids), width)
+        ids_BT[row, place] = torch.tensor(ids)
+        mask_BT[row, place] = 1
+    start = 1 if encoder_decoder else width
+    decoding: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        # transformers would keep the top 50 tokens alone; vLLM and APIs have no such default
+        decoding = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    generate: Any = model.generate
+    with evaluating(model), _seeded(request, model.device):
+        out_BT = generate(
+            input_ids=ids_BT.to(model.device),
+            attention_mask=mask_BT.to(model.device),
+            max_new_tokens=sampling.max_new_tokens,
+            stopping_criteria=StoppingCriteriaList([StopTexts(tokenizer, sampling.stop, start)]),
+            pad_token_id=tokenizer.pad_token_id,
+            use_cache=True,
+            **decoding,
+        )
+    ends = end_tokens(model, tokenizer)
+    for prompt, row in zip(prompts, out_BT[:, start:].tolist(), strict=True):
+        new_ids, ended = trim(row, ends)
+        yield completion_of(tokenizer, prompt, new_ids, sampling.stop, ended=ended, keep_thoughts=keep_thoughts)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Without gradients and in evaluation mode; the mode is as before afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _seeded(request: GenerationRequest, device: torch.device) -> Iterator[None]:
+    """Random numbers of the request's own seed; the process's own stay as they were."""
+    if request.sampling.temperature == 0:
+        yield
+        return
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else None):
+        torch.manual_seed(request.seed)
+        yield
 
 
 class HfGenerator(TextGenerator):
-    """Writes with `generate`. Greedy requests share batches; sampled ones are drawn alone, each from its own seed.
+    """A local model that is loaded when the generator is entered.
 
-    Tokens out count what was generated: the end token and the tokens of a stop text too, as servers count them. `chat`
-    puts prompts in the tokenizer's own template (`auto`: when it has one).
+    `chat` puts prompts in the tokenizer's own template (`auto`: when it has one).
     """
 
     engine = "hf"
@@ -53,14 +169,12 @@ class HfGenerator(TextGenerator):
         self._asked_chat: Chat = chat
         self._loaded: Loaded | None = None
         self._chat = self._lead = False
-        self._left_out: dict[int, str] = {}
         self._opened = ""  # the mark with which the template begins a thought, which the reply then ends
 
     def __enter__(self) -> Self:
         loaded = load_model(self._spec, dtype=self._dtype, device=self._device, runs=self._runs)
         self._chat = uses_chat(loaded.tokenizer, self._asked_chat, self._spec.text)
         self._lead = needs_bos(*loaded)
-        self._left_out = left_out(loaded.tokenizer)
         self._opened = opened_thought(in_chat(loaded.tokenizer, "")) if self._chat else ""
         self._loaded = loaded
         return self
@@ -70,8 +184,6 @@ class HfGenerator(TextGenerator):
     ) -> None:
         self._loaded = None
         if self._device != "cpu":
-            import torch
-
             torch.cuda.empty_cache()
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
@@ -80,128 +192,72 @@ class HfGenerator(TextGenerator):
         Raises:
             UserError: the device has too little memory for a batch.
         """
-        asked = []
+        assert self._loaded is not None, "use `with HfGenerator(...) as generator:`"
+        model, tokenizer = self._loaded
+        limit = max_input_tokens(model, tokenizer)
+        fitting: list[tuple[int, list[int]]] = []
         for index, request in enumerate(requests):
-            ids = prompt_ids(self._open.tokenizer, request.prompt, chat=self._chat, lead=self._lead)
-            if failed := self._too_long(ids, request):
+            ids = prompt_ids(tokenizer, request.prompt, chat=self._chat, lead=self._lead)
+            # an encoder's text and a decoder's stand apart
+            new = 0 if model.config.is_encoder_decoder else request.sampling.max_new_tokens
+            if failed := too_long(len(ids), new, limit):
                 yield index, failed
             else:
-                asked.append(_Asked(index, request, ids))
-        for batch in _batches(asked, self.batch):
-            yield from self._write_batch(batch)
-
-    @property
-    def _open(self) -> Loaded:
-        assert self._loaded is not None, "use `with HfGenerator(...) as generator:`"
-        return self._loaded
-
-    @property
-    def _seq2seq(self) -> bool:
-        return bool(self._open.model.config.is_encoder_decoder)
-
-    def _too_long(self, ids: Sequence[int], request: GenerationRequest) -> Failed | None:
-        new = 0 if self._seq2seq else request.sampling.max_new_tokens  # an encoder's text and a decoder's stand apart
-        return too_long(len(ids), new, max_input_tokens(*self._open))
-
-    def _write_batch(self, batch: Sequence[_Asked]) -> Iterator[tuple[int, Completion]]:
-        import torch
-
-        began = time.perf_counter()
+                fitting.append((index, ids))
+        asked = [requests[index] for index, _ in fitting]
         try:
-            rows = self._generate([asked.ids for asked in batch], batch[0].request)
+            prompts = [ids for _, ids in fitting]
+            for n, completion in complete(self._loaded, prompts, asked, batch=self.batch, keep_thoughts=True):
+                text = completion.text
+                if completion.finish == "length" or completion.ended:
+                    # the first bytes of a character that was not finished; vLLM leaves them out
+                    text = text.rstrip("\ufffd")
+                yield fitting[n][0], completion._replace(text=self._opened + text)
         except torch.OutOfMemoryError:
             raise UserError(
-                f"{self._spec.text}: a batch of {len(batch)} prompts does not fit into the memory of {self._device};"
-                " lower annotations.batch"
+                f"{self._spec.text}: a batch of {min(self.batch, len(asked))} prompts does not fit into the memory of"
+                f" {self._device}; lower annotations.batch"
             ) from None
-        share = (time.perf_counter() - began) / len(batch)
-        for asked, row in zip(batch, rows, strict=True):
-            yield asked.place, self._written(row, asked, share)
 
-    def _generate(self, prompts: Sequence[list[int]], request: GenerationRequest) -> list[list[int]]:
-        """New tokens of each prompt, with whatever stands after its end."""
-        import torch
 
-        from tinyllm_bench.generation.stopping import stop_criteria
+class HfSampler:
+    """Greedy and sampled texts of a model in memory, with their log-probabilities; several seeds share a pass.
 
-        model, tokenizer = self._open
-        ids_BT, mask_BT = _padded(prompts, tokenizer.pad_token_id, left=not self._seq2seq)
-        start = 1 if self._seq2seq else ids_BT.shape[1]
-        generate: Any = model.generate
-        with torch.inference_mode(), _seeded(request, self._device):
-            out_BT = generate(
-                input_ids=ids_BT.to(self._device),
-                attention_mask=mask_BT.to(self._device),
-                max_new_tokens=request.sampling.max_new_tokens,
-                stopping_criteria=stop_criteria(tokenizer, request.sampling.stop, start),
-                pad_token_id=tokenizer.pad_token_id,
-                use_cache=True,
-                **_drawing(request.sampling),
+    A prompt's trailing white space is left out for a decoder-only model, as in training.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+        """`(index of the request, answer)`, requests of one `SamplingConfig` together."""
+        model, tokenizer = self._loaded
+        lm, lead = LM(model), needs_bos(model, tokenizer)
+        limit = max_input_tokens(model, tokenizer)
+        fitting: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            prompt = request.prompt if lm.encoder_decoder else request.prompt.rstrip()
+            ids = prompt_ids(tokenizer, prompt, chat=False, lead=lead and not lm.encoder_decoder)
+            if failed := too_long(len(ids), 0 if lm.encoder_decoder else request.sampling.max_new_tokens, limit):
+                yield index, failed
+            else:
+                fitting[index] = ids
+        for sampling in dict.fromkeys(requests[index].sampling for index in fitting):
+            places = [index for index in fitting if requests[index].sampling == sampling]
+            began = time.perf_counter()
+            texts = sample_texts(
+                [fitting[index] for index in places],
+                lm,
+                seeds=[requests[index].seed for index in places],
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                vocabulary=len(tokenizer),
             )
-        rows: list[list[int]] = out_BT[:, start:].tolist()
-        return rows
-
-    def _written(self, row: list[int], asked: _Asked, seconds: float) -> Completion:
-        from tinyllm_bench.generation.stopping import cut_at_stop, end_tokens, trim
-
-        model, tokenizer = self._open
-        ids, ended = trim(row, end_tokens(model, tokenizer))
-        stops = asked.request.sampling.stop
-        cut = cut_at_stop(tokenizer, ids, stops)
-        words = [index for index in ids if index not in self._left_out]
-        whole: Any = tokenizer.decode(words, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        text, _ = before_stop(whole, stops)
-        finish: Literal["stop", "length"] = "stop" if ended or cut is not None else "length"
-        if cut is None:
-            text = text.rstrip("\ufffd")  # the first bytes of a character that was not finished; vLLM leaves them out
-        tokens = len(ids) + ended if cut is None else cut
-        return Completion(self._opened + text, len(asked.ids), tokens, finish, seconds)
-
-
-def _batches(asked: Sequence[_Asked], size: int) -> Iterator[list[_Asked]]:
-    """Wishes that can share a pass, longest first, so that memory runs out at once or not at all."""
-
-    def kind(one: _Asked) -> tuple[bool, str, int]:
-        drawn = one.request.sampling.temperature > 0
-        return drawn, repr(one.request.sampling), -len(one.ids)
-
-    order = sorted(asked, key=kind)
-    for (drawn, _), group in groupby(order, key=lambda one: kind(one)[:2]):
-        alike = list(group)
-        step = 1 if drawn else size
-        for start in range(0, len(alike), step):
-            yield alike[start : start + step]
-
-
-def _padded(prompts: Sequence[list[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both (batch, longest prompt), int64."""
-    import torch
-
-    width = max(map(len, prompts))
-    ids_BT = torch.full((len(prompts), width), pad)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, ids in enumerate(prompts):
-        place = slice(width - len(ids), width) if left else slice(0, len(ids))
-        ids_BT[row, place] = torch.tensor(ids)
-        mask_BT[row, place] = 1
-    return ids_BT, mask_BT
-
-
-def _drawing(sampling: SamplingConfig) -> dict[str, Any]:
-    if sampling.temperature == 0:
-        return {"do_sample": False}
-    # transformers would keep the 50 likeliest tokens alone; vLLM and APIs have no such default
-    return {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-
-
-@contextmanager
-def _seeded(request: GenerationRequest, device: str) -> Iterator[None]:
-    """Random numbers of the request's own seed; the process's own stay as they were."""
-    import torch
-
-    if request.sampling.temperature == 0:
-        yield
-        return
-    with torch.random.fork_rng(devices=[] if device == "cpu" else None):
-        torch.manual_seed(request.seed)
-        yield
+            share = (time.perf_counter() - began) / len(places)
+            for index, text in zip(places, texts, strict=True):
+                ids = list(text.ids[:-1] if text.ended else text.ids)
+                completion = completion_of(tokenizer, fitting[index], ids, sampling.stop, ended=text.ended)
+                tokens = completion.tokens_out
+                mean = sum(text.logq[:tokens]) / tokens if tokens else None
+                yield index, completion._replace(seconds=share, logprob=mean)

@@ -1,7 +1,7 @@
-"""What writes a teacher's texts: the one interface of local transformers, local vLLM and an API.
+"""What is asked of a model that writes text, and what comes back: the same for transformers, vLLM and an API.
 
-A generator knows nothing of tasks: it turns prompts into texts. What is asked stands in `teachers.prompts`, what was
-answered is kept by `teachers.cache`.
+A generator knows nothing of tasks: it turns prompts into texts. A teacher's prompts come from `teachers.prompts`, and
+`teachers.cache` keeps its texts; a student's come from `data.prompts`, and `evaluation` scores its texts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol, Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingConfig:
-    """How a text is drawn. Temperature 0 is greedy; `stop` texts end it and are not part of it."""
+    """How a text is sampled. Temperature 0 is greedy; `stop` texts end it and are not part of it."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -21,20 +21,23 @@ class SamplingConfig:
 
 
 class GenerationRequest(NamedTuple):
-    """One text that is wanted. `prompt` is plain words; a chat model gets it as one user message in its own template.
+    """One text that is asked for. `prompt` is plain text; a chat model gets it as one user message in its template.
 
-    `seed` belongs to this request alone, so that neither order nor batching changes what is drawn.
+    `seed` belongs to this request alone, so that neither order nor batching changes what is sampled.
     """
 
     prompt: str
     sampling: SamplingConfig
-    seed: int
+    seed: int = 0
 
 
 class Completion(NamedTuple):
-    """One text that was written, without the stop text. Tokens as the teacher's tokenizer or server counts them.
+    """One text, without the stop text that ended it. Tokens are those of the model's tokenizer, or its server's count.
 
-    `tokens_in` counts the whole prompt, template included; `seconds` is this text's share of the wall time.
+    `tokens_in` counts the whole prompt, template included; `tokens_out` what was generated: the end token and the
+    tokens of a stop text too. `seconds` is this text's share of the wall time. `logprob` is the mean log-probability
+    of the generated tokens at temperature 1, in nats, where the generator computes it. `ended` tells whether the last
+    token is an end token.
     """
 
     text: str
@@ -42,6 +45,8 @@ class Completion(NamedTuple):
     tokens_out: int
     finish: Literal["stop", "length"]
     seconds: float
+    logprob: float | None = None
+    ended: bool = False
 
 
 class Failed(NamedTuple):
@@ -60,7 +65,7 @@ class TextGenerator(Protocol):
     batch: int
 
     def __enter__(self) -> Self:
-        """Open; raises UserError where the teacher cannot be had."""
+        """Open; raises UserError where the model is not available."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -71,5 +76,5 @@ class TextGenerator(Protocol):
         """`(index of the request, answer)` as each is finished, in any order, every request exactly once.
 
         Raises:
-            UserError: nothing more can be had of this teacher (wrong key, unknown model, a dead server).
+            UserError: nothing more can be had of this model (wrong key, unknown model, a dead server).
         """

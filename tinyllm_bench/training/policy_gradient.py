@@ -10,21 +10,14 @@ weights of the sampler carry no gradient.
 Shape suffixes: N texts, T response positions, V vocabulary.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from tinyllm_bench.generation.sampler import mixed_log_probs
+
 AllReduce = Callable[[Tensor], Tensor]
-
-
-def mixed_log_probs(logq_NV: Tensor, logp_NV: Tensor, alpha: float) -> Tensor:
-    """log(alpha p + (1 - alpha) q), the sampler of equation 4; also of the log-probabilities of chosen tokens."""
-    if alpha == 0:
-        return logq_NV
-    student_NV = logq_NV + (math.log1p(-alpha) if alpha < 1 else -math.inf)
-    return torch.logaddexp(student_NV, logp_NV + math.log(alpha))
 
 
 def rewards_NT(logp_NT: Tensor, logq_NT: Tensor, mask_NT: Tensor, *, limit: float | None = None) -> Tensor:
