@@ -125,7 +125,7 @@ def test_run_records_prints_and_writes_a_board(call: Call, small: list[Any], tmp
     assert len(records) == 6 and all(r.command.startswith("tinyllm-bench run --method") for r in records.values())
     assert records["finetune"].asked["preset"] == "quickstart" and records["finetune"].asked["tasks"] == ["obqa"]
     again = call(*arguments)
-    assert again.status == 0 and again.err.count("finished before; nothing to do") == 6
+    assert again.status == 0 and again.err.count("already finished; nothing to do") == 6
     assert records_in(tmp_path / "runs") == records
 
 

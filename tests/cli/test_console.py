@@ -41,7 +41,7 @@ STEP = TrainingStep(3, 8, 1.23456, by_channel={}, learning_rate=1e-4, tokens=123
             StudentEvaluated(Evaluation(4, 0.5, 0.25, 0.3, 8, 1.23456, {"reverse_kl": 0.5, "length": 3.0})),
             "validation at 50 %: accuracy 25.0 % of 8, loss 1.2346, reverse_kl 0.5, length 3",
         ),
-        (LogitCacheOpened(8, 388), "logit cache: 8 responses to score, 388 bytes a token"),
+        (LogitCacheOpened(8, 388), "logit cache: 8 responses to score, 388 bytes per token"),
         (LogitCacheProgress(5, 8), "logit cache: 5/8 responses"),
         (PrerequisiteStarted("finetune", "dir:x"), "first: finetune on dir:x"),
         (AnnotationProgress("t", 5, 9), "t: 5/9 texts"),
@@ -49,7 +49,7 @@ STEP = TrainingStep(3, 8, 1.23456, by_channel={}, learning_rate=1e-4, tokens=123
             AnnotationFailed("t", 2, 9, "the server said 500"),
             "t: 2 of 9 texts are not available: the server said 500",
         ),
-        (PredictionProgress(5, 9), "asked 5/9 test questions"),
+        (PredictionProgress(5, 9), "answered 5/9 test questions"),
         (TrainingResumed(5, 9), "resumes after step 5 of 9"),
         (RunRecorded(0.5), "recorded: accuracy 50.0 %"),
         (TrackerFailed("t", "no network"), "t gets no more values: no network"),
@@ -111,7 +111,7 @@ def test_a_log_shows_how_far_the_logit_cache_is(capsys: pytest.CaptureFixture[st
             console.event(LogitCacheProgress(done, 30))
             clock.now += 1
     assert capsys.readouterr().err.splitlines() == [
-        "  logit cache: 30 responses to score, 388 bytes a token",
+        "  logit cache: 30 responses to score, 388 bytes per token",
         "  logit cache: 1/30 responses",
         "  logit cache: 11/30 responses",
         "  logit cache: 21/30 responses",

@@ -49,7 +49,7 @@ def training(clock: Clock, cells: list[Any] | None = None) -> Progress:
 
 def test_at_80_columns() -> None:
     assert lines_of(training(Clock()), 80) == [
-        "3 cells: 1 done, 1 waiting, 0:10 gone, about 32 s left",
+        "3 cells: 1 done, 1 waiting, 0:10 elapsed, about 32 s left",
         "  cell                         seed annotate train    predict  accuracy     time",
         "✓ guess on quiz                   0                   done       25.0 %     0:02",
         "▶ learner on quiz                 0 done     50 %                           0:08",
@@ -73,7 +73,7 @@ def test_a_logit_cache_that_fills_is_shown_with_its_pace() -> None:
     assert lines_of(progress, 80)[2:] == [
         "▶ learner on quiz                 0 done     50 %                           0:05",
         "",
-        "now         caching the teacher's logits 20/40, 2 responses/s, 10 s left of the…",
+        "now         caching the teacher's logits 20/40, 2 responses/s, 10 s left",
     ]
 
 

@@ -104,6 +104,6 @@ def test_method_teacher_and_reporter_of_files_make_a_row(
     assert [one.spec for one in record.teachers] == ["parrot:polly"]
     assert {"own.py", "parrot.py"} <= set(record.packages) and record.packages["own.py"].startswith("sha256:")
     assert (tmp_path / "runs" / "board" / "reporters" / "rows" / "rows.txt").read_text() == "own [sample]\n"
-    assert "finished before; nothing to do" in call(*asked, *words).err
+    assert "already finished; nothing to do" in call(*asked, *words).err
     checked = call("verify", folder, *words)
     assert checked.status == 0, checked.out + checked.err

@@ -65,7 +65,7 @@ def test_what_trains_first_stands_under_its_cell() -> None:
     progress.event(PrerequisiteStarted("starter", "model"))
     progress.event(CellStarted("x", "starter", "quiz"))
     clock.now += 50
-    assert [(row.run_id, row.first) for row in progress.rows] == [("a", False), ("x", True), ("b", False)]
+    assert [(row.run_id, row.prerequisite) for row in progress.rows] == [("a", False), ("x", True), ("b", False)]
     assert progress.current is progress.rows[1]
     progress.event(AnnotationFinished(8))
     progress.event(TrainingFinished(10, 1.0))
@@ -118,7 +118,7 @@ def test_time_left_counts_the_pace_of_the_cell_that_runs() -> None:
     progress.event(step(1))
     clock.now += 20
     progress.event(step(5))
-    # 5 more steps of 5 s and 5 s of asking; then 45 s of training (20 gone, 25 to come) and 5 s of asking.
+    # 5 more steps of 5 s and 5 s of asking; then 45 s of training (20 elapsed, 25 to come) and 5 s of asking.
     assert progress.left() == pytest.approx(25 + 5 + 45 + 5)
 
 
@@ -126,7 +126,7 @@ def test_a_cell_of_an_earlier_call_costs_nothing() -> None:
     progress = Progress([cell("a")])
     progress.cell(cell("a"))
     progress.done(Done(None, False))
-    assert progress.rows[0].state == "kept" and progress.left() == 0
+    assert progress.rows[0].state == "reused" and progress.left() == 0
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61, "1:01"), (3723, "1:02:03")])

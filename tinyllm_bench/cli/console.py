@@ -1,6 +1,6 @@
-"""What a person sees while cells run: a live view on a terminal, one line per event in a log otherwise.
+"""What is printed while cells run: a live view on a terminal, otherwise a log with one line per event.
 
-Of several processes only the main one says anything.
+Of several processes only the main one prints.
 """
 
 import os
@@ -39,28 +39,28 @@ _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # 
 
 
 def is_main_process() -> bool:
-    """Whether this is the first of the processes that a launcher started; asks no library that starts slowly."""
+    """Whether this is the first of the processes that a launcher started; imports no library that starts slowly."""
     return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
 
 
 def on_terminal() -> bool:
-    """Whether there is a terminal that can redraw what it shows."""
+    """Whether standard error is a terminal that can redraw lines."""
     return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal that standard output is; None where it is none."""
+    """Width in columns if standard output is a terminal, else None."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 class Console:
-    """Tells progress; a context manager, so that a terminal is left in order.
+    """Prints progress; a context manager, so that the terminal is restored.
 
     Args:
-        cells: The cells that will run, in order; without any, only events are told.
+        cells: The cells that will run, in order; without any, only events are printed.
         until: The last stage.
-        live: A view to draw in; by default one on the terminal, where there is one.
-        clock: Seconds that never go back.
+        live: A view to draw in; by default one on standard error if it is a terminal.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class Console:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.progress = Progress(cells, until=until, clock=clock)
-        self.speaks = is_main_process()
+        self.is_main = is_main_process()
         self.live = live
         self._clock, self._last = clock, 0.0
 
     def __enter__(self) -> "Console":
-        if self.live is None and self.speaks and on_terminal():
+        if self.live is None and self.is_main and on_terminal():
             from tinyllm_bench.cli.live import LiveView
 
             self.live = LiveView(self.progress)
@@ -100,28 +100,28 @@ class Console:
         """The cell is finished."""
         self.progress.done(outcome)
         took = self.progress.top.took if self.progress.top else None
-        self._log(f"  done in {clock_text(took or 0)}" if outcome.fresh else "finished before; nothing to do")
+        self._log(f"  done in {clock_text(took or 0)}" if outcome.fresh else "already finished; nothing to do")
 
     def failed(self, cell: Any, error: Exception, log: Path | None) -> None:
-        """The cell failed; `log` holds the traceback of what is not the user's to mend."""
+        """The cell failed; `log` holds the traceback of an error that is not the user's."""
         reason = str(error) if log is None else f"{type(error).__name__}: {error} (traceback in {log})"
         self.progress.failed(reason)
         self.say(f"failed: {reason}" if self.live is None else f"{cell.label} on {cell.task.name} failed: {reason}")
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Print a permanent line."""
         if self.live is not None:
             self.live.say(text)
-        elif self.speaks:
+        elif self.is_main:
             echo(text, err=True)
 
     def _log(self, text: str) -> None:
-        """A line that a live view shows in its own way."""
+        """A line for the log only: a live view shows it in its own way."""
         if self.live is None:
             self.say(text)
 
     def event(self, event: Event) -> None:
-        """One event of the run: steps and counts are thinned out, the rest is always shown."""
+        """One event of the run: steps and counts are printed at most every ten seconds, the rest always."""
         self.progress.event(event)
         text = describe(event)
         if text is None:
@@ -155,7 +155,7 @@ class Console:
 
 
 def describe(event: Event) -> str | None:
-    """An event in words; None for one that a person need not see."""
+    """An event in words; None for one that is not shown."""
     match event:
         case PrerequisiteStarted():
             return f"first: {event.label} on {event.model}"
@@ -164,7 +164,7 @@ def describe(event: Event) -> str | None:
         case AnnotationFailed():
             return f"{event.teacher}: {event.failed} of {event.total} texts are not available: {event.reason}"
         case LogitCacheOpened():
-            return f"logit cache: {event.missing} responses to score, {event.bytes_per_token} bytes a token"
+            return f"logit cache: {event.missing} responses to score, {event.bytes_per_token} bytes per token"
         case LogitCacheProgress():
             return f"logit cache: {event.done}/{event.total} responses"
         case TrainingResumed():
@@ -177,7 +177,7 @@ def describe(event: Event) -> str | None:
             probe = "".join(f", {name} {value:.3g}" for name, value in evaluation.probe.items())
             return f"validation at {100 * evaluation.fraction:.0f} %: {accuracy}{loss}{probe}"
         case PredictionProgress():
-            return f"asked {event.done}/{event.total} test questions"
+            return f"answered {event.done}/{event.total} test questions"
         case RunRecorded():
             return "recorded" if event.accuracy is None else f"recorded: accuracy {100 * event.accuracy:.1f} %"
         case TrackerFailed():

@@ -1,6 +1,6 @@
-"""The live view of a terminal: the cells and their stages as a table, below it the cell that runs. Drawn by rich.
+"""The live view of a terminal: the cells and their stages as a table, below it the running cell. Drawn by rich.
 
-Every state is a word or a sign, never a colour alone; a terminal that knows no UTF-8 gets signs of ASCII.
+Every state is a word or a sign, never only a colour; a terminal without UTF-8 gets ASCII signs.
 """
 
 import logging
@@ -15,21 +15,21 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyllm_bench.base.escaping import terminal, visible
-from tinyllm_bench.cli.progress import Progress, Row, about_text, clock_text
+from tinyllm_bench.cli.progress import CellProgress, Progress, about_text, clock_text
 from tinyllm_bench.leaderboard.curves import ASCII_BARS, BARS, sparkline
 
-WIDE = 120  # columns from which bars, losses and rates have room in the table
-_WORDS = {"annotate": "annotating", "train": "training", "predict": "asking"}
+WIDE = 120  # from this many columns, the table has bars, tokens and losses
+_WORDS = {"annotate": "annotating", "train": "training", "predict": "predicting"}
 _AMOUNTS = {"annotate": "texts/s", "train": "tokens/s", "predict": "questions/s"}
-_STYLES = {"running": "bold", "failed": "red", "done": "", "kept": "dim", "waiting": "dim"}
+_STYLES = {"running": "bold", "failed": "red", "done": "", "reused": "dim", "waiting": "dim"}
 
 
 class Signs(NamedTuple):
-    """The signs of the states, of a bar, of nothing, and of what is left out."""
+    """The signs of the states, of a bar, of a prerequisite, and of rows that are not shown."""
 
     running: str
     done: str
-    kept: str
+    reused: str
     failed: str
     waiting: str
     full: str
@@ -44,7 +44,7 @@ ASCII = Signs(">", "+", "=", "!", ".", "#", "-", "`", "...", ASCII_BARS)
 
 
 class View:
-    """The picture of a `Progress`, rebuilt whenever the screen asks."""
+    """A `Progress` as rich draws it, rebuilt at every refresh."""
 
     def __init__(self, progress: Progress, screen: Screen) -> None:
         self.progress, self.screen = progress, screen
@@ -55,28 +55,28 @@ class View:
             foot = [*self._now(), *self._failures()]
             parts: list[RenderableType] = []
             if self.progress.rows:
-                room = self.screen.height - len(foot) - 4
-                parts = [self._head(), self._table(max(room, 3)), Text()]
+                height = self.screen.height - len(foot) - 4
+                parts = [self._head(), self._table(max(height, 3)), Text()]
             return Group(*parts, *foot)
 
     @property
     def wide(self) -> bool:
-        """Whether there is room for more columns."""
+        """Whether more columns fit."""
         return self.screen.width >= WIDE
 
     def _head(self) -> Text:
-        """Counts of the whole matrix and its time."""
+        """Counts of all cells, and the time."""
         progress = self.progress
         count = progress.count
-        states = {"done": count("done", "kept"), "failed": count("failed"), "waiting": count("waiting")}
-        told = [f"{n} {word}" for word, n in states.items() if n or word == "done"]
+        states = {"done": count("done", "reused"), "failed": count("failed"), "waiting": count("waiting")}
+        parts = [f"{n} {word}" for word, n in states.items() if n or word == "done"]
         left = progress.left()
-        told.append(f"{clock_text(progress.clock() - progress.began)} gone")
-        told.append("time left not known yet" if left is None else f"about {about_text(left)} left")
-        total = sum(not row.first for row in progress.rows)
-        return self._line(f"{total} cell{'' if total == 1 else 's'}: {', '.join(told)}", "bold")
+        parts.append(f"{clock_text(progress.clock() - progress.began)} elapsed")
+        parts.append("time left unknown" if left is None else f"about {about_text(left)} left")
+        total = sum(not row.prerequisite for row in progress.rows)
+        return self._line(f"{total} cell{'' if total == 1 else 's'}: {', '.join(parts)}", "bold")
 
-    def _table(self, room: int) -> Table:
+    def _table(self, height: int) -> Table:
         progress = self.progress
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", expand=True)
         table.add_column("", width=1)
@@ -89,7 +89,7 @@ class View:
                 table.add_column(name, justify="right", width=width, no_wrap=True)
         table.add_column("accuracy", justify="right", width=8, no_wrap=True)
         table.add_column("time", justify="right", width=8, no_wrap=True)
-        first, last = self._window(room)
+        first, last = self._window(height)
         if first:
             table.add_row("", self._elided(progress.rows[:first], "above"), style="dim")
         for row in progress.rows[first:last]:
@@ -100,27 +100,27 @@ class View:
             table.add_row("", self._elided(progress.rows[last:], "below"), style="dim")
         return table
 
-    def _window(self, room: int) -> tuple[int, int]:
-        """Which rows are shown, so that all fits: those around the one that runs."""
+    def _window(self, height: int) -> tuple[int, int]:
+        """Which rows are shown, so that all fits: those around the running one."""
         rows = self.progress.rows
-        if len(rows) <= room:
+        if len(rows) <= height:
             return 0, len(rows)
-        shown = max(room - 2, 1)
+        shown = max(height - 2, 1)
         current = self.progress.current or self.progress.top
         middle = rows.index(current) if current in rows else 0
         first = min(max(middle - shown // 2, 0), len(rows) - shown)
         return first, first + shown
 
-    def _elided(self, rows: Sequence[Row], where: str) -> str:
-        states = [row.state for row in rows if not row.first]
-        counts = {"done": sum(state in ("done", "kept") for state in states)}
+    def _elided(self, rows: Sequence[CellProgress], where: str) -> str:
+        states = [row.state for row in rows if not row.prerequisite]
+        counts = {"done": sum(state in ("done", "reused") for state in states)}
         counts |= {state: states.count(state) for state in ("failed", "waiting")}
-        told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        return f"{self.signs.more} {len(states)} {where}: {told}"
+        summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        return f"{self.signs.more} {len(states)} {where}: {summary}"
 
-    def _cells(self, row: Row) -> list[str]:
+    def _cells(self, row: CellProgress) -> list[str]:
         name = f"{row.label} on {row.task}"
-        shown = f"{self.signs.under} first: {name}" if row.first else name
+        shown = f"{self.signs.under} first: {name}" if row.prerequisite else name
         cells = [getattr(self.signs, row.state), shown, str(row.seed)]
         cells += [self._stage(row, stage) for stage in ("annotate", "train", "predict")]
         if self.wide:
@@ -129,9 +129,9 @@ class View:
             cells.append(f"{100 * row.evaluations[-1].accuracy:.1f} %" if row.evaluations else "")
         return [*cells, self._result(row), self._time(row)]
 
-    def _stage(self, row: Row, stage: str) -> str:
-        """How far a stage is: a share, and a bar where there is room for one."""
-        if stage not in row.stages or row.state in ("waiting", "kept"):
+    def _stage(self, row: CellProgress, stage: str) -> str:
+        """How far a stage is: a percentage, with a bar if it fits."""
+        if stage not in row.stages or row.state in ("waiting", "reused"):
             return ""
         if stage in row.seconds:
             return "done"
@@ -139,26 +139,26 @@ class View:
             return "stopped" if row.state == "failed" and stage in row.part else ""
         done, of = row.logits or row.part.get(stage, (0, 0))
         if not of:
-            return "starts"
+            return "starting"
         share = min(done / of, 1.0)
         full = int(10 * share)
         bar = f"{self.signs.full * full}{self.signs.empty * (10 - full)} " if self.wide else ""
         return f"{bar}{100 * share:.0f} %"
 
-    def _result(self, row: Row) -> str:
+    def _result(self, row: CellProgress) -> str:
         if row.state == "failed":
             return "failed"
         return "" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
 
-    def _time(self, row: Row) -> str:
-        if row.state == "kept":
-            return "before"
+    def _time(self, row: CellProgress) -> str:
+        if row.state == "reused":
+            return "earlier"
         if row.state == "running":
             return clock_text(self.progress.clock() - row.began)
         return "" if row.took is None else clock_text(row.took)
 
     def _now(self) -> list[Text]:
-        """The cell that runs: what it does, how fast and how long, its loss, its validation."""
+        """The running cell: its activity, throughput, time left, loss and validation accuracy."""
         row = self.progress.current
         if row is None or row.state != "running":
             return []
@@ -171,7 +171,7 @@ class View:
             lines.append(self._line(f"validation  {self._spark(shares)}  {summary}"))
         return lines
 
-    def _pace(self, row: Row) -> Text:
+    def _pace(self, row: CellProgress) -> Text:
         who = f"{row.name}: " if self.wide and row.run_id else ""
         if row.stage is None:
             return self._line(f"now         {who}starting")
@@ -183,14 +183,14 @@ class View:
         if row.meter.rate is not None:
             parts.append(f"{_short(row.meter.rate)} {unit}")
         if row.logits is not None and row.meter.left is not None:
-            parts.append(f"{about_text(row.meter.left)} left of the cache")
+            parts.append(f"{about_text(row.meter.left)} left")
         left = self.progress.cell_left(row)
         parts += [] if left is None else [f"{about_text(left)} left for this cell"]
         return self._line(f"now         {', '.join(parts)}")
 
     def _failures(self) -> list[Text]:
         """Reasons of the last failures, one line each."""
-        failed = [row for row in self.progress.rows if row.state == "failed" and not row.first]
+        failed = [row for row in self.progress.rows if row.state == "failed" and not row.prerequisite]
         return [self._line(f"failed      {row.name}: {row.error}", "red") for row in failed[-2:]]
 
     def _spark(self, values: Sequence[float]) -> str:
@@ -205,7 +205,7 @@ def _short(rate: float) -> str:
 
 
 class LiveView:
-    """A view on a terminal, redrawn twice a second. A context manager: it ends in order, whatever happened."""
+    """A view on a terminal, redrawn twice a second; a context manager, so that the terminal is restored."""
 
     def __init__(self, progress: Progress, screen: Screen | None = None) -> None:
         self.screen = screen or Screen(stderr=True)
@@ -222,22 +222,22 @@ class LiveView:
         before = {sys.stderr, sys.stdout}
         self._live.start(refresh=True)
         self._logs = [handler for handler in _log_handlers() if handler.stream in before]
-        self._kept = [handler.setStream(sys.stderr) for handler in self._logs]
+        self._streams = [handler.setStream(sys.stderr) for handler in self._logs]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for handler, stream in zip(self._logs, self._kept, strict=True):
+        for handler, stream in zip(self._logs, self._streams, strict=True):
             handler.setStream(stream)
-        self._live.transient = error[0] is None  # where it was interrupted stays to be read
+        self._live.transient = error[0] is None  # on an error, the last view stays visible
         self._live.stop()
 
     def say(self, text: str) -> None:
-        """A line that stays, above the view."""
+        """Print a permanent line above the view."""
         self.screen.print(terminal(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _log_handlers() -> list[Any]:
-    """Handlers that hold a stream of their own: they would write into the view, as whatever is printed now does not."""
+    """Handlers that hold a stream of their own: they would write into the view; rich redirects only what is printed."""
     loggers = [logging.getLogger(), *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
     handlers = {id(one): one for logger in loggers for one in logger.handlers}
     return [one for one in handlers.values() if isinstance(one, logging.StreamHandler)]

@@ -1,4 +1,4 @@
-"""How far the cells of a request are, from their events: stages, rates, time left; no word of screens."""
+"""How far the cells of a request are, from their events: stages, rates and time left. How it is shown is not here."""
 
 import time
 from collections import defaultdict
@@ -27,24 +27,24 @@ from tinyllm_bench.base.events import (
 )
 
 STAGES = ("annotate", "train", "predict")
-State = Literal["waiting", "running", "done", "kept", "failed"]
+State = Literal["waiting", "running", "done", "reused", "failed"]  # reused: finished by an earlier command
 
 
 @dataclass
 class Meter:
-    """A count that grows, from its first value on: what a resumed cell had done before was not done in no time."""
+    """A growing count and its rate, measured from its first value: a resumed cell does not start at 0."""
 
     first: tuple[float, float, float] | None = None  # seconds, count, amount
     now: tuple[float, float, float] = (0.0, 0.0, 0.0)
     of: float = 0.0
 
     def update(self, seconds: float, count: float, of: float, amount: float) -> None:
-        """`count` of `of` are done, and so much of what the rate is given in (tokens, questions, texts)."""
+        """`count` of `of` are done; `amount` is in the unit of the rate (tokens, questions, texts)."""
         again = count < self.now[1]  # another teacher's texts, another round
         self.now, self.of = (seconds, count, amount), of
         self.first = self.now if again or self.first is None else self.first
 
-    def _gone(self) -> tuple[float, float, float]:
+    def _elapsed(self) -> tuple[float, float, float]:
         first = self.first or self.now
         seconds, count, amount = (now - then for now, then in zip(self.now, first, strict=True))
         return seconds, count, amount
@@ -52,19 +52,19 @@ class Meter:
     @property
     def rate(self) -> float | None:
         """Amount per second; None in the first second."""
-        seconds, _, amount = self._gone()
+        seconds, _, amount = self._elapsed()
         return amount / seconds if seconds >= 1 and amount > 0 else None
 
     @property
     def left(self) -> float | None:
         """Seconds left at this pace."""
-        seconds, count, _ = self._gone()
+        seconds, count, _ = self._elapsed()
         return (self.of - self.now[1]) * seconds / count if seconds >= 1 and count > 0 else None
 
 
 @dataclass
-class Row:
-    """One cell, or one that trains first for it (`first`), as far as it is."""
+class CellProgress:
+    """How far one cell is; `prerequisite`: it only trains a model that another cell needs."""
 
     run_id: str
     label: str
@@ -72,7 +72,7 @@ class Row:
     seed: int
     stages: tuple[str, ...]
     kind: str = "method"
-    first: bool = False
+    prerequisite: bool = False
     state: State = "waiting"
     stage: str | None = None
     part: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -90,29 +90,29 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What it is called in a sentence."""
+        """Its name in a sentence."""
         return f"{self.label} on {self.task}, seed {self.seed}"
 
     @property
     def stage_left(self) -> float | None:
-        """Seconds left of its stage at this pace; not known while the teacher's logits are cached, before training."""
+        """Seconds left of its stage at this pace; unknown while the teacher's logits are cached, before training."""
         return self.meter.left if self.logits is None else None
 
     @property
     def remaining(self) -> tuple[str, ...]:
-        """Stages that are not over, the one that runs included."""
-        if self.state in ("done", "kept", "failed"):
+        """Stages that are not finished, including the running one."""
+        if self.state in ("done", "reused", "failed"):
             return ()
         return self.stages[self.stages.index(self.stage) :] if self.stage else self.stages
 
 
 class Progress:
-    """All cells of a request. The calls are those of `run.runner.Watch`; `clock` tells seconds.
+    """All cells of a request. The calls are those of `experiment.runner.Watch`.
 
     Args:
         cells: The cells, in the order in which they run.
         until: The last stage.
-        clock: Seconds that never go back.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -122,33 +122,35 @@ class Progress:
         self.began = clock()
         self._stages = STAGES[: STAGES.index(until) + 1]
         self.rows = [self._row(cell) for cell in cells]
-        self.top: Row | None = None
-        # Without cells there is one nameless piece of work: texts of teachers.
-        self.current: Row | None = None if cells else Row("", "", "", 0, STAGES[:1], state="running", stage="annotate")
+        self.top: CellProgress | None = None
+        # Without cells there is only one activity without a name: collecting annotations.
+        self.current: CellProgress | None = (
+            None if cells else CellProgress("", "", "", 0, STAGES[:1], state="running", stage="annotate")
+        )
 
-    def _row(self, cell: Any) -> Row:
+    def _row(self, cell: Any) -> CellProgress:
         stages = self._stages if cell.kind == "method" else tuple(s for s in self._stages if s == "predict")
-        return Row(cell.run_id, cell.label, cell.task.name, cell.seed, stages, cell.kind)
+        return CellProgress(cell.run_id, cell.label, cell.task.name, cell.seed, stages, cell.kind)
 
     def count(self, *states: State) -> int:
-        """Cells in these states; those that only train for another one do not count."""
-        return sum(row.state in states for row in self.rows if not row.first)
+        """Number of cells in these states, without prerequisites."""
+        return sum(row.state in states for row in self.rows if not row.prerequisite)
 
     def cell(self, cell: Any) -> None:
         """A cell starts."""
         with self.lock:
-            self.top = next((row for row in self.rows if row.run_id == cell.run_id and not row.first), None)
+            self.top = next((row for row in self.rows if row.run_id == cell.run_id and not row.prerequisite), None)
             if self.top is None:
                 self.top = self._row(cell)
                 self.rows.append(self.top)
             self._start(self.top)
 
-    def _start(self, row: Row) -> None:
+    def _start(self, row: CellProgress) -> None:
         row.state, row.began = "running", self.clock()
         self.current = row
         self._enter(row, row.stages[0] if row.stages else None)
 
-    def _enter(self, row: Row, stage: str | None) -> None:
+    def _enter(self, row: CellProgress, stage: str | None) -> None:
         row.stage, row.stage_began, row.meter = stage, self.clock(), Meter()
 
     def event(self, event: Event) -> None:
@@ -190,39 +192,39 @@ class Progress:
                     assert_never(event)
 
     def _switch(self, event: CellStarted) -> None:
-        """Another cell works now: one that trains first, or the one it trained for."""
+        """Another cell is running now: a prerequisite, or the cell that needed it."""
         top = self.top
         if top is None or event.run_id == top.run_id:
             self.current = top
-            if top is not None:  # what trained first is not this cell's own time in its stage
+            if top is not None:  # the time of the prerequisite is not part of this cell's stage
                 top.stage_began = self.clock()
             return
-        row = Row(event.run_id, event.label, event.task, top.seed, STAGES[:2], first=True)
-        self.rows.insert(self.rows.index(top) + 1 + sum(one.first for one in self._below(top)), row)
+        row = CellProgress(event.run_id, event.label, event.task, top.seed, STAGES[:2], prerequisite=True)
+        self.rows.insert(self.rows.index(top) + 1 + sum(one.prerequisite for one in self._below(top)), row)
         self._start(row)
 
-    def _below(self, top: Row) -> Iterator[Row]:
-        """The rows of cells that train first for `top`."""
+    def _below(self, top: CellProgress) -> Iterator[CellProgress]:
+        """The prerequisites of `top`."""
         for row in self.rows[self.rows.index(top) + 1 :]:
-            if not row.first:
+            if not row.prerequisite:
                 return
             yield row
 
-    def _count(self, row: Row, stage: str, done: int, total: int, amount: int) -> None:
+    def _count(self, row: CellProgress, stage: str, done: int, total: int, amount: int) -> None:
         if stage != row.stage and stage in row.stages:
             self._enter(row, stage)
         row.part[stage] = (done, total)
         row.meter.update(self.clock(), done, total, amount)
 
-    def _leave(self, row: Row, stage: str) -> None:
+    def _leave(self, row: CellProgress, stage: str) -> None:
         row.seconds[stage], row.logits = self.clock() - row.stage_began, None
         rest = row.stages[row.stages.index(stage) + 1 :] if stage in row.stages else ()
         if rest:
             self._enter(row, rest[0])
-        elif row.first:
+        elif row.prerequisite:
             self._end(row, "done")
 
-    def _end(self, row: Row, state: State) -> None:
+    def _end(self, row: CellProgress, state: State) -> None:
         row.state, row.stage, row.took = state, None, self.clock() - row.began
 
     def done(self, outcome: Any) -> None:
@@ -231,10 +233,10 @@ class Progress:
             assert self.top is not None
             if outcome.record is not None:
                 self.top.accuracy = outcome.record.accuracy
-            self._end(self.top, "done" if outcome.fresh else "kept")
+            self._end(self.top, "done" if outcome.fresh else "reused")
 
     def failed(self, error: str) -> None:
-        """The cell failed, and with it the one that trained first for it if that was running."""
+        """The cell failed, and with it a prerequisite that was running."""
         with self.lock:
             assert self.top is not None
             for row in (self.top, *self._below(self.top)):
@@ -242,8 +244,8 @@ class Progress:
                     row.error = error
                     self._end(row, "failed")
 
-    def cell_left(self, row: Row) -> float | None:
-        """Seconds until a cell is done, from its pace and from cells like it; None as long as it cannot be told."""
+    def cell_left(self, row: CellProgress) -> float | None:
+        """Seconds until a cell is done, from its pace and from similar cells; None while that is unknown."""
         total = 0.0
         for stage in row.remaining:
             seconds = row.stage_left if stage == row.stage else None
@@ -257,29 +259,29 @@ class Progress:
         return total
 
     def left(self) -> float | None:
-        """Seconds until all cells are done; None as long as some cell is unlike all that ran or run."""
+        """Seconds until all cells are done; None while some cell is unlike all that have run or are running."""
         with self.lock:
             seconds = [self.cell_left(row) for row in self.rows if row.remaining]
         return None if None in seconds else sum(one for one in seconds if one is not None)
 
-    def _like(self, row: Row, stage: str) -> float | None:
-        """Mean seconds of a stage in the cells most like this one."""
+    def _like(self, row: CellProgress, stage: str) -> float | None:
+        """Mean seconds of a stage in the cells most similar to this one."""
         known: dict[tuple[str, ...], list[float]] = defaultdict(list)
         for other in self.rows:
             seconds = other.seconds.get(stage, self._projected(other, stage))
-            if seconds is not None and other is not row and other.first == row.first:
+            if seconds is not None and other is not row and other.prerequisite == row.prerequisite:
                 for key in _likeness(other, stage):
                     known[key].append(seconds)
         return next((sum(known[key]) / len(known[key]) for key in _likeness(row, stage) if key in known), None)
 
-    def _projected(self, row: Row, stage: str) -> float | None:
-        """What a stage that runs will have taken."""
+    def _projected(self, row: CellProgress, stage: str) -> float | None:
+        """The estimated duration of a running stage."""
         left = row.stage_left if row.stage == stage else None
         return None if left is None else self.clock() - row.stage_began + left
 
 
-def _likeness(row: Row, stage: str) -> Iterator[tuple[str, ...]]:
-    """Keys that cells share, closest first; asking costs much the same whoever was taught how."""
+def _likeness(row: CellProgress, stage: str) -> Iterator[tuple[str, ...]]:
+    """Keys that similar cells share, closest first; prediction costs much the same whatever the method."""
     yield "label", row.label, row.task
     yield "label", row.label
     yield "kind", row.kind, row.task
@@ -296,7 +298,7 @@ def clock_text(seconds: float) -> str:
 
 
 def about_text(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h 10 min`: as exact as an estimate may sound."""
+    """`40 s`, `12 min`, `3 h 10 min`: rounded as an estimate should be."""
     if seconds < 90:
         return f"{max(round(seconds), 1)} s"
     minutes = round(seconds / 60)

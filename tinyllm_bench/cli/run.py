@@ -10,7 +10,7 @@ from tinyllm_bench.base.files import cache_root, check_writable
 from tinyllm_bench.cli.console import Console, is_main_process, on_terminal, terminal_width
 from tinyllm_bench.cli.options import Anchors, BoardDir, DryRun, ShowConfig, own_command, takes_request
 from tinyllm_bench.cli.output import echo
-from tinyllm_bench.cli.progress import Row
+from tinyllm_bench.cli.progress import CellProgress
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.request import Request
@@ -144,7 +144,7 @@ def _description(cell: Any) -> str:
 # --- the summary ------------------------------------------------------------------------------------------------------
 
 
-def summarise(done: "Matrix", rows: Sequence[Row], *, runs: Path, until: str, board: Path | None) -> None:
+def summarise(done: "Matrix", rows: Sequence[CellProgress], *, runs: Path, until: str, board: Path | None) -> None:
     """Print the cells, the leaderboard, where the files are and what to run next. The last line, on standard error, is
     about what failed.
 
@@ -166,7 +166,7 @@ def summarise(done: "Matrix", rows: Sequence[Row], *, runs: Path, until: str, bo
         table = [_summary_row(row, records.get(row.run_id)) for row in rows]
         echo(f"\n{text_table(table, markdown=False)}")
     for row in rows:
-        if row.error is not None and not row.first:
+        if row.error is not None and not row.prerequisite:
             echo(filled(f"{row.name} failed: {row.error}", terminal_width() or COLUMNS, "  "))
     if folders and board is not None:
         from tinyllm_bench.leaderboard.board import board_add, board_build, board_show
@@ -181,7 +181,7 @@ def summarise(done: "Matrix", rows: Sequence[Row], *, runs: Path, until: str, bo
         echo(f"{len(done.failed)} failed: {names}; run the same command again to retry", err=True)
 
 
-def _summary_row(row: Row, record: "RunRecord | None") -> dict[str, str]:
+def _summary_row(row: CellProgress, record: "RunRecord | None") -> dict[str, str]:
     from tinyllm_bench.leaderboard.tables import duration, percent
 
     if record is None:  # the cell failed, or was to do some of its stages only
@@ -194,9 +194,9 @@ def _summary_row(row: Row, record: "RunRecord | None") -> dict[str, str]:
             accuracy = f"{percent(record.accuracy)} % ({exact})"
         if record.budget:
             tokens, seconds = record.budget.student_tokens, record.budget.seconds
-    earlier = " (earlier run)" if row.state == "kept" else ""
+    earlier = " (earlier run)" if row.state == "reused" else ""
     return {
-        "cell": f"{'  first: ' if row.first else ''}{row.label} on {row.task}",
+        "cell": f"{'  first: ' if row.prerequisite else ''}{row.label} on {row.task}",
         "seed": str(row.seed),
         "accuracy": accuracy,
         "student tokens": f"{tokens:,}" if tokens else "-",
