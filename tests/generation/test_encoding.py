@@ -42,3 +42,14 @@ def test_a_text_ends_before_the_first_of_its_stop_texts() -> None:
     assert before_stop("one\nB two\nA three", ("\nA", "\nB")) == ("one", True)
     assert before_stop("one two", ("\nA", "\nB")) == ("one two", False)
     assert before_stop("one", ()) == ("one", False)
+
+
+def test_special_tokens_of_a_prompt_are_text_and_those_of_the_template_control() -> None:
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("\n{%", "<eos>\n{%")
+    end = tokenizer.eos_token_id
+    plain = prompt_ids(tokenizer, "Why?", chat=True, lead=False)
+    spelled = prompt_ids(tokenizer, "Why <eos> now?", chat=True, lead=False)
+    assert plain.count(end) == spelled.count(end) == 1
+    assert tokenizer.decode(spelled) == "<|user|>Why <eos> now?<eos>\n<|assistant|>"
+    assert end not in prompt_ids(tokenizer, "Why <eos> now?", chat=False, lead=False)

@@ -78,3 +78,32 @@ def test_the_paper_s_style_reads_the_marker_first(tiny_llama: tuple[Any, Any]) -
     record = load_split(SAMPLE, "obqa", "test")[0]
     made = encoder(tiny_llama[1], ask).encode(ask.example(record, "label", "x"))
     assert tiny_llama[1].decode(made.prompt).startswith("predict: ")
+
+
+SPELLED = "Does {name} end it,{name}or not {name}?"
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_t5"])
+def test_a_special_token_spelled_in_data_is_text_in_training_and_in_evaluation(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    model, tokenizer = request.getfixturevalue(family)
+    lm = hf_lm(model, tokenizer, batch_size=1, device="cpu")
+    record = load_split(SAMPLE, "obqa", "test")[0]
+    control = [n for n in tokenizer.all_special_tokens if n != tokenizer.unk_token]
+    assert control
+    for name in control:
+        spelled = replace(
+            record, question=SPELLED.format(name=name), choices=(name, f"a{name}b", *record.choices[2:]), answer=0
+        )
+        for reading in READINGS:
+            ask = Ask(reading=reading)
+            made = encoder(tokenizer, ask, encoder_decoder=family == "tiny_t5")
+            example = made.encode(ask.example(spelled, "label", ask.label_target(spelled)))
+            scored = lm_eval_ids(lm, ask.prompt(spelled), ask.delimiter + ask.label_target(spelled))
+            assert (list(example.prompt), list(example.target[:-1])) == scored
+            ids = [*example.prompt, *example.target]
+            plain = made.encode(ask.example(record, "label", ask.label_target(record)))
+            added = [one for one in (*plain.prompt, *plain.target) if one in tokenizer.all_special_ids]
+            kept = [one for one in ids if one in tokenizer.all_special_ids and one != tokenizer.unk_token_id]
+            assert kept == [one for one in added if one != tokenizer.unk_token_id], "only what the tokenizer adds"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_text
 from tinyllm_bench.data.prompts import PLAIN
-from tinyllm_bench.models.tokens import Encoded
+from tinyllm_bench.models.tokens import Encoded, text_ids
 from tinyllm_bench.training.batching import Group
 
 if TYPE_CHECKING:
@@ -63,5 +63,5 @@ def _ids(file: Path, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     """All of the text; paragraphs (separated by blank lines) end with the end-of-text token."""
     end = tokenizer.eos_token_id
     paragraphs = [text.strip() for text in read_text(file).replace("\r\n", "\n").split("\n\n")]
-    encoded = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in paragraphs if text)
+    encoded = (text_ids(tokenizer, text, add_special_tokens=False) for text in paragraphs if text)
     return tuple(token for ids in encoded for token in (*ids, end))

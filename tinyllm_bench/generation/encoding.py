@@ -6,8 +6,10 @@ from typing import Any, Literal
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.generation.requests import Completion, Failed
 from tinyllm_bench.generation.thoughts import marks_thought
+from tinyllm_bench.models.tokens import text_ids
 
 Chat = Literal["auto", "always", "never"]
+_PLACE = "the place of the message"  # as the message, it shows where a template puts one
 
 
 def uses_chat(tokenizer: Any, chat: Chat, name: str) -> bool:
@@ -25,11 +27,22 @@ def uses_chat(tokenizer: Any, chat: Chat, name: str) -> bool:
 
 
 def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool, lead: bool) -> list[int]:
-    """Token ids of a prompt: one user message in the chat template, or plain text, with `<bos>` first if `lead`."""
+    """Token ids of a prompt: one user message in the chat template, or plain text, with `<bos>` first if `lead`.
+
+    The template's special tokens are control tokens; their names in the prompt are text.
+    """
     if not chat:
-        led = tokenizer.bos_token + prompt if lead else prompt
-        return list(tokenizer(led).input_ids)
-    return list(tokenizer(in_chat(tokenizer, prompt), add_special_tokens=False).input_ids)
+        return text_ids(tokenizer, prompt, lead=lead)
+    whole = in_chat(tokenizer, prompt)
+    if not any(name in prompt for name in tokenizer.all_special_tokens):
+        return list(tokenizer(whole, add_special_tokens=False).input_ids)
+    message = prompt if prompt in whole else prompt.strip()  # some templates trim
+    before, *after = in_chat(tokenizer, _PLACE).split(_PLACE)
+    ids = list(tokenizer(before, add_special_tokens=False).input_ids)
+    for piece in after:
+        ids += text_ids(tokenizer, message, add_special_tokens=False)
+        ids += tokenizer(piece, add_special_tokens=False).input_ids
+    return ids
 
 
 def in_chat(tokenizer: Any, prompt: str) -> str:

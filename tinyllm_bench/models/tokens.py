@@ -16,6 +16,38 @@ from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Example
 
 
+def text_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True, lead: bool = False
+) -> list[int]:
+    """Token ids of a text in which nothing is a control token.
+
+    A special token's name in a question or a rationale (`</s>`, `<|im_end|>`) is spelled out like any other text; the
+    only special tokens are those that the tokenizer adds itself. `lead` puts BOS before them, for tokenizers that
+    should add it and do not.
+    """
+    names = {name: index for name, index in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)}
+    names.pop(str(tokenizer.unk_token), None)  # an unknown character, which controls nothing
+    if not any(name in text for name in names):
+        ids = list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+    else:
+        encoded = tokenizer(
+            text, add_special_tokens=add_special_tokens, split_special_tokens=True, return_special_tokens_mask=True
+        )
+        spelled = {index: _spelled(tokenizer, name) for name, index in names.items()}
+        # A Unigram vocabulary (T5's) lists its control tokens as pieces, and finds them in spite of the split.
+        pairs = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
+        ids = [one for index, added in pairs for one in ([index] if added else spelled.get(index, [index]))]
+    return [tokenizer.bos_token_id, *ids] if lead else ids
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
+    """The name of a special token in ids of ordinary tokens: its first character and the rest, apart."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return list(tokenizer.convert_tokens_to_ids(list(name)))
+    return [token.id for part in (name[:1], name[1:]) for token in backend.model.tokenize(part)]
+
+
 class Encoded(NamedTuple):
     """One example as ids. `prompt` is read, `target` is written; it ends with EOS unless the example's text does not
     end, or was cut at the student's limit, which `cut` tells.
@@ -84,18 +116,17 @@ class Encoder:
         return Encoded(example.record_id, example.channel, prompt, target[: self.max_target_tokens], cut)
 
     def _apart(self, text: str, said: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return self._ids(text), tuple(self.tokenizer(said, add_special_tokens=False)["input_ids"])
+        return self._ids(text), tuple(text_ids(self.tokenizer, said, add_special_tokens=False))
 
     def _together(self, text: str, said: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of prompt and target; white space at the prompt's end belongs to the target, as in lm-eval."""
         kept = text.rstrip()
         said = text[len(kept) :] + said
-        lead = self.tokenizer.bos_token if self.add_bos else ""
-        prompt = self._ids(lead + kept)
-        return prompt, self._ids(lead + kept + said)[len(prompt) :]
+        prompt = self._ids(kept)
+        return prompt, self._ids(kept + said)[len(prompt) :]
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text)["input_ids"])
+        return tuple(text_ids(self.tokenizer, text, lead=self.add_bos))
 
 
 def respelled(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
@@ -104,7 +135,7 @@ def respelled(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     T5's tokenizer makes one space of many, writes `²` as `2` and has no braces: a text that is compared to the letter
     must have gone through it, as golds do in the released code of TinyLLM (`compute_metrics_text`).
     """
-    ids = tokenizer(text)["input_ids"]
+    ids = text_ids(tokenizer, text)
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 

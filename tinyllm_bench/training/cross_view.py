@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.models.tokens import Encoded
+from tinyllm_bench.models.tokens import Encoded, text_ids
 from tinyllm_bench.models.vocabulary import Vocabulary, vocabulary, written
 from tinyllm_bench.training.alignment import END, Group, Piece, align
 from tinyllm_bench.training.batching import Batch, Collator
@@ -139,13 +139,13 @@ def _retold(
     if both[: len(read)] == read:
         target = both[len(read) :]
     else:  # the border lies inside a token: the response is tokenised apart
-        target = tuple(tokenizer(said, add_special_tokens=False)["input_ids"])
+        target = tuple(text_ids(tokenizer, said, add_special_tokens=False))
     ended = item.target[-1:] == (ours.roles.get("eos"),)
     return Encoded(item.record_id, item.channel, read, (*target, eos) if ended else target, item.cut)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, eos: int) -> tuple[int, ...]:
-    ids = tuple(tokenizer(text)["input_ids"])
+    ids = tuple(text_ids(tokenizer, text))
     return ids[:-1] if ids[-1:] == (eos,) else ids
 
 
