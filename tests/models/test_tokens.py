@@ -100,7 +100,7 @@ def test_a_special_token_spelled_in_data_is_text_in_training_and_in_evaluation(
             ask = Ask(reading=reading)
             made = encoder(tokenizer, ask, encoder_decoder=family == "tiny_t5")
             example = made.encode(ask.example(spelled, "label", ask.label_target(spelled)))
-            scored = lm_eval_ids(lm, ask.prompt(spelled), ask.delimiter + ask.label_target(spelled))
+            scored = lm._encode_pair(ask.prompt(spelled), ask.delimiter + ask.label_target(spelled))
             assert (list(example.prompt), list(example.target[:-1])) == scored
             ids = [*example.prompt, *example.target]
             plain = made.encode(ask.example(record, "label", ask.label_target(record)))

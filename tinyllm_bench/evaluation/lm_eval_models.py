@@ -25,7 +25,7 @@ from tinyllm_bench.generation.hf import complete, evaluating
 from tinyllm_bench.generation.requests import Completion, GenerationRequest, SamplingConfig
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded
-from tinyllm_bench.models.tokens import cut_behind
+from tinyllm_bench.models.tokens import cut_behind, text_ids, without_control
 from tinyllm_bench.training.batching import collator_of
 from tinyllm_bench.training.layout import Layout, LayoutChoice
 from tinyllm_bench.training.sharing import choose_layout
@@ -71,7 +71,46 @@ def hf_lm(
         logger.setLevel(level)
 
 
-class InMemoryLM(HFLM):
+class PlainText:
+    """How an lm-eval LM tokenises: names of special tokens in a question are text, as in training.
+
+    In a conversation that a chat template renders, the template's special tokens are control tokens; those that a
+    message spells are broken up before.
+    """
+
+    tokenizer: Any
+    add_bos_token: bool | None = None  # as lm-eval's: False adds no special token at all
+    leads = False  # whether BOS leads every prompt, for tokenizers that should add it and do not
+    _templated = False
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids of a text; a prompt (default special tokens) gets the BOS token if one was asked for."""
+        special = self.add_bos_token is not False if add_special_tokens is None else add_special_tokens
+        lead = self.leads and add_special_tokens is None
+        if not self._templated:
+            return text_ids(self.tokenizer, string, add_special_tokens=special, lead=lead)
+        bos = str(self.tokenizer.bos_token or "")
+        if lead and not string.startswith(bos):
+            string = bos + string
+        if add_special_tokens is None and bos and string.startswith(bos):
+            special = False  # the template brings its own
+        return list(self.tokenizer.encode(string, add_special_tokens=special))
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The conversation as the model's own template writes it."""
+        self._templated = True
+        plain = [{**one, "content": without_control(self.tokenizer, one["content"])} for one in chat_history]
+        return str(
+            self.tokenizer.apply_chat_template(
+                plain,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+
+class InMemoryLM(PlainText, HFLM):
     """HFLM around a model in memory. `finished` maps each prompt that was completed to how its text ended."""
 
     def __init__(
@@ -95,14 +134,8 @@ class InMemoryLM(HFLM):
         )
         self.finished: dict[str, Finish] = {}
         self._asked_layout, self._cut = layout, cut_tokens
-        self._lead = tokenizer.bos_token if add_bos else ""
+        self.leads = bool(add_bos)
         self._names: list[str] = []
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
-        """Token ids of a text; a prompt (default special tokens) gets the BOS token if one was asked for."""
-        if add_special_tokens is None and not string.startswith(self._lead):
-            string = self._lead + string
-        return super().tok_encode(string, add_special_tokens=add_special_tokens, **options)
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
         """(log-probability, is greedy) per request, in evaluation mode; a prompt that is too long is refused."""

@@ -25,7 +25,7 @@ def text_ids(
     only special tokens are those that the tokenizer adds itself. `lead` puts BOS before them, for tokenizers that
     should add it and do not.
     """
-    names = {name: index for name, index in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)}
+    names = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     names.pop(str(tokenizer.unk_token), None)  # an unknown character, which controls nothing
     if not any(name in text for name in names):
         ids = list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
@@ -38,6 +38,13 @@ def text_ids(
         pairs = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
         ids = [one for index, added in pairs for one in ([index] if added else spelled.get(index, [index]))]
     return [tokenizer.bos_token_id, *ids] if lead else ids
+
+
+def without_control(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text with a zero-width space inside every special token's name, for readers that take a rendered template."""
+    for name in tokenizer.all_special_tokens:
+        text = text.replace(name, f"{name[:1]}\u200b{name[1:]}")
+    return text
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
