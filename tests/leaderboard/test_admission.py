@@ -13,8 +13,14 @@ from tests.leaderboard.test_page import data_of
 from tests.leaderboard.test_verdicts import verdict
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import append_checked
-from tinyllm_bench.leaderboard.board import board_add, board_build, board_config, board_markdown, board_show
-from tinyllm_bench.leaderboard.board_folder import board_records
+from tinyllm_bench.leaderboard.board import (
+    board_add,
+    board_build,
+    board_config,
+    board_markdown,
+    board_records,
+    board_show,
+)
 from tinyllm_bench.leaderboard.exports import BoardData
 from tinyllm_bench.leaderboard.record import load_record, save_record
 from tinyllm_bench.leaderboard.verdicts import refutation_file, refute, save_verdict

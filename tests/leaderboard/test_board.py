@@ -16,9 +16,9 @@ from tinyllm_bench.leaderboard.board import (
     board_config,
     board_files,
     board_markdown,
+    board_records,
     board_show,
 )
-from tinyllm_bench.leaderboard.board_folder import board_records
 from tinyllm_bench.leaderboard.judgements import Judge
 from tinyllm_bench.leaderboard.protocols import check_same_protocol, differences
 from tinyllm_bench.leaderboard.record import RunRecord, protocol_hash, save_record

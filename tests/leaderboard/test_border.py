@@ -9,8 +9,7 @@ import pytest
 from tests.leaderboard.fakes import add, flags, make_fields, make_record
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.leaderboard import board as boards
-from tinyllm_bench.leaderboard.board import board_add, board_build
-from tinyllm_bench.leaderboard.board_folder import board_records
+from tinyllm_bench.leaderboard.board import board_add, board_build, board_records
 from tinyllm_bench.leaderboard.record import RunRecord, load_record, record_path, save_record
 
 ITEMS = make_fields("mine", flags(20, 13))["items"]
@@ -149,14 +148,14 @@ def test_a_board_takes_nothing_that_its_tables_cannot_be_made_of(
 ) -> None:
     """Whatever a check does not know of: the tables are tried before anything is copied, and build names the record."""
     add(board, make_record("floor", flags(20, 10)))
-    real = boards.section_files
+    real = boards._section_files
 
     def breaks(section: Any, slug: str, **more: Any) -> Any:
         if any(record.name == "mine" for record in section.records):
             raise OverflowError("cannot convert\nfloat infinity")
         return real(section, slug, **more)
 
-    monkeypatch.setattr(boards, "section_files", breaks)
+    monkeypatch.setattr(boards, "_section_files", breaks)
     before = {file: file.read_bytes() for file in board.rglob("*") if file.is_file()}
     record = make_record("mine", flags(20, 13))
     with pytest.raises(UserError, match=rf"{record.run_id}.json cannot stand on a board \(OverflowError: cannot"):

@@ -1,4 +1,4 @@
-"""Items as columns: what they hold, and that the quick way to read them knows no more and no less than the other."""
+"""Items as columns: what they hold, and which files hold none."""
 
 import json
 import pickle
@@ -10,15 +10,10 @@ from pydantic import ValidationError
 
 from tests.leaderboard.fakes import flags, make_fields, make_record
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.leaderboard import record as records
 from tinyllm_bench.leaderboard.items import Items
 from tinyllm_bench.leaderboard.record import RunRecord, load_record, save_record
 
 ROWS = [("toy/test/0", 2, 1), ("toy/test/1", None, 0), ("toy/test/2", "-2.5", 0)]
-
-
-def quickly(file: Path) -> RunRecord | None:
-    return records._quickly_loaded(file.read_bytes())
 
 
 def test_items_are_a_sequence_of_rows() -> None:
@@ -36,19 +31,15 @@ def test_runs_that_were_asked_the_same_share_their_questions(tmp_path: Path) -> 
     assert first.items.asked.distinct == 20 and first.items.asked.digest == first.protocol["scored_ids_digest"]
 
 
-def test_a_saved_record_is_read_in_the_quick_way_and_is_the_same(tmp_path: Path) -> None:
+def test_a_saved_record_is_read_back_the_same(tmp_path: Path) -> None:
     keys = ["51", "-2.5", "1e+20", None, 3]
     fields = make_fields("m", flags(20, 9))
     items = [[name, keys[i % 5] if i >= 9 else 0, flag] for i, (name, _, flag) in enumerate(fields["items"])]
     score = fields["score"] | {"unparsed": 2, "wrong": 9}
     file = save_record(RunRecord.model_validate(fields | {"items": items, "score": score}), tmp_path)
-    quick = quickly(file)
-    assert (
-        quick is not None
-        and quick == records._loaded(file, file.read_bytes())
-        and list(map(list, quick.items)) == items
-    )
-    assert json.loads(quick.model_dump_json())["items"] == items == quick.model_dump(mode="json")["items"]
+    found = load_record(file)
+    assert list(map(list, found.items)) == items
+    assert json.loads(found.model_dump_json())["items"] == items == found.model_dump(mode="json")["items"]
 
 
 def test_any_other_layout_is_read_too(tmp_path: Path) -> None:
@@ -57,9 +48,9 @@ def test_any_other_layout_is_read_too(tmp_path: Path) -> None:
     content = json.loads(file.read_text())
     for indent in (None, 0, 2):
         file.write_text(json.dumps(content, indent=indent))
-        assert quickly(file) is None and load_record(file) == record
+        assert load_record(file) == record
     file.write_text(json.dumps(dict(sorted(content.items())), indent=1))
-    assert quickly(file) == record
+    assert load_record(file) == record
 
 
 ITEM = '  [\n   "toy/test/0",\n   0,\n   1\n  ]'
@@ -85,12 +76,11 @@ ITEM = '  [\n   "toy/test/0",\n   0,\n   1\n  ]'
         "  7",
     ],
 )
-def test_what_the_one_way_refuses_the_other_refuses(tmp_path: Path, other: str) -> None:
+def test_items_of_another_kind_are_refused(tmp_path: Path, other: str) -> None:
     file = save_record(make_record("m", flags(20, 9)), tmp_path)
     text = file.read_text()
     assert text.count(ITEM) == 1
     file.write_text(text.replace(ITEM, other))
-    assert quickly(file) is None
     with pytest.raises(UserError):
         load_record(file)
 

@@ -7,8 +7,7 @@ import pytest
 
 from tests.leaderboard.fakes import add, flags, make_fields, make_record
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.leaderboard.board import board_add
-from tinyllm_bench.leaderboard.board_folder import board_records
+from tinyllm_bench.leaderboard.board import board_add, board_records
 from tinyllm_bench.leaderboard.consistency import broken_claims
 from tinyllm_bench.leaderboard.record import RunRecord, save_record
 from tinyllm_bench.leaderboard.verdicts import (

@@ -4,33 +4,36 @@ A board's folder: `boards/main.yaml` (floor, order, sample rule), `results/<prot
 (records, append-only) and what `board_files` generates from them.
 """
 
-from collections.abc import Iterable, Sequence
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import all_visible, visible
 from tinyllm_bench.base.files import locked, read_text, write_text
-from tinyllm_bench.base.reading import strict_yaml
+from tinyllm_bench.base.reading import check_inside, strict_yaml
 from tinyllm_bench.leaderboard import exports
-from tinyllm_bench.leaderboard.board_folder import board_records, check_sections, check_selection, no_board, of_sections
 from tinyllm_bench.leaderboard.consistency import check_consistency
-from tinyllm_bench.leaderboard.latex import GENERATED, latex_mean
-from tinyllm_bench.leaderboard.markdown import EMPTY, board_text
+from tinyllm_bench.leaderboard.external_forms import eval_results_yaml, every_eval_ever_lines
+from tinyllm_bench.leaderboard.labels import slugs
+from tinyllm_bench.leaderboard.latex import GENERATED, latex_mean, latex_section
+from tinyllm_bench.leaderboard.markdown import EMPTY, board_text, section_markdown
 from tinyllm_bench.leaderboard.means import MEAN_NOTE, MeanRow, TaskStandings, macro_table, mean_cells, standings_of
-from tinyllm_bench.leaderboard.page import board_page
+from tinyllm_bench.leaderboard.page import board_page, page_json, page_section
 from tinyllm_bench.leaderboard.protocols import foreign
 from tinyllm_bench.leaderboard.record import RunRecord, load_record, record_path, save_record
 from tinyllm_bench.leaderboard.record_parts import Track
 from tinyllm_bench.leaderboard.reporters import FOLDER, reporter_files
-from tinyllm_bench.leaderboard.section_files import section_files
-from tinyllm_bench.leaderboard.tables import BoardNames, Section, text_table
+from tinyllm_bench.leaderboard.tables import BoardNames, Section, make_section, text_table
 from tinyllm_bench.leaderboard.terminal import filled, fitted
-from tinyllm_bench.leaderboard.verdicts import Refutation, add_refutations, submitted_refutations
+from tinyllm_bench.leaderboard.verdicts import Refutation, add_refutations, checked, checks_on, submitted_refutations
 
+T = TypeVar("T")
 _CONFIG = Path("boards") / "main.yaml"
 _OPTIONAL = ("every_eval_ever.jsonl", "eval_results.yaml")
 
@@ -94,7 +97,7 @@ def board_add(paths: Sequence[Path], folder: Path, *, replace: bool = False) -> 
             against[place] = submitted_refutations(path, record)
     if config.protocols == "one":
         _check_protocols(found.values(), folder)
-    check_sections(folder, _names(config), partial(_all_forms, organization=config.title), found)
+    _check_sections(folder, _names(config), partial(_all_forms, organization=config.title), found)
     with locked(folder / ".board"):
         if not (folder / _CONFIG).exists():
             write_text(folder / _CONFIG, _default_config())
@@ -106,13 +109,13 @@ def board_add(paths: Sequence[Path], folder: Path, *, replace: bool = False) -> 
 
 def _all_forms(section: Section, slug: str, *, organization: str) -> None:
     """Everything that a board makes of a section."""
-    section_files(section, slug, organization=organization)
+    _section_files(section, slug, organization=organization)
     _shown(section, slug, width=None)
     _shown(section, slug, width=80)
 
 
 def _check_taken(record: RunRecord, path: Path, config: BoardConfig, folder: Path) -> None:
-    check_selection(record, path)
+    _check_selection(record, path)
     if record.sample and config.sample == "refuse":
         raise UserError(f"{path}: made from sample data, which {folder / _CONFIG} refuses; add real runs")
     track = record.budget.track if record.budget else None
@@ -145,7 +148,7 @@ def board_build(folder: Path) -> Path:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise no_board(folder)
+        raise _no_board(folder)
     with locked(folder / ".board"):
         files = board_files(folder)
         for name, text in files.items():
@@ -164,8 +167,8 @@ def board_files(folder: Path) -> dict[str, str]:
     something to write, one `.tex` a table, `every_eval_ever.jsonl`, `eval_results.yaml` and what reporter plugins make.
     """
     config = board_config(folder)
-    make = partial(section_files, organization=config.title)
-    sections = of_sections(folder, _names(config), make)
+    make = partial(_section_files, organization=config.title)
+    sections = _of_sections(folder, _names(config), make)
     title = _title(config, [section.is_sample for section in sections])
     macro = macro_table([section.standings for section in sections])
     data = exports.board_data(title, (section.data for section in sections), macro)
@@ -199,7 +202,7 @@ def board_markdown(folder: Path) -> str:
 def board_show(folder: Path, width: int | None = None) -> str:
     """The same tables and notes for a terminal: in full, or made to fit so many columns."""
     config = board_config(folder)
-    sections = of_sections(folder, _names(config), partial(_shown, width=width))
+    sections = _of_sections(folder, _names(config), partial(_shown, width=width))
     macro = macro_table([section.standings for section in sections])
     parts = [_title(config, [section.is_sample for section in sections]), *([] if sections else [EMPTY])]
     parts += [text for section in sections for text in section.texts]
@@ -243,3 +246,172 @@ def _names(config: BoardConfig) -> BoardNames:
 
 def _title(config: BoardConfig, are_sample: Sequence[bool]) -> str:
     return f"{config.title} (sample data)" if are_sample and all(are_sample) else config.title
+
+
+# --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def board_records(folder: Path) -> list[RunRecord]:
+    """Every record of a board, checked, ordered by task, reading, protocol and run id.
+
+    Raises:
+        UserError: no such folder, a record that fails its checks, was selected on test or lies where it does not
+            belong.
+    """
+    return sorted(_loaded(folder, _files(folder)), key=_place)
+
+
+def _of_sections(folder: Path, names: BoardNames, make: Callable[[Section, str], T]) -> list[T]:
+    """What `make` makes of every section and its file name (`slugs`), in the board's order.
+
+    Raises:
+        UserError: as `board_records`.
+    """
+    groups: dict[tuple[str, str, str], list[RunRecord]] = defaultdict(list)
+    for record in board_records(folder):
+        groups[_place(record)[:3]].append(record)
+    heads = [records[0] for records in groups.values()]
+    return [
+        _section_of(folder, names, make, records, _rivals(records[0], heads), slug)
+        for slug, records in zip(slugs(heads), groups.values(), strict=True)
+    ]
+
+
+def _rivals(head: RunRecord, heads: Sequence[RunRecord]) -> list[RunRecord]:
+    """A record of each other protocol of the same task and reading."""
+    same = [one for one in heads if (one.task, one.reading) == (head.task, head.reading)]
+    return [one for one in same if one is not head]
+
+
+def _section_of(
+    folder: Path,
+    names: BoardNames,
+    make: Callable[[Section, str], T],
+    records: Sequence[RunRecord],
+    others: Sequence[RunRecord],
+    slug: str,
+) -> T:
+    """What `make` makes of some records; a record that it cannot be made of is named."""
+    try:
+        checks = checks_on(folder, records)
+        return make(make_section(records, others, names, checks), slug)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        for record in records:
+            try:
+                make(make_section([record], [], names, {}), slug)
+            except Exception:
+                raise UserError(
+                    f"{folder / record_path(record)} cannot stand on a board ({reason}); remove it"
+                ) from error
+        raise UserError(
+            f"the records in {(folder / record_path(records[0])).parent} cannot stand in one table ({reason}); remove "
+            "the one that was added last"
+        ) from error
+
+
+def _check_sections(
+    folder: Path, names: BoardNames, make: Callable[[Section, str], Any], added: Mapping[Path, RunRecord]
+) -> None:
+    """Try the sections that some records would become part of, so that a board takes only what it can be built of.
+
+    `added` are the records by their places on the board; those that stand there already are read from it.
+
+    Raises:
+        UserError: a section cannot be made; names a record.
+    """
+    by_section: dict[Path, list[RunRecord]] = defaultdict(list)
+    for place, record in added.items():
+        by_section[place.parent].append(record)
+    for section, records in by_section.items():
+        there = [file for file in sorted(section.glob("*.json")) if file not in added]
+        known = _loaded(folder, [file.relative_to(folder).as_posix() for file in there])
+        together = sorted([*known, *records], key=_place)
+        _section_of(folder, names, make, together, (), "tried")
+
+
+class _SectionFiles(NamedTuple):
+    """A section's parts of the board's files; `page` is the JSON that the page's script reads."""
+
+    slug: str
+    title: str
+    is_sample: bool
+    standings: TaskStandings
+    data: exports.SectionData
+    page: str
+    markdown: str
+    latex: str
+    every_eval_ever: str
+    eval_results: str
+
+
+def _section_files(section: Section, slug: str, *, organization: str) -> _SectionFiles:
+    """`slug` is the section's name in files, `organization` who publishes the board."""
+    # Every run with the printed label of its row and its own tier.
+    runs = [
+        (row.title, record, checked(section.checks, record).tier)
+        for row in section.table
+        for record in (row.source.records if row.source else ())
+    ]
+    return _SectionFiles(
+        slug=slug,
+        title=section.title,
+        is_sample=section.is_sample,
+        standings=standings_of(section),
+        data=exports.section_data(section, slug),
+        page=page_json(page_section(section, slug)),
+        markdown=section_markdown(section),
+        latex=latex_section(section, slug),
+        every_eval_ever=every_eval_ever_lines(runs, organization),
+        eval_results=eval_results_yaml(runs),
+    )
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def _no_board(folder: Path) -> UserError:
+    """The refusal of a folder that is not there."""
+    return UserError(f"no board at {folder}; `tinyllm-bench board add RUN` makes one")
+
+
+def _check_selection(record: RunRecord, path: str | Path) -> None:
+    """Refuse what was selected on test.
+
+    Raises:
+        UserError: it was.
+    """
+    if record.selected_on == "test":
+        raise UserError(
+            f"{path}: run {record.run_id} was selected on test, boards take what was selected on valid; run the cell "
+            "with `tinyllm-bench run`, which selects on valid"
+        )
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """The records' files, as names below the board's."""
+    if not Path(folder).is_dir():
+        raise _no_board(folder)
+    for place, below, files in os.walk(Path(folder) / "results"):
+        below.sort()
+        start = os.path.relpath(place, folder)
+        yield from (os.path.join(start, file) for file in sorted(files) if file.endswith(".json"))
+
+
+def _loaded(folder: Path, files: Iterable[str]) -> Iterator[RunRecord]:
+    for name in files:
+        file = os.path.join(folder, name)
+        if os.path.islink(file):
+            check_inside(file, folder)
+        record = load_record(file)
+        _check_selection(record, file)
+        check_consistency(record, Path(file))
+        if name.replace(os.sep, "/") != record_path(record):
+            raise UserError(f"{file} belongs at {folder / record_path(record)}; use `tinyllm-bench board add`")
+        yield record
+
+
+def _place(record: RunRecord) -> tuple[str, str, str, str]:
+    return record.task, record.reading, record.protocol_hash, record.run_id

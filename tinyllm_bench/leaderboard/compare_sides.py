@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tinyllm_bench.base.errors import UserError, unknown_name
-from tinyllm_bench.leaderboard.board_folder import board_records
+from tinyllm_bench.leaderboard.board import board_records
 from tinyllm_bench.leaderboard.protocols import check_same_protocol, told
 from tinyllm_bench.leaderboard.record import RECORD_FILE, RunRecord, load_record
 from tinyllm_bench.leaderboard.rows import Row, make_rows

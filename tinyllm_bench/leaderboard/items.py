@@ -1,7 +1,6 @@
 """The scored items of a run as columns: a board holds millions, and runs of one protocol share their questions."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self, overload
@@ -13,7 +12,6 @@ from pydantic_core import CoreSchema, core_schema
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import NUMBER_KEY
 
-TAKEN = "items"  # what a validation's context calls items that were checked before
 MOST_OPTIONS = 10_000
 _KEY_LENGTH = 40
 _Key = Annotated[str, Field(pattern=f"^{NUMBER_KEY}$", max_length=_KEY_LENGTH)]
@@ -39,41 +37,10 @@ class Questions:
         self.distinct = len(set(ids))
 
 
-def _is_key(text: str) -> bool:
-    return len(text) <= _KEY_LENGTH and re.fullmatch(NUMBER_KEY, text) is not None
-
-
 @lru_cache(maxsize=256)
 def questions(ids: tuple[str, ...]) -> Questions:
     """The same object for the same ids: thousands of runs of one protocol are asked them in the same order."""
     return Questions(ids)
-
-
-@lru_cache(maxsize=256)
-def _questions_in(lines: tuple[bytes, ...]) -> Questions:
-    ids = tuple(json.loads(_before_comma(line)) for line in lines)
-    if not {*map(type, ids)} <= {str} or not all(0 < len(one) <= 500 for one in ids):
-        raise ValueError("an id is a text of at most 500 characters")
-    return questions(ids)
-
-
-def _answer_in(line: bytes) -> Answer:
-    found = json.loads(_before_comma(line))
-    if found is None or (isinstance(found, str) and _is_key(found)):
-        return found
-    if type(found) is int and 0 <= found < MOST_OPTIONS:
-        return found
-    raise ValueError(f"{found!r} is no answer")
-
-
-def _before_comma(line: bytes) -> bytes:
-    if not line.endswith(b","):
-        raise ValueError("no comma behind a value that is not the last")
-    return line[:-1]
-
-
-_OPEN, _NEXT, _CLOSE = b"  [\n", b"\n  ],\n  [\n", b"\n  ]"
-_MARKS = {b"   0": 0, b"   1": 1}
 
 
 class Items(Sequence[Item]):
@@ -92,25 +59,6 @@ class Items(Sequence[Item]):
         """The items in rows that are known to be right."""
         ids, answers, marks = tuple(zip(*rows, strict=True)) or ((), (), ())
         return cls(questions(ids), answers, bytes(marks))
-
-    @classmethod
-    def from_layout(cls, text: bytes) -> Self | None:
-        """The items in the lines of a record's file, one value a line; None where one is not laid out so.
-
-        Lines repeat, and so do the questions of one protocol: most need not be read, only found again.
-        """
-        if not text.startswith(_OPEN) or not text.endswith(_CLOSE):
-            return None
-        lines = text[len(_OPEN) : -len(_CLOSE)].replace(_NEXT, b"\n").split(b"\n")
-        answers = lines[1::3]
-        try:
-            # Only the third line of an item is without a comma, so that none can have more or fewer.
-            asked, flags = _questions_in(tuple(lines[::3])), bytes(map(_MARKS.__getitem__, lines[2::3]))
-            read = {line: _answer_in(line) for line in {*answers}}
-        except (KeyError, ValueError):
-            return None
-        whole = len(asked.ids) == len(answers) == len(flags)
-        return cls(asked, tuple(map(read.__getitem__, answers)), flags) if whole else None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -157,7 +105,5 @@ def _validated(found: Any, one_by_one: OneByOne, info: ValidationInfo) -> Items:
         return found
     if info.mode != "json":
         return Items.of(one_by_one(found))
-    if found == [] and info.context is not None and TAKEN in info.context:
-        return info.context[TAKEN]
     # Read strictly, a list that was JSON is no tuple any more; so it becomes JSON again.
     return Items.of(_CHECKED.validate_json(json.dumps(found), strict=True))

@@ -17,7 +17,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest, write_json
 from tinyllm_bench.base.reading import read_bytes, strict_json
 from tinyllm_bench.data.records import Reading
-from tinyllm_bench.leaderboard.items import MOST_OPTIONS, TAKEN, Items, questions
+from tinyllm_bench.leaderboard.items import MOST_OPTIONS, Items, questions
 from tinyllm_bench.leaderboard.public import machine_paths
 from tinyllm_bench.leaderboard.public import public as public
 from tinyllm_bench.leaderboard.public import public_text as public_text
@@ -36,7 +36,6 @@ from tinyllm_bench.leaderboard.record_parts import TeacherInfo as TeacherInfo
 from tinyllm_bench.leaderboard.record_parts import Training as Training
 
 SCHEMA_VERSION = 1
-_ITEMS, _NO_ITEMS = b'\n "items": [\n', b'\n "items": []'
 RECORD_FILE = "run.json"
 _MOST_BYTES = 64 * 10**6  # a record of half a million questions
 PROTOCOL_FIELDS = (
@@ -245,10 +244,6 @@ def load_record(path: str | Path) -> RunRecord:
     inside = Path(path) if os.path.isdir(path) else None
     file = Path(path, RECORD_FILE) if inside else Path(path)
     data = read_bytes(file, most=_MOST_BYTES, inside=inside)
-    return _quickly_loaded(data) or _loaded(file, data)
-
-
-def _loaded(file: Path, data: bytes) -> RunRecord:
     try:
         found = strict_json(data)
     except ValueError as error:
@@ -264,24 +259,6 @@ def _loaded(file: Path, data: bytes) -> RunRecord:
         raise UserError(
             f"{file} is refused: {_first_problem(error)}; run the cell again instead of editing it"
         ) from None
-
-
-def _quickly_loaded(text: bytes) -> RunRecord | None:
-    """A record whose file is laid out as `save_record` does it and passes all checks; None for any other.
-
-    Its items, which are most of it, stand one value a line: they are taken out and looked at in columns.
-    """
-    try:
-        head, _, tail = text.partition(_ITEMS)
-        lines, _, rest = tail.partition(b"\n ]")
-        items = Items.from_layout(lines)
-        if items is None or text.count(_ITEMS.strip()) > 1:
-            return None
-        strict_json(head + _NO_ITEMS + rest)  # what pydantic lets pass: keys that stand twice, NaN inside of settings
-        found = RunRecord.model_validate_json(head + _NO_ITEMS + rest, strict=True, context={TAKEN: items})
-    except ValueError:
-        return None
-    return found if found.items is items and "schema_version" in found.model_fields_set else None
 
 
 def _first_problem(error: ValidationError) -> str:
