@@ -33,10 +33,8 @@ from tinyllm_bench.experiment.train import encode_groups
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded, load_model
 from tinyllm_bench.models.specs import parse_spec
-from tinyllm_bench.training.batching import Collator, Group, collator_of
-from tinyllm_bench.training.layout import Row
+from tinyllm_bench.training.batching import Collator, Group, Row, collator_of, micro_batches
 from tinyllm_bench.training.losses import channel_cross_entropy
-from tinyllm_bench.training.packing import micro_batches
 
 MICRO = 8  # questions of a micro-batch that is not filled by tokens
 MICRO_TOKENS = 4096

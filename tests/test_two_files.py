@@ -34,7 +34,11 @@ from typing import TYPE_CHECKING
 from tinyllm_bench.data.prompts import LABEL, Ask
 from tinyllm_bench.data.records import Annotation, Example, TaskRecord
 from tinyllm_bench.training.losses import channel_cross_entropy
-from tinyllm_bench.training.method import Method, MethodConfig, Step, TeacherSignal, Term
+from tinyllm_bench.training.method import Method
+from tinyllm_bench.training.method import MethodConfig
+from tinyllm_bench.training.method import Step
+from tinyllm_bench.training.method import TeacherSignal
+from tinyllm_bench.training.method import Term
 
 if TYPE_CHECKING:
     from tinyllm_bench.training.batching import Batch

@@ -56,10 +56,10 @@ if TYPE_CHECKING:
     from tinyllm_bench.testing import loss_terms as loss_terms
     from tinyllm_bench.training.batching import Batch as Batch
     from tinyllm_bench.training.batching import Group as Group
-    from tinyllm_bench.training.distributions import CrossTokenizer as CrossTokenizer
-    from tinyllm_bench.training.distributions import check_one_divergence as check_one_divergence
-    from tinyllm_bench.training.distributions import divergence_from as divergence_from
-    from tinyllm_bench.training.distributions import signal_for as signal_for
+    from tinyllm_bench.training.cross_tokenizer import CrossTokenizer as CrossTokenizer
+    from tinyllm_bench.training.cross_tokenizer import check_one_divergence as check_one_divergence
+    from tinyllm_bench.training.cross_tokenizer import divergence_from as divergence_from
+    from tinyllm_bench.training.cross_tokenizer import signal_for as signal_for
     from tinyllm_bench.training.divergences import DivergenceConfig as DivergenceConfig
     from tinyllm_bench.training.divergences import divergence_of as divergence_of
     from tinyllm_bench.training.losses import PerPosition as PerPosition
@@ -73,21 +73,21 @@ if TYPE_CHECKING:
     from tinyllm_bench.training.method import Method as Method
     from tinyllm_bench.training.method import MethodConfig as MethodConfig
     from tinyllm_bench.training.method import Needs as Needs
+    from tinyllm_bench.training.method import Response as Response
     from tinyllm_bench.training.method import Step as Step
     from tinyllm_bench.training.method import TeacherSignal as TeacherSignal
     from tinyllm_bench.training.method import Term as Term
+    from tinyllm_bench.training.method import annotations_for as annotations_for
     from tinyllm_bench.training.method import choose_teacher as choose_teacher
     from tinyllm_bench.training.method import label_and_rationales as label_and_rationales
+    from tinyllm_bench.training.method import readings_for as readings_for
+    from tinyllm_bench.training.method import response_examples as response_examples
     from tinyllm_bench.training.method import unknown_teachers as unknown_teachers
     from tinyllm_bench.training.policy_gradient import clipped_policy_loss_NT as clipped_policy_loss_NT
     from tinyllm_bench.training.policy_gradient import importance_log_weight_NT as importance_log_weight_NT
     from tinyllm_bench.training.policy_gradient import returns_NT as returns_NT
     from tinyllm_bench.training.policy_gradient import rewards_NT as rewards_NT
     from tinyllm_bench.training.policy_gradient import whitened_NT as whitened_NT
-    from tinyllm_bench.training.responses import Response as Response
-    from tinyllm_bench.training.responses import annotations_for as annotations_for
-    from tinyllm_bench.training.responses import readings_for as readings_for
-    from tinyllm_bench.training.responses import response_examples as response_examples
     from tinyllm_bench.training.rollouts import happens as happens
     from tinyllm_bench.training.rollouts import named as named
     from tinyllm_bench.training.rollouts import probe as probe
@@ -108,12 +108,12 @@ _MODULES = {
     "generation.sampler": "SampledText sample_texts",
     "generation.requests": "Completion GenerationRequest SamplingConfig",
     "training.method": "Average Decoding Method MethodConfig Needs Step "
-    "TeacherSignal Term choose_teacher label_and_rationales unknown_teachers",
+    "Response TeacherSignal Term annotations_for choose_teacher label_and_rationales readings_for response_examples "
+    "unknown_teachers",
     "training.batching": "Batch Group",
     "training.losses": "PerPosition averaged channel_cross_entropy channel_sums cross_entropy_N cross_entropy_of",
     "training.divergences": "DivergenceConfig divergence_of",
-    "training.distributions": "CrossTokenizer check_one_divergence divergence_from signal_for",
-    "training.responses": "Response annotations_for readings_for response_examples",
+    "training.cross_tokenizer": "CrossTokenizer check_one_divergence divergence_from signal_for",
     "training.policy_gradient": "clipped_policy_loss_NT importance_log_weight_NT returns_NT rewards_NT whitened_NT",
     "training.rollouts": "named happens probe with_drawn",
     "models.tokens": "Encoded",

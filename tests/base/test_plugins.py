@@ -33,13 +33,13 @@ BROKEN = {
     "lacks a loss": (
         "from tinyllm_bench.training.method import Method\nclass METHOD(Method):\n    paper = 'none'\n"
         "    def examples(self, record, annotations, ask): return []",
-        "it lacks loss",
+        "it is missing loss",
     ),
     "lacks its paper": (
         "from tinyllm_bench.training.method import Method\nclass METHOD(Method):\n"
         "    def examples(self, record, annotations, ask): return []\n"
         "    def loss(self, batch, student, teacher, step): return []",
-        "it lacks paper",
+        "it is missing paper",
     ),
 }
 

@@ -11,7 +11,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.cli.conformance import conformance, find_function
 
 LOSSES = """
-from tinyllm_bench.training.conformance_ours import ours
+from tinyllm_bench.training.conformance import ours
 
 SETTING = 3
 

@@ -14,7 +14,7 @@ from tinyllm_bench.evaluation.branches import continuation_logprobs
 from tinyllm_bench.evaluation.lm_eval_models import hf_lm
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.training.batching import collator_of
-from tinyllm_bench.training.layout import Layout
+from tinyllm_bench.training.settings import Layout
 
 
 def requests(reading: Reading, task: str = "obqa") -> list[Any]:

@@ -12,11 +12,11 @@ import torch
 
 from tests.generation.test_vllm import HEADS, needs_vllm
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.top_k import Rows, Scored, check_rows, top_k
+from tinyllm_bench.generation.top_k import Rows, Scored, top_k
 from tinyllm_bench.generation.vllm_scorer import VllmScorer
 from tinyllm_bench.generation.vllm_scorer_worker import CHUNK_TOKENS, read_position, rows_of, scorer_options
 from tinyllm_bench.testing import tiny_models
-from tinyllm_bench.training.logit_cache import Header, LogitCache
+from tinyllm_bench.training.logit_cache import Header, LogitCache, check_rows
 
 K = 8
 ENTRIES = tiny_models.BPE_ENTRIES

@@ -7,7 +7,7 @@ import pytest
 
 from tests.tokenizer_pair import bundled, numerals, splitting
 from tinyllm_bench.models.vocabulary import vocabulary
-from tinyllm_bench.training.alignment import END, Group, Piece, align, align_ratio
+from tinyllm_bench.training.cross_tokenizer import END, AlignedGroup, Piece, align, align_ratio
 
 
 def pieces(tokenizer: Any, text: str) -> list[Piece]:
@@ -15,11 +15,13 @@ def pieces(tokenizer: Any, text: str) -> list[Piece]:
     return [found[token] for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
-def shown(groups: list[Group], student: list[Piece], teacher: list[Piece]) -> list[tuple[list[Piece], list[Piece]]]:
+def shown(
+    groups: list[AlignedGroup], student: list[Piece], teacher: list[Piece]
+) -> list[tuple[list[Piece], list[Piece]]]:
     return [(student[group.student], teacher[group.teacher]) for group in groups]
 
 
-def assert_smallest(student: list[Piece], teacher: list[Piece]) -> list[Group]:
+def assert_smallest(student: list[Piece], teacher: list[Piece]) -> list[AlignedGroup]:
     """Groups cover all tokens, spell the same, and cannot be cut."""
     groups = align(student, teacher)
     for group in groups:
@@ -36,7 +38,7 @@ def assert_smallest(student: list[Piece], teacher: list[Piece]) -> list[Group]:
 
 def test_groups_close_where_both_sides_end() -> None:
     groups = align([b"ab", b"c", b"de"], [b"a", b"bc", b"d", b"e"])
-    assert groups == [Group(slice(0, 2), slice(0, 2)), Group(slice(2, 3), slice(2, 4))]
+    assert groups == [AlignedGroup(slice(0, 2), slice(0, 2)), AlignedGroup(slice(2, 3), slice(2, 4))]
 
 
 @pytest.mark.parametrize("number", [*range(10, 1000, 37), 999])
@@ -70,16 +72,18 @@ def test_byte_tokens_on_both_sides_stand_one_to_one() -> None:
 
 
 def test_the_ends_meet_and_nothing_else() -> None:
-    assert align([b"ab", END], [b"a", b"b", END])[-1] == Group(slice(1, 2), slice(2, 3))
-    assert align([b"ab"], [b"a", b"b", END]) == [Group(slice(0, 1), slice(0, 2))]  # cut: the student does not end
-    assert align([END], [END]) == [Group(slice(0, 1), slice(0, 1))]
+    assert align([b"ab", END], [b"a", b"b", END])[-1] == AlignedGroup(slice(1, 2), slice(2, 3))
+    assert align([b"ab"], [b"a", b"b", END]) == [
+        AlignedGroup(slice(0, 1), slice(0, 2))
+    ]  # cut: the student does not end
+    assert align([END], [END]) == [AlignedGroup(slice(0, 1), slice(0, 1))]
     assert align([], []) == align([b"a"], []) == []
 
 
 def test_tokens_that_spell_nothing_are_in_no_group() -> None:
     assert align([b"", b"a", b"", b"b"], [b"a", b"b", b""]) == [
-        Group(slice(1, 2), slice(0, 1)),
-        Group(slice(3, 4), slice(1, 2)),
+        AlignedGroup(slice(1, 2), slice(0, 1)),
+        AlignedGroup(slice(3, 4), slice(1, 2)),
     ]
     # In the middle of a group it would be part of what happened, but not of what is compared.
     assert align([b"a", b"", b"b"], [b"ab"]) == []

@@ -9,7 +9,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.training.batching import Group
 from tinyllm_bench.training.budget import make_plan
-from tinyllm_bench.training.result import rate
+from tinyllm_bench.training.trainer import rate
 
 
 def groups(count: int, tokens: int = 10) -> list[Group]:

@@ -10,9 +10,10 @@ from tests.learning import make_groups, make_method, make_trainer, run
 from tinyllm_bench.base.events import Evaluation
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.testing.tiny_models import tiny_llama
-from tinyllm_bench.training.budget import Limit, make_plan
-from tinyllm_bench.training.result import State, checkpoint_score, flops_per_token, rate
-from tinyllm_bench.training.trainer import Trainer
+from tinyllm_bench.training.budget import Limit, flops_per_token, make_plan
+from tinyllm_bench.training.checkpoint import State
+from tinyllm_bench.training.result import checkpoint_score
+from tinyllm_bench.training.trainer import Trainer, rate
 
 LIMIT = 1800
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tinyllm_bench.training.checkpoint import (
+    State,
     load_checkpoint,
     load_trainable,
     random_state,
@@ -37,12 +38,12 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 def test_going_on_from_a_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
     module, optimizer = trained(3)
-    save_checkpoint(tmp_path, step=3, module=module, optimizer=optimizer, state={"losses": [1.5]})
+    save_checkpoint(tmp_path, step=3, module=module, optimizer=optimizer, state=State(losses=[1.5]))
     for _ in range(3):
         step(module, optimizer)
     other, other_optimizer = trained(0)
     torch.manual_seed(99)
-    assert load_checkpoint(tmp_path, module=other, optimizer=other_optimizer) == (3, {"losses": [1.5]})
+    assert load_checkpoint(tmp_path, module=other, optimizer=other_optimizer) == (3, State(losses=[1.5]))
     for _ in range(3):
         step(other, other_optimizer)
     for ours, theirs in zip(module.parameters(), other.parameters(), strict=True):
@@ -60,7 +61,7 @@ def test_all_three_generators_come_back() -> None:
 def test_only_the_newest_checkpoint_is_kept_and_no_pickle_is_written(tmp_path: Path) -> None:
     module, optimizer = trained(1)
     for number in (1, 2):
-        save_checkpoint(tmp_path, step=number, module=module, optimizer=optimizer, state={})
+        save_checkpoint(tmp_path, step=number, module=module, optimizer=optimizer, state=State())
     assert [place.name for place in tmp_path.iterdir()] == ["step-00000002"]
     assert {file.suffix for file in (tmp_path / "step-00000002").iterdir()} == {".safetensors", ".json"}
 
@@ -68,7 +69,7 @@ def test_only_the_newest_checkpoint_is_kept_and_no_pickle_is_written(tmp_path: P
 @pytest.mark.parametrize("damage", ["no_manifest", "torn_tensor"])
 def test_a_torn_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
     module, optimizer = trained(1)
-    save_checkpoint(tmp_path, step=1, module=module, optimizer=optimizer, state={})
+    save_checkpoint(tmp_path, step=1, module=module, optimizer=optimizer, state=State())
     place = tmp_path / "step-00000001"
     if damage == "no_manifest":
         (place / "manifest.json").unlink()
@@ -92,7 +93,7 @@ def test_frozen_parameters_are_not_in_the_state() -> None:
 
 def test_removal_leaves_the_rest(tmp_path: Path) -> None:
     module, optimizer = trained(1)
-    save_checkpoint(tmp_path / "checkpoints", step=1, module=module, optimizer=optimizer, state={})
+    save_checkpoint(tmp_path / "checkpoints", step=1, module=module, optimizer=optimizer, state=State())
     (tmp_path / "metrics.jsonl").write_text("kept")
     (tmp_path / "best-00000001.safetensors").write_text("gone")
     remove_checkpoints(tmp_path)

@@ -16,31 +16,30 @@ import torch
 import tinyllm_bench.training
 from benchmarks import foreign_losses
 from tests.conformance import make_vectors
-from tinyllm_bench.training.conformance import LossFunction, Outcome, Vector, read_vectors, run_conformance
-from tinyllm_bench.training.conformance_ours import ours
+from tinyllm_bench.training.conformance import LossFunction, Outcome, Vector, ours, read_vectors, run_conformance
 
 TRAINING = Path(tinyllm_bench.training.__file__).parent
-COPY = "learn_with_a_bug"
+COPY = "training_with_a_bug"
 
 # name of the bug: file, what stands there, what the bug makes of it, a vector that must notice
 BUGS = {
-    "padding in the mask": ("conformance_ours.py", "logits_BTV[mask] if", "logits_BTV.flatten(0, 1) if", "forward_kl"),
+    "padding in the mask": ("conformance.py", "logits_BTV[mask] if", "logits_BTV.flatten(0, 1) if", "forward_kl"),
     "shifted labels": (
-        "layout.py",
+        "batching.py",
         "tuple(path[len(item.prompt) - 1 :])",
         "tuple(place + 1 for place in path[len(item.prompt) - 1 :])",
         "sequence_cross_entropy",
     ),
     "division by the micro-batch count": (
-        "conformance_ours.py",
+        "conformance.py",
         'values_N.sum() / options["tokens"]',
         "values_N.mean()",
         "accumulation",
     ),
     "swapped KL direction": (
-        "divergence_forms.py",
-        '"forward_kl": _pull_forward',
-        '"forward_kl": _pull_reverse',
+        "divergences.py",
+        '"forward_kl": _term_forward',
+        '"forward_kl": _term_reverse',
         "forward_kl",
     ),
     "dropped T squared": ("divergences.py", "self.temperature**2 if", "1.0 if", "temperature_squared"),
@@ -57,7 +56,7 @@ BUGS = {
         "top_k",
     ),
     "EOS masked": (
-        "conformance_ours.py",
+        "conformance.py",
         "return values_N.sum() /",
         'return (values_N[batch.target_ids_N != options["pad_id"]] if batch else values_N).sum() /',
         "sequence_cross_entropy",
@@ -79,7 +78,7 @@ BUGS = {
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the whole room that imports itself."""
+    """A copy of the package `training` that imports itself."""
     folder = Path(shutil.copytree(TRAINING, tmp_path / COPY, ignore=shutil.ignore_patterns("__pycache__", "vectors")))
     for file in folder.glob("*.py"):
         file.write_text(file.read_text().replace("tinyllm_bench.training", COPY))
@@ -92,7 +91,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def answer_of(folder: Path) -> LossFunction:
     importlib.invalidate_caches()
-    module = importlib.import_module(f"{COPY}.conformance_ours")
+    module = importlib.import_module(f"{COPY}.conformance")
     assert Path(str(module.__file__)).parent == folder
     return module.ours
 

@@ -13,13 +13,14 @@ from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.training.cross_losses import (
     LOSSES,
     Crossed,
-    CrossView,
-    make_view,
+    Crossing,
+    Lead,
+    Side,
     overlap_N,
     span_projection_N,
     uld_N,
 )
-from tinyllm_bench.training.projection import Crossing, Lead, Side
+from tinyllm_bench.training.cross_tokenizer import CrossView, make_view
 
 STUDENT, TEACHER = numerals(), splitting()
 SPAN_LOSSES = [span_projection_N, overlap_N]

@@ -14,8 +14,7 @@ from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.testing.tiny_models import tiny_llama
 from tinyllm_bench.training.batching import Batch, collator_of
-from tinyllm_bench.training.cross_signal import CrossTeacher
-from tinyllm_bench.training.distributions import signal_for
+from tinyllm_bench.training.cross_tokenizer import CrossTeacher, signal_for
 from tinyllm_bench.training.divergences import DivergenceConfig
 from tinyllm_bench.training.logit_cache import Header, LogitCache
 from tinyllm_bench.training.method import Step

@@ -190,7 +190,7 @@ def test_what_a_truncated_teacher_cannot_answer_is_refused() -> None:
         divergence_N(z_NV, cache, config("jsd", beta=1.0, normalize=True))
     with pytest.raises(UserError, match="temperature 2 cannot be applied to 4 of 11 tokens"):
         divergence_N(z_NV, cache, config("forward_kl", temperature=2.0))
-    with pytest.raises(UserError, match="hold id .* the vocabulary ends at 4"):
+    with pytest.raises(UserError, match="include id .* the vocabulary ends at 4"):
         divergence_N(z_NV, TopK(cache.ids_NK + 5, cache.logp_NK, cache.tail_N), config("jsd"), vocabulary=5)
 
 

@@ -7,8 +7,7 @@ import torch
 
 from tinyllm_bench.models.lm import LM, branch_block_mask, branch_mask
 from tinyllm_bench.models.tokens import Encoded
-from tinyllm_bench.training.batching import Batch, Collator
-from tinyllm_bench.training.layout import Row, decoder_rows, encoder_rows
+from tinyllm_bench.training.batching import Batch, Collator, Row, decoder_rows, encoder_rows
 
 SHARED = Collator(encoder_decoder=False, pad_id=0, layout="shared")
 

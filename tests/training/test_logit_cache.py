@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.training.logit_cache import Header, LogitCache, Rows, Scored, response_digest, tail_of, top_k
+from tinyllm_bench.generation.top_k import Rows, Scored, response_digest, tail_of, top_k
+from tinyllm_bench.training.logit_cache import Header, LogitCache
 
 SIZE = 13
 HEADER = Header(teacher={"weights": "a1"}, tokenizer="t1", template="p1", vocabulary=SIZE, k=4)

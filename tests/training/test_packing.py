@@ -4,9 +4,7 @@ import pytest
 
 from tests.training.test_batching import encoded, groups
 from tinyllm_bench.models.tokens import Encoded
-from tinyllm_bench.training.batching import Collator, Group
-from tinyllm_bench.training.layout import Row, decoder_rows, side_by_side
-from tinyllm_bench.training.packing import micro_batches
+from tinyllm_bench.training.batching import Collator, Group, Row, decoder_rows, micro_batches, side_by_side
 
 
 def rows(groups: list[Group]) -> list[list[Row]]:

@@ -10,7 +10,7 @@ from tinyllm_bench.answers.parser import read_answer
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Annotation
 from tinyllm_bench.models.tokens import Encoder
-from tinyllm_bench.training.responses import annotations_for, readings_for, response_examples
+from tinyllm_bench.training.method import annotations_for, readings_for, response_examples
 
 RECORDS = sample_records(24)
 GEN = Ask(reading="gen")

@@ -12,8 +12,7 @@ from tests.learning import gradients, make_groups, make_method, make_trainer
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.testing.tiny_models import bpe_tokenizer, saved
-from tinyllm_bench.training.batching import collator_of
-from tinyllm_bench.training.sharing import choose_layout
+from tinyllm_bench.training.batching import choose_layout, collator_of
 
 
 def chosen(pair: tuple[Any, Any], asked: Any = "auto", *, training: bool = True) -> tuple[str, str | None]:

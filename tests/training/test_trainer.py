@@ -17,7 +17,7 @@ from tinyllm_bench.testing.tiny_models import tiny_llama as make_llama
 from tinyllm_bench.testing.tiny_models import tiny_t5 as make_t5
 from tinyllm_bench.training.batching import Group
 from tinyllm_bench.training.budget import Plan, make_plan
-from tinyllm_bench.training.checkpoint import kept_random_state, load_checkpoint, save_checkpoint
+from tinyllm_bench.training.checkpoint import State, load_checkpoint, preserved_random_state, save_checkpoint
 from tinyllm_bench.training.result import ValidationScore
 from tinyllm_bench.training.settings import TrainConfig
 from tinyllm_bench.training.trainer import Trainer, parameter_groups
@@ -242,8 +242,8 @@ def test_a_checkpoint_of_other_parameter_groups_is_not_gone_on_from(tmp_path: Pa
     """As a version before this one left them: all parameters in one group."""
     model, _ = make_llama()
     one = torch.optim.AdamW(model.parameters())
-    save_checkpoint(tmp_path, step=3, module=model, optimizer=one, state={})
-    assert load_checkpoint(tmp_path, module=model, optimizer=one) == (3, {})
+    save_checkpoint(tmp_path, step=3, module=model, optimizer=one, state=State())
+    assert load_checkpoint(tmp_path, module=model, optimizer=one) == (3, State())
     two = torch.optim.AdamW(parameter_groups(model, 0.1))
     assert load_checkpoint(tmp_path, module=model, optimizer=two) is None
 
@@ -257,7 +257,7 @@ def test_random_state_is_kept() -> None:
     torch.manual_seed(1)
     wanted = torch.rand(1)
     torch.manual_seed(1)
-    with kept_random_state():
+    with preserved_random_state():
         torch.manual_seed(2)
     assert torch.equal(torch.rand(1), wanted)
 

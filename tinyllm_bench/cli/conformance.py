@@ -23,7 +23,7 @@ def conformance(
     from tabulate import tabulate
 
     function = None if against is None else find_function(against)
-    from tinyllm_bench.training.conformance import run_conformance  # after the name is checked: it imports torch
+    from tinyllm_bench.training.conformance import run_conformance
 
     outcomes = run_conformance(function)
     failed = [one for one in outcomes if one.passed is False]

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoded
-from tinyllm_bench.training.batching import Batch, Collator
+from tinyllm_bench.training.batching import Batch, Collator, micro_batches
 from tinyllm_bench.training.losses import cross_entropy_N
-from tinyllm_bench.training.packing import micro_batches
 
 
 def continuation_logprobs(

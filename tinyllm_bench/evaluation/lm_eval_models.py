@@ -26,9 +26,8 @@ from tinyllm_bench.generation.requests import Completion, GenerationRequest, Sam
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded
 from tinyllm_bench.models.tokens import cut_behind, text_ids, without_control
-from tinyllm_bench.training.batching import collator_of
-from tinyllm_bench.training.layout import Layout, LayoutChoice
-from tinyllm_bench.training.sharing import choose_layout
+from tinyllm_bench.training.batching import choose_layout, collator_of
+from tinyllm_bench.training.settings import Layout, LayoutChoice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,9 +13,8 @@ from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.models.load import Loaded, spec_folder, tokenizer_digest
 from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded
-from tinyllm_bench.training.batching import Group, collator_of
+from tinyllm_bench.training.batching import Group, collator_of, micro_batches
 from tinyllm_bench.training.logit_cache import Header, LogitCache
-from tinyllm_bench.training.packing import micro_batches
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.cell import Cell

@@ -231,7 +231,7 @@ def open_teacher_model(cell: "Cell", student: Loaded, device: str) -> "TeacherSi
     """
     from tinyllm_bench.models.lm import LM
     from tinyllm_bench.models.vocabulary import same_tokenizer
-    from tinyllm_bench.training.cross_signal import CrossTeacher
+    from tinyllm_bench.training.cross_tokenizer import CrossTeacher
 
     assert cell.method is not None and cell.signal is not None
     loaded = load_model(cell.signal, dtype=cell.config.teacher.dtype, device=device, runs=cell.runs)

@@ -5,9 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tinyllm_bench.teachers.settings import AnnotationConfig
-from tinyllm_bench.training.layout import LayoutChoice
 from tinyllm_bench.training.logit_cache import Precision
-from tinyllm_bench.training.settings import TrainConfig
+from tinyllm_bench.training.settings import LayoutChoice, TrainConfig
 
 TrackerName = Literal["trackio", "wandb", "mlflow", "tensorboard"]
 WATCHING = {"report_to"}  # who is told of a run: no part of what the run is, so neither kept nor recorded with it

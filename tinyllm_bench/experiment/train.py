@@ -29,12 +29,11 @@ from tinyllm_bench.models.load import (
     tokenizer_digest,
     weights_digest,
 )
-from tinyllm_bench.training.batching import Collator, Group, collator_of
+from tinyllm_bench.training.batching import Collator, Group, choose_layout, collator_of
 from tinyllm_bench.training.budget import Limit, Plan, make_plan
 from tinyllm_bench.training.checkpoint import remove_checkpoints, seed_everything
 from tinyllm_bench.training.method import TeacherSignal
 from tinyllm_bench.training.result import RESULT_FILE, TrainResult, load_result, save_result
-from tinyllm_bench.training.sharing import choose_layout
 from tinyllm_bench.training.teacher_signals import CachedTeacher
 from tinyllm_bench.training.trainer import Trainer
 

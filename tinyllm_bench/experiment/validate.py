@@ -13,9 +13,8 @@ from tinyllm_bench.experiment.verified_texts import learns_paths
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded, max_input_tokens, needs_bos
 from tinyllm_bench.models.tokens import Encoder
-from tinyllm_bench.training.batching import Group, collator_of
+from tinyllm_bench.training.batching import Group, collator_of, micro_batches
 from tinyllm_bench.training.losses import channel_cross_entropy
-from tinyllm_bench.training.packing import micro_batches
 from tinyllm_bench.training.result import ValidationScore
 
 # Validation questions that methods sample texts for at each evaluation.
@@ -26,7 +25,7 @@ def encoder_of(cell: Cell, loaded: Loaded) -> Encoder:
     """Tokenises the cell's examples for its student."""
     encoder_decoder = bool(loaded.model.config.is_encoder_decoder)
     room, most = max_input_tokens(loaded.model, loaded.tokenizer), cell.config.train.max_target_tokens
-    drawn = cell.method.most_drawn if cell.method is not None else 0
+    drawn = cell.method.max_sampled_tokens if cell.method is not None else 0
     return Encoder(
         loaded.tokenizer,
         cell.ask,

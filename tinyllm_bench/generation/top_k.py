@@ -7,11 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest
 
 # A mass below this cannot be told from rounding where it is one less a sum.
@@ -62,30 +60,3 @@ def tail_of(logp_NK: Tensor) -> Tensor:
     logp_NK = logp_NK if logp_NK.dtype == torch.float64 else logp_NK.float()
     left_N = -torch.expm1(logp_NK.double().logsumexp(-1))
     return torch.where(left_N > _ROUNDING, left_N, 0.0).log().to(logp_NK.dtype)
-
-
-def check_rows(one: Scored, *, k: int, vocabulary: int) -> None:
-    """Refuse rows that do not fit the response or the cache, or are no log-probabilities."""
-    wide = (len(one.response), k)
-    shapes = [tuple(part.shape) for part in one.rows]
-    if not one.response or shapes != [wide, wide, wide[:1], wide[:1]]:
-        raise UserError(
-            f"distributions over a response of {one.record_id!r} have the shapes {shapes}; needed: ids and logp"
-            f" {wide}, tail and gold {wide[:1]}, of at least one token"
-        )
-    low, high = int(one.rows.ids_NK.min()), int(one.rows.ids_NK.max())
-    if low < 0 or high >= vocabulary:
-        raise UserError(
-            f"distributions over a response of {one.record_id!r} name the ids {low} to {high}; allowed: 0 to"
-            f" {vocabulary - 1}"
-        )
-    if any(bool((part > 1e-3).any() or part.isnan().any()) for part in one.rows[1:]):
-        raise UserError(f"distributions over a response of {one.record_id!r} are no log-probabilities (NaN or > 0)")
-
-
-def plain_bytes(part: Tensor, dtype: str) -> bytes:
-    """Numbers as they lie on disk; what float16 cannot hold becomes -inf, as the log of a probability of zero."""
-    numbers = part.detach().cpu()
-    numbers = numbers if dtype == "<i4" else numbers.double().clamp_max(0.0)
-    with np.errstate(over="ignore"):
-        return numbers.numpy().astype(dtype).tobytes()

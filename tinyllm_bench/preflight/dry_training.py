@@ -25,13 +25,9 @@ from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.preflight.machine import Speed
 from tinyllm_bench.teachers.teacher import Teacher, Unwritten
-from tinyllm_bench.training.batching import Collator, Group, collator_of
-from tinyllm_bench.training.budget import Plan
-from tinyllm_bench.training.layout import Row
+from tinyllm_bench.training.batching import Collator, Group, Row, choose_layout, collator_of, step_micros
+from tinyllm_bench.training.budget import FlopsPerToken, Plan, flops_per_token
 from tinyllm_bench.training.method import Method, Step
-from tinyllm_bench.training.packing import step_micros
-from tinyllm_bench.training.result import FlopsPerToken, flops_per_token
-from tinyllm_bench.training.sharing import choose_layout
 
 # --- Models without weights -------------------------------------------------------------------------------------------
 
@@ -252,7 +248,7 @@ def _sampling_of(method: Method, groups: Sequence[Group], lm: LM) -> Sampling:
         if any(of_channel):
             given = [item for group in groups for item in group.items if item.channel == channel]
             shares[channel] = sum(of_channel) / len(of_channel)
-            tokens[channel] = sum(min(len(item.target), method.most_drawn) for item in given) / len(given)
+            tokens[channel] = sum(min(len(item.target), method.max_sampled_tokens) for item in given) / len(given)
     return Sampling(shares, tokens, any("logp" in item.drawn for item in sampled), bool(reread))
 
 

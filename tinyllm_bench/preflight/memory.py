@@ -17,9 +17,8 @@ from tinyllm_bench.experiment.train import device_of
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.shape import load_shape
 from tinyllm_bench.preflight.dry_training import DryTraining, small_copy, with_existing_models
-from tinyllm_bench.training.batching import Collator
-from tinyllm_bench.training.layout import Row
-from tinyllm_bench.training.trainer import TrainConfig
+from tinyllm_bench.training.batching import Collator, Row
+from tinyllm_bench.training.settings import TrainConfig
 
 # Resident bytes of a process that has imported what a run imports and read its questions (torch 2.13, lm-eval 0.4.13).
 LIBRARIES = 660 * 2**20

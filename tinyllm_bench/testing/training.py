@@ -20,11 +20,11 @@ from tinyllm_bench.models.tokens import Encoder
 from tinyllm_bench.testing.tiny_models import tiny_llama, tiny_t5
 from tinyllm_bench.training.batching import Group, collator_of
 from tinyllm_bench.training.budget import Plan, make_plan
-from tinyllm_bench.training.layout import Layout
 from tinyllm_bench.training.method import Method, Step, Term
 from tinyllm_bench.training.result import TrainingSummary, ValidationScore
+from tinyllm_bench.training.settings import Layout, TrainConfig
 from tinyllm_bench.training.teacher_signals import InMemoryTeacher
-from tinyllm_bench.training.trainer import TrainConfig, Trainer
+from tinyllm_bench.training.trainer import Trainer
 
 SAMPLE = Source("sample")
 TEACHERS = ("terse", "stepwise")

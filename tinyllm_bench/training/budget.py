@@ -1,18 +1,21 @@
-"""The plan of a training run: which questions meet in which optimiser step, until the budget is spent.
+"""The plan of a training run, which questions meet in which optimiser step until the budget is spent, and its FLOPs.
 
 A token budget counts non-pad prompt and target tokens through the student's forward and backward pass (an inner epoch
 counts again). Records cycle in a new seeded order each epoch; the last step is the one that comes nearest to the
-budget. Where the cost of a step is not known before it is taken (targets that are drawn, a budget in FLOPs or seconds)
-the plan has no end of its own, and the trainer stops by the same rule (`limit`).
+budget. Where the cost of a step is not known before it is taken (sampled targets, a budget in FLOPs or seconds), the
+plan has no end of its own, and the trainer stops by the same rule (`limit`).
 """
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.training.batching import Group
+
+if TYPE_CHECKING:
+    from tinyllm_bench.models.lm import LM
 
 Unit = Literal["student_tokens", "flops", "seconds"]
 Round = tuple[tuple[int, ...], ...]
@@ -21,7 +24,7 @@ _NO_END = 2**31  # rounds
 
 
 class Limit(NamedTuple):
-    """When a run ends that does not know its steps beforehand."""
+    """When a run ends whose steps are not known beforehand."""
 
     unit: Unit
     amount: float
@@ -52,17 +55,17 @@ class Plan:
         return (steps, self.steps) if self.limit is None else (spent, self.limit.amount)
 
     def expected_steps(self, steps: int, spent: float) -> int:
-        """Optimiser steps of the whole run, as far as can be told after some of them."""
+        """Optimiser steps of the whole run, estimated after some of them."""
         if self.limit is None:
             return self.steps
         return max(steps, 1, round(steps * self.limit.amount / spent)) if spent else max(steps, 1)
 
     def ends_before(self, cost: float, spent: float) -> bool:
-        """Whether a mini-batch of this cost would end farther from the limit than no more does."""
+        """Whether to stop now ends nearer to the limit than one more mini-batch of this cost."""
         return self.limit is not None and spent > 0 and spent + cost / 2 > self.limit.amount
 
     def members_of(self, number: int) -> tuple[int, ...]:
-        """The groups of one round, each as often as it stands there, in the order of the first pass."""
+        """The groups of one round, with repetitions, in the order of the first pass."""
         return tuple(index for mini in self.rounds[number] for index in mini)
 
     def places_of(self, number: int) -> Iterator[tuple[int, ...]]:
@@ -94,7 +97,7 @@ def make_plan(
     group_size: int = 1,
     inner_epochs: int = 1,
 ) -> Plan:
-    """Plan a run to a token budget, to a number of epochs, or to a limit that is met on the way (one of the three).
+    """Plan a run to a token budget, to a number of epochs, or to a limit that is reached on the way (one of the three).
 
     Raises:
         UserError: nothing to train on, or not exactly one budget.
@@ -123,7 +126,7 @@ def make_plan(
 
 
 class _Endless(Sequence[Round]):
-    """Rounds without end, made when they are asked for."""
+    """Rounds without end, made when they are read."""
 
     def __init__(self, count: int, size: int, seed: int, group_size: int) -> None:
         self._minis, self._group_size = _endless(count, size, seed), group_size
@@ -156,3 +159,28 @@ def _endless(count: int, size: int, seed: int) -> Iterator[tuple[int, ...]]:
             epoch += 1
         yield tuple(rest[:size])
         rest = rest[size:]
+
+
+class FlopsPerToken(NamedTuple):
+    """Floating-point operations of a token: trained on, the white-box teacher's reading included; read by either."""
+
+    trained: float
+    student: float
+    teacher: float
+
+    def sampled(self, with_teacher: bool) -> float:
+        """Of a token that the student samples, with a teacher that reads along or without."""
+        return self.student + (self.teacher if with_teacher else 0.0)
+
+
+def flops_per_token(lm: "LM", teacher_parameters: int, *, reads_teacher: bool = True) -> FlopsPerToken:
+    """The usual estimate where every token meets every parameter: 2 per parameter forward, 2 for the gradient of the
+    activations and 2 for that of each trained parameter; a white-box teacher reads every token too, where the loss
+    does (`reads_teacher`).
+
+    Attention over long texts is not in it; it does not hold for encoder-decoders, whose tokens meet a part.
+    """
+    counts = [(p.numel(), p.requires_grad) for p in lm.parameters()]
+    every, trained = sum(n for n, _ in counts), sum(n for n, is_trained in counts if is_trained)
+    theirs = 2.0 * teacher_parameters
+    return FlopsPerToken(4.0 * every + 2.0 * trained + (theirs if reads_teacher else 0.0), 2.0 * every, theirs)

@@ -5,19 +5,54 @@ A folder `checkpoints/step-<n>` is complete only when its `manifest.json` exists
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import set_seed
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tinyllm_bench.base.events import Evaluation
 from tinyllm_bench.base.files import digest_file, read_json, write_json
+
+Sums = dict[str, tuple[float, float]]
+
+
+@dataclass(kw_only=True)
+class State:
+    """What a checkpoint holds of a run besides weights; `sums` are (sum, count) of the method's measurements,
+    `rollout_cost` what the last round's rollout took of the limit's unit."""
+
+    evaluations: list[Evaluation] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    records: int = 0
+    tokens: int = 0
+    computed_tokens: int = 0
+    flops: float = 0.0
+    tokens_by_channel: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    rollout_tokens: int = 0
+    rollout_seconds: float = 0.0
+    rollout_cost: float = 0.0
+    start: Evaluation | None = None
+    sums: Sums = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest of a checkpoint holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> "State":
+        """The state that `to_json` wrote."""
+        return TypeAdapter(cls).validate_python(state)
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
@@ -83,11 +118,8 @@ def restore_random_state(tensors: dict[str, Tensor], plain: dict[str, Any]) -> N
             torch.cuda.set_rng_state(tensor, int(name[4:]))
 
 
-def save_checkpoint(folder: Path, *, step: int, module: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Write one checkpoint and drop the older ones.
-
-    `state` is JSON: whatever the trainer needs to go on (looks, losses, counters).
-    """
+def save_checkpoint(folder: Path, *, step: int, module: nn.Module, optimizer: Optimizer, state: State) -> None:
+    """Write one checkpoint and drop the older ones."""
     place = folder / f"step-{step:08d}"
     shutil.rmtree(place, ignore_errors=True)
     optimizer_tensors, groups = _optimizer_parts(optimizer)
@@ -96,14 +128,14 @@ def save_checkpoint(folder: Path, *, step: int, module: nn.Module, optimizer: Op
     for name, tensors in parts.items():
         save_tensors(place / f"{name}.safetensors", tensors)
     digests = {name: digest_file(place / f"{name}.safetensors") for name in parts}
-    plain = {"step": step, "param_groups": groups, "random": random_plain, "state": state, "digests": digests}
+    plain = {"step": step, "param_groups": groups, "random": random_plain, "state": state.to_json(), "digests": digests}
     write_json(place / "manifest.json", plain)
     for old in folder.glob("step-*"):
         if old != place:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, *, module: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, Any]] | None:
+def load_checkpoint(folder: Path, *, module: nn.Module, optimizer: Optimizer) -> tuple[int, State] | None:
     """Restore the newest complete and undamaged checkpoint of such an optimizer; None when there is none.
 
     Returns:
@@ -121,7 +153,7 @@ def load_checkpoint(folder: Path, *, module: nn.Module, optimizer: Optimizer) ->
         groups = [{**group, "betas": tuple(group["betas"])} for group in manifest["param_groups"]]
         _restore_optimizer(optimizer, load_file(place / "optimizer.safetensors"), groups)
         restore_random_state(load_file(place / "random.safetensors"), manifest["random"])
-        return manifest["step"], manifest["state"]
+        return manifest["step"], State.from_json(manifest["state"])
     return None
 
 
@@ -137,8 +169,8 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Whatever runs inside may seed the generators (lm-eval does); training goes on as if it had not."""
+def preserved_random_state() -> Iterator[None]:
+    """Whatever runs inside may seed the generators (lm-eval does); afterwards they are as they were before."""
     tensors, plain = random_state()
     try:
         yield
@@ -150,3 +182,15 @@ def seed_everything(seed: int) -> None:
     """Seed python, numpy and torch before a student's new parameters are made."""
     random.seed(seed)
     set_seed(seed)
+
+
+def add_sums(into: Sums, more: Mapping[str, tuple[float, float]]) -> None:
+    """Add sums and counts by name."""
+    for name, (total, count) in more.items():
+        old_total, old_count = into.get(name, (0.0, 0.0))
+        into[name] = (old_total + total, old_count + count)
+
+
+def means_of(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Means by name, in the order of names; what was never counted is left out."""
+    return {name: total / count for name, (total, count) in sorted(sums.items()) if count}

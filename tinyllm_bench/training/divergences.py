@@ -1,19 +1,19 @@
 """Divergences of a student's distributions from a teacher's, per target position.
 
-p is the teacher's distribution and q the student's, both over the same vocabulary; values are in nats. What the teacher
-knows is `Dense` (every log-probability) or `TopK` (the K likeliest and the mass of the rest). With `TopK` both sides
+p is the teacher's distribution and q the student's, both over the same vocabulary; values are in nats. What is known of
+p is `Dense` (every log-probability) or `TopK` (the top-k tokens and the mass of the rest). With `TopK` both sides
 are compared over K + 1 outcomes, the last being "any other token": the value is a lower bound of the dense one (data
 processing inequality) and equal to it at K = V. That is well defined for forward KL, skew forward KL, JSD and total
 variation. Divergences that need p where q is large (reverse KL, skew reverse KL, adaptive KL) are refused unless K = V.
 
-`divergence_N` works out the gradient by hand, a few rows at a time: it keeps one number per logit for the backward
-pass. `autograd_divergence_N` is the same by plain autograd; it is the reference and keeps several times more.
+`divergence_N` works out the gradient by hand, a few rows at a time: it stores one number per logit for the backward
+pass. `autograd_divergence_N` is the same by plain autograd; it is the reference and stores several times more.
 
-Shape suffixes: N target positions, V vocabulary, K likeliest tokens, C channels.
+Shape suffixes: N target positions, V entries of a distribution (the vocabulary), K top-k tokens, B = K + 1 outcomes.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.training import divergence_forms as forms
 from tinyllm_bench.training.losses import PerPosition
 
 Kind = Literal[
@@ -43,7 +42,7 @@ class Dense(NamedTuple):
 
 
 class TopK(NamedTuple):
-    """A teacher's likeliest tokens: ids without repetition, their log-probabilities, the log of the mass outside."""
+    """A teacher's top-k tokens: ids without repetition, their log-probabilities, the log of the mass outside."""
 
     ids_NK: Tensor
     logp_NK: Tensor
@@ -60,7 +59,7 @@ class DivergenceConfig(BaseModel):
     kind: forward_kl KL(p|q); reverse_kl KL(q|p); jsd GKD's `beta KL(p|m) + (1 - beta) KL(q|m)`, m = beta p +
     (1 - beta) q; skew_forward_kl KL(p | skew p + (1 - skew) q); skew_reverse_kl KL(q | (1 - skew) p + skew q);
     total_variation `sum |p - q| / 2`; adaptive_kl forward and reverse KL mixed by where p and q differ, in the head
-    (the likeliest tokens up to probability mu) or in the tail; the mixing weights carry no gradient.
+    (the most likely tokens up to probability mu) or in the tail; the mixing weights carry no gradient.
 
     The scale trap: JSD(beta) falls to 0 with beta (as beta KL(p|q)) and with 1 - beta (as (1 - beta) KL(q|p)), so
     beta 0.001 is a thousand times weaker than forward KL, while TRL and Liger read beta 0 as forward KL itself.
@@ -125,28 +124,27 @@ def divergence_N(
 def autograd_divergence_N(
     logits_NV: Tensor, teacher: Dense | TopK, config: DivergenceConfig, *, vocabulary: int | None = None
 ) -> Tensor:
-    """The same, differentiated by autograd; for comparison, and where a second derivative is wanted."""
+    """The same, differentiated by autograd; for comparison, and for second derivatives."""
     logits_NV, teacher = _fitting(logits_NV, teacher, config, vocabulary)
-    return config.factor * forms.value(*_both(_wide(logits_NV), teacher, config), config)
+    return config.factor * _VALUES[config.form](*_both(_wide(logits_NV), teacher, config), config)
 
 
 def divergence_of(teacher: Any, config: DivergenceConfig, *, vocabulary: int | None = None) -> PerPosition:
-    """Divergence of a chunk from `teacher.rows(rows)`: so a teacher can be asked for one chunk at a time."""
+    """Divergence of a chunk from `teacher.rows(rows)`, so that a teacher computes one chunk at a time."""
     return lambda logits_NV, rows: divergence_N(logits_NV, teacher.rows(rows), config, vocabulary=vocabulary)
 
 
 class _ByHand(torch.autograd.Function):
-    """Values and gradient block by block; only the gradient is kept, in the logits' own type."""
+    """Values and gradient block by block; only the gradient is stored, in the logits' own type."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, teacher: Dense | TopK, config: DivergenceConfig) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
-        gradient_NV = torch.empty_like(logits_NV) if wanted else None
+        gradient_NV = torch.empty_like(logits_NV) if ctx.needs_input_grad[0] else None
         values_N = torch.empty(len(logits_NV), dtype=_wide(logits_NV[:0]).dtype, device=logits_NV.device)
         for rows in _blocks(*logits_NV.shape):
             z_NV, part = _wide(logits_NV[rows]), teacher.rows(rows)
             if gradient_NV is None:
-                values_N[rows] = forms.value(*_both(z_NV, part, config), config)
+                values_N[rows] = _VALUES[config.form](*_both(z_NV, part, config), config)
             else:
                 values_N[rows], gradient_NV[rows] = _value_and_gradient(z_NV, part, config)
         if gradient_NV is not None:
@@ -165,11 +163,11 @@ def _value_and_gradient(z_NV: Tensor, teacher: Dense | TopK, config: DivergenceC
     """Of z / temperature. With a rest bucket, its tokens share the bucket's gradient as they share its probability."""
     logq_NV = torch.log_softmax(z_NV / config.temperature, -1)
     if isinstance(teacher, Dense):
-        value_N, pull_NV = forms.value_and_pull(logq_NV, _teacher(teacher, logq_NV, config), config)
-        return value_N, forms.gradient(pull_NV, logq_NV.exp_())
+        value_N, term_NV = _TERMS[config.form](logq_NV, _teacher(teacher, logq_NV, config), config)
+        return value_N, logit_gradient(term_NV, logq_NV.exp_())
     logq_NB, logp_NB = _buckets(logq_NV, teacher)
-    value_N, pull_NB = forms.value_and_pull(logq_NB, logp_NB, config)
-    gradient_NB = forms.gradient(pull_NB, logq_NB.exp())
+    value_N, term_NB = _TERMS[config.form](logq_NB, logp_NB, config)
+    gradient_NB = logit_gradient(term_NB, logq_NB.exp())
     empty_N = logq_NB[:, -1] == -math.inf
     share_NV = (logq_NV - logq_NB[:, -1].masked_fill(empty_N, 0)[:, None]).exp_()
     gradient_NV = share_NV.mul_(gradient_NB[:, -1].masked_fill(empty_N, 0)[:, None])
@@ -185,7 +183,7 @@ def _both(z_NV: Tensor, teacher: Dense | TopK, config: DivergenceConfig) -> tupl
 
 
 def _teacher(teacher: Dense, like_NV: Tensor, config: DivergenceConfig) -> Tensor:
-    """Log-probabilities tempered are as good as logits: what they lack is the same for every token."""
+    """Log-probabilities can be tempered like logits: they differ from them by a constant over the tokens."""
     with torch.no_grad():
         logp_NV = teacher.logp_NV.to(like_NV.dtype)[:, : like_NV.shape[-1]]
         whole = config.temperature == 1 and logp_NV.shape[-1] == teacher.logp_NV.shape[-1]
@@ -224,20 +222,20 @@ def _answerable(teacher: TopK, config: DivergenceConfig, vocabulary: int) -> Den
     """A `TopK` that can answer this divergence; at K = V it is `Dense`."""
     if teacher.ids_NK.numel() and int(teacher.ids_NK.max()) >= vocabulary:
         raise UserError(
-            f"the teacher's likeliest tokens hold id {int(teacher.ids_NK.max())}, the vocabulary ends at"
+            f"the teacher's top-k tokens include id {int(teacher.ids_NK.max())}, the vocabulary ends at"
             f" {vocabulary - 1}; cut the teacher's logits to the tokenizer's size before they are cached"
         )
-    kept = teacher.ids_NK.shape[-1]
-    if kept == vocabulary:
+    k = teacher.ids_NK.shape[-1]
+    if k == vocabulary:
         return Dense(torch.empty_like(teacher.logp_NK).scatter_(-1, teacher.ids_NK.long(), teacher.logp_NK))
     if config.form in NEEDS_EVERY_TOKEN:
         raise UserError(
             f"{config.form} needs the teacher's probability of every token the student may prefer; of {vocabulary} only"
-            f" {kept} are kept. Use forward_kl, skew_forward_kl, jsd or total_variation, or a live teacher"
+            f" {k} are cached. Use forward_kl, skew_forward_kl, jsd or total_variation, or a live teacher"
         )
     if config.temperature != 1:
         raise UserError(
-            f"temperature {config.temperature:g} cannot be applied to {kept} of {vocabulary} tokens: the rest would"
+            f"temperature {config.temperature:g} cannot be applied to {k} of {vocabulary} tokens: the rest would"
             " change its mass by an unknown factor. Use temperature 1, or a live teacher"
         )
     return teacher
@@ -250,3 +248,159 @@ def _blocks(count: int, size: int) -> Iterator[slice]:
 
 def _wide(logits_NV: Tensor) -> Tensor:
     return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+
+
+# --- Formulas over log-probabilities, and their gradients by hand ---------------------------------------------------
+# The last dimension is summed. Mixtures are made in log space. An entry of -inf is an impossible token: masks act on
+# what goes into a formula, never on what comes out, because a masked output still sends NaN backwards. A divergence
+# that is infinite (forward KL where q is 0 and p is not, reverse KL the other way round) comes out as inf.
+
+
+class FormTerm(NamedTuple):
+    """A divergence D per position, and its logit-gradient term: `q * dD/dq` per entry, up to a multiple of q."""
+
+    value_N: Tensor
+    term_NV: Tensor
+
+
+def logit_gradient(term_NV: Tensor, q_NV: Tensor) -> Tensor:
+    """dD/dz for q = softmax(z): the term less q times the term's sum. `term_NV` is overwritten."""
+    return term_NV.addcmul_(q_NV, term_NV.sum(-1, keepdim=True), value=-1)
+
+
+def kl(loga_NV: Tensor, logb_NV: Tensor) -> Tensor:
+    """KL(a || b) per position."""
+    return _kl_terms(loga_NV, logb_NV).sum(-1)
+
+
+def mixture(loga_NV: Tensor, logb_NV: Tensor, share_of_a: float) -> Tensor:
+    """log(w a + (1 - w) b)."""
+    log_a, log_b = (math.log(share) if share > 0 else -math.inf for share in (share_of_a, 1 - share_of_a))
+    nowhere = (loga_NV == -math.inf) & (logb_NV == -math.inf)
+    a_NV = loga_NV.masked_fill(nowhere, 0) + log_a
+    b_NV = logb_NV.masked_fill(nowhere, 0) + log_b
+    return torch.logaddexp(a_NV, b_NV).masked_fill(nowhere, -math.inf)
+
+
+def head_mask(logp_NV: Tensor, mass: float) -> Tensor:
+    """AKL's head: the most likely entries while their cumulative probability is at most `mass`, and always the first.
+
+    The entry that crosses the border belongs to the tail, as in the authors' code; DSKD and KDFlow put it in the head.
+    """
+    sorted_NV, order_NV = logp_NV.sort(dim=-1, descending=True, stable=True)
+    inside_NV = sorted_NV.exp().cumsum(-1) <= mass
+    inside_NV[..., 0] = True
+    return torch.zeros_like(inside_NV).scatter(-1, order_NV, inside_NV)
+
+
+def head_share_N(logq_NV: Tensor, logp_NV: Tensor, mass: float) -> Tensor:
+    """Share of |p - q| that lies in the head: AKL's weight of the forward KL. Without gradient; 0 where p equals q."""
+    with torch.no_grad():
+        gap_NV = (logp_NV.exp() - logq_NV.exp()).abs()
+        head_N = (gap_NV * head_mask(logp_NV, mass)).sum(-1)
+        return head_N / gap_NV.sum(-1).clamp_min(torch.finfo(gap_NV.dtype).tiny)
+
+
+def _kl_terms(loga_NV: Tensor, logb_NV: Tensor) -> Tensor:
+    """a log(a / b) per entry, 0 where a is 0."""
+    possible = loga_NV.exp() > 0  # an entry that underflows counts as impossible, or 0 * inf would be NaN
+    a_NV, b_NV = loga_NV.masked_fill(~possible, 0), logb_NV.masked_fill(~possible, 0)
+    return (a_NV.exp() * (a_NV - b_NV)).masked_fill(~possible, 0)
+
+
+def _ratio(loga_NV: Tensor, logb_NV: Tensor) -> Tensor:
+    """a / b, where a > 0 implies b > 0; 0 where a is 0."""
+    none = loga_NV == -math.inf
+    return (loga_NV.masked_fill(none, 0) - logb_NV.masked_fill(none, 0)).exp_().masked_fill_(none, 0)
+
+
+def _forward(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
+    return kl(logp, logq)
+
+
+def _reverse(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
+    return kl(logq, logp)
+
+
+def _jsd(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
+    logm = mixture(logp, logq, config.beta)
+    return config.jsd_scale * (config.beta * kl(logp, logm) + (1 - config.beta) * kl(logq, logm))
+
+
+def _skew_forward(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
+    return kl(logp, mixture(logp, logq, config.skew))
+
+
+def _skew_reverse(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
+    return kl(logq, mixture(logq, logp, config.skew))
+
+
+def _total_variation(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
+    return 0.5 * (logq.exp() - logp.exp()).abs().sum(-1)
+
+
+def _adaptive(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
+    head_N = head_share_N(logq, logp, config.mu)
+    return head_N * kl(logp, logq) + (1 - head_N) * kl(logq, logp)
+
+
+def _term_forward(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> FormTerm:
+    return FormTerm(kl(logp, logq), logp.exp().neg_())
+
+
+def _term_reverse(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> FormTerm:
+    terms = _kl_terms(logq, logp)
+    return FormTerm(terms.sum(-1), terms)
+
+
+def _term_jsd(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> FormTerm:
+    # dD/dq = (1 - beta) (log q - log m): what comes through m cancels.
+    logm = mixture(logp, logq, config.beta)
+    terms = _kl_terms(logq, logm).mul_((1 - config.beta) * config.jsd_scale)
+    return FormTerm(config.jsd_scale * config.beta * kl(logp, logm) + terms.sum(-1), terms)
+
+
+def _term_skew_forward(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> FormTerm:
+    logm = mixture(logp, logq, config.skew)
+    return FormTerm(kl(logp, logm), _ratio(logq, logm).mul_(logp.exp()).mul_(config.skew - 1))
+
+
+def _term_skew_reverse(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> FormTerm:
+    logm = mixture(logq, logp, config.skew)
+    terms = _kl_terms(logq, logm)
+    value_N = terms.sum(-1)
+    return FormTerm(value_N, terms.addcmul_(_ratio(logq, logm), logq.exp(), value=-config.skew))
+
+
+def _term_total_variation(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> FormTerm:
+    gap = logq.exp() - logp.exp()
+    return FormTerm(0.5 * gap.abs().sum(-1), gap.sign_().mul_(logq.exp()).mul_(0.5))
+
+
+def _term_adaptive(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> FormTerm:
+    head_N = head_share_N(logq, logp, config.mu)
+    terms = _kl_terms(logq, logp)
+    value_N = head_N * kl(logp, logq) + (1 - head_N) * terms.sum(-1)
+    return FormTerm(value_N, terms.mul_((1 - head_N)[..., None]).addcmul_(head_N[..., None], logp.exp(), value=-1))
+
+
+# Divergence per position at temperature 1, for autograd to differentiate.
+_VALUES: dict[str, Callable[[Tensor, Tensor, DivergenceConfig], Tensor]] = {
+    "forward_kl": _forward,
+    "reverse_kl": _reverse,
+    "jsd": _jsd,
+    "skew_forward_kl": _skew_forward,
+    "skew_reverse_kl": _skew_reverse,
+    "total_variation": _total_variation,
+    "adaptive_kl": _adaptive,
+}
+# The same value with its gradient worked out by hand; neither argument may require a gradient.
+_TERMS: dict[str, Callable[[Tensor, Tensor, DivergenceConfig], FormTerm]] = {
+    "forward_kl": _term_forward,
+    "reverse_kl": _term_reverse,
+    "jsd": _term_jsd,
+    "skew_forward_kl": _term_skew_forward,
+    "skew_reverse_kl": _term_skew_reverse,
+    "total_variation": _term_total_variation,
+    "adaptive_kl": _term_adaptive,
+}

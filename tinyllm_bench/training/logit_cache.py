@@ -1,10 +1,10 @@
-"""A teacher's distributions over given responses, kept on disk: the most likely tokens and the mass of all others.
+"""A teacher's distributions over given responses, cached on disk: the top-k tokens and the mass of all others.
 
 Per response token: `k` ids (int32), their log-probabilities, the log of the mass outside them, and the log-probability
-of the token that stands there, which may be outside (float16, or float32 where that must be exact). Numbers lie in one
+of the response's own token, which may be outside (float16, or float32 where that must be exact). Numbers lie in one
 file per kind and are memory-mapped; `index.jsonl` says which rows are which response's and is written last, so what a
-killed process left behind is never read and is written over. A response's key is the digest of the teacher, of the
-ids it read and of the ids it scored: the same content is kept once, and a changed prompt is another response.
+killed process left behind is never read and is overwritten. A response's key is the digest of the teacher, of the
+ids it read and of the ids it scored: equal content is stored once, and a changed prompt is another response.
 
 One cache serves one teacher read in one way; a run that reads it otherwise is refused with what differs. Forward KL and
 skew KL train from it. Reverse KL does not unless k is the vocabulary, because it needs the teacher's probability
@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import (
@@ -33,12 +34,7 @@ from tinyllm_bench.base.files import (
     write_json,
 )
 from tinyllm_bench.base.provenance import packages
-from tinyllm_bench.generation.top_k import Rows as Rows
-from tinyllm_bench.generation.top_k import Scored as Scored
-from tinyllm_bench.generation.top_k import check_rows, plain_bytes
-from tinyllm_bench.generation.top_k import response_digest as response_digest
-from tinyllm_bench.generation.top_k import tail_of as tail_of
-from tinyllm_bench.generation.top_k import top_k as top_k
+from tinyllm_bench.generation.top_k import Rows, Scored, response_digest
 
 FORMAT = 1
 Precision = Literal["float16", "float32"]
@@ -49,7 +45,7 @@ _HEADER, _INDEX = "header.json", "index.jsonl"
 class Header:
     """All that decides a distribution besides the ids.
 
-    teacher: the model's identity (`models.identity`) or anything in JSON that stands for it; tokenizer and template:
+    teacher: the model's identity (`models.identity`) or any JSON that represents it; tokenizer and template:
     digests; vocabulary: entries of a distribution; softcap: of the logits, as the teacher has it.
     """
 
@@ -91,7 +87,7 @@ class _Entry(NamedTuple):
 
 
 class LogitCache:
-    """The kept distributions of one teacher, in one folder."""
+    """The cached distributions of one teacher, in one folder."""
 
     def __init__(self, folder: Path, header: Header) -> None:
         self.folder, self.header = folder, header
@@ -104,7 +100,7 @@ class LogitCache:
 
     @classmethod
     def create(cls, header: Header, folder: Path | None = None) -> "LogitCache":
-        """The cache of a header, new or as it stands.
+        """The cache of a header, new or existing.
 
         Raises:
             UserError: another cache lies in the folder.
@@ -135,27 +131,27 @@ class LogitCache:
 
     @property
     def tokens(self) -> int:
-        """Response tokens kept."""
+        """Response tokens in the cache."""
         return sum(entry.tokens for entry in self._entries.values())
 
     @property
     def responses(self) -> int:
-        """Responses kept."""
+        """Responses in the cache."""
         return len(self._entries)
 
     def add(self, scored: Iterable[Scored]) -> int:
-        """Keep distributions; returns how many responses were new. Several processes may add to one cache.
+        """Store distributions; returns how many responses were new. Several processes may add to one cache.
 
         Raises:
             UserError: rows that do not fit the response or the cache.
         """
-        wanted = list(scored)
-        for one in wanted:
+        responses = list(scored)
+        for one in responses:
             check_rows(one, k=self.header.k, vocabulary=self.header.vocabulary)
         with locked(self.folder / _INDEX):
             self._load()
             lines, arrays, entries, start = [], [], dict(self._entries), self._end()
-            for one in wanted:
+            for one in responses:
                 name = (one.record_id, response_digest(one.prompt, one.response))
                 key = digest([self._identity, name[1]])
                 if key not in entries:
@@ -168,32 +164,32 @@ class LogitCache:
             self._write(arrays)
             if lines:
                 append_checked(self.folder / _INDEX, lines)
-            self._learn(lines)
+            self._index_lines(lines)
         return len(arrays)
 
-    def has(self, record_id: str, wanted: str) -> bool:
-        """Whether the distributions over a record's response are kept, by its `response_digest`."""
-        return (record_id, wanted) in self._named
+    def has(self, record_id: str, response: str) -> bool:
+        """Whether the distributions over a record's response are cached, by its `response_digest`."""
+        return (record_id, response) in self._named
 
-    def rows_for(self, record_id: str, wanted: str) -> Rows:
+    def rows_for(self, record_id: str, response: str) -> Rows:
         """The distributions over a record's response, by its `response_digest`.
 
         Raises:
-            UserError: they are not kept.
+            UserError: they are not cached.
         """
-        if (record_id, wanted) not in self._named:
+        if (record_id, response) not in self._named:
             self._load()  # another process may have added it
-        key = self._named.get((record_id, wanted))
+        key = self._named.get((record_id, response))
         if key is None:
             raise UserError(
-                f"{self.folder}: no distributions over this response of {record_id!r} (digest {wanted[:12]});"
+                f"{self.folder}: no distributions over this response of {record_id!r} (digest {response[:12]});"
                 " the prompt, the response or the tokenizer changed, or the cache is not complete: fill it first"
             )
         entry = self._entries[key]
-        found = {kind: self._map(kind)[entry.start : entry.start + entry.tokens] for kind in self._kinds()}
+        columns = {kind: self._map(kind)[entry.start : entry.start + entry.tokens] for kind in self._kinds()}
         return Rows(
-            torch.from_numpy(found["ids"].astype(np.int64)),
-            *(torch.from_numpy(found[kind].astype(np.float32)) for kind in ("logp", "tail", "gold")),
+            torch.from_numpy(columns["ids"].astype(np.int64)),
+            *(torch.from_numpy(columns[kind].astype(np.float32)) for kind in ("logp", "tail", "gold")),
         )
 
     def _kinds(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -233,7 +229,7 @@ class LogitCache:
         index = self.folder / _INDEX
         if self._state == _state(index):
             return
-        self._learn(read_checked(index))
+        self._index_lines(read_checked(index))
         for kind, (dtype, shape) in self._kinds().items():
             size = self._end() * np.dtype(dtype).itemsize * math.prod(shape)
             if size and (not self._file(kind).exists() or self._file(kind).stat().st_size < size):
@@ -241,11 +237,11 @@ class LogitCache:
                     f"{self._file(kind)} is shorter than its index says; delete {self.folder} and fill it again"
                 )
 
-    def _learn(self, lines: Iterable[Any]) -> None:
+    def _index_lines(self, lines: Iterable[Any]) -> None:
         self._state = _state(self.folder / _INDEX)  # before reading: what is added meanwhile is read next time
-        for key, record_id, wanted, start, tokens in lines:
+        for key, record_id, response, start, tokens in lines:
             self._entries[key] = _Entry(start, tokens)
-            self._named[record_id, wanted] = key
+            self._named[record_id, response] = key
         self._maps.clear()
 
 
@@ -255,10 +251,37 @@ def _state(file: Path) -> tuple[int, int] | None:
     return file.stat().st_size, file.stat().st_mtime_ns
 
 
-def _refuse_other(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+def _refuse_other(folder: Path, actual: dict[str, Any], expected: dict[str, Any]) -> None:
     for name, value in expected.items():
-        if canonical_json(found[name]) != canonical_json(value):
+        if canonical_json(actual[name]) != canonical_json(value):
             raise UserError(
-                f"{folder}: this cache was made with {name} = {found[name]!r}, this run has {value!r}; use the cache"
+                f"{folder}: this cache was made with {name} = {actual[name]!r}, this run has {value!r}; use the cache"
                 " that was made for this run, or fill one in another folder"
             )
+
+
+def check_rows(one: Scored, *, k: int, vocabulary: int) -> None:
+    """Refuse rows that do not fit the response or the cache, or are no log-probabilities."""
+    wide = (len(one.response), k)
+    shapes = [tuple(part.shape) for part in one.rows]
+    if not one.response or shapes != [wide, wide, wide[:1], wide[:1]]:
+        raise UserError(
+            f"distributions over a response of {one.record_id!r} have the shapes {shapes}; needed: ids and logp"
+            f" {wide}, tail and gold {wide[:1]}, of at least one token"
+        )
+    low, high = int(one.rows.ids_NK.min()), int(one.rows.ids_NK.max())
+    if low < 0 or high >= vocabulary:
+        raise UserError(
+            f"distributions over a response of {one.record_id!r} name the ids {low} to {high}; allowed: 0 to"
+            f" {vocabulary - 1}"
+        )
+    if any(bool((part > 1e-3).any() or part.isnan().any()) for part in one.rows[1:]):
+        raise UserError(f"distributions over a response of {one.record_id!r} are no log-probabilities (NaN or > 0)")
+
+
+def plain_bytes(part: Tensor, dtype: str) -> bytes:
+    """Numbers as the file holds them; what float16 cannot hold becomes -inf, as the log of a probability of zero."""
+    numbers = part.detach().cpu()
+    numbers = numbers if dtype == "<i4" else numbers.double().clamp_max(0.0)
+    with np.errstate(over="ignore"):
+        return numbers.numpy().astype(dtype).tobytes()

@@ -1,10 +1,9 @@
 """Losses: pure functions that return sums; only the trainer divides.
 
-Shape suffixes: N target positions, V vocabulary, C channels.
+Shape suffixes: N target positions, V vocabulary, C channels, L losses.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,11 +44,11 @@ def averaged(losses: Sequence[PerPosition], batch: "Batch", per: "Average") -> l
     if per == "token":
         return list(losses)
     lengths_N = torch.bincount(batch.item_N)[batch.item_N]
-    return [partial(_shared_out, loss, lengths_N) for loss in losses]
 
+    def per_length(loss: PerPosition) -> PerPosition:
+        return lambda logits_NV, rows: loss(logits_NV, rows) / lengths_N[rows]
 
-def _shared_out(loss: PerPosition, lengths_N: Tensor, logits_NV: Tensor, rows: slice) -> Tensor:
-    return loss(logits_NV, rows) / lengths_N[rows]
+    return [per_length(loss) for loss in losses]
 
 
 def channel_sums(
@@ -61,9 +60,9 @@ def channel_sums(
     """
 
     def per_chunk(logits_NV: Tensor, rows: slice) -> Tensor:
-        found_LN = torch.stack([loss(logits_NV, rows) for loss in losses])
-        sums_LC = torch.zeros(len(losses), len(batch.channels), dtype=found_LN.dtype, device=found_LN.device)
-        return sums_LC.index_add(1, batch.channel_N[rows], found_LN)
+        values_LN = torch.stack([loss(logits_NV, rows) for loss in losses])
+        sums_LC = torch.zeros(len(losses), len(batch.channels), dtype=values_LN.dtype, device=values_LN.device)
+        return sums_LC.index_add(1, batch.channel_N[rows], values_LN)
 
     borders = (batch.item_N.diff().nonzero()[:, 0] + 1).tolist() if whole_items else ()
     sums_LC = student(batch, per_chunk, borders=borders)

@@ -30,6 +30,7 @@ class MethodConfig(BaseModel):
 
 
 Average = Literal["token", "sequence"]
+AnnotationKind = Literal["rationale", "program", "response"]
 
 
 class Term(NamedTuple):
@@ -50,12 +51,12 @@ class Needs:
     """What must exist before training starts.
 
     annotations: kinds of teacher text (`response`: what the teacher answers to the student's own prompt); signal: what
-    of a teacher's distributions is needed: `cached` the likeliest tokens over given texts, so that they may be kept,
-    `live` every token's, `on_policy` over texts that are drawn during training; plain_text: texts of channel `plain`
+    of a teacher's distributions is needed: `cached` the top-k tokens over given texts, so that they may be cached,
+    `live` every token's, `on_policy` over texts that are sampled during training; plain_text: texts of channel `plain`
     beside the task's, where there are any; same_tokenizer: teacher and student must share one.
     """
 
-    annotations: frozenset[Literal["rationale", "program", "response"]] = frozenset()
+    annotations: frozenset[AnnotationKind] = frozenset()
     signal: Literal["none", "cached", "live", "on_policy"] = "none"
     same_tokenizer: bool = False
     plain_text: bool = False
@@ -67,9 +68,9 @@ class Step:
 
     total: steps of the whole run, an estimate where lengths are not known yet; tokens and examples: target tokens
     and examples per channel of this mini-batch over all processes; all_reduce sums a tensor over processes;
-    seed_of(group.key) seeds anything random, so that results do not depend on batching and a question that stands
-    twice in a round is drawn twice; note(name, sum, count) puts a mean into the metrics; reread(groups) gives a
-    rollout's groups back with log q of their drawn tokens (`drawn["logq"]`) as the forward pass of training
+    seed_of(group.key) seeds anything random, so that results do not depend on batching and a question that comes
+    twice in a round is sampled twice; note(name, sum, count) puts a mean into the metrics; reread(groups) gives a
+    rollout's groups back with log q of their sampled tokens (`drawn["logq"]`) as the forward pass of training
     computes it, in the very micro-batches that are trained, so that the importance ratio of the first inner step is
     1. Processes call all_reduce and reread alike.
     """
@@ -89,9 +90,9 @@ class Decoding:
     """How a trained student is read; plain data that the run record keeps.
 
     Without a policy the label channel answers, as the cell's reading asks. With one, texts of `channels` are written
-    (greedy, and `samples` drawn ones per channel) and the policy decides (`answers.voting`); `every`: all policies that
+    (a greedy one, and `samples` per channel) and the policy decides (`answers.voting`); `every`: all policies that
     the channels allow are reported. `members`: changes of the method's settings, one for each channel, where each
-    channel is another student, taught with its part of the budget.
+    channel is another student, trained with its part of the budget.
     """
 
     channels: tuple[str, ...] = ("label",)
@@ -116,14 +117,14 @@ class TeacherSignal(Protocol):
 
     @property
     def lm(self) -> "LM | None":
-        """The teacher itself, to draw with it, where it reads the student's ids and is in memory."""
+        """The teacher itself, to sample with it, where it reads the student's ids and is in memory."""
 
     def on(self, batch: "Batch") -> Any:
         """Distributions in the student's order of target positions."""
 
 
 class Method(ABC):
-    """How one paper teaches a student.
+    """How one paper trains a student.
 
     group_size: mini-batches of one rollout round; inner_epochs: passes over a round; grouping: whether a question's
     channels must stay in one micro-batch (`record`) or may be packed apart by length (`example`); reading_settings:
@@ -146,7 +147,7 @@ class Method(ABC):
     @property
     def rolls(self) -> bool:
         """Whether the student writes texts of its own during training; it is then trained without dropout, as it
-        draws."""
+        samples."""
         return self.needs().signal == "on_policy"
 
     @property
@@ -155,7 +156,7 @@ class Method(ABC):
         return self.needs().signal != "none"
 
     @property
-    def most_drawn(self) -> int:
+    def max_sampled_tokens(self) -> int:
         """Tokens of the longest text that the student writes during training (`max_new_tokens`)."""
         return getattr(self.config, "max_new_tokens", 0) if self.rolls else 0
 
@@ -200,14 +201,14 @@ class Method(ABC):
         """
 
     def rollout(self, group: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step) -> "list[Group]":
-        """On-policy methods replace targets by drawn text; called once per round, without gradient, with the groups
-        that this process draws for."""
+        """On-policy methods replace targets by sampled text; called once per round, without gradient, with the groups
+        that this process samples for."""
         return group
 
     def probe(
         self, groups: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step
     ) -> Mapping[str, float]:
-        """Measurements on fixed validation questions at every look, by name; they never select anything."""
+        """Measurements on fixed validation questions at every evaluation, by name; they never select anything."""
         return {}
 
     @abstractmethod
@@ -228,38 +229,76 @@ def label_and_rationales(record: TaskRecord, annotations: Sequence[Annotation], 
     ]
 
 
-def choose_teacher(method: str, wanted: str | None, teachers: Sequence[str]) -> str:
+# What methods that learn from distributions imitate: a response to the question, in the label's channel. `answer` is
+# the gold answer as the task's reading asks for it. `rationale` is a teacher's rationale and the gold answer in one
+# line, to be read in `gen`: "... The answer is X." `teacher` is what the teacher itself answers to the student's
+# prompt, as in sequence-level distillation: the text as written, without an end where the teacher's limit cut it.
+Response = Literal["answer", "rationale", "teacher"]
+
+
+def annotations_for(response: Response) -> frozenset[AnnotationKind]:
+    """The kinds of teacher text that a response is made of."""
+    kinds: dict[Response, frozenset[AnnotationKind]] = {
+        "answer": frozenset(),
+        "rationale": frozenset({"rationale"}),
+        "teacher": frozenset({"response"}),
+    }
+    return kinds[response]
+
+
+def readings_for(response: Response) -> tuple[Reading, ...]:
+    """How a student that writes such responses can be asked: a rationale is text, not an option to be ranked."""
+    return ("gen",) if response == "rationale" else READINGS
+
+
+def response_examples(
+    record: TaskRecord, annotations: Sequence[Annotation], ask: Ask, response: Response
+) -> list[Example]:
+    """The response to a question as one example; none where the teacher gave no usable text."""
+    if response == "answer":
+        return [ask.example(record, LABEL, ask.label_target(record))]
+    annotation = annotations[0] if annotations else None
+    if annotation is None or not annotation.text.strip():
+        return []
+    if response == "teacher":
+        return [ask.example(record, LABEL, annotation.text.strip(), ends=not annotation.is_cut)]
+    line = " ".join(annotation.text.split())  # an answer among choices is read from the first line alone
+    stop = "" if line.endswith((".", "!", "?")) else "."
+    return [ask.example(record, LABEL, f"{line}{stop} The answer is {ask.label_target(record)}.")]
+
+
+def choose_teacher(method: str, name: str | None, teachers: Sequence[str]) -> str:
     """The one teacher of a single-teacher method.
 
     Raises:
         UserError: none is given, or several and none is chosen, or the chosen one is not given.
     """
-    if wanted is not None:
-        unknown_teachers(method, [wanted], teachers)
-        return wanted
+    if name is not None:
+        unknown_teachers(method, [name], teachers)
+        return name
     if len(teachers) != 1:
         given = ", ".join(teachers) or "none"
         raise UserError(f"{method} learns from one teacher; given: {given}; choose with method.{method}.teacher=NAME")
     return teachers[0]
 
 
-def unknown_teachers(method: str, wanted: Iterable[str], teachers: Sequence[str]) -> None:
+def unknown_teachers(method: str, names: Iterable[str], teachers: Sequence[str]) -> None:
     """Refuse a teacher key in a method's settings that is not among the teachers given."""
-    for key in wanted:
+    for key in names:
         if key not in teachers:
             raise unknown_name(f"teacher in method.{method}", key, teachers)
 
 
-def _fault(name: str, found: Any) -> str | None:
+def _fault(name: str, loaded: Any) -> str | None:
     """What keeps an object from being the method of a plugin."""
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        return f"a method is a subclass of tinyllm_bench.Method, not {found!r}"
-    config = getattr(found, "Config", None)
+    if not (isinstance(loaded, type) and issubclass(loaded, Method)):
+        return f"a method is a subclass of tinyllm_bench.Method, not {loaded!r}"
+    config = getattr(loaded, "Config", None)
     if not (isinstance(config, type) and issubclass(config, Method.Config)):
         return f"its Config is no subclass of {Method.Config.__name__}"
-    missing = sorted(getattr(found, "__abstractmethods__", ()))
-    missing += [] if isinstance(getattr(found, "paper", None), str) else ["paper"]
-    return f"it lacks {', '.join(missing)}" if missing else None
+    missing = sorted(getattr(loaded, "__abstractmethods__", ()))
+    missing += [] if isinstance(getattr(loaded, "paper", None), str) else ["paper"]
+    return f"it is missing {', '.join(missing)}" if missing else None
 
 
 plugins.define("method", fault=_fault)

@@ -55,7 +55,7 @@ def returns_NT(
 
 
 def importance_log_weight_NT(logq_new_NT: Tensor, logq_old_NT: Tensor, logp_NT: Tensor, alpha: float) -> Tensor:
-    """log of q_new(y_t) / (alpha p(y_t) + (1 - alpha) q_old(y_t)), for tokens drawn from that mixture.
+    """log of q_new(y_t) / (alpha p(y_t) + (1 - alpha) q_old(y_t)), for tokens sampled from that mixture.
 
     It is the clip's ratio and equation 5's weight of the current step in one; in log space, so that neither side can
     underflow. With q_new = q_old the weight is at most 1 / (1 - alpha). Differentiable in q_new only.

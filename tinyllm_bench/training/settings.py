@@ -4,20 +4,23 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tinyllm_bench.training.layout import LayoutChoice
-from tinyllm_bench.training.result import Scheduler, Select
+Select = Literal["best", "loss", "last"]
+Scheduler = Literal["linear", "cosine", "constant"]
+Layout = Literal["shared", "separate"]
+LayoutChoice = Literal["auto", "shared", "separate"]
 
 
 class TrainConfig(BaseModel):
     """How the student is trained; the same for every method of a comparison.
 
-    `looks` are the shares of the run after which validation is scored, `look_every` looks after every so many steps
-    and at the end instead; `select: best` keeps the most accurate of them, `loss` the one with the lowest
-    validation loss (of the gold answers), `last` the end. `weight_decay` is AdamW's, of matrices alone: norms and
-    biases have none; `betas` are its decays. The learning rate rises linearly over `warmup` (a share of the run) or
-    `warmup_steps`, then falls linearly or along a cosine to 0, or stays (`scheduler`). `micro_batch_tokens` is a memory
-    limit in padded tokens and does not change the optimisation; nor does `layout`: `shared` computes what a question's
-    examples begin with in common once (`auto`: where the student can). `attention: flex` is FlexAttention, for GPUs.
+    `looks` are the shares of the run after which the student is evaluated on the validation split; `look_every`
+    evaluates after every so many steps and at the end instead. `select: best` takes the most accurate weights, `loss`
+    those with the lowest validation loss (of the gold answers), `last` the end. `weight_decay` is AdamW's, of matrices
+    alone: norms and biases have none; `betas` are its decays. The learning rate rises linearly over `warmup` (a share
+    of the run) or `warmup_steps`, then falls linearly or along a cosine to 0, or stays (`scheduler`).
+    `micro_batch_tokens` is a memory limit in padded tokens and does not change the optimisation; nor does `layout`:
+    `shared` computes what a question's examples begin with in common once (`auto`: where the student can).
+    `attention: flex` is FlexAttention, for GPUs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

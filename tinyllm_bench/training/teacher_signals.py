@@ -1,6 +1,6 @@
 """White-box teachers: distributions at a batch's target positions, in memory or from a cache.
 
-Shape suffixes: N target positions, H hidden size, V vocabulary, K kept entries.
+Shape suffixes: N target positions, H hidden size, V vocabulary, K top-k tokens.
 """
 
 from collections.abc import Callable
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.top_k import response_digest, top_k
+from tinyllm_bench.generation.top_k import Rows, Scored, response_digest, top_k
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.training.batching import Batch
 from tinyllm_bench.training.divergences import Dense, TopK
-from tinyllm_bench.training.logit_cache import LogitCache, Rows, Scored
+from tinyllm_bench.training.logit_cache import LogitCache
 
 
 class Distributions:
-    """A teacher's distributions at all target positions of one batch; only the part that is asked for is made."""
+    """A teacher's distributions at all target positions of one batch; computed chunk by chunk."""
 
     def __init__(self, make: Callable[[slice], Tensor]) -> None:
         self._make = make
@@ -42,7 +42,7 @@ class InMemoryTeacher:
 
     @torch.no_grad()
     def on(self, batch: Batch) -> Distributions:
-        """Distributions in the order of the batch's target positions; hidden states are kept, logits are not."""
+        """Distributions in the order of the batch's target positions; hidden states are stored, logits are not."""
         hidden_NH = self.lm.at_targets(batch)
 
         def make(rows: slice) -> Tensor:
@@ -53,7 +53,7 @@ class InMemoryTeacher:
 
 
 class CachedTeacher:
-    """A teacher's kept distributions over the very responses that the student learns; nothing of it is in memory."""
+    """A teacher's cached distributions over the very responses that the student learns; its weights are not loaded."""
 
     lm = None
 
@@ -63,20 +63,20 @@ class CachedTeacher:
         self.parameters = 0
 
     def on(self, batch: Batch) -> TopK:
-        """The kept tokens and the mass of the rest, in the order of the batch's target positions.
+        """The top-k tokens and the mass of the rest, in the order of the batch's target positions.
 
         Raises:
-            UserError: a response that was not kept.
+            UserError: a response that is not cached.
         """
-        found = [self.cache.rows_for(i.record_id, response_digest(i.prompt, i.target)) for i in batch.items]
+        responses = [self.cache.rows_for(i.record_id, response_digest(i.prompt, i.target)) for i in batch.items]
         device = batch.target_ids_N.device
-        ids_NK, logp_NK, tail_N, _ = (torch.cat(part).to(device) for part in zip(*found, strict=True))
+        ids_NK, logp_NK, tail_N, _ = (torch.cat(part).to(device) for part in zip(*responses, strict=True))
         return TopK(ids_NK, logp_NK, tail_N)
 
 
 @torch.no_grad()
 def score_responses(teacher: InMemoryTeacher, batch: Batch, k: int) -> list[Scored]:
-    """The teacher's k likeliest tokens at every position of a batch's examples, with the mass of all others."""
+    """The teacher's top-k tokens at every position of a batch's examples, with the mass of all others."""
     distributions, parts = teacher.on(batch), []
     for rows in teacher.lm.chunks(len(batch.target_ids_N)):
         logp_NV = distributions.rows(rows).logp_NV[:, : teacher.vocabulary].log_softmax(-1)

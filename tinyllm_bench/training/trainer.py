@@ -6,6 +6,7 @@ processes, and nowhere else.
 """
 
 import hashlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -37,32 +38,24 @@ from tinyllm_bench.base.events import (
 from tinyllm_bench.base.files import append_checked, read_checked
 from tinyllm_bench.models.lm import LM, eval_mode
 from tinyllm_bench.models.tokens import Encoded
-from tinyllm_bench.training.batching import Batch, Collator, Group, count_examples, count_targets
-from tinyllm_bench.training.budget import Plan
+from tinyllm_bench.training.batching import Batch, Collator, Group, Row, count_examples, count_targets, step_micros
+from tinyllm_bench.training.budget import Plan, flops_per_token
 from tinyllm_bench.training.checkpoint import (
-    kept_random_state,
+    State,
+    Sums,
+    add_sums,
     load_checkpoint,
     load_trainable,
+    means_of,
+    preserved_random_state,
     save_checkpoint,
     save_tensors,
     trainable_state,
 )
-from tinyllm_bench.training.layout import Row
 from tinyllm_bench.training.losses import cross_entropy_N
 from tinyllm_bench.training.method import Method, Step, TeacherSignal
-from tinyllm_bench.training.packing import step_micros
-from tinyllm_bench.training.result import (
-    State,
-    Sums,
-    TrainingSummary,
-    ValidationScore,
-    add_sums,
-    checkpoint_score,
-    flops_per_token,
-    means_of,
-    rate,
-)
-from tinyllm_bench.training.settings import TrainConfig as TrainConfig
+from tinyllm_bench.training.result import TrainingSummary, ValidationScore, checkpoint_score
+from tinyllm_bench.training.settings import Scheduler, TrainConfig
 
 
 class Trainer:
@@ -389,7 +382,7 @@ class Trainer:
         began = time.monotonic()
         result: list[Any] = [None]
         if self.accelerator.is_main_process:
-            with kept_random_state(), torch.no_grad():
+            with preserved_random_state(), torch.no_grad():
                 self.module.eval()
                 score = self.validate(self.module)
                 step = replace(self._step(0, {}), all_reduce=lambda tensor: tensor)  # the others wait
@@ -421,7 +414,7 @@ class Trainer:
                 step=done,
                 module=self.module,
                 optimizer=self._inner(),
-                state=self.state.to_json(),
+                state=self.state,
             )
             best = self._best()
             for old in self.folder.glob("best-*.safetensors"):
@@ -438,8 +431,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             return 0
-        done, state = checkpoint
-        self.state = State.from_json(state)
+        done, self.state = checkpoint
         if self.accelerator.is_main_process:
             # metrics of steps after the checkpoint go: these steps are trained again
             path = self.folder / "metrics.jsonl"
@@ -481,6 +473,17 @@ def _step_of(event: Event) -> int:
             return step
         case _:
             raise UserError(f"metrics.jsonl holds {event.event}, not written by training; delete the run's folder")
+
+
+def rate(done: float, total: float, warmup: float, scheduler: Scheduler = "linear") -> float:
+    """Share of the peak learning rate after `done` of `total`: linear warm-up over a share of it, then linear or cosine
+    decay to 0, or none. As transformers' schedules, but that the first step of a warm-up is not at 0.
+    """
+    rising = warmup * total
+    if done < rising:
+        return (done + 1) / (rising + 1)
+    left = max(total - done, 0) / max(total - rising, 1)
+    return {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "constant": 1.0}[scheduler]
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
