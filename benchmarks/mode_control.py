@@ -18,8 +18,8 @@ from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.predict import Engines
 from tinyllm_bench.experiment.request import Request
+from tinyllm_bench.experiment.runner import run_cell
 from tinyllm_bench.experiment.sample_answers import student_specs
-from tinyllm_bench.experiment.stages import run_cell
 from tinyllm_bench.models.load import load_model
 
 

@@ -69,7 +69,7 @@ def run_a_cell(folder: Path) -> None:
     from tinyllm_bench.experiment.plan_cells import plan_cells
     from tinyllm_bench.experiment.predict import Engines
     from tinyllm_bench.experiment.request import Request
-    from tinyllm_bench.experiment.stages import run_cell
+    from tinyllm_bench.experiment.runner import run_cell
     from tinyllm_bench.testing.tiny_models import saved
 
     state = PartialState()

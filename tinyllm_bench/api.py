@@ -17,8 +17,7 @@ from tinyllm_bench.base.events import Event
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.request import Request, split_names
-from tinyllm_bench.experiment.runner import Watch, run_matrix
-from tinyllm_bench.experiment.stages import Outcome
+from tinyllm_bench.experiment.runner import Outcome, Watch, run_matrix
 from tinyllm_bench.leaderboard.compare import Report
 from tinyllm_bench.leaderboard.compare import compare as compare_pairs
 from tinyllm_bench.leaderboard.compare_sides import find_pairs, pair_of

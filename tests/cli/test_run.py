@@ -9,8 +9,7 @@ from tests.cli.watched import cell
 from tests.leaderboard.fakes import flags, make_anchor, make_record
 from tinyllm_bench.cli.progress import Progress
 from tinyllm_bench.cli.run import summarise
-from tinyllm_bench.experiment.runner import Matrix
-from tinyllm_bench.experiment.stages import Outcome
+from tinyllm_bench.experiment.runner import Matrix, Outcome
 from tinyllm_bench.leaderboard.record import save_record
 
 

@@ -8,7 +8,7 @@ from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.predict import Engines
 from tinyllm_bench.experiment.request import Request
-from tinyllm_bench.experiment.stages import Outcome, run_cell
+from tinyllm_bench.experiment.runner import Outcome, run_cell
 
 TOKENS = 3000
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.evaluation.reference_baselines import expected
+from tinyllm_bench.experiment.identity import protocol_of
 from tinyllm_bench.experiment.predict import load_predictions, predictions_file
-from tinyllm_bench.experiment.protocol import protocol_of
 
 pytestmark = pytest.mark.slow
 

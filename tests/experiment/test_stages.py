@@ -20,7 +20,7 @@ from tinyllm_bench.base.events import (
 from tinyllm_bench.base.files import read_checked, read_json
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.predict import load_predictions, predictions_digest, predictions_file
-from tinyllm_bench.experiment.stages import Outcome
+from tinyllm_bench.experiment.runner import Outcome
 from tinyllm_bench.leaderboard import board
 from tinyllm_bench.leaderboard.record import RunRecord, load_record
 

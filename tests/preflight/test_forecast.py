@@ -11,7 +11,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_json
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.predict import Engines
-from tinyllm_bench.experiment.stages import run_cell
+from tinyllm_bench.experiment.runner import run_cell
 from tinyllm_bench.preflight.forecast import CellForecast, forecast
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 

@@ -1,6 +1,6 @@
 """A cell: one method or reference baseline on one task, in one reading, with one seed; its identity is its run id."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Reading, Split, TaskInfo, TaskRecord, cut_context
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.data.subsets import stratified_subset
+from tinyllm_bench.evaluation.request import Asked
 from tinyllm_bench.experiment.identity import identity_of
 from tinyllm_bench.experiment.settings import BenchConfig
 from tinyllm_bench.models.specs import ModelSpec
@@ -71,6 +72,25 @@ class Cell:
     def asked_records(self, split: Split) -> tuple[TaskRecord, ...]:
         """The same records as they are asked, passages cut to `data.max_context_words`."""
         return tuple(cut_context(record, self.config.data.max_context_words) for record in self.records(split))
+
+    def eval_request(self, split: Split, ids: Sequence[str], *, shots: int = 0, chat: bool = False) -> Asked:
+        """How the records of a split with these ids are asked, with so many examples and through the chat template."""
+        config = self.config
+        return Asked(
+            task=self.task.name,
+            reading=self.reading,
+            split=split,
+            ids=tuple(ids),
+            source=self.source,
+            max_context_words=config.data.max_context_words,
+            style=config.data.style,
+            markers=config.data.markers,
+            shots=shots,
+            shot_max_words=config.eval.shot_max_words,
+            chat=chat,
+            max_new_tokens=config.eval.max_new_tokens,
+            match=config.eval.match,
+        )
 
     @property
     def earlier(self) -> "tuple[Cell, ...]":

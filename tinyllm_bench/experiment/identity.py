@@ -1,4 +1,5 @@
-"""What makes a cell that cell: everything that can change its predictions, and nothing that cannot.
+"""What makes a cell that cell, its identity: everything that can change its predictions, and nothing that cannot; and
+what two rows must share to stand in one table, its protocol.
 
 Where and how fast a cell runs (folders, batch sizes, checkpoint intervals) is not in it; what a cell does not use is
 not in it either, so that label-only training is not repeated because a teacher changed.
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench import __version__
+from tinyllm_bench.answers.parser import reader_version
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.files import digest, digest_file
 from tinyllm_bench.data.prompts import rationale_channel
-from tinyllm_bench.experiment.protocol import protocol_of
+from tinyllm_bench.leaderboard.record import ids_digest
 from tinyllm_bench.models.identity import model_identity
 
 if TYPE_CHECKING:
@@ -128,3 +130,33 @@ def _signal(cell: "Cell") -> Any:
     teacher = cell.config.teacher
     kept = None if teacher.cache is None else teacher.cache.model_dump(exclude={"engine"})
     return [model_identity(cell.signal, cell.runs), teacher.dtype, teacher.chat, kept]
+
+
+_METRICS = {"cloze": "log-probability per character", "mc": "log-probability", "gen": "parsed answer"}
+
+
+def protocol_of(cell: "Cell") -> dict[str, Any]:
+    """Task, scored ids, reading, asked context and options, parser, metric and the cap of the context.
+
+    The marker belongs to the method's policy, not to the protocol; so do training data, budget and backend.
+    """
+    records = cell.asked_records("test")
+    asked = [[record.id, cell.ask.context(record), list(cell.ask.options(record))] for record in records]
+    return {
+        "task": cell.task.name,
+        "version": cell.task.version,
+        "scored_ids_digest": ids_digest(record.id for record in records),
+        "n": len(records),
+        "reading": cell.reading,
+        "prompt_digest": digest(asked),
+        "parser_version": reader_version(records[0].choices),
+        "metric": _metric(cell),
+        "max_context_words": cell.config.data.max_context_words,
+    }
+
+
+def _metric(cell: "Cell") -> str:
+    exact = cell.reading == "gen" and cell.config.eval.match == "exact"
+    cut = cell.config.data.cut_tokens
+    named = "the choice's text to the letter" if exact else _METRICS[cell.reading]
+    return f"accuracy by {named}" + (f", prompts cut behind {cut} tokens" if cut else "")

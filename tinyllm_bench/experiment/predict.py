@@ -25,7 +25,6 @@ from tinyllm_bench.evaluation.reference_baselines import guess_majority, guess_r
 from tinyllm_bench.evaluation.runner import answer
 from tinyllm_bench.evaluation.vllm import VllmEngine, backend_for
 from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.requests import asked_of
 from tinyllm_bench.experiment.train import device_of
 from tinyllm_bench.models.load import (
     Loaded,
@@ -260,7 +259,7 @@ class StudentAsker:
     def ask(self, ids: Sequence[str]) -> list[Prediction]:
         """Answers to test records."""
         shots = self.cell.config.eval.shots if self.cell.name == "few_shot" else 0
-        return answer(self.asker.lm, asked_of(self.cell, "test", ids, shots=shots, chat=self.asker.chat))
+        return answer(self.asker.lm, self.cell.eval_request("test", ids, shots=shots, chat=self.asker.chat))
 
 
 def _make_room(loaded: Loaded) -> None:

@@ -11,8 +11,8 @@ from tinyllm_bench.evaluation.reference_baselines import chance, expected
 from tinyllm_bench.evaluation.sampled_answers import path_report
 from tinyllm_bench.evaluation.scoring import TaskScore, score, shared_gold
 from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.identity import protocol_of
 from tinyllm_bench.experiment.predict import predictions_digest
-from tinyllm_bench.experiment.protocol import protocol_of
 from tinyllm_bench.experiment.settings import WATCHING
 from tinyllm_bench.leaderboard.record import (
     BackendInfo,

@@ -15,8 +15,8 @@ from tinyllm_bench.experiment.cached_logits import fill
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.cell_teachers import open_teacher_model
 from tinyllm_bench.experiment.plain_text import with_plain_text
-from tinyllm_bench.experiment.program_targets import fit_programs
 from tinyllm_bench.experiment.validate import PROBED, encoder_of, gold_groups, validator
+from tinyllm_bench.experiment.verified_texts import fit_programs
 from tinyllm_bench.models.adapters import add_adapters, save_adapter
 from tinyllm_bench.models.files import file_digest, model_files
 from tinyllm_bench.models.lm import LM

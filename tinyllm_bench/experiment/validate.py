@@ -7,7 +7,6 @@ from tinyllm_bench.data.records import Split
 from tinyllm_bench.evaluation.runner import answer
 from tinyllm_bench.evaluation.scoring import score
 from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.requests import asked_of
 from tinyllm_bench.experiment.sample_answers import path_validator
 from tinyllm_bench.experiment.verified_texts import learns_paths
 from tinyllm_bench.models.lm import LM
@@ -55,7 +54,7 @@ def validator(cell: Cell, loaded: Loaded, gold: Sequence[Group]) -> Callable[[LM
     config = cell.config
     split: Split = "test" if cell.looks_at_test else "valid"
     valid = cell.asked_records(split)
-    asked = asked_of(cell, split, [record.id for record in valid])
+    asked = cell.eval_request(split, [record.id for record in valid])
 
     def validate(student: LM) -> ValidationScore:
         asker = hf_lm(

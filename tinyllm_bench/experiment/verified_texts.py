@@ -1,21 +1,23 @@
 """Which of a teacher's rationales and programs lead to the right answer: those that a method of paths may learn.
 
 A program is brought into its canonical form and run in the sandbox. A rationale is read by the answer parser; where the
-teacher saw the gold answer there is nothing to check. Each rejection has a named reason that the record counts.
+teacher saw the gold answer there is nothing to check. Each rejection has a named reason that the record counts. A
+student's tokenizer may lose a part of a program (T5's has no newline and no braces): `fit_programs` sees to that.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tinyllm_bench.answers.codec import Layout, encode_program
+from tinyllm_bench.answers.codec import Layout, encode_program, missing_characters, round_trip_failure
 from tinyllm_bench.answers.program_source import Prepared
 from tinyllm_bench.answers.programs import answer_of, inputs_for, kind_of
 from tinyllm_bench.answers.sandbox import Sandbox
+from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import LETTERS
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.evaluation.sampled_answers import gold_key, read_key
-from tinyllm_bench.models.load import is_encoder_decoder
+from tinyllm_bench.models.load import Loaded, is_encoder_decoder
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.cell import Cell
@@ -109,3 +111,41 @@ def _agreeing(found: Sequence[Annotation], records: Mapping[str, TaskRecord]) ->
         return few and a.kind == "program" and a.rejected is None and (a.teacher, a.record_id) not in right
 
     return [replace(a, rejected="disagrees") if doubtful(a) else a for a in found]
+
+
+# --- programs as targets ----------------------------------------------------------------------------------------------
+
+
+def fit_programs(cell: "Cell", loaded: Loaded, annotations: Sequence[Annotation]) -> tuple[list[Annotation], int]:
+    """Annotations whose programs all come back from the student's tokenizer as they went in, and how many did not.
+
+    What an encoder-decoder's tokenizer lacks (layout, characters) is added to it first; a program that is still lost is
+    rejected as `not_encodable`.
+    """
+    layout = layout_of(cell)
+    programs = [a for a in annotations if a.kind == "program" and a.rejected is None]
+    if programs and layout is not None:
+        known = [*layout.tokens, *missing_characters(loaded.tokenizer, [a.text for a in programs])]
+        _check_lora(cell, loaded, known)
+        _grow(loaded, known)
+    lost = {id(a) for a in programs if round_trip_failure(loaded.tokenizer, a.text, layout) is not None}
+    return [replace(a, rejected="not_encodable") if id(a) in lost else a for a in annotations], len(lost)
+
+
+def _check_lora(cell: "Cell", loaded: Loaded, tokens: Sequence[str]) -> None:
+    """Refuse adapters where tokens must be added: their rows would never be trained."""
+    new = sorted(set(tokens) - set(loaded.tokenizer.get_vocab()))
+    if cell.config.student.lora is not None and new:
+        raise UserError(
+            f"student.lora: programs need {len(new)} tokens that {cell.student.text} lacks, and adapters do not train "
+            "these; set student.lora=null, or take a decoder-only student"
+        )
+
+
+def _grow(loaded: Loaded, tokens: Sequence[str]) -> None:
+    """Add tokens, and rows for them where the model has none to spare; new rows start as the mean of the others."""
+    loaded.tokenizer.add_tokens([token for token in tokens if token not in loaded.tokenizer.get_vocab()])
+    model: Any = loaded.model
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(loaded.tokenizer) > rows:
+        model.resize_token_embeddings(len(loaded.tokenizer), mean_resizing=True)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.experiment.annotate import taught
 from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.program_targets import fit_programs
 from tinyllm_bench.experiment.train import adapted, encode_groups, plan_of
+from tinyllm_bench.experiment.verified_texts import fit_programs
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded, spec_folder
 from tinyllm_bench.models.shape import load_shape

@@ -16,9 +16,8 @@ from tinyllm_bench.data.checks import clusters
 from tinyllm_bench.data.records import TaskRecord
 from tinyllm_bench.experiment.cached_logits import header_of
 from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.identity import GUESSES
+from tinyllm_bench.experiment.identity import GUESSES, protocol_of
 from tinyllm_bench.experiment.predict import part_file, predictions_file
-from tinyllm_bench.experiment.protocol import protocol_of
 from tinyllm_bench.experiment.sample_answers import how_to_ask
 from tinyllm_bench.experiment.train import init_cost
 from tinyllm_bench.generation.top_k import response_digest
