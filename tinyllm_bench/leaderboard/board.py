@@ -20,7 +20,6 @@ from tinyllm_bench.base.reading import check_inside, strict_yaml
 from tinyllm_bench.leaderboard import exports
 from tinyllm_bench.leaderboard.consistency import check_consistency
 from tinyllm_bench.leaderboard.external_forms import eval_results_yaml, every_eval_ever_lines
-from tinyllm_bench.leaderboard.labels import slugs
 from tinyllm_bench.leaderboard.latex import GENERATED, latex_mean, latex_section
 from tinyllm_bench.leaderboard.markdown import EMPTY, board_text, section_markdown
 from tinyllm_bench.leaderboard.means import MEAN_NOTE, MeanRow, TaskStandings, macro_table, mean_cells, standings_of
@@ -29,6 +28,7 @@ from tinyllm_bench.leaderboard.protocols import foreign
 from tinyllm_bench.leaderboard.record import RunRecord, load_record, record_path, save_record
 from tinyllm_bench.leaderboard.record_parts import Track
 from tinyllm_bench.leaderboard.reporters import FOLDER, reporter_files
+from tinyllm_bench.leaderboard.rows import slugs
 from tinyllm_bench.leaderboard.tables import BoardNames, Section, make_section, text_table
 from tinyllm_bench.leaderboard.terminal import filled, fitted
 from tinyllm_bench.leaderboard.verdicts import Refutation, add_refutations, checked, checks_on, submitted_refutations

@@ -13,9 +13,8 @@ from tinyllm_bench.base.escaping import Markdown, markdown, markdown_code
 from tinyllm_bench.base.plugins import load_method, load_task
 from tinyllm_bench.data.records import TaskInfo
 from tinyllm_bench.leaderboard.judgements import Judge
-from tinyllm_bench.leaderboard.labels import row_key, student_digest
 from tinyllm_bench.leaderboard.record import RunRecord, TeacherInfo
-from tinyllm_bench.leaderboard.rows import Gain, make_rows
+from tinyllm_bench.leaderboard.rows import Gain, make_rows, row_key, student_digest
 from tinyllm_bench.leaderboard.tables import (
     BoardNames,
     Cells,
