@@ -22,7 +22,7 @@ import torch
 from tinyllm_bench.data.sources import find_source, load_rationales, load_split, rationale_keys
 from tinyllm_bench.generation.hf import HfGenerator
 from tinyllm_bench.generation.requests import Completion, GenerationRequest, SamplingConfig, TextGenerator
-from tinyllm_bench.generation.vllm import VllmGenerator
+from tinyllm_bench.generation.vllm import EngineOptions, VllmEngine
 from tinyllm_bench.models.load import spec_folder
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.teachers import prompts as elicit
@@ -111,7 +111,7 @@ def main() -> None:
             f"transformers, batch {size}": Form(stack.enter_context(HfGenerator(spec, batch=size)), lambda: None)
             for size in asked.batch
         }
-        vllm = stack.enter_context(VllmGenerator(folder, batch=len(requests)))
+        vllm = stack.enter_context(VllmEngine(folder, EngineOptions(), chat="auto", batch=len(requests)))
         forms[fast] = Form(vllm, vllm.forget_prefixes)
         threads = torch.get_num_threads()
         print(

@@ -12,7 +12,6 @@ from pathlib import Path
 from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.answers.voting import COT, POT
 from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths
-from tinyllm_bench.evaluation.sampling import HfDrawer
 from tinyllm_bench.experiment.annotate import annotate, taught
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells
@@ -20,6 +19,7 @@ from tinyllm_bench.experiment.predict import Engines
 from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.experiment.runner import run_cell
 from tinyllm_bench.experiment.sample_answers import student_specs
+from tinyllm_bench.generation.hf import HfSampler
 from tinyllm_bench.models.load import load_model
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     with Engines() as engines:
         run_cell(cell, cell.runs, engines, until="train", report=lambda event: print(event, flush=True))
     records = [record for record in cell.asked_records("train") if record.id in ids]
-    drawer = HfDrawer(load_model(student_specs(cell)[COT], runs=cell.runs))
+    generate = HfSampler(load_model(student_specs(cell)[COT], runs=cell.runs)).generate
     with Sandbox() as sandbox:
         for channel in (COT, POT):
             how = HowToAsk(
@@ -88,7 +88,7 @@ def main() -> None:
                 every=False,
                 seed=0,
             )
-            found = ask_paths(records, cell.ask, {channel: drawer}, how, sandbox)
+            found = ask_paths(records, cell.ask, {channel: generate}, how, sandbox)
             right = sum(one.correct for one in found)
             prepared = sandbox.prepare([one.samples[0].text.strip() for one in found])
             programs = sum(one.code is not None for one in prepared)

@@ -221,3 +221,15 @@ def test_no_path_of_an_authors_machine() -> None:
     texts_of = {p: p.read_text(errors="replace") for p in places if p.is_file() and p.suffix in kinds}
     found = {label(path): hit[0] for path, text in texts_of.items() if (hit := AUTHORS_MACHINE.search(text))}
     assert found == {}
+
+
+def test_texts_are_generated_in_one_place() -> None:
+    """One call site makes vLLM's sampling parameters, one its engine, one calls transformers' `generate`."""
+    sites: dict[str, list[str]] = {"SamplingParams": [], "LLM": [], "model.generate": []}
+    for file in CORE:
+        for node in ast.walk(tree_of(file)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in sites:
+                sites[node.func.id].append(file.name)
+            if isinstance(node, ast.Attribute) and ast.unparse(node).endswith("model.generate"):
+                sites["model.generate"].append(file.name)
+    assert sites == {"SamplingParams": ["vllm_worker.py"], "LLM": ["vllm_worker.py"], "model.generate": ["hf.py"]}

@@ -12,10 +12,10 @@ from tests.experiment.runs import one_cell
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Prediction, Reading
 from tinyllm_bench.data.sources import Source, load_split
-from tinyllm_bench.evaluation.lm_eval_models import hf_lm
+from tinyllm_bench.evaluation.lm_eval_models import VllmLM, hf_lm
 from tinyllm_bench.evaluation.request import Asked
 from tinyllm_bench.evaluation.runner import answer
-from tinyllm_bench.evaluation.vllm import VllmEngine, backend_for
+from tinyllm_bench.generation.vllm import VllmEngine, backend_for
 from tinyllm_bench.generation.worker import forget_failures, vllm_installed
 from tinyllm_bench.testing import tiny_models
 
@@ -57,7 +57,8 @@ def test_vllm_and_transformers_agree_before_and_after_a_reload(tied: bool, engin
     found = {}
     for step, seed in enumerate((0, 1, 0)):
         model, tokenizer = pair(seed, tie_word_embeddings=tied)
-        lm = engine.lm(tiny_models.saved((model, tokenizer), tmp_path / str(step)))
+        engine.load(tiny_models.saved((model, tokenizer), tmp_path / str(step)))
+        lm = VllmLM(engine)
         assert engine.loaded == ("built" if step == 0 else "reloaded")
         for reading in ("cloze", "mc", "gen"):
             ours = answer(lm, asked(reading, max_new_tokens=24))
@@ -73,16 +74,17 @@ def test_vllm_and_transformers_agree_before_and_after_a_reload(tied: bool, engin
 @needs_vllm
 def test_refusals_and_a_death_in_the_child_are_clear(engine: VllmEngine, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no config.json"):
-        engine.lm(tmp_path)
-    lm = engine.lm(tiny_models.saved(pair(0, max_position_embeddings=64), tmp_path / "short"))
+        engine.load(tmp_path)
+    engine.load(tiny_models.saved(pair(0, max_position_embeddings=64), tmp_path / "short"))
+    lm = VllmLM(engine)
     with pytest.raises(UserError, match="more than the model's limit"):
         answer(lm, asked("mc"))
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
-    with pytest.raises(UserError, match="the vLLM process died at 'loglikelihood'.*backend.engine=hf"):
-        answer(lm, asked("cloze"))
-    again = engine.lm(tmp_path / "short")
-    assert len(answer(again, asked("cloze", ids=IDS[:1]))) == 1
+    with pytest.raises(UserError, match="the vLLM process died at 'score'.*backend.engine=hf"):
+        answer(lm, asked("cloze", ids=IDS[:1]))
+    engine.load(tmp_path / "short")
+    assert len(answer(VllmLM(engine), asked("cloze", ids=IDS[:1]))) == 1
 
 
 def test_the_backend_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +105,7 @@ def test_the_backend_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_vllm_that_cannot_start_is_paid_for_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     forget_failures()
-    monkeypatch.setattr("tinyllm_bench.evaluation.vllm.vllm_installed", lambda: True)
+    monkeypatch.setattr("tinyllm_bench.generation.vllm.vllm_installed", lambda: True)
     folder = tiny_models.saved(pair(0), tmp_path / "one")
     other = tiny_models.saved(pair(0, num_hidden_layers=1), tmp_path / "other")
     with VllmEngine() as engine:
@@ -111,7 +113,7 @@ def test_a_vllm_that_cannot_start_is_paid_for_once(monkeypatch: pytest.MonkeyPat
         said = []
         for place in (folder, folder, other):
             with pytest.raises(UserError) as refused:
-                engine.lm(place)
+                engine.load(place)
             said.append(str(refused.value))
     assert said[0].startswith("vLLM failed at 'load'") and said[0].endswith("Or use backend.engine=hf.")
     assert said[1] == said[2] == f"vLLM is not tried again in this run: {said[0]}"

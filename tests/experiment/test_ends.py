@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tinyllm_bench.evaluation.lm_eval_models import hf_lm
-from tinyllm_bench.evaluation.sampling import HfDrawer
+from tinyllm_bench.generation.hf import HfSampler
+from tinyllm_bench.generation.requests import Completion, GenerationRequest, SamplingConfig
 from tinyllm_bench.generation.sampler import sample_texts
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded, load_model, save_model
@@ -63,17 +64,13 @@ def test_answers_that_are_scored_end(written: tuple[Loaded, list[int]]) -> None:
 
 
 def test_sampled_answers_end(written: tuple[Loaded, list[int]]) -> None:
-    from tinyllm_bench.evaluation.sampling import Wanted
-
-    loaded, text = written
-    asked = Wanted(prompt=PROMPT, greedy=True, samples=0, seed=0, max_new_tokens=MOST, stops=())
-    ((found,),) = HfDrawer(loaded).draw([asked])
-    assert (found.tokens, found.hit_limit) == (4, False)
+    loaded, _ = written
+    ((_, found),) = HfSampler(loaded).generate([GenerationRequest(PROMPT, SamplingConfig(max_new_tokens=MOST))])
+    assert isinstance(found, Completion) and (found.tokens_out, found.finish) == (4, "stop")
 
 
 def test_a_teacher_s_texts_end(written: tuple[Loaded, list[int]], tmp_path: Path) -> None:
     from tinyllm_bench.generation.hf import HfGenerator
-    from tinyllm_bench.generation.requests import GenerationRequest, SamplingConfig
 
     spec = parse_spec(f"dir:{tmp_path / 'model'}", role="teacher")
     with HfGenerator(spec, chat="never") as generator:

@@ -239,14 +239,14 @@ def test_an_over_fitted_student_answers_by_both_modes(tiny_llama_dir: Path, tmp_
     """Mode control on eight questions: text for one prompt, a program for the other, both right."""
     from tinyllm_bench.answers.sandbox import Sandbox
     from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths
-    from tinyllm_bench.evaluation.sampling import HfDrawer
     from tinyllm_bench.experiment.sample_answers import student_specs
+    from tinyllm_bench.generation.hf import HfSampler
     from tinyllm_bench.models.load import load_model
 
     long = ("budget.student_tokens=null", "budget.epochs=120", "train.learning_rate=5e-3", "data.train_limit=8")
     cell = cell_of(tiny_llama_dir, *long, "train.looks=[]", "train.select=last", runs=tmp_path)
     run_all([cell], tmp_path, until="train")
-    drawer = HfDrawer(load_model(student_specs(cell)[COT], runs=tmp_path))
+    generate = HfSampler(load_model(student_specs(cell)[COT], runs=tmp_path)).generate
     records = cell.asked_records("train")
     with Sandbox() as box:
         for channel in (COT, POT):
@@ -254,7 +254,7 @@ def test_an_over_fitted_student_answers_by_both_modes(tiny_llama_dir: Path, tmp_
                 channels=(channel,), policy=f"single_{channel}", samples={COT: 1, POT: 1}, temperature=1.0, top_p=1.0,
                 max_new_tokens=150, every=False, seed=0,
             )  # fmt: skip
-            found = ask_paths(records, cell.ask, {channel: drawer}, how, box)
+            found = ask_paths(records, cell.ask, {channel: generate}, how, box)
             assert sum(one.correct for one in found) >= 0.95 * len(records)
             codes = box.prepare([one.samples[0].text.strip() for one in found])
             found_codes = [(one.code is not None, text.samples[0].text) for one, text in zip(codes, found, strict=True)]

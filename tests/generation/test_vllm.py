@@ -12,13 +12,18 @@ from tests.generation.test_encoding import TEMPLATE
 from tests.generation.test_hf import PROMPTS, requests, written
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.generation.requests import Failed, GenerationRequest, SamplingConfig
-from tinyllm_bench.generation.vllm import VllmGenerator
+from tinyllm_bench.generation.vllm import EngineOptions, VllmEngine
 from tinyllm_bench.generation.vllm_worker import devices_for
 from tinyllm_bench.generation.worker import vllm_installed
 from tinyllm_bench.testing import tiny_models
 
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}  # vLLM's CPU attention wants heads of 32 or more
 needs_vllm = pytest.mark.skipif(not vllm_installed(), reason="needs vLLM")
+
+
+def teacher_engine(folder: Path, options: EngineOptions | None = None, **more: Any) -> VllmEngine:
+    defaults: dict[str, Any] = {"chat": "auto", "instead": "use annotations.engine=hf"}
+    return VllmEngine(folder, options or EngineOptions(), **{**defaults, **more})
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +34,12 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def generator(chat_folder: Path) -> Iterator[VllmGenerator]:
-    with VllmGenerator(chat_folder, batch=3, start_seconds=300, answer_seconds=300) as one:
+def generator(chat_folder: Path) -> Iterator[VllmEngine]:
+    with teacher_engine(chat_folder, batch=3, start_seconds=300, answer_seconds=300) as one:
         yield one
 
 
-def answers(generator: VllmGenerator, asked: list[GenerationRequest]) -> list[Any]:
+def answers(generator: VllmEngine, asked: list[GenerationRequest]) -> list[Any]:
     found = dict(generator.generate(asked))
     assert list(found) == list(range(len(asked)))
     return list(found.values())
@@ -43,7 +48,7 @@ def answers(generator: VllmGenerator, asked: list[GenerationRequest]) -> list[An
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
-def test_greedy_texts_are_those_of_transformers(generator: VllmGenerator, chat_folder: Path) -> None:
+def test_greedy_texts_are_those_of_transformers(generator: VllmEngine, chat_folder: Path) -> None:
     ours, theirs = answers(generator, requests()), written(chat_folder, requests())
     assert [answer[:4] for answer in ours] == [answer[:4] for answer in theirs]
     stop = ours[0].text[3:5]
@@ -55,7 +60,7 @@ def test_greedy_texts_are_those_of_transformers(generator: VllmGenerator, chat_f
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
-def test_a_drawn_text_depends_on_its_own_seed_alone(generator: VllmGenerator) -> None:
+def test_a_drawn_text_depends_on_its_own_seed_alone(generator: VllmEngine) -> None:
     asked = requests(temperature=1.0, top_p=0.95)
     first = [answer.text for answer in answers(generator, asked)]
     assert [answer.text for answer in answers(generator, asked[::-1])] == first[::-1]
@@ -70,18 +75,18 @@ def test_a_drawn_text_depends_on_its_own_seed_alone(generator: VllmGenerator) ->
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
-def test_a_long_prompt_fails_alone_and_a_death_is_clear(generator: VllmGenerator, chat_folder: Path) -> None:
+def test_a_long_prompt_fails_alone_and_a_death_is_clear(generator: VllmEngine, chat_folder: Path) -> None:
     asked = [GenerationRequest(text, SamplingConfig(max_new_tokens=4), 0) for text in ("A hen", "long " * 250, "Water")]
     found = answers(generator, asked)
     assert [isinstance(answer, Failed) for answer in found] == [False, True, False]
     assert "limit of 256" in found[1].reason
     only_long = answers(generator, asked[1:2])
     assert only_long == [found[1]]
-    with VllmGenerator(chat_folder, start_seconds=300, answer_seconds=300, max_model_len=32) as short:
+    with teacher_engine(chat_folder, EngineOptions(max_model_len=32), start_seconds=300, answer_seconds=300) as short:
         assert isinstance(answers(short, requests(PROMPTS[2:3]))[0], Failed)
         assert short.pid is not None
         os.kill(short.pid, signal.SIGKILL)
-        with pytest.raises(UserError, match="the vLLM process died at 'write'.*annotations.engine=hf"):
+        with pytest.raises(UserError, match="the vLLM process died at 'generate'.*annotations.engine=hf"):
             answers(short, asked[:1])
 
 
@@ -90,16 +95,16 @@ def test_a_long_prompt_fails_alone_and_a_death_is_clear(generator: VllmGenerator
 @needs_vllm
 def test_a_chat_that_cannot_be_is_refused(tmp_path: Path) -> None:
     folder = tiny_models.saved(tiny_models.tiny_llama(**HEADS), tmp_path / "plain")
-    with pytest.raises(UserError, match="no chat template"), VllmGenerator(folder, chat="always", start_seconds=300):
+    with pytest.raises(UserError, match="no chat template"), teacher_engine(folder, chat="always", start_seconds=300):
         pass
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyllm_bench.generation.worker.find_spec", lambda _: object())
-    with pytest.raises(UserError, match="no config.json"), VllmGenerator(tmp_path):
+    with pytest.raises(UserError, match="no config.json"), teacher_engine(tmp_path):
         pass
     monkeypatch.setattr("tinyllm_bench.generation.worker.find_spec", lambda _: None)
-    with pytest.raises(UserError, match="pip install.*annotations.engine=hf"), VllmGenerator(tmp_path):
+    with pytest.raises(UserError, match="pip install.*annotations.engine=hf"), teacher_engine(tmp_path):
         pass
 
 

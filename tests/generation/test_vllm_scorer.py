@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from tests.generation.test_vllm import HEADS, needs_vllm
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.generation.top_k import Rows, Scored, top_k
-from tinyllm_bench.generation.vllm_scorer import VllmScorer
-from tinyllm_bench.generation.vllm_scorer_worker import CHUNK_TOKENS, read_position, rows_of, scorer_options
+from tinyllm_bench.generation.vllm import EngineOptions, VllmEngine, top_k_rows
+from tinyllm_bench.generation.vllm_worker import CHUNK_TOKENS, engine_options, read_position, rows_of
 from tinyllm_bench.testing import tiny_models
 from tinyllm_bench.training.logit_cache import Header, LogitCache, check_rows
 
@@ -37,14 +38,18 @@ def saved(folder: Path, **changes: Any) -> Path:
     return tiny_models.saved(pair, folder)
 
 
+def scoring_engine(folder: Path, k: int, **more: Any) -> VllmEngine:
+    return VllmEngine(folder, EngineOptions(top_k=k), **{"instead": "use teacher.cache.engine=hf"} | more)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("teacher") / "model")
 
 
 @pytest.fixture(scope="module")
-def scorer(folder: Path) -> Iterator[VllmScorer]:
-    with VllmScorer(folder, k=K, batch=4, start_seconds=300, answer_seconds=300) as one:
+def scorer(folder: Path) -> Iterator[VllmEngine]:
+    with scoring_engine(folder, K, batch=4, start_seconds=300, answer_seconds=300) as one:
         yield one
 
 
@@ -79,7 +84,7 @@ def agree(found: Rows, folder: Path, prompt: Any, response: Any, k: int = K) -> 
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
-def test_the_rows_are_those_of_transformers(scorer: VllmScorer, folder: Path) -> None:
+def test_the_rows_are_those_of_transformers(scorer: VllmEngine, folder: Path) -> None:
     found = list(scorer.score(PAIRS))
     assert [len(rows.gold_N) for rows in found] == [len(response) for _, response in PAIRS]
     for rows, pair in zip(found, PAIRS, strict=True):
@@ -95,7 +100,7 @@ def test_the_rows_are_those_of_transformers(scorer: VllmScorer, folder: Path) ->
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
-def test_what_was_scored_before_changes_nothing(scorer: VllmScorer) -> None:
+def test_what_was_scored_before_changes_nothing(scorer: VllmEngine) -> None:
     first, again = list(scorer.score(PAIRS)), list(scorer.score(PAIRS[::-1]))[::-1]
     for one, two in zip(first, again, strict=True):
         torch.testing.assert_close(one.logp_NK, two.logp_NK, atol=1e-4, rtol=0)
@@ -107,7 +112,7 @@ def test_what_was_scored_before_changes_nothing(scorer: VllmScorer) -> None:
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
-def test_a_text_longer_than_one_pass_is_scored_whole(scorer: VllmScorer, folder: Path) -> None:
+def test_a_text_longer_than_one_pass_is_scored_whole(scorer: VllmEngine, folder: Path) -> None:
     long = [2 + (7 * place + place // 11) % 370 for place in range(CHUNK_TOKENS + 300)]
     pairs = [(long[:50], long[50:]), (long[: CHUNK_TOKENS - 1], long[CHUNK_TOKENS - 1 : CHUNK_TOKENS + 2])]
     scored = list(scorer.score(pairs))
@@ -119,7 +124,7 @@ def test_a_text_longer_than_one_pass_is_scored_whole(scorer: VllmScorer, folder:
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
-def test_a_logit_cache_takes_the_rows(scorer: VllmScorer, tmp_path: Path) -> None:
+def test_a_logit_cache_takes_the_rows(scorer: VllmEngine, tmp_path: Path) -> None:
     header = Header(teacher="t", tokenizer="x", template="y", vocabulary=ENTRIES, k=K, precision="float32")
     cache = LogitCache.create(header, tmp_path / "cache")
     rows = list(scorer.score(PAIRS))
@@ -130,7 +135,7 @@ def test_a_logit_cache_takes_the_rows(scorer: VllmScorer, tmp_path: Path) -> Non
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
-def test_what_cannot_be_scored_is_refused_and_the_engine_lives_on(scorer: VllmScorer, folder: Path) -> None:
+def test_what_cannot_be_scored_is_refused_and_the_engine_lives_on(scorer: VllmEngine, folder: Path) -> None:
     (kept,) = scorer.score([((5,), (6,))])
     pid = scorer.pid
     for pair, said in [
@@ -154,8 +159,8 @@ def test_what_cannot_be_scored_is_refused_and_the_engine_lives_on(scorer: VllmSc
 @needs_vllm
 def test_padding_of_the_table_is_no_token_and_a_death_is_clear(tmp_path: Path) -> None:
     padded = saved(tmp_path / "padded", vocab_size=tiny_models.LLAMA_VOCAB_ROWS)
-    with VllmScorer(padded, k=ENTRIES, start_seconds=300, answer_seconds=300) as one:
-        with pytest.raises(UserError, match=rf"id 38[0-3] is among the 380 likeliest.*only {ENTRIES} entries"):
+    with scoring_engine(padded, ENTRIES, start_seconds=300, answer_seconds=300) as one:
+        with pytest.raises(UserError, match=rf"id 38[0-3] is among the top 380 tokens.*only {ENTRIES} entries"):
             list(one.score(PAIRS[:1]))
         assert one.pid is not None
         os.kill(one.pid, signal.SIGKILL)
@@ -167,7 +172,7 @@ def test_padding_of_the_table_is_no_token_and_a_death_is_clear(tmp_path: Path) -
 @pytest.mark.slow
 @needs_vllm
 def test_the_whole_vocabulary_leaves_no_tail(folder: Path) -> None:
-    with VllmScorer(folder, k=ENTRIES, start_seconds=300, answer_seconds=300) as one:
+    with scoring_engine(folder, ENTRIES, start_seconds=300, answer_seconds=300) as one:
         for rows, pair in zip(one.score(PAIRS[:2]), PAIRS[:2], strict=True):
             agree(rows, folder, *pair, k=ENTRIES)
             assert bool((rows.tail_N == -torch.inf).all())
@@ -178,22 +183,22 @@ def test_the_whole_vocabulary_leaves_no_tail(folder: Path) -> None:
 @needs_vllm
 def test_a_model_of_the_wrong_kind_or_too_large_a_k_is_refused(folder: Path, tiny_t5: Any, tmp_path: Path) -> None:
     t5 = tiny_models.saved(tiny_t5, tmp_path / "t5")
-    with pytest.raises(UserError, match="is an encoder-decoder"), VllmScorer(t5, k=2):
+    with pytest.raises(UserError, match="is an encoder-decoder"), scoring_engine(t5, 2):
         pass
-    with pytest.raises(UserError, match="k=381; allowed: 1 to 380"), VllmScorer(folder, k=ENTRIES + 1):
+    with pytest.raises(UserError, match="k=381; allowed: 1 to 380"), scoring_engine(folder, ENTRIES + 1):
         pass
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="k=0; at least 1"):
-        VllmScorer(tmp_path, k=0)
+        scoring_engine(tmp_path, 0)
     with pytest.raises(UserError, match="batch=0; at least 1"):
-        VllmScorer(tmp_path, k=1, batch=0)
+        scoring_engine(tmp_path, 1, batch=0)
     monkeypatch.setattr("tinyllm_bench.generation.worker.find_spec", lambda _: object())
-    with pytest.raises(UserError, match="no config.json"), VllmScorer(tmp_path, k=1):
+    with pytest.raises(UserError, match="no config.json"), scoring_engine(tmp_path, 1):
         pass
     monkeypatch.setattr("tinyllm_bench.generation.worker.find_spec", lambda _: None)
-    with pytest.raises(UserError, match="pip install.*Or use teacher.cache.engine=hf"), VllmScorer(tmp_path, k=1):
+    with pytest.raises(UserError, match="pip install.*or use teacher.cache.engine=hf"), scoring_engine(tmp_path, 1):
         pass
 
 
@@ -212,19 +217,20 @@ def flat(*positions: list[tuple[int, float]]) -> Any:
 def test_a_position_is_its_token_and_the_likeliest() -> None:
     answer = flat([], [(9, -4.0), (3, -0.5), (4, -1.0)], [(3, -0.2), (3, -0.2), (7, -3.0)])
     assert read_position(answer, 1) == (9, -4.0, [3, 4], [-0.5, -1.0])
-    found = rows_of(answer, [5], [9, 3], k=2, vocabulary=10)
+    found = rows_of(answer, [5], [9, 3], k=2)
     assert found == {"ids": [[3, 4], [3, 7]], "logp": [[-0.5, -1.0], [-0.2, -3.0]], "gold": [-4.0, -0.2]}
-    with pytest.raises(UserError, match="id 7 is among the 2 likeliest tokens, but the tokenizer has only 5"):
-        rows_of(answer, [5, 9], [3], k=2, vocabulary=5)
+    with pytest.raises(UserError, match="id 7 is among the top 2 tokens, but the tokenizer has only 5"):
+        top_k_rows(found, vocabulary=5)
     with pytest.raises(AssertionError):
-        rows_of(answer, [5], [9, 4], k=2, vocabulary=10)
+        rows_of(answer, [5], [9, 4], k=2)
 
 
-def test_the_prefix_cache_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "tinyllm_bench.generation.vllm_scorer_worker.engine_options",
-        lambda config, **asked: {"enable_prefix_caching": True, **asked},
-    )
-    found = scorer_options(None, k=5, dtype="float32", max_model_len=None)
+@needs_vllm
+@pytest.mark.vllm
+def test_the_prefix_cache_is_off_where_distributions_are_read(folder: Path) -> None:
+    config = AutoConfig.from_pretrained(folder)
+    asked = {"dtype": "float32", "max_model_len": None, "gpu_memory": 0.9, "all_devices": True}
+    found = engine_options(config, **asked, top_k=5)
     assert found["enable_prefix_caching"] is False and found["max_logprobs"] == 5
     assert found["logprobs_mode"] == "raw_logprobs" and found["dtype"] == "float32"
+    assert engine_options(config, **asked, top_k=None)["enable_prefix_caching"] is True

@@ -33,7 +33,6 @@ from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.data.sources import Source, find_source
 from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths
-from tinyllm_bench.evaluation.sampling import Wanted, Written
 from tinyllm_bench.evaluation.scoring import decided
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.identity import GUESSES
@@ -43,6 +42,7 @@ from tinyllm_bench.experiment.record import RunFacts, Spent, run_fields, score_f
 from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.experiment.sample_answers import how_to_ask, joint_digest, joint_training
 from tinyllm_bench.experiment.settings import BenchConfig, InitConfig, TeacherInitConfig
+from tinyllm_bench.generation.requests import Completion, Generate, GenerationRequest
 from tinyllm_bench.leaderboard import verdicts
 from tinyllm_bench.leaderboard.consistency import broken_claims
 from tinyllm_bench.leaderboard.record import RECORD_FILE, Budget, RunRecord, load_record, public, public_text
@@ -567,29 +567,22 @@ def _decided_again(
         return guesser(cell)([record.id for record in asked])
     if how is None:
         return [decided(one, record.choices, record.gold_key) for one, record in zip(stored, asked, strict=True)]
-    drawers = {channel: _StoredTexts(stored, channel) for channel in how.channels}
+    generate = {channel: _stored_texts(stored, channel) for channel in how.channels}
     with ExitStack() as stack:
         sandbox: Any = stack.enter_context(Sandbox()) if POT in how.channels else None
-        return ask_paths(asked, cell.ask, drawers, how, sandbox)
+        return ask_paths(asked, cell.ask, generate, how, sandbox)
 
 
-class _StoredTexts:
-    """A drawer that writes nothing: it hands out the stored texts of one channel, question by question."""
+def _stored_texts(stored: Sequence[Prediction], channel: str) -> Generate:
+    """Generates nothing: hands out the stored texts of one channel, question by question."""
+    samples = [sample for one in stored for sample in one.samples if sample.channel == channel]
+    texts = [Completion(s.text, 0, s.tokens or 0, "length" if s.hit_limit else "stop", 0.0, s.logprob) for s in samples]
 
-    def __init__(self, stored: Sequence[Prediction], channel: str) -> None:
-        self._texts = [
-            [
-                Written(sample.text, sample.tokens or 0, sample.logprob, sample.hit_limit, not sample.drawn)
-                for sample in one.samples
-                if sample.channel == channel
-            ]
-            for one in stored
-        ]
+    def generate(requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion]]:
+        assert len(requests) == len(texts)
+        return enumerate(texts)
 
-    def draw(self, wanted: Sequence[Wanted]) -> list[list[Written]]:
-        """The texts in the order of the questions."""
-        assert len(wanted) == len(self._texts)
-        return self._texts
+    return generate
 
 
 def _changed(stored: Sequence[Prediction], again: Sequence[Prediction]) -> Iterator[_Differs]:

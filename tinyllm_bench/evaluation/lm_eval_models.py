@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences
 
@@ -22,7 +23,7 @@ from tinyllm_bench.evaluation.branches import continuation_logprobs
 from tinyllm_bench.evaluation.runner import Finish
 from tinyllm_bench.generation.encoding import check_length
 from tinyllm_bench.generation.hf import complete, evaluating
-from tinyllm_bench.generation.requests import Completion, GenerationRequest, SamplingConfig
+from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, SamplingConfig
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded
 from tinyllm_bench.models.tokens import cut_behind, text_ids, without_control
@@ -31,6 +32,8 @@ from tinyllm_bench.training.settings import Layout, LayoutChoice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tinyllm_bench.generation.vllm import VllmEngine
 
 _NO_LIMIT = 1_000_000  # tokens; T5 has relative positions and so no longest input
 
@@ -188,6 +191,61 @@ class InMemoryLM(PlainText, HFLM):
         return {}
 
 
+class VllmLM(PlainText, TemplateLM):
+    """The model that a `VllmEngine` holds when it is asked; LMs of models before it go stale.
+
+    `finished` maps each prompt that was completed to how its text ended.
+    """
+
+    def __init__(self, engine: VllmEngine) -> None:
+        super().__init__()
+        self._vllm, self.max_length, self.tokenizer = engine, engine.max_length, engine.tokenizer
+        self.leads = engine.lead
+        self.finished: dict[str, Finish] = {}
+        self._names: list[str] = []
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end token."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What a continuation without a context is scored behind."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The folder's name, part of lm-eval's cache key."""
+        return str(self._vllm.folder).replace("/", "__")
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """(log-probability, is greedy) per request; a prompt that is too long is refused."""
+        self._names = _names_of(requests)
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(self, requests: Any, **options: Any) -> list[tuple[float, bool]]:
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        for name, (context, continuation) in zip(self._names, pairs, strict=True):
+            # vLLM must be asked for one more token
+            check_length(name, len(context) + len(continuation), self.max_length - 1)
+        return self._vllm.option_scores(pairs)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
+        """The greedy text per request; `finished` then tells how each one ended."""
+        asked = _asked(requests, self.tok_encode, self.tokenizer)
+        for one in asked:
+            check_length(one.name, len(one.ids) + one.request.sampling.max_new_tokens, self.max_length)
+        found = self._vllm.complete([one.ids for one in asked], [one.request for one in asked])
+        self.finished, texts = _texts(asked, found)
+        return texts
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
+        """Not needed by any scoring mode."""
+        raise NotImplementedError("no task asks for rolling log-likelihoods")
+
+
 class _Asked(NamedTuple):
     """A greedy generation that lm-eval asks for: its name in errors, the request, and the prompt's token ids."""
 
@@ -208,10 +266,14 @@ def _asked(requests: Sequence[Any], encode: Callable[[str], list[int]], tokenize
 
 
 def _texts(
-    asked: Sequence[_Asked], completions: Iterable[tuple[int, Completion]]
+    asked: Sequence[_Asked], answers: Iterable[tuple[int, Completion | Failed]]
 ) -> tuple[dict[str, Finish], list[str]]:
     """By prompt how its text ended, and the texts in the order of the requests."""
-    found = dict(completions)
+    found: dict[int, Completion] = {}
+    for n, answer in answers:
+        if isinstance(answer, Failed):
+            raise UserError(f"{asked[n].name}: {answer.reason}")
+        found[n] = answer
     finished = {
         one.request.prompt: Finish(tokens=c.tokens_out - c.ended, hit_limit=c.finish == "length")
         for one, c in ((one, found[n]) for n, one in enumerate(asked))

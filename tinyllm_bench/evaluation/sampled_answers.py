@@ -1,4 +1,4 @@
-"""Answers by rationales and programs: texts are drawn, programs are run in the sandbox, and a policy decides.
+"""Answers by rationales and programs: texts are sampled, programs are run in the sandbox, and a policy decides.
 
 Every path stands in the prediction with its answer key, so that each policy can be worked out again from a record.
 """
@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tinyllm_bench.answers.codec import Layout, decode_program
 from tinyllm_bench.answers.parser import read
 from tinyllm_bench.answers.programs import answer_of, index_of, inputs_for, key_of
 from tinyllm_bench.answers.voting import COT, POLICIES, POT, Path, PathFacts, Policy, decide, facts_of, needed
+from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
-from tinyllm_bench.evaluation.sampling import Drawer, Wanted, Written
+from tinyllm_bench.generation.requests import Completion, Failed, Generate, GenerationRequest, SamplingConfig
 
 if TYPE_CHECKING:
     from tinyllm_bench.answers.sandbox import Sandbox
@@ -61,56 +62,74 @@ def possible(channels: Sequence[str]) -> tuple[Policy, ...]:
 
 
 def ask_paths(
-    records: Sequence[TaskRecord], ask: Ask, drawers: Mapping[str, Drawer], how: HowToAsk, sandbox: Sandbox
+    records: Sequence[TaskRecord], ask: Ask, generate: Mapping[str, Generate], how: HowToAsk, sandbox: Sandbox
 ) -> list[Prediction]:
-    """Predictions for some records; `drawers` are who writes each channel (an ensemble has two students)."""
-    texts = {channel: _texts(records, ask, drawers[channel], how, channel) for channel in how.channels}
+    """Predictions for some records; `generate` writes the texts of each channel (an ensemble has two students).
+
+    Raises:
+        UserError: a prompt that leaves no room for what is to be written.
+    """
+    texts = {channel: _texts(records, ask, generate[channel], how, channel) for channel in how.channels}
     keys = {channel: _keys(records, texts[channel], how, channel, sandbox) for channel in how.channels}
     predictions = []
     for number, record in enumerate(records):
-        samples = [
-            _sample(channel, written, key, record)
-            for channel in how.channels
-            for written, key in zip(texts[channel][number], keys[channel][number], strict=True)
-        ]
+        samples = []
+        for channel in how.channels:
+            greedy, _ = how.wanted()[channel]
+            for place, (text, key) in enumerate(zip(texts[channel][number], keys[channel][number], strict=True)):
+                samples.append(
+                    Sample(
+                        channel=channel,
+                        text=text.text,
+                        answer_key=key,
+                        executed=key is not None if channel == POT else None,
+                        logprob=None if text.logprob is None else round(text.logprob, 6),
+                        tokens=text.tokens_out,
+                        drawn=place >= int(greedy),
+                        hit_limit=text.finish == "length",
+                    )
+                )
         predictions.append(_decided(record, samples, how.policy))
     return predictions
 
 
-def _texts(records: Sequence[TaskRecord], ask: Ask, drawer: Drawer, how: HowToAsk, channel: str) -> list[list[Written]]:
+def _texts(
+    records: Sequence[TaskRecord], ask: Ask, generate: Generate, how: HowToAsk, channel: str
+) -> list[list[Completion]]:
+    """Per record the greedy text, if a policy needs it, then the sampled ones in the order of their seeds."""
     greedy, samples = how.wanted()[channel]
-    return drawer.draw(
-        [
-            Wanted(
-                prompt=ask.prompt(record, channel),
-                greedy=greedy,
-                samples=samples,
-                seed=_seed(how.seed, record.id, channel),
-                temperature=how.temperature,
-                top_p=how.top_p,
-                max_new_tokens=how.max_new_tokens,
-            )
-            for record in records
-        ]
+    sampling = SamplingConfig(
+        temperature=how.temperature, top_p=how.top_p, max_new_tokens=how.max_new_tokens, stop=("\n\n",)
     )
+    requests = []
+    for record in records:
+        prompt, seed = ask.prompt(record, channel), seed_of(f"{how.seed}/{record.id}/{channel}")
+        if greedy:
+            requests.append(GenerationRequest(prompt, replace(sampling, temperature=0.0, top_p=1.0)))
+        requests += [GenerationRequest(prompt, sampling, seed_of(f"{seed}/{number}")) for number in range(samples)]
+    completions: dict[int, Completion] = {}
+    for index, answer in generate(requests):
+        if isinstance(answer, Failed):
+            raise UserError(f"…{requests[index].prompt[-60:]!r}: {answer.reason}")
+        completions[index] = answer
+    each = int(greedy) + samples
+    return [[completions[n * each + place] for place in range(each)] for n in range(len(records))]
 
 
-def _seed(seed: int, record_id: str, channel: str) -> int:
-    text = f"{seed}/{record_id}/{channel}"
+def seed_of(text: str) -> int:
+    """A seed of 31 bits that depends on nothing but a text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
 
 
 def _keys(
-    records: Sequence[TaskRecord], texts: Sequence[Sequence[Written]], how: HowToAsk, channel: str, sandbox: Sandbox
+    records: Sequence[TaskRecord], texts: Sequence[Sequence[Completion]], how: HowToAsk, channel: str, sandbox: Sandbox
 ) -> list[list[str | None]]:
     if channel != POT:
-        return [
-            [read_key(written.text, record) for written in found] for record, found in zip(records, texts, strict=True)
-        ]
+        return [[read_key(text.text, record) for text in found] for record, found in zip(records, texts, strict=True)]
     flat = [
-        (record, decode_program(w.text.strip(), how.layout))
+        (record, decode_program(text.text.strip(), how.layout))
         for record, found in zip(records, texts, strict=True)
-        for w in found
+        for text in found
     ]
     results = sandbox.map([code for _, code in flat], [inputs_for(record.choices) for record, _ in flat])
     keys = iter([answer_of(result, record.choices).key for (record, _), result in zip(flat, results, strict=True)])
@@ -127,19 +146,6 @@ def gold_key(record: TaskRecord) -> str:
     """The answer key of the right answer."""
     gold = record.gold_key
     return key_of(gold, record.choices) if isinstance(gold, int) else gold
-
-
-def _sample(channel: str, written: Written, key: str | None, record: TaskRecord) -> Sample:
-    return Sample(
-        channel=channel,
-        text=written.text,
-        answer_key=key,
-        executed=key is not None if channel == POT else None,
-        logprob=None if written.logprob is None else round(written.logprob, 6),
-        tokens=written.tokens,
-        drawn=not written.greedy,
-        hit_limit=written.hit_limit,
-    )
 
 
 def paths_of(prediction: Prediction) -> list[Path]:

@@ -83,10 +83,11 @@ def _by_transformers(
 
 
 def _by_vllm(cell: "Cell", items: Sequence[Encoded], student: Loaded, device: str, k: int) -> Iterator[list[Scored]]:
-    from tinyllm_bench.generation.vllm_scorer import VllmScorer
+    from tinyllm_bench.generation.vllm import EngineOptions, VllmEngine
 
     assert cell.signal is not None
-    with VllmScorer(_whole_folder(cell, cell.signal), k=k, dtype=cell.config.teacher.dtype) as scorer:
+    folder, options = _whole_folder(cell, cell.signal), EngineOptions(dtype=cell.config.teacher.dtype, top_k=k)
+    with VllmEngine(folder, options, batch=64, instead="use teacher.cache.engine=hf") as scorer:
         pairs = [(item.prompt, item.target) for item in items]
         for item, rows in zip(items, scorer.score(pairs), strict=True):
             yield [Scored(item.record_id, item.prompt, item.target, rows)]

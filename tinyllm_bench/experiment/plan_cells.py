@@ -18,7 +18,6 @@ from tinyllm_bench.data.prompts import LABEL, rationale_channel
 from tinyllm_bench.data.records import READINGS, Annotation, Reading, TaskInfo
 from tinyllm_bench.data.sources import Source, find_source, load_split, manifest
 from tinyllm_bench.evaluation.sampled_answers import possible
-from tinyllm_bench.evaluation.vllm import backend_for
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.cell_teachers import (
     check_signal,
@@ -42,6 +41,7 @@ from tinyllm_bench.experiment.request import (
     settings_of,
 )
 from tinyllm_bench.experiment.settings import BenchConfig, InitConfig, TeacherInitConfig
+from tinyllm_bench.generation.vllm import backend_for
 from tinyllm_bench.models.hub import forget
 from tinyllm_bench.models.load import check_spec, is_encoder_decoder
 from tinyllm_bench.models.shape import check_targets

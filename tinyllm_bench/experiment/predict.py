@@ -5,7 +5,7 @@ A chunk is redone whole after a crash, so that an interrupted run ends with the 
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
@@ -23,9 +23,10 @@ from tinyllm_bench.base.reading import read_bytes, strict_json
 from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
 from tinyllm_bench.evaluation.reference_baselines import guess_majority, guess_random
 from tinyllm_bench.evaluation.runner import answer
-from tinyllm_bench.evaluation.vllm import VllmEngine, backend_for
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.train import device_of
+from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest
+from tinyllm_bench.generation.vllm import VllmEngine, backend_for
 from tinyllm_bench.models.load import (
     Loaded,
     load_model,
@@ -159,7 +160,6 @@ class StudentAsker:
     def __init__(self, cell: Cell, student: ModelSpec, engines: Engines, scratch: Path) -> None:
         self.cell, self.student, self.engines, self.scratch = cell, student, engines, scratch
         self._served: Path | None = None
-        self._proxy: LM | None = None
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -174,34 +174,39 @@ class StudentAsker:
         engine = "hf" if self.cell.config.data.cut_tokens else self.cell.config.backend.engine
         return backend_for(engine, self.cell.reading, encoder_decoder)
 
-    @property
-    def _bos(self) -> bool | None:
-        return needs_bos(*self.loaded) or None
-
-    def use(self, engine: VllmEngine) -> "LM":
-        """The student in the vLLM child, as an lm-eval LM."""
-        if self._proxy is None:
+    def vllm(self) -> VllmEngine:
+        """The run's vLLM engine with this student's weights."""
+        engine = self.engines.vllm()
+        if self._served is None:
             _make_room(self.loaded)
-        folder = self._served or self._folder()
-        if self._proxy is None or engine.folder != folder:
-            self._proxy = engine.lm(folder, add_bos=self._bos, dtype=self.cell.config.student.dtype)
-        self._served = folder
-        return self._proxy
+            self._served = self._folder()
+            engine.load(self._served, dtype=self.cell.config.student.dtype)
+        elif engine.folder != self._served:  # another student's weights were loaded meanwhile
+            engine.load(self._served, dtype=self.cell.config.student.dtype)
+        return engine
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterable[tuple[int, Completion | Failed]]:
+        """The student's own texts, with their log-probabilities."""
+        if self.backend == "vllm":
+            return self.vllm().sample(requests)
+        from tinyllm_bench.generation.hf import HfSampler
+
+        return HfSampler(self.loaded).generate(requests)
 
     @cached_property
     def asker(self) -> Asker:
         """The student behind its backend."""
+        from tinyllm_bench.evaluation.lm_eval_models import VllmLM, hf_lm  # lm-eval takes seconds
+
         config, model, tokenizer, backend = self.cell.config, self.loaded.model, self.loaded.tokenizer, self.backend
         if backend == "vllm":
-            return Asker(self.use(self.engines.vllm()), backend, self.chat)
-        from tinyllm_bench.evaluation.lm_eval_models import hf_lm
-
+            return Asker(VllmLM(self.vllm()), backend, self.chat)
         lm = hf_lm(
             model,
             tokenizer,
             batch_size=config.eval.batch_size,
             device=device_of(self.cell),
-            add_bos=self._bos,
+            add_bos=needs_bos(*self.loaded) or None,
             layout=config.eval.layout,
             cut_tokens=config.data.cut_tokens,
         )

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from tinyllm_bench.answers.codec import Layout
 from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.base.files import digest
-from tinyllm_bench.data.records import Prediction, TaskRecord
+from tinyllm_bench.data.records import Prediction
 from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths, possible
-from tinyllm_bench.evaluation.sampling import Drawer, HfDrawer, VllmDrawer
 from tinyllm_bench.experiment.verified_texts import layout_of
 from tinyllm_bench.models.load import Loaded
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
@@ -77,15 +76,9 @@ class PathAsker:
     def ask(self, ids: Sequence[str]) -> list[Prediction]:
         """Answers to test records."""
         records = {record.id: record for record in self.cell.asked_records("test")}
-        drawers = {channel: self._drawer(spec) for channel, spec in student_specs(self.cell).items()}
+        generate = {channel: self.askers[spec].generate for channel, spec in student_specs(self.cell).items()}
         how = how_to_ask(self.cell, layout_of(self.cell))
-        return ask_paths([records[i] for i in ids], self.cell.ask, drawers, how, self.engines.sandbox())
-
-    def _drawer(self, spec: ModelSpec) -> Drawer:
-        asker = self.askers[spec]
-        if asker.backend == "vllm":
-            return VllmDrawer(self.engines.vllm(), asker.use)
-        return HfDrawer(asker.loaded)
+        return ask_paths([records[i] for i in ids], self.cell.ask, generate, how, self.engines.sandbox())
 
 
 def joint_digest(digests: Sequence[str]) -> str:
@@ -99,16 +92,14 @@ def path_validator(cell: "Cell", loaded: Loaded) -> "Callable[[LM], ValidationSc
     how = how_to_ask(cell, layout_of(cell), greedy=True)
 
     def validate(student: "LM") -> ValidationScore:
-        drawer = HfDrawer(Loaded(student.plain, loaded.tokenizer))
-        predictions = _asked(cell, valid, drawer, how)
+        from tinyllm_bench.generation.hf import HfSampler
+
+        generate = HfSampler(Loaded(student.plain, loaded.tokenizer)).generate
+        with Sandbox() as sandbox:
+            predictions = ask_paths(valid, cell.ask, dict.fromkeys(how.channels, generate), how, sandbox)
         return ValidationScore(sum(one.correct for one in predictions) / len(predictions), None, len(predictions))
 
     return validate
-
-
-def _asked(cell: "Cell", records: Sequence[TaskRecord], drawer: Drawer, how: HowToAsk) -> list[Prediction]:
-    with Sandbox() as sandbox:
-        return ask_paths(records, cell.ask, dict.fromkeys(how.channels, drawer), how, sandbox)
 
 
 def joint_training(results: Sequence[TrainResult]) -> TrainResult:

@@ -119,12 +119,9 @@ def completion_of(
     Special tokens are no part of the text, with `keep_thoughts` those excepted that mark a thought.
     """
     cut = cut_at_stop(tokenizer, ids, stops)
-    if keep_thoughts:
-        special = left_out(tokenizer)
-        words = [token for token in ids if token not in special]
-    whole: Any = tokenizer.decode(
-        words if keep_thoughts else ids, skip_special_tokens=not keep_thoughts, clean_up_tokenization_spaces=False
-    )
+    special = left_out(tokenizer) if keep_thoughts else set(tokenizer.all_special_ids)
+    words = [token for token in ids if token not in special]
+    whole: Any = tokenizer.decode(words, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return Completion(
         text=before_stop(whole, stops)[0],
         tokens_in=len(prompt),

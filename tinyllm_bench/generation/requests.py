@@ -4,7 +4,7 @@ A generator knows nothing of tasks: it turns prompts into texts. A teacher's pro
 `teachers.cache` keeps its texts; a student's come from `data.prompts`, and `evaluation` scores its texts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol, Self
@@ -53,6 +53,9 @@ class Failed(NamedTuple):
     """A request that this generator could not serve, retries included: the run may stop or go on without it."""
 
     reason: str
+
+
+Generate = Callable[[Sequence[GenerationRequest]], Iterable[tuple[int, Completion | Failed]]]
 
 
 class TextGenerator(Protocol):

@@ -76,6 +76,7 @@ class Child:
         answer_seconds: float = 7200,
     ) -> None:
         self._module, self._name, self._instead = module, name, instead
+        self._purpose = f"{module}, {instead}"  # one module serves students and teachers; each is tried for itself
         self._environment = dict(environment or {})
         self._log = log
         self._temporary = contextlib.ExitStack()
@@ -109,8 +110,8 @@ class Child:
         Raises:
             UserError: as `ask`; that it failed before.
         """
-        key = f"{self._module} {what}"
-        deaths = _failed.get(self._module, [])
+        key = f"{self._purpose} {what}"
+        deaths = _failed.get(self._purpose, [])
         before = _failed.get(key) or (deaths if len(deaths) >= _DEATHS else None)
         if before:
             raise UserError(f"{self._name} is not tried again in this run: {before[-1]}")
@@ -129,7 +130,7 @@ class Child:
         try:
             return self._ask(request, seconds)
         except ChildFailed as error:
-            _failed.setdefault(self._module, []).append(str(error))
+            _failed.setdefault(self._purpose, []).append(str(error))
             raise
 
     def _ask(self, request: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:

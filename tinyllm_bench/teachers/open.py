@@ -199,7 +199,7 @@ def _local_generator(spec: ModelSpec, settings: AnnotationConfig, place: Place) 
     import torch
 
     from tinyllm_bench.generation.hf import HfGenerator
-    from tinyllm_bench.generation.vllm import VllmGenerator
+    from tinyllm_bench.generation.vllm import EngineOptions, VllmEngine
     from tinyllm_bench.generation.worker import vllm_installed
 
     gpu = torch.cuda.is_available() and place.device != "cpu"
@@ -210,7 +210,13 @@ def _local_generator(spec: ModelSpec, settings: AnnotationConfig, place: Place) 
     if settings.engine == "hf" or why_not:
         device = "cuda" if gpu else "cpu"
         return HfGenerator(spec, dtype=dtype, device=device, chat=settings.chat, batch=settings.batch, runs=place.runs)
-    return VllmGenerator(_folder(spec, place), chat=settings.chat, dtype=dtype, batch=4 * settings.batch)
+    return VllmEngine(
+        _folder(spec, place),
+        EngineOptions(dtype=dtype),
+        chat=settings.chat,
+        batch=4 * settings.batch,
+        instead="use annotations.engine=hf",
+    )
 
 
 def _why_not_vllm(spec: ModelSpec, place: Place, *, installed: bool) -> str | None:
