@@ -19,7 +19,9 @@ from tinyllm_bench.base.events import (
 )
 from tinyllm_bench.base.files import read_checked, read_json
 from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.identity import protocol_of
 from tinyllm_bench.experiment.predict import load_predictions, predictions_digest, predictions_file
+from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.experiment.runner import Outcome
 from tinyllm_bench.leaderboard import board
 from tinyllm_bench.leaderboard.record import RunRecord, load_record
@@ -339,15 +341,15 @@ def test_left_over_checkpoints_of_a_finished_training_are_dropped(tiny_llama_dir
 def test_the_cpu_preset_adds_finetune_at_one_epoch(tiny_llama_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text('data: {source: sample, train_limit: 12}\nteachers: ["replay:sample#terse"]\neval: {limit: 4}\n')
-    request = quick(tiny_llama_dir, preset="cpu", config_file=file)
-    full, one_epoch = cells_of(request)
+    asked = {"methods": ("finetune",), "tasks": ("obqa",), "preset": "cpu", "config_file": file}
+    full, one_epoch = cells_of(Request(assignments=(f"student.model=dir:{tiny_llama_dir}",), **asked))
     assert [full.label, one_epoch.label] == ["finetune", "finetune (one epoch)"]
     assert one_epoch.config.budget.student_tokens is None and one_epoch.config.budget.epochs == 1
-    records = [train_one(cell, tmp_path) for cell in (full, one_epoch)]
-    assert records[1].budget is not None and records[0].budget is not None
-    assert records[1].budget.epochs == 1.0 < records[0].budget.epochs
-    assert records[1].data.n_train == 12 and records[1].score is not None and records[1].score.n == 4
-    assert records[0].protocol_hash == records[1].protocol_hash
+    assert full.config.budget.student_tokens and full.config.budget.epochs is None
+    record = train_one(one_epoch, tmp_path)
+    assert record.budget is not None and record.budget.epochs == 1.0
+    assert record.data.n_train == 12 and record.score is not None and record.score.n == 4
+    assert protocol_of(full) == protocol_of(one_epoch)
 
 
 def test_a_missing_teacher_is_refused_or_dropped(tiny_llama_dir: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ Encoder-decoder: the encoder reads the prompt; the decoder writes the target.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -51,7 +51,8 @@ def _spelled(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
     """The name of a special token in ids of ordinary tokens: its first character and the rest, apart."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return list(tokenizer.convert_tokens_to_ids(list(name)))
+        ids: Any = tokenizer.convert_tokens_to_ids(list(name))
+        return list(ids)
     return [token.id for part in (name[:1], name[1:]) for token in backend.model.tokenize(part)]
 
 

@@ -13,6 +13,7 @@ T teacher's.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Final, Literal, NamedTuple
 
@@ -22,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.models.lm import LM
-from tinyllm_bench.models.tokens import Encoded, text_ids
+from tinyllm_bench.models.tokens import Encoded, text_ids, without_control
 from tinyllm_bench.models.vocabulary import Vocabulary, vocabulary, written
 from tinyllm_bench.training.batching import Batch, Collator
 from tinyllm_bench.training.cross_losses import LOSSES, Crossing, Lead, Spans
@@ -144,11 +145,13 @@ def make_view(
     prompts: Sequence[str],
     *,
     add_bos: bool = False,
+    chat: bool = False,
 ) -> CrossView:
     """The teacher's view of a batch's examples (`batch.items`, in that order).
 
     prompts: what the decoder-only teacher reads before each response, in its own form, without a BOS; add_bos: force
-    one that its tokenizer does not add by itself.
+    one that its tokenizer does not add by itself; chat: prompts are rendered by a chat template, whose special tokens
+    are control tokens.
 
     Raises:
         UserError: a tokenizer whose bytes are not known, or a teacher without an end-of-text token.
@@ -158,8 +161,8 @@ def make_view(
         raise UserError("the teacher's tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json")
     teacher_items, groups, sides = [], [], []
     for item, prompt in zip(items, prompts, strict=True):
-        bos = str(teacher_tokenizer.bos_token) if add_bos else ""
-        teacher_items.append(_in_teacher_ids(item, bos + prompt, ours, teacher_tokenizer, theirs))
+        encode = partial(_ids, teacher_tokenizer, lead=add_bos, chat=chat)
+        teacher_items.append(_in_teacher_ids(item, prompt, ours, teacher_tokenizer, theirs, encode))
         sides.append((_pieces(item.target, ours), _pieces(teacher_items[-1].target, theirs)))
         groups.append(align(*sides[-1]))
     collator = Collator(encoder_decoder=False, pad_id=teacher_tokenizer.pad_token_id or 0)
@@ -174,21 +177,31 @@ def make_view(
     )
 
 
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, lead: bool, chat: bool) -> list[int]:
+    return list(tokenizer(text)["input_ids"]) if chat else text_ids(tokenizer, text, lead=lead)
+
+
 def _in_teacher_ids(
-    item: Encoded, prompt: str, ours: Vocabulary, tokenizer: PreTrainedTokenizerBase, theirs: Vocabulary
+    item: Encoded,
+    prompt: str,
+    ours: Vocabulary,
+    tokenizer: PreTrainedTokenizerBase,
+    theirs: Vocabulary,
+    encode: Callable[[str], list[int]],
 ) -> Encoded:
     """An example in the teacher's ids; it ends where the student's does, or is cut as that is."""
     response = written(ours, item.target).decode(errors="replace")
     eos = theirs.roles["eos"]
 
     def ids_of(text: str) -> tuple[int, ...]:
-        ids = tuple(text_ids(tokenizer, text))
+        ids = tuple(encode(text))
         return ids[:-1] if ids[-1:] == (eos,) else ids
 
     prompt_ids, both = ids_of(prompt), ids_of(prompt + response)
-    if both[: len(prompt_ids)] == prompt_ids:
+    names_control = any(name in response for name in tokenizer.all_special_tokens)
+    if both[: len(prompt_ids)] == prompt_ids and not names_control:
         target = both[len(prompt_ids) :]
-    else:  # the border lies inside a token: the response is tokenised apart
+    else:  # the border lies inside a token, or a special token's name is text: the response is tokenised apart
         target = tuple(text_ids(tokenizer, response, add_special_tokens=False))
     ended = item.target[-1:] == (ours.roles.get("eos"),)
     return Encoded(item.record_id, item.channel, prompt_ids, (*target, eos) if ended else target, item.cut)
@@ -280,7 +293,7 @@ class CrossTeacher:
     def on(self, batch: Batch) -> CrossDistributions:
         """The teacher's view of the batch's examples, read once."""
         prompts = [self._prompt(item.prompt) for item in batch.items]
-        view = make_view(batch.items, self._student, self._tokenizer, prompts, add_bos=self._add_bos)
+        view = make_view(batch.items, self._student, self._tokenizer, prompts, add_bos=self._add_bos, chat=self._chat)
         view = view.to(batch.target_ids_N.device)
         return CrossDistributions(view, self._lm.at_targets(view.teacher), self._lm, self.crossing)
 
@@ -289,7 +302,7 @@ class CrossTeacher:
         text = written(self._student_vocabulary, ids).decode(errors="replace")
         if not self._chat:
             return text
-        messages = [{"role": "user", "content": text}]
+        messages = [{"role": "user", "content": without_control(self._tokenizer, text)}]
         prompt: Any = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         # where the tokenizer puts a BOS in front by itself, the template's would be a second one
         adds_bos = self._tokenizer("a")["input_ids"][:1] == [self._tokenizer.bos_token_id]
