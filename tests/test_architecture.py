@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,33 @@ def test_imports_see_relative_and_late_ones() -> None:
 @pytest.mark.parametrize("file", CORE, ids=label)
 def test_core_imports_lead_downwards(file: Path) -> None:
     assert climbing(file) == []
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """One way from a name back to it; empty if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_a_circle_is_seen() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}}) == [] and set(circle({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == {"b", "c"}
+
+
+def test_no_import_circle_at_run_time() -> None:
+    """Inside packages too, late imports counted; what only type checkers import is not."""
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in CORE}
+    graph: dict[str, set[str]] = {}
+    for module, file in modules.items():
+        if module == PACKAGE:
+            continue  # the public face reaches everything, when it is asked
+        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+        found = set(imports(tree_of(file), package)) - for_types(tree_of(file), package)
+        nearest = {name if name in modules else name.rpartition(".")[0] for name in found if inside(name, (PACKAGE,))}
+        graph[module] = (nearest & set(modules)) - {module, PACKAGE}
+    assert circle(graph) == []
 
 
 def test_every_folder_of_the_core_is_a_package() -> None:

@@ -115,3 +115,11 @@ def records_of(config: BenchConfig, source: Source, task: str, split: Split) -> 
 @lru_cache(maxsize=64)
 def _subset(source: Source, task: str, split: Split, limit: int) -> tuple[TaskRecord, ...]:
     return stratified_subset(load_split(source, task, split), limit, salt=split)
+
+
+def device_of(cell: Cell) -> str:
+    """The device that the settings mean; `auto` takes an accelerator where there is one."""
+    import torch
+
+    asked = cell.config.backend.device
+    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked

@@ -5,7 +5,7 @@ A chunk is redone whole after a crash, so that an interrupted run ends with the 
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
@@ -23,8 +23,10 @@ from tinyllm_bench.base.reading import read_bytes, strict_json
 from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
 from tinyllm_bench.evaluation.reference_baselines import guess_majority, guess_random
 from tinyllm_bench.evaluation.runner import answer
-from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.train import device_of
+from tinyllm_bench.evaluation.sampled_answers import ask_paths
+from tinyllm_bench.experiment.cell import Cell, device_of
+from tinyllm_bench.experiment.sample_answers import how_to_ask, joint_digest, student_specs
+from tinyllm_bench.experiment.verified_texts import layout_of
 from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest
 from tinyllm_bench.generation.vllm import VllmEngine, backend_for
 from tinyllm_bench.models.load import (
@@ -265,6 +267,37 @@ class StudentAsker:
         """Answers to test records."""
         shots = self.cell.config.eval.shots if self.cell.name == "few_shot" else 0
         return answer(self.asker.lm, self.cell.eval_request("test", ids, shots=shots, chat=self.asker.chat))
+
+
+class PathAsker:
+    """Asks one cell's students, each loaded when its first text is wanted."""
+
+    def __init__(self, cell: Cell, engines: Engines, scratch: Path) -> None:
+        self.cell, self.engines, self.scratch = cell, engines, scratch
+
+    @cached_property
+    def askers(self) -> Mapping[ModelSpec, StudentAsker]:
+        """One per distinct student."""
+        specs = dict.fromkeys(student_specs(self.cell).values())
+        return {
+            spec: StudentAsker(self.cell, spec, self.engines, self.scratch / str(number))
+            for number, spec in enumerate(specs)
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What is asked and by what; of several students the digests together."""
+        found = [asker.facts() for asker in self.askers.values()]
+        if len(found) == 1:
+            return found[0]
+        student = {**found[0]["student"], "digest": joint_digest([one["student"]["digest"] for one in found])}
+        return {**found[0], "student": student}
+
+    def ask(self, ids: Sequence[str]) -> list[Prediction]:
+        """Answers to test records."""
+        records = {record.id: record for record in self.cell.asked_records("test")}
+        generate = {channel: self.askers[spec].generate for channel, spec in student_specs(self.cell).items()}
+        how = how_to_ask(self.cell, layout_of(self.cell))
+        return ask_paths([records[i] for i in ids], self.cell.ask, generate, how, self.engines.sandbox())
 
 
 def _make_room(loaded: Loaded) -> None:

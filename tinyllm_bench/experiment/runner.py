@@ -30,10 +30,11 @@ from tinyllm_bench.base.events import (
 from tinyllm_bench.base.files import append_checked, locked, read_checked, read_json, write_json, write_text
 from tinyllm_bench.data.records import Annotation, Prediction
 from tinyllm_bench.experiment.annotate import annotate, annotation_counts, taught
-from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.cell import Cell, device_of
 from tinyllm_bench.experiment.identity import GUESSES, plugins_of
 from tinyllm_bench.experiment.predict import (
     Engines,
+    PathAsker,
     StudentAsker,
     guesser,
     part_file,
@@ -42,10 +43,10 @@ from tinyllm_bench.experiment.predict import (
     predictions_file,
 )
 from tinyllm_bench.experiment.record import RunFacts, Spent, make_record
-from tinyllm_bench.experiment.sample_answers import PathAsker, joint_training
+from tinyllm_bench.experiment.sample_answers import joint_training
 from tinyllm_bench.experiment.settings import WATCHING
 from tinyllm_bench.experiment.trackers import Trackers
-from tinyllm_bench.experiment.train import device_of, train
+from tinyllm_bench.experiment.train import train
 from tinyllm_bench.generation.worker import forget_failures
 from tinyllm_bench.leaderboard.curves import draw_run
 from tinyllm_bench.leaderboard.record import RECORD_FILE, GitInfo, RunRecord, load_record, save_record

@@ -1,15 +1,12 @@
 """Stage 3 for methods that answer by paths: whose texts, drawn by what, and the sandbox that runs programs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.answers.codec import Layout
 from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.base.files import digest
-from tinyllm_bench.data.records import Prediction
 from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths, possible
 from tinyllm_bench.experiment.verified_texts import layout_of
 from tinyllm_bench.models.load import Loaded
@@ -18,7 +15,6 @@ from tinyllm_bench.training.result import TrainResult, ValidationScore
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.cell import Cell
-    from tinyllm_bench.experiment.predict import Engines, StudentAsker
     from tinyllm_bench.models.lm import LM
 
 
@@ -46,39 +42,6 @@ def how_to_ask(cell: "Cell", layout: Layout | None, *, greedy: bool = False) -> 
 def student_specs(cell: "Cell") -> dict[str, ModelSpec]:
     """Per channel the trained student that writes it."""
     return {channel: parse_spec(f"run:{one.run_id}", role="student") for channel, one in cell.students.items()}
-
-
-class PathAsker:
-    """Asks one cell's students, each loaded when its first text is wanted."""
-
-    def __init__(self, cell: "Cell", engines: "Engines", scratch: Path) -> None:
-        self.cell, self.engines, self.scratch = cell, engines, scratch
-
-    @cached_property
-    def askers(self) -> "Mapping[ModelSpec, StudentAsker]":
-        """One per distinct student."""
-        from tinyllm_bench.experiment.predict import StudentAsker
-
-        specs = dict.fromkeys(student_specs(self.cell).values())
-        return {
-            spec: StudentAsker(self.cell, spec, self.engines, self.scratch / str(number))
-            for number, spec in enumerate(specs)
-        }
-
-    def facts(self) -> dict[str, Any]:
-        """What is asked and by what; of several students the digests together."""
-        found = [asker.facts() for asker in self.askers.values()]
-        if len(found) == 1:
-            return found[0]
-        student = {**found[0]["student"], "digest": joint_digest([one["student"]["digest"] for one in found])}
-        return {**found[0], "student": student}
-
-    def ask(self, ids: Sequence[str]) -> list[Prediction]:
-        """Answers to test records."""
-        records = {record.id: record for record in self.cell.asked_records("test")}
-        generate = {channel: self.askers[spec].generate for channel, spec in student_specs(self.cell).items()}
-        how = how_to_ask(self.cell, layout_of(self.cell))
-        return ask_paths([records[i] for i in ids], self.cell.ask, generate, how, self.engines.sandbox())
 
 
 def joint_digest(digests: Sequence[str]) -> str:

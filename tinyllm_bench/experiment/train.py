@@ -12,7 +12,7 @@ from tinyllm_bench.base.events import Report
 from tinyllm_bench.base.files import write_json
 from tinyllm_bench.data.records import Annotation
 from tinyllm_bench.experiment.cached_logits import fill
-from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.cell import Cell, device_of
 from tinyllm_bench.experiment.cell_teachers import open_teacher_model
 from tinyllm_bench.experiment.plain_text import with_plain_text
 from tinyllm_bench.experiment.validate import PROBED, encoder_of, gold_groups, validator
@@ -90,14 +90,6 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
         remove_checkpoints(folder / "train")
     state.wait_for_everyone()
     return result
-
-
-def device_of(cell: Cell) -> str:
-    """The device that the settings mean; `auto` takes an accelerator where there is one."""
-    import torch
-
-    asked = cell.config.backend.device
-    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
 
 
 def encode_groups(cell: Cell, loaded: Loaded, annotations: Sequence[Annotation]) -> list[Group]:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinyllm_bench.experiment.cell import Cell
+from tinyllm_bench.experiment.cell import Cell, device_of
 from tinyllm_bench.experiment.identity import GUESSES
-from tinyllm_bench.experiment.train import device_of
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.shape import load_shape
 from tinyllm_bench.preflight.dry_training import DryTraining, small_copy, with_existing_models
