@@ -1,1 +1,1 @@
-"""The ground floor: errors, files, configuration, plugins, provenance; imports no other room."""
+"""The lowest layer: errors, files, configuration, plugins, escaping, provenance; imports no other package."""
