@@ -244,7 +244,7 @@ def test_an_over_fitted_student_answers_by_both_modes(tiny_llama_dir: Path, tmp_
     from tinyllm_bench.models.load import load_model
 
     long = ("budget.student_tokens=null", "budget.epochs=120", "train.learning_rate=5e-3", "data.train_limit=8")
-    cell = cell_of(tiny_llama_dir, *long, "train.looks=[]", "train.select=last", runs=tmp_path)
+    cell = cell_of(tiny_llama_dir, *long, "train.looks=[1.0]", "train.select=last", runs=tmp_path)
     run_all([cell], tmp_path, until="train")
     generate = HfSampler(load_model(student_specs(cell)[COT], runs=tmp_path)).generate
     records = cell.asked_records("train")

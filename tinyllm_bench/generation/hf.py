@@ -82,7 +82,7 @@ def complete(
         for start in range(0, len(alike), step):
             part = alike[start : start + step]
             began = time.perf_counter()
-            completions = _complete_batch(loaded, [prompts[n] for n in part], requests[part[0]], keep_thoughts)
+            completions = list(_complete_batch(loaded, [prompts[n] for n in part], requests[part[0]], keep_thoughts))
             share = (time.perf_counter() - began) / len(part)
             for n, completion in zip(part, completions, strict=True):
                 yield n, completion._replace(seconds=share)
