@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tinyllm_bench.testing.tiny_models import saved, tiny_llama
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "todi"
 
@@ -61,8 +63,13 @@ def test_their_own_tests_pass(home: Path) -> None:
 
 @pytest.mark.slow
 def test_they_run_on_the_sample_and_on_a_file_of_their_own(home: Path, tiny_llama_dir: Path) -> None:
-    model = f"dir:{tiny_llama_dir}"
-    small = [f"student.model={model}", f"teacher.model={model}", "budget.student_tokens=2000", "eval.valid_limit=4"]
+    teacher = saved(tiny_llama(seed=1), home / "teacher")
+    small = [
+        f"student.model=dir:{tiny_llama_dir}",
+        f"teacher.model=dir:{teacher}",
+        "budget.student_tokens=2000",
+        "eval.valid_limit=4",
+    ]
     small += ["method.todi.temperature=1.0", "teacher.init=null"]
     asked = ("-m", "tinyllm_bench", "run", "--method", "my_kd,todi", "--task", "my_task", "--preset", "quickstart")
     python(home / "site", home, *asked, "--no-anchors", *small)

@@ -31,18 +31,22 @@ Paper: none; added by a test.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tinyllm_bench.data.prompts import LABEL, Ask
-from tinyllm_bench.data.records import Annotation, Example, TaskRecord
-from tinyllm_bench.training.losses import channel_cross_entropy
-from tinyllm_bench.training.method import Method
-from tinyllm_bench.training.method import MethodConfig
-from tinyllm_bench.training.method import Step
-from tinyllm_bench.training.method import TeacherSignal
-from tinyllm_bench.training.method import Term
+from tinyllm_bench import (
+    LABEL,
+    Annotation,
+    Ask,
+    Example,
+    Method,
+    MethodConfig,
+    Step,
+    TaskRecord,
+    TeacherSignal,
+    Term,
+    channel_cross_entropy,
+)
 
 if TYPE_CHECKING:
-    from tinyllm_bench.training.batching import Batch
-    from tinyllm_bench.models.lm import LM
+    from tinyllm_bench import LM, Batch
 
 
 class AddedConfig(MethodConfig):
@@ -82,8 +86,7 @@ Licence: Apache-2.0.
 from collections.abc import Mapping
 from typing import Any
 
-from tinyllm_bench.data.records import Split, TaskInfo, TaskRecord
-from tinyllm_bench.data.rows import multiple_choice
+from tinyllm_bench import Split, TaskInfo, TaskRecord, multiple_choice
 
 
 def to_record(row: Mapping[str, Any], split: Split) -> TaskRecord:

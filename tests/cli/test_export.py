@@ -21,7 +21,7 @@ def run_id(call: Call, small: list[Any], tmp_path: Path) -> str:
 def test_the_whole_way(call: Call, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = ("--runs-dir", tmp_path / "runs", "--to", tmp_path / "to")
     said = call("export", run_id, *where, "--push", "me/student", "--dry-run")  # needs no token and no network
-    assert said.status == 0 and "then pushed to me/student (private)" in said.out
+    assert said.status == 0 and "and pushed to me/student (private)" in said.out
     assert "model.safetensors" in said.out and "# finetune on obqa, seed 0" in said.out
     assert not (tmp_path / "to").exists()
 

@@ -19,7 +19,7 @@ def test_a_table_and_what_it_can_tell_apart(call: Call, small: list[Any], tmp_pa
     assert said.status == 0, said.err
     assert max(map(len, said.out.splitlines())) <= 80
     assert (
-        "times are estimates; matrix products run at" in said.out
+        "times are estimates; matmuls run at" in said.out
         and "finetune, obqa, seed 0" in said.out
         and "random" in said.out
     )

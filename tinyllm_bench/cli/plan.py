@@ -67,7 +67,7 @@ def plan_text(preset: str, plan: "Forecast") -> str:
     speeds = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s ({dtype})" for dtype, flops in plan.matmul_flops.items())
     lines = [
         f"preset {preset}, {plan.device}",
-        f"times are estimates; matrix products run at {speeds} on this machine" if speeds else "",
+        f"times are estimates; matmuls run at {speeds} on this machine" if speeds else "",
         "",
         _line("cell", "steps", "tokens", "PFLOP", "time", "memory", "disk"),
         "-" * WIDTH,
