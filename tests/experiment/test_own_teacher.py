@@ -1,6 +1,7 @@
 """A teacher that is its own student is refused before anything runs, however the two are spelled."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.experiment.cell_teachers import check_teaches
 from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.request import Request
+from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
 METHODS = ("kd", "gkd", "minillm", "seqkd")
@@ -39,15 +42,17 @@ def test_the_same_model_after_the_same_training(tiny_llama_dir: Path, seeds: int
     assert "after finetune" in said and "teacher.init.train_limit" in said
 
 
-def test_a_seed_makes_no_other_teacher(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the first seed out of the way the second one is refused as well."""
-    import builtins
-
-    from tinyllm_bench.experiment import plan_cells as planning
-
-    monkeypatch.setattr(planning, "range", lambda count: builtins.range(1, count), raising=False)
-    both = (f"teacher.model=dir:{tiny_llama_dir}", f"student.init={TAUGHT}", f"teacher.init={TAUGHT}")
-    refused(tiny_llama_dir, *both, seeds=2)
+def test_a_seed_makes_no_other_teacher(tiny_llama_dir: Path) -> None:
+    """All seeds share one teacher, and the student of another seed, which saw the same records, is none."""
+    named = (f"teacher.model=dir:{tiny_llama_dir}", f"student.init={TAUGHT}", "data.train_limit=8")
+    zero, one = cells_of(quick(tiny_llama_dir, *named, methods=("gkd",), seeds=2))
+    assert zero.teacher_from is not None and one.teacher_from is not None
+    assert zero.teacher_from.run_id == one.teacher_from.run_id
+    assert zero.student_from is not None and one.student_from is not None
+    assert zero.student_from.run_id != one.student_from.run_id
+    other_seed = parse_spec(f"run:{zero.student_from.run_id}", role="teacher")
+    with pytest.raises(UserError, match=SAME):
+        check_teaches(replace(one, teacher_from=zero.student_from), other_seed)
 
 
 def test_copies_links_and_layers_that_are_all_layers_are_the_same(tiny_llama_dir: Path, tmp_path: Path) -> None:
