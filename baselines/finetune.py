@@ -1,4 +1,4 @@
-"""Label-only fine-tuning: the floor that every distillation method must beat.
+"""Label-only fine-tuning: the baseline that every distillation method must beat.
 
 Loss: L = CE(S(x, p_A), A), the token mean of cross-entropy on the gold answer (the alpha = 0 arm of TinyLLM,
 arXiv:2402.04616, "full fine-tuning").

@@ -1,7 +1,7 @@
 """Generalized knowledge distillation: the teacher's distributions over the student's own texts and the data set's.
 
-L = (1 - lambda) E_(x,y)~D [D(p, q)] + lambda E_x~D, y~q [D(p, q)], without a gradient through the drawing of y.
-Paper: Agarwal et al., arXiv:2306.13649: D is the generalized JSD(beta), lambda in {0, 0.5, 1}, texts drawn at
+L = (1 - lambda) E_(x,y)~D [D(p, q)] + lambda E_x~D, y~q [D(p, q)], without a gradient through the sampling of y.
+Paper: Agarwal et al., arXiv:2306.13649: D is the generalized JSD(beta), lambda in {0, 0.5, 1}, texts sampled at
 temperature 1, and the student starts from supervised fine-tuning. Each question's text is the student's with
 probability lambda, from a seed of its own (TRL decides once per batch and process).
 D of a text is the mean over its tokens, as the paper defines it (equation 2): `average: sequence`, where every text
@@ -12,7 +12,7 @@ Scale: JSD(beta) falls to 0 with beta and with 1 - beta; `divergence.normalize` 
 Special cases: ImitKD (forward KL, lambda < 1); with lambda 1 and reverse KL, on-policy distillation with every token's
 probability (TRL's MiniLLM trainer without its policy part); with skew KL, DistiLLM (arXiv:2402.03898) without its
 adaptive schedule and replay buffer, which are not built.
-With another tokenizer the teacher reads the drawn text in its own tokens, aligned with the ids that were drawn.
+With another tokenizer the teacher reads the sampled text in its own tokens, aligned with the sampled ids.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ from tinyllm_bench import (
     Method,
     MethodConfig,
     Needs,
-    Reading,
     Response,
+    ScoringMode,
     Step,
     TaskRecord,
     TeacherSignal,
@@ -46,11 +46,11 @@ from tinyllm_bench import (
     happens,
     named,
     probe,
-    readings_for,
     response_examples,
     sample_texts,
+    scoring_modes_for,
     signal_for,
-    with_drawn,
+    with_sampled_text,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 class GkdConfig(MethodConfig):
     """Settings: student_share is lambda; average: the mean of the loss, over a text's tokens and then over texts, or
-    over all tokens; temperature is that of drawing, never of the loss; max_new_tokens bounds a drawn text."""
+    over all tokens; temperature is that of sampling, never of the loss; max_new_tokens bounds a sampled text."""
 
     teacher: str | None = None
     student_share: float = Field(0.5, ge=0, le=1)
@@ -83,12 +83,12 @@ class Gkd(Method):
     Config = GkdConfig
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def scoring_modes(self) -> tuple[ScoringMode, ...]:
         """A student that writes rationales is asked for text."""
-        return readings_for(self.config.response)
+        return scoring_modes_for(self.config.response)
 
     def needs(self) -> Needs:
-        """The teacher itself where the student draws, else its distributions over given responses."""
+        """The teacher itself where the student samples, else its distributions over given responses."""
         config = self.config
         signal = "on_policy" if config.student_share else signal_for(config.divergence, config.cross_tokenizer)
         same = config.cross_tokenizer == "none"
@@ -104,15 +104,15 @@ class Gkd(Method):
 
     @property
     def _given(self) -> Response:
-        """What is trained where the student does not draw; with lambda 1 only its prompt is, which all share."""
+        """What is trained where the student does not sample; with lambda 1 only its prompt is, which all share."""
         return "answer" if self.config.student_share == 1 else self.config.response
 
     def rollout(self, group: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step) -> "list[Group]":
         """Replace a share lambda of the responses by the student's own."""
         assert teacher is not None
         chosen = [happens(step.seed_of(one.key), self.config.student_share) for one in group]
-        items = named([one for one, is_drawn in zip(group, chosen, strict=True) if is_drawn])
-        drawn = sample_texts(
+        items = named([one for one, is_sampled in zip(group, chosen, strict=True) if is_sampled])
+        sampled = sample_texts(
             [item.prompt for _, item in items],
             student,
             seeds=[step.seed_of(key) for key, _ in items],
@@ -120,14 +120,14 @@ class Gkd(Method):
             temperature=self.config.temperature,
             vocabulary=teacher.vocabulary,
         )
-        made = iter([with_drawn(item, text) for (_, item), text in zip(items, drawn, strict=True)])
+        made = iter([with_sampled_text(item, text) for (_, item), text in zip(items, sampled, strict=True)])
         return [
-            one._replace(items=tuple(next(made) for _ in one.items)) if is_drawn else one
-            for one, is_drawn in zip(group, chosen, strict=True)
+            one._replace(items=tuple(next(made) for _ in one.items)) if is_sampled else one
+            for one, is_sampled in zip(group, chosen, strict=True)
         ]
 
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
-        """D(p, q) per target token, drawn or given."""
+        """D(p, q) per target token, sampled or given."""
         assert teacher is not None
         config = self.config
         divergence = divergence_from(teacher, batch, config.divergence, config.cross_tokenizer, step.note)

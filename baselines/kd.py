@@ -30,8 +30,8 @@ from tinyllm_bench import (
     Method,
     MethodConfig,
     Needs,
-    Reading,
     Response,
+    ScoringMode,
     Step,
     TaskRecord,
     TeacherSignal,
@@ -43,8 +43,8 @@ from tinyllm_bench import (
     choose_teacher,
     cross_entropy_of,
     divergence_from,
-    readings_for,
     response_examples,
+    scoring_modes_for,
     signal_for,
 )
 
@@ -76,9 +76,9 @@ class Kd(Method):
     Config = KdConfig
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def scoring_modes(self) -> tuple[ScoringMode, ...]:
         """A student that writes rationales is asked for text."""
-        return readings_for(self.config.response)
+        return scoring_modes_for(self.config.response)
 
     def needs(self) -> Needs:
         """The teacher's distributions, where they have a weight, and the texts that responses are made of."""

@@ -2,9 +2,9 @@
 
 Paper: Gu et al., arXiv:2306.08543 (sections 2.2 and 2.3, algorithm 1), known to us from reading notes that agree; its
 released code: microsoft/LMOps `minillm/` at 4f2a9de. Two phases: the student is fine-tuned first (`student.init`, the
-weights with the lowest validation loss), then it draws texts from alpha p + (1 - alpha) q (equation 4) and learns
+weights with the lowest validation loss), then it samples texts from alpha p + (1 - alpha) q (equation 4) and learns
 L = Single + Long + L_PT:
-  Single  exact KL(q | p) at every drawn position (equation 3), not weighed with w_t (`weigh_single` does), since the
+  Single  exact KL(q | p) at every sampled position (equation 3), not weighed with w_t (`weigh_single` does), since the
           weight leaves its expectation unchanged; the released code leaves it out as well.
   Long    PPO's clipped policy gradient of the mean log-ratio *after* t (equation 6); rho_t = q / p~, the weight of the
           current step (equation 5) and the clip's ratio in one; the q of p~ is read anew by the pass that trains.
@@ -41,8 +41,8 @@ from tinyllm_bench import (
     MethodConfig,
     Needs,
     PerPosition,
-    Reading,
     Response,
+    ScoringMode,
     Step,
     TaskRecord,
     TeacherSignal,
@@ -56,13 +56,13 @@ from tinyllm_bench import (
     importance_log_weight_NT,
     named,
     probe,
-    readings_for,
     response_examples,
     returns_NT,
     rewards_NT,
     sample_texts,
+    scoring_modes_for,
     whitened_NT,
-    with_drawn,
+    with_sampled_text,
 )
 
 if TYPE_CHECKING:
@@ -128,9 +128,9 @@ class Minillm(Method):
     Config = MinillmConfig
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def scoring_modes(self) -> tuple[ScoringMode, ...]:
         """A student that writes rationales is asked for text."""
-        return readings_for(self.config.response)
+        return scoring_modes_for(self.config.response)
 
     @property
     def group_size(self) -> int:
@@ -143,12 +143,12 @@ class Minillm(Method):
         return self.config.inner_epochs
 
     def needs(self) -> Needs:
-        """The teacher itself, and plain text where L_PT counts; no response is ever read, since all are drawn."""
+        """The teacher itself, and plain text where L_PT counts; no response is ever read, since all are sampled."""
         return Needs(signal="on_policy", same_tokenizer=True, plain_text=self.config.plain_weight > 0)
 
     @property
     def reads_teacher(self) -> bool:
-        """For Single, and for the share of L_PT that is KL; what Long needs was told when the texts were drawn."""
+        """For Single, and for the share of L_PT that is KL; what Long needs is computed while texts are sampled."""
         return self.config.single_weight > 0 or (self.config.plain_weight > 0 and self.config.plain_kd > 0)
 
     def uses(self, teachers: Sequence[str]) -> tuple[str, ...]:
@@ -160,10 +160,10 @@ class Minillm(Method):
         return response_examples(record, annotations, ask, "answer")
 
     def rollout(self, group: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step) -> "list[Group]":
-        """Draw every response anew, and give each of its tokens an advantage."""
+        """Sample every response again, and give each of its tokens an advantage."""
         assert teacher is not None
         items = [(key, item) for key, item in named(group) if item.channel == LABEL]
-        drawn = sample_texts(
+        sampled = sample_texts(
             [item.prompt for _, item in items],
             student,
             seeds=[step.seed_of(key) for key, _ in items],
@@ -172,17 +172,17 @@ class Minillm(Method):
             teacher_share=self.config.teacher_mix,
             vocabulary=teacher.vocabulary,
         )
-        tokens = sum(len(one.ids) for one in drawn)
-        step.note("rollout_length", tokens, len(drawn))
-        step.note("rollout_reverse_kl", sum(sum(one.kl) for one in drawn), tokens)
-        group = _replaced(group, [with_drawn(item, one) for (_, item), one in zip(items, drawn, strict=True)])
+        tokens = sum(len(one.ids) for one in sampled)
+        step.note("rollout_length", tokens, len(sampled))
+        step.note("rollout_reverse_kl", sum(sum(one.kl) for one in sampled), tokens)
+        group = _replaced(group, [with_sampled_text(item, one) for (_, item), one in zip(items, sampled, strict=True)])
         group = step.reread(group)
         texts = [item for one in group for item in one.items if item.channel == LABEL]
         advantages_NT = self._advantages(_padded(texts), step).tolist()
         return _replaced(
             group,
             [
-                item._replace(drawn={**item.drawn, "advantage": tuple(row[: len(item.target)])})
+                item._replace(rollout={**item.rollout, "advantage": tuple(row[: len(item.target)])})
                 for item, row in zip(texts, advantages_NT, strict=True)
             ],
         )
@@ -200,7 +200,7 @@ class Minillm(Method):
         return whitened_NT(found_NT, texts.mask_NT, all_reduce=step.all_reduce) if config.whiten else found_NT
 
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
-        """Long + single_weight * Single of drawn texts, and L_PT of plain ones."""
+        """Long + single_weight * Single of sampled texts, and L_PT of plain ones."""
         assert teacher is not None
         config, size = self.config, teacher.vocabulary
         has_plain = PLAIN in batch.channels
@@ -209,20 +209,20 @@ class Minillm(Method):
             found = teacher.on(batch)
             single = divergence_of(found, DivergenceConfig(kind="reverse_kl"), vocabulary=size)
             kept = divergence_of(found, DivergenceConfig(kind="forward_kl"), vocabulary=size)
-        losses = [self._drawn_loss(batch, single if config.single_weight else None, size)]
+        losses = [self._sampled_loss(batch, single if config.single_weight else None, size)]
         if has_plain:
             losses += [cross_entropy_of(batch), *([kept] if kept and config.plain_kd else [])]
-        drawn, *plain = channel_sums(batch, student, losses)
-        terms = [Term(channel, 1.0, total) for channel, total in drawn.items() if channel != PLAIN]
+        sampled, *plain = channel_sums(batch, student, losses)
+        terms = [Term(channel, 1.0, total) for channel, total in sampled.items() if channel != PLAIN]
         if plain:
             shares = (1 - config.plain_kd, config.plain_kd)
             total = torch.stack([share * sums[PLAIN] for share, sums in zip(shares, plain, strict=False)]).sum()
             terms.append(Term(PLAIN, config.plain_weight, total))
         return terms
 
-    def _drawn_loss(self, batch: "Batch", single: PerPosition | None, vocabulary: int | None) -> PerPosition:
+    def _sampled_loss(self, batch: "Batch", single: PerPosition | None, vocabulary: int | None) -> PerPosition:
         config = self.config
-        logq_N, logp_N, advantages_N = (batch.drawn_N(name) for name in ("logq", "logp", "advantage"))
+        logq_N, logp_N, advantages_N = (batch.rollout_N(name) for name in ("logq", "logp", "advantage"))
 
         def per_position(logits_NV: Tensor, rows: slice) -> Tensor:
             new_N = -cross_entropy_N(logits_NV[:, :vocabulary], batch.target_ids_N[rows])
@@ -244,9 +244,9 @@ class Minillm(Method):
         return probe(groups, student, teacher, channel=LABEL, step=step, max_new_tokens=self.config.max_new_tokens)
 
 
-def _replaced(group: "list[Group]", drawn: "Sequence[Encoded]") -> "list[Group]":
+def _replaced(group: "list[Group]", sampled: "Sequence[Encoded]") -> "list[Group]":
     """The groups with these as their examples of channel `label`, in order."""
-    texts = iter(drawn)
+    texts = iter(sampled)
     return [
         one._replace(items=tuple(next(texts) if item.channel == LABEL else item for item in one.items)) for one in group
     ]
@@ -256,7 +256,7 @@ def _padded(texts: "Sequence[Encoded]") -> _Round:
     width = max((len(item.target) for item in texts), default=1)
 
     def rows(kind: str) -> Tensor:
-        found = [[*item.drawn[kind], *([0.0] * (width - len(item.target)))] for item in texts]
+        found = [[*item.rollout[kind], *([0.0] * (width - len(item.target)))] for item in texts]
         return torch.tensor(found, dtype=torch.float64).reshape(len(texts), width)
 
     mask = [[1.0] * len(item.target) + [0.0] * (width - len(item.target)) for item in texts]

@@ -27,7 +27,7 @@ from tinyllm_bench import (
     MethodConfig,
     Needs,
     Policy,
-    Reading,
+    ScoringMode,
     Step,
     TaskRecord,
     TeacherSignal,
@@ -52,8 +52,8 @@ class MixedDistillationConfig(MethodConfig):
     cot_weight, pot_weight, label_weight: lambda of each mode, 0 for a mode that is not taught; balance: `paired` takes
     questions that have a target in every mode, `union` all; sampling: `paired` keeps a question's targets in one
     mini-batch, `mixed` shuffles them apart. The rest only decides how a trained student is read: policy; n_cot, n_pot:
-    drawn texts of a vote; report_all: draw for every policy and report each; ensemble: two students, each taught one
-    mode with half of the budget, vote together.
+    sampled texts of a vote; report_all: sample for every policy and report each; ensemble: two students, each taught
+    one mode with half of the budget, vote together.
     """
 
     teacher: str | None = None
@@ -95,9 +95,9 @@ class MixedDistillation(Method):
     )
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def scoring_modes(self) -> tuple[ScoringMode, ...]:
         """The student writes; nothing is ranked."""
-        return ("gen",)
+        return ("generate",)
 
     @property
     def scatters(self) -> bool:

@@ -1,7 +1,7 @@
 """Sequence-level knowledge distillation: the student learns what the teacher writes, by plain cross-entropy.
 
 Paper: Kim and Rush, arXiv:1606.07947 (there the teacher decodes by beam search); here, as in the released code of
-MiniLLM (arXiv:2306.08543), one text per question is drawn at temperature 1. What that code's scripts call SeqKD adds
+MiniLLM (arXiv:2306.08543), one text per question is sampled at temperature 1. What that code's scripts call SeqKD adds
 word-level KD on the same texts: that is `kd` with `method.kd.response=teacher`.
 The teacher answers the student's own prompt, and sees no gold answer. Its tokenizer does not matter.
 """

@@ -35,7 +35,7 @@ def cell_of(arguments: argparse.Namespace, limit: int) -> Cell:
         "budget.student_tokens=null",
         "method.mixed_distillation.balance=paired",
         "train.select=last",
-        "train.looks=[1.0]",
+        "train.evaluations=[1.0]",
         *arguments.settings,
     )
     request = Request(

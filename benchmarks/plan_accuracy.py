@@ -51,7 +51,7 @@ def main() -> None:
     for task in asked.tasks.split(","):
         for method in asked.methods.split(","):
             with tempfile.TemporaryDirectory() as folder:
-                words = ["--method", method, "--task", task, "--preset", asked.preset, "--no-anchors"]
+                words = ["--method", method, "--task", task, "--preset", asked.preset, "--no-reference-baselines"]
                 words += ["--runs-dir", folder, "data.train_limit=200", *asked.settings]
                 try:
                     found = compared(words, Path(folder))

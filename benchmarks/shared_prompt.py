@@ -173,7 +173,7 @@ def main() -> None:
     every = training_forms(lm, collator_of(*loaded), groups)
     forms = {name: form for number, (name, form) in enumerate(every.items(), start=1) if number in chosen}
     found = measure(forms, asked.rounds, before=lambda: lm.zero_grad(set_to_none=True))
-    about = f"{asked.task}, preset {preset}, reading {cell.reading}, {asked.model}"
+    about = f"{asked.task}, preset {preset}, mode {cell.mode}, {asked.model}"
     tokens = sum(group.tokens for group in groups)
     title = f"TinyLLM's step: {about}, {len(groups)} questions, {tokens:,} tokens, {asked.rounds} rounds"
     show(title, forms, found, "positions")

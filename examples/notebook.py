@@ -33,14 +33,14 @@ table = result.table()
 print(table[["method", "seed", "n", "accuracy", "low", "high", "student_tokens"]].to_string(index=False))
 
 # %% Is the difference one? The main figure, its interval, and what it speaks of
-floor, taught = result.records
-report = compare(taught, floor)
+baseline, student = result.records
+report = compare(student, baseline)
 for one in report.comparisons:
     found = one.estimate
     print(f"{100 * found.value:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}), p = {found.p:.3f}")
     print(f"It speaks of {found.scope}; a difference of {100 * one.detectable:.0f} points could have been seen.")
 
 # %% A record again from its folder, and the board with both rows
-record = load_record(result.folder(taught))
+record = load_record(result.folder(student))
 print(record.run_id, record.score)
 print("board:", result.board(RUNS / "board"))

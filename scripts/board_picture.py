@@ -22,7 +22,7 @@ def main(board: Path, picture: Path) -> None:
     """Write the main columns of `board.csv`, one table for each protocol."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), highlight=False)
     measured = pd.read_csv(board / "board.csv").dropna(subset="accuracy")
-    for (task, mode, protocol), rows in measured.groupby(["task", "reading", "protocol"], sort=False):
+    for (task, mode, protocol), rows in measured.groupby(["task", "mode", "protocol"], sort=False):
         sample = ", sample questions" if (rows["sample"] == "yes").all() else ""
         table = Table(title=f"{task}, {mode} ({protocol}){sample}", expand=True)
         for column in COLUMNS:

@@ -24,7 +24,7 @@ SHOT_POOL = 32  # shots on offer to `lm_eval --num_fewshot`; our runner asks for
 def load(
     *,
     task: str,
-    reading: str,
+    mode: str,
     source: str | None = None,
     source_folder: str | None = None,
     split: str | None = None,
@@ -36,7 +36,7 @@ def load(
     shot_max_words: int = 64,
     **_others: Any,
 ) -> dict[str, datasets.Dataset]:
-    """The documents of one task and reading, by lm-eval's split names.
+    """The documents of one task and mode, by lm-eval's split names.
 
     Without `ids`: the whole validation and test splits. With `ids` (record ids of `split`): these records alone, in
     this order, under the name that lm-eval evaluates (`test`). `train` holds the few-shot examples only: the first
@@ -47,7 +47,7 @@ def load(
         UserError: no such data, or an id that the split does not have.
     """
     where = _source(source, source_folder)
-    ask = Ask(reading=reading, style=style, markers=dict(markers or {}))
+    ask = Ask(mode=mode, style=style, markers=dict(markers or {}))
     pool = _shots(where, task, shots)
     documents = {"train": _documents(ask, (cut_context(record, shot_max_words) for record in pool))}
     if ids is None:

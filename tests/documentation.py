@@ -23,7 +23,7 @@ MARKS = ("not run", "dry run", "smaller", "status", "needs the release", "said b
 SMALL = (
     "student.model=bundled:smollm2-135m?layers=0:30:10",
     "budget.student_tokens=800",
-    "train.looks=[1.0]",
+    "train.evaluations=[1.0]",
     "eval.limit=8",
     "eval.valid_limit=4",
 )
@@ -113,7 +113,7 @@ def _shell(number: int, block: Block) -> str:
     more = ["--dry-run"] * ("dry run" in block.marks) + list(SMALL) * ("smaller" in block.marks)
     if more:
         words = " ".join(f"'{one}'" for one in more)
-        stages = "run|annotate|train|predict|anchors"
+        stages = "run|annotate|train|predict|reference-baselines"
         call = f'case "$1" in {stages}) command tinyllm-bench "$@" {words};; *) command tinyllm-bench "$@";; esac'
         text = f"tinyllm-bench() {{ {call}; }}\n{text}unset -f tinyllm-bench\n"
     if "status" in block.marks:

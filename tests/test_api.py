@@ -82,7 +82,7 @@ def test_results_are_records(result: Any, place: Path) -> None:
     assert all(isinstance(record, RunRecord) for record in result.records)
     for record in result.records:
         assert tinyllm_bench.load_record(result.folder(record)) == record
-        assert "--no-anchors" in record.command and "budget.student_tokens=3000" in record.command
+        assert "--no-reference-baselines" in record.command and "budget.student_tokens=3000" in record.command
 
 
 def test_the_kept_command_gives_the_same_cells(result: Any, tiny_llama_dir: Path, place: Path) -> None:

@@ -178,7 +178,7 @@ def names_in(text: str) -> set[str]:
 
 def test_names_are_found_where_they_stand() -> None:
     assert names_in("tinyllm_bench.base") == names_in("tinyllm-bench run") == names_in("tinyllm_{task}_gen") == set()
-    assert names_in("tinyllm_obqa_gen") == {"obqa"} and names_in("is_tinyllm") == {"tinyllm"}
+    assert names_in("tinyllm_obqa_generate") == {"obqa"} and names_in("is_tinyllm") == {"tinyllm"}
 
 
 @pytest.mark.parametrize("file", CORE, ids=label)

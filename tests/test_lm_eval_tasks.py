@@ -11,7 +11,7 @@ import pytest
 from tests.evaluation import fakes
 from tinyllm_bench.base import plugins
 from tinyllm_bench.data.prompts import Ask
-from tinyllm_bench.data.records import READINGS, Reading, cut_context
+from tinyllm_bench.data.records import SCORING_MODES, ScoringMode, cut_context
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluation import task_yaml
 from tinyllm_bench.evaluation.request import Asked
@@ -36,26 +36,26 @@ def manager(**metadata: Any) -> Any:
 def test_exactly_the_expected_names_are_found() -> None:
     found = manager()
     assert found.all_subtasks == sorted(
-        f"tinyllm_{n}_{reading}" for n, info in INFOS.items() for reading in info.readings
+        f"tinyllm_{n}_{mode}" for n, info in INFOS.items() for mode in info.scoring_modes
     )
-    native = {f"tinyllm_bench_native_{reading}" for name in NATIVE for reading in INFOS[name].readings}
-    assert found.all_groups == sorted([*(f"tinyllm_bench_{reading}" for reading in READINGS), *native])
+    native = {f"tinyllm_bench_native_{mode}" for name in NATIVE for mode in INFOS[name].scoring_modes}
+    assert found.all_groups == sorted([*(f"tinyllm_bench_{mode}" for mode in SCORING_MODES), *native])
 
 
 def test_every_task_and_group_loads() -> None:
-    loaded = manager(source="sample").load([f"tinyllm_bench_{reading}" for reading in READINGS])
-    assert len(loaded["tasks"]) == sum(len(INFOS[name].readings) for name in TASKS)
+    loaded = manager(source="sample").load([f"tinyllm_bench_{mode}" for mode in SCORING_MODES])
+    assert len(loaded["tasks"]) == sum(len(INFOS[name].scoring_modes) for name in TASKS)
     for name, task in loaded["tasks"].items():
-        short, reading = name.removeprefix("tinyllm_").rsplit("_", 1)
+        short, mode = name.removeprefix("tinyllm_").rsplit("_", 1)
         assert [doc["id"] for doc in task.test_docs()] == [r.id for r in load_split(SAMPLE, short, "test")]
         assert len(task.validation_docs()) == len(load_split(SAMPLE, short, "valid"))
-        kind = "generate_until" if reading == "gen" else "multiple_choice"
+        kind = "generate_until" if mode == "generate" else "multiple_choice"
         output_type: str = task.OUTPUT_TYPE
         assert output_type == kind
 
 
 def test_the_native_group_holds_the_native_tasks_alone() -> None:
-    loaded = manager(source="sample").load(["tinyllm_bench_native_gen"])
+    loaded = manager(source="sample").load(["tinyllm_bench_native_generate"])
     assert sorted(loaded["tasks"]) == [f"tinyllm_{task}_gen" for task in NATIVE]
     for name, task in loaded["tasks"].items():
         docs = list(task.test_docs())
@@ -68,8 +68,8 @@ def test_the_native_group_holds_the_native_tasks_alone() -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_is_asked_for_as_in_training_with_shots_that_end_in_it(name: str) -> None:
-    record, ask, lm = load_split(SAMPLE, name, "test")[0], Ask(reading="gen"), fakes.Recorder()
-    answer(lm, Asked(task=name, reading="gen", split="test", ids=(record.id,), source=SAMPLE, shots=2))
+    record, ask, lm = load_split(SAMPLE, name, "test")[0], Ask(mode="generate"), fakes.Recorder()
+    answer(lm, Asked(task=name, mode="generate", split="test", ids=(record.id,), source=SAMPLE, shots=2))
     shown = "".join(f"{ask.prompt(one)} {ask.label_target(one)}\n\n" for one in load_split(SAMPLE, name, "train")[:2])
     assert [args[0] for args in lm.asked] == [shown + ask.prompt(record)]
 
@@ -79,10 +79,10 @@ def test_plain_lm_eval_reads_numbers_as_our_runner_does(name: str) -> None:
     import lm_eval
 
     records = load_split(SAMPLE, name, "test")
-    gold = {Ask(reading="gen").prompt(record): record.gold_text for record in records}
+    gold = {Ask(mode="generate").prompt(record): record.gold_text for record in records}
     said = {prompt: (f" {text} dollars", " -1", " hm")[i % 3] for i, (prompt, text) in enumerate(gold.items())}
     lm = fakes.FakeLM(write=said.__getitem__)
-    ours = answer(lm, Asked(task=name, reading="gen", split="test", ids=tuple(r.id for r in records), source=SAMPLE))
+    ours = answer(lm, Asked(task=name, mode="generate", split="test", ids=tuple(r.id for r in records), source=SAMPLE))
     assert [(p.correct, p.answer is None, p.parsed_by) for p in ours[:3]] == [
         (True, False, "alone"),
         (False, False, "alone"),
@@ -111,39 +111,39 @@ def test_drift_is_noticed(tmp_path: Path) -> None:
     assert task_yaml.drift(tmp_path) == ["left_over.yaml", "obqa_mc.yaml", "piqa_gen.yaml"]
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("mode", SCORING_MODES)
 @pytest.mark.parametrize("name", TASKS)
-def test_prompts_and_options_are_exactly_those_of_training(name: str, reading: Reading) -> None:
+def test_prompts_and_options_are_exactly_those_of_training(name: str, mode: ScoringMode) -> None:
     record = load_split(SAMPLE, name, "test")[0]
     lm = fakes.Recorder()
-    answer(lm, Asked(task=name, reading=reading, split="test", ids=(record.id,), source=SAMPLE))
-    ask, cut = Ask(reading=reading), cut_context(record, 160)
-    if reading == "gen":
+    answer(lm, Asked(task=name, mode=mode, split="test", ids=(record.id,), source=SAMPLE))
+    ask, cut = Ask(mode=mode), cut_context(record, 160)
+    if mode == "generate":
         assert [args[0] for args in lm.asked] == [ask.prompt(cut)]
         assert lm.asked[0][1] == {"until": ["\n\n"], "max_gen_toks": 64, "do_sample": False}
     else:
         assert lm.asked == [(ask.prompt(cut), " " + option) for option in ask.options(record)]
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_simple_evaluate_gives_the_same_answers_as_our_runner(reading: Reading, tiny_llama: Any) -> None:
+@pytest.mark.parametrize("mode", SCORING_MODES)
+def test_simple_evaluate_gives_the_same_answers_as_our_runner(mode: ScoringMode, tiny_llama: Any) -> None:
     import lm_eval
 
     from tinyllm_bench.evaluation.lm_eval_models import hf_lm
 
     lm: Any = hf_lm(*tiny_llama, batch_size=8, device="cpu")
     records = load_split(SAMPLE, "obqa", "test")
-    asked = Asked(task="obqa", reading=reading, split="test", ids=tuple(r.id for r in records), source=SAMPLE)
+    asked = Asked(task="obqa", mode=mode, split="test", ids=tuple(r.id for r in records), source=SAMPLE)
     ours = answer(lm, asked)
-    name = f"tinyllm_obqa_{reading}"
+    name = f"tinyllm_obqa_{mode}"
     plain: Any = lm_eval.simple_evaluate(
         model=lm, tasks=[name], task_manager=manager(source="sample"), num_fewshot=0, bootstrap_iters=0
     )
-    metric = {"gen": "exact_match", "mc": "acc", "cloze": "acc_norm"}[reading]
+    metric = {"generate": "exact_match", "multiple_choice": "acc", "cloze": "acc_norm"}[mode]
     assert plain["results"][name][f"{metric},none"] == pytest.approx(sum(p.correct for p in ours) / len(ours))
     for prediction, sample in zip(ours, plain["samples"][name], strict=True):
         assert prediction.record_id == sample["doc"]["id"]
-        if reading == "gen":
+        if mode == "generate":
             assert prediction.samples[0].text == sample["resps"][0][0]
             assert float(prediction.answer is None) == sample["unparsed"]
         else:

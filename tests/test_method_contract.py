@@ -19,7 +19,7 @@ globals().update({f"Test_{name}": method_contract(name) for name in plugins.name
 
 class TestFakeThirdParty(MethodContract):
     method = FakeMethod
-    ask = Ask(reading="mc", markers={"again": "\nAnswer:"})  # its two channels have one prompt
+    ask = Ask(mode="multiple_choice", markers={"again": "\nAnswer:"})  # its two channels have one prompt
 
 
 @pytest.mark.slow

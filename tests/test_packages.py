@@ -72,12 +72,12 @@ def test_they_run_on_the_sample_and_on_a_file_of_their_own(home: Path, tiny_llam
     ]
     small += ["method.todi.temperature=1.0", "teacher.init=null"]
     asked = ("-m", "tinyllm_bench", "run", "--method", "my_kd,todi", "--task", "my_task", "--preset", "quickstart")
-    python(home / "site", home, *asked, "--no-anchors", *small)
+    python(home / "site", home, *asked, "--no-reference-baselines", *small)
     (home / "data").mkdir()
     sample = home / "my_task" / "src" / "my_task" / "samples" / "my_task.jsonl"
     (home / "data" / "my_task.jsonl").write_text(sample.read_text())
     own = ("--data-dir", "data", "--runs-dir", "own", "teachers=[replay:release#terse]")
-    python(home / "site", home, *asked, *own, "--no-anchors", *small)
+    python(home / "site", home, *asked, *own, "--no-reference-baselines", *small)
     for runs, source in (("runs", "sample"), ("own", "release")):
         records = {r["name"]: r for f in (home / runs).glob("*/run.json") if (r := json.loads(f.read_text()))}
         assert set(records) == {"my_kd", "todi"} and {r["data"]["source"] for r in records.values()} == {source}

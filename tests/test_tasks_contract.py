@@ -11,7 +11,7 @@ from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.base import plugins
 from tinyllm_bench.data.facts import facts_of, shipped_facts
 from tinyllm_bench.data.prompts import Ask
-from tinyllm_bench.data.records import READINGS, SPLITS
+from tinyllm_bench.data.records import SCORING_MODES, SPLITS
 from tinyllm_bench.data.release import own_file
 from tinyllm_bench.data.sources import (
     SAMPLE_SIZES,
@@ -108,8 +108,8 @@ def test_the_sample_s_rationales_name_the_answer_and_its_programs_work_it_out(ta
 @number_task
 @pytest.mark.parametrize("style", ["marker", "paper"])
 def test_a_number_is_asked_for_without_options_and_without_the_answer(task: str, style: str) -> None:
-    for reading in READINGS:
-        ask = Ask(reading=reading, style=style)  # type: ignore[arg-type]
+    for mode in SCORING_MODES:
+        ask = Ask(mode=mode, style=style)  # type: ignore[arg-type]
         for record in load_split(SAMPLE, task, "test"):
             assert ask.context(record) == ask.context(record, "rationale:any") == f"Question: {record.question}"
 

@@ -53,7 +53,7 @@ def run_to_a_limit(folder: Path, name: str, unit: Any, amount: float) -> None:
     sizes = {"group_size": method.group_size, "inner_epochs": method.inner_epochs}
     plan = make_plan(groups, batch_records=2, seed=0, limit=Limit(unit, amount), **sizes)
     trainer = make_trainer(
-        model, tokenizer, method, groups, folder, plan=plan, learning_rate=1e-3, looks=(0.25, 0.5, 0.75, 1.0),
+        model, tokenizer, method, groups, folder, plan=plan, learning_rate=1e-3, evaluations=(0.25, 0.5, 0.75, 1.0),
         checkpoint_seconds=0.2,
     )  # fmt: skip
     trained = trainer.run()

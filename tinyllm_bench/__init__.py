@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from tinyllm_bench.data.records import Example as Example
     from tinyllm_bench.data.records import FileSource as FileSource
     from tinyllm_bench.data.records import HubSource as HubSource
-    from tinyllm_bench.data.records import Reading as Reading
     from tinyllm_bench.data.records import Recorded as Recorded
+    from tinyllm_bench.data.records import ScoringMode as ScoringMode
     from tinyllm_bench.data.records import Split as Split
     from tinyllm_bench.data.records import TaskInfo as TaskInfo
     from tinyllm_bench.data.records import TaskRecord as TaskRecord
@@ -80,8 +80,8 @@ if TYPE_CHECKING:
     from tinyllm_bench.training.method import annotations_for as annotations_for
     from tinyllm_bench.training.method import choose_teacher as choose_teacher
     from tinyllm_bench.training.method import label_and_rationales as label_and_rationales
-    from tinyllm_bench.training.method import readings_for as readings_for
     from tinyllm_bench.training.method import response_examples as response_examples
+    from tinyllm_bench.training.method import scoring_modes_for as scoring_modes_for
     from tinyllm_bench.training.method import unknown_teachers as unknown_teachers
     from tinyllm_bench.training.policy_gradient import clipped_policy_loss_NT as clipped_policy_loss_NT
     from tinyllm_bench.training.policy_gradient import importance_log_weight_NT as importance_log_weight_NT
@@ -91,7 +91,7 @@ if TYPE_CHECKING:
     from tinyllm_bench.training.rollouts import happens as happens
     from tinyllm_bench.training.rollouts import named as named
     from tinyllm_bench.training.rollouts import probe as probe
-    from tinyllm_bench.training.rollouts import with_drawn as with_drawn
+    from tinyllm_bench.training.rollouts import with_sampled_text as with_sampled_text
 
 __version__ = "0.1.0"
 
@@ -100,7 +100,7 @@ _MODULES = {
     "base.errors": "UserError",
     "base.plugins": "load_method load_task",
     "data.prompts": "Ask LABEL PLAIN rationale_channel",
-    "data.records": "Annotation Example FileSource HubSource Reading Recorded SPLITS Split TaskInfo TaskRecord",
+    "data.records": "Annotation Example FileSource HubSource ScoringMode Recorded SPLITS Split TaskInfo TaskRecord",
     "data.rows": "text_field PASSAGE_BREAK lowest_hashes multiple_choice split_passages word_problem",
     "data.sources": "Source load_rationales load_split",
     "answers.voting": "COT POT Policy",
@@ -108,14 +108,14 @@ _MODULES = {
     "generation.sampler": "SampledText sample_texts",
     "generation.requests": "Completion GenerationRequest SamplingConfig",
     "training.method": "Average Decoding Method MethodConfig Needs Step "
-    "Response TeacherSignal Term annotations_for choose_teacher label_and_rationales readings_for response_examples "
-    "unknown_teachers",
+    "Response TeacherSignal Term annotations_for choose_teacher label_and_rationales scoring_modes_for "
+    "response_examples unknown_teachers",
     "training.batching": "Batch Group",
     "training.losses": "PerPosition averaged channel_cross_entropy channel_sums cross_entropy_N cross_entropy_of",
     "training.divergences": "DivergenceConfig divergence_of",
     "training.cross_tokenizer": "CrossTokenizer check_one_divergence divergence_from signal_for",
     "training.policy_gradient": "clipped_policy_loss_NT importance_log_weight_NT returns_NT rewards_NT whitened_NT",
-    "training.rollouts": "named happens probe with_drawn",
+    "training.rollouts": "named happens probe with_sampled_text",
     "models.tokens": "Encoded",
     "testing": "MethodContract TaskContract loss_terms",
 }

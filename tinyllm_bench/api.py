@@ -80,13 +80,14 @@ def run(
     data_dir: str | Path | None = None,
     backend: str | None = None,
     runs_dir: str | Path = "runs",
-    anchors: bool = False,
+    reference_baselines: bool = False,
     watch: Watch | None = None,
 ) -> Result:
     """Run methods on tasks; what is finished in `runs_dir` already is read back, an interrupted run goes on.
 
     Args:
-        method: Names, in one text with commas or several, or `all`; none with `anchors=True` for the anchors alone.
+        method: Names, in one text with commas or several, or `all`; none with `reference_baselines=True` for those
+            alone.
         task: Names of tasks, the same way.
         preset: `quickstart`, `cpu`, `paper` or `modern`; without one the machine decides, as on the command line.
         config: A YAML file with settings.
@@ -96,7 +97,7 @@ def run(
         data_dir: The release's folder.
         backend: `hf`, `vllm` or `auto`.
         runs_dir: Where runs are kept.
-        anchors: Also run the anchors.
+        reference_baselines: Also run the reference baselines.
         watch: Is told what goes on; nothing is printed without one. `cli.console.Console` prints what a command does.
 
     Raises:
@@ -113,10 +114,10 @@ def run(
         engine=backend,
         runs=Path(runs_dir),
     )
-    _, cells = plan_cells(request, anchors=anchors)
+    _, cells = plan_cells(request, reference_baselines=reference_baselines)
     told = _Told(watch)
     refuse_errors(cells, request.runs)
-    done = run_matrix(cells, request.runs, command=_command(request, anchors), watch=told)
+    done = run_matrix(cells, request.runs, command=_command(request, reference_baselines), watch=told)
     records = tuple(outcome.record for outcome in done.outcomes if outcome.record is not None)
     return Result(records=records, failed=tuple(told.errors), runs_dir=request.runs)
 
@@ -147,9 +148,9 @@ def compare(
     return compare_pairs(find_pairs(str(a), str(b), place=where, student=student))
 
 
-def _command(request: Request, anchors: bool) -> str:
+def _command(request: Request, reference_baselines: bool) -> str:
     """The command that does the same, for the record."""
-    words = ["tinyllm-bench", "run" if request.methods else "anchors"]
+    words = ["tinyllm-bench", "run" if request.methods else "reference-baselines"]
     given = {
         "--method": ",".join(request.methods),
         "--task": ",".join(request.tasks),
@@ -161,7 +162,7 @@ def _command(request: Request, anchors: bool) -> str:
     for option, value in given.items():
         words += [option, str(value)] if value else []
     words += ["--seeds", str(request.seeds)] if request.seeds > 1 else []
-    words += ["--no-anchors"] if request.methods and not anchors else []
+    words += ["--no-reference-baselines"] if request.methods and not reference_baselines else []
     return shlex.join([*words, *request.assignments])
 
 

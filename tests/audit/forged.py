@@ -45,7 +45,7 @@ class Forged:
         record["protocol_hash"] = protocol_hash(record["protocol"])
         record["predictions_digest"] = predictions_digest(found)
         (self.folder / "ledger.jsonl").unlink()
-        looks = [{"test_look": 1, "items": len(found), "mark": record["predictions_digest"]}]
+        looks = [{"test_evaluation": 1, "items": len(found), "mark": record["predictions_digest"]}]
         append_checked(self.folder / "ledger.jsonl", looks)
         self.write_predictions()
         self.write()

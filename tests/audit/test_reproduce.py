@@ -38,7 +38,7 @@ def test_a_table_names_what_is_there(name: str) -> None:
     found = tables.load_reproduction(name)
     assert set(found.methods) <= set(plugins.names("method")) and set(found.tasks) <= set(plugins.names("task"))
     assert {found.table, *found.beside} <= {table.id for table in REPORTED.tables}
-    assert found.floor in found.methods
+    assert found.baseline in found.methods
     for how in ("as_published", "as_corrected"):
         assert found.mode(how).deviations  # type: ignore[arg-type]
 
@@ -91,7 +91,7 @@ def test_a_table_is_run_judged_and_written(how: Any, tiny_llama_dir: Path, tmp_p
     small = (
         *(f"student.model=dir:{tiny_llama_dir}", "data.source=sample", "backend.engine=hf", "eval.max_new_tokens=4"),
         *("teachers=[replay:sample#terse,replay:sample#stepwise]", "budget.student_tokens=9000"),
-        *("data.markers={}", "train.look_every=20", "train.batch_records=1", "train.learning_rate=1e-3"),
+        *("data.markers={}", "train.eval_every=20", "train.batch_records=1", "train.learning_rate=1e-3"),
     )
     request = tables.request_of(
         found, how, "cpu", tasks=("obqa",), settings=small, seeds=1, runs=tmp_path / "reproduce"
@@ -102,10 +102,10 @@ def test_a_table_is_run_judged_and_written(how: Any, tiny_llama_dir: Path, tmp_p
     published = how == "as_published"
     for record in records:
         assert record.training and record.selected_on == ("test" if published else "valid")
-        assert record.test_looks == (1 + len(record.training.looks) if published else 1)
+        assert record.test_evaluations == (1 + len(record.training.evaluations) if published else 1)
         assert ("to the letter" in record.protocol["metric"]) == published
         assert any("selected on the test split" in note for note in record.notes) == published
-    steps = [look.step for look in records[0].training.looks]  # type: ignore[union-attr]
+    steps = [look.step for look in records[0].training.evaluations]  # type: ignore[union-attr]
     assert steps[:-1] == list(range(20, 20 * len(steps), 20))
     judged = tables.judge(found, records, REPORTED, ("obqa",), own_student=False)
     assert [(one.method, one.task) for one in judged] == [("finetune", "obqa"), ("tinyllm", "obqa")]

@@ -27,9 +27,9 @@ from tinyllm_bench.leaderboard.verdicts import tier_of, verdict_of
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("backend.engine=hf", "eval.valid_limit=4", "train.looks=[1.0]")
+SMALL = ("backend.engine=hf", "eval.valid_limit=4", "train.evaluations=[1.0]")
 PATHS = ("teachers=[replay:sample#stepwise]", "method.max_new_tokens=12", "method.n_cot=2", "method.n_pot=2")
-CELLS = ("mc", "gen", "paths")
+CELLS = ("multiple_choice", "generate", "paths")
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,11 @@ def made(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     runs = tmp_path_factory.mktemp("runs")
     by_paths: dict[str, Any] = {"method": "mixed_distillation", "tasks": ("svamp",)}
     cells = [
-        one_cell(tiny_llama_dir, *SMALL, "eval.reading=mc", runs=runs),
-        one_cell(tiny_llama_dir, *SMALL, "eval.reading=gen", "eval.max_new_tokens=8", runs=runs),
+        one_cell(tiny_llama_dir, *SMALL, "eval.mode=multiple_choice", runs=runs),
+        one_cell(tiny_llama_dir, *SMALL, "eval.mode=generate", "eval.max_new_tokens=8", runs=runs),
         one_cell(tiny_llama_dir, *SMALL, *PATHS, "eval.limit=6", runs=runs, **by_paths),
     ]
-    seeds = ("eval.reading=mc",), ("eval.reading=gen", "eval.max_new_tokens=8")
+    seeds = ("eval.mode=multiple_choice",), ("eval.mode=generate", "eval.max_new_tokens=8")
     others = [cells_of(quick(tiny_llama_dir, *SMALL, *one, seeds=2, runs=runs))[1] for one in seeds]
     others.append(
         one_cell(tiny_llama_dir, *SMALL, *PATHS, "eval.limit=6", "method.policy=single_pot", runs=runs, **by_paths)
@@ -76,7 +76,7 @@ def test_a_record_that_another_version_of_the_parser_read_is_named_as_such_and_n
     forged.seal()
     found = verify(forged.folder)
     assert texts(found) == ""
-    if kind == "mc":  # ranked options are read by no parser
+    if kind == "multiple_choice":  # ranked options are read by no parser
         assert found.tier == "re-scored"
         return
     said = " ".join(found.not_checked)
@@ -99,24 +99,24 @@ def test_a_sealed_copy_without_a_change_is_accepted(forged: Forged) -> None:
     assert texts(verify(forged.folder)) == ""
 
 
-def test_anchors_are_re_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    request = quick(tiny_llama_dir, "eval.reading=cloze", methods=("finetune",), runs=tmp_path)
-    cells = [cell for cell in cells_of(request, anchors=True) if cell.kind == "anchor"]
+def test_reference_baselines_are_re_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    request = quick(tiny_llama_dir, "eval.mode=cloze", methods=("finetune",), runs=tmp_path)
+    cells = [cell for cell in cells_of(request, reference_baselines=True) if cell.kind == "reference_baseline"]
     found = [verify(outcome.folder) for outcome in run_all(cells, tmp_path)]
     assert [texts(one) for one in found] == [""] * 4
     assert {one.tier for one in found} == {"re-scored"} and [one.not_checked for one in found] == [[]] * 4
 
 
 def test_exact_matches_and_looks_at_the_test_split_are_re_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    short = ("eval.reading=gen", "eval.max_new_tokens=4", "eval.match=exact")
-    cell = replace(one_cell(tiny_llama_dir, *SMALL, *short, runs=tmp_path), looks_at_test=True)
+    short = ("eval.mode=generate", "eval.max_new_tokens=4", "eval.match=exact")
+    cell = replace(one_cell(tiny_llama_dir, *SMALL, *short, runs=tmp_path), select_on_test=True)
     (outcome,) = run_all([cell], tmp_path)
     found = verify(outcome.folder)
-    assert texts(found) == "" and found.not_checked == [] and load_record(outcome.folder).test_looks == 2
+    assert texts(found) == "" and found.not_checked == [] and load_record(outcome.folder).test_evaluations == 2
 
 
 def test_named_answers_and_shared_passages_are_re_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    short = ("eval.reading=gen", "eval.max_new_tokens=4")
+    short = ("eval.mode=generate", "eval.max_new_tokens=4")
     cell = one_cell(tiny_llama_dir, *SMALL, *short, tasks=("bioasq",), runs=tmp_path / "runs")
     (outcome,) = run_all([cell], tmp_path / "runs")
     assert "macro_f1" in (load_record(outcome.folder).secondary) and texts(verify(outcome.folder)) == ""
@@ -141,7 +141,7 @@ def test_runs_that_build_on_others_are_re_scored_with_their_run_id(
 ) -> None:
     teacher = (f"teacher.model=dir:{tiny_llama_dir}", "teacher.init={method: finetune, epochs: 1}")
     init = "student.init={method: finetune, student_tokens: 600}"
-    short = ("annotations.engine=hf", "annotations.draw.max_new_tokens=4", "eval.limit=6", "data.train_limit=8")
+    short = ("annotations.engine=hf", "annotations.sampling.max_new_tokens=4", "eval.limit=6", "data.train_limit=8")
     cell = one_cell(tiny_llama_dir, *SMALL, *teacher, init, *short, method=method, runs=tmp_path)
     (outcome,) = run_all([cell], tmp_path)
     found = verify(outcome.folder)
@@ -163,8 +163,12 @@ def test_paths_of_a_t5_and_of_two_students_are_re_scored(tiny_t5_dir: Path, tmp_
 
 
 def test_a_changed_prediction(forged: Forged, kind: str) -> None:
-    number = {"mc": 1, "gen": 1, "paths": "987654"}[kind]
-    wanted = {"mc": lambda one: one.answer != 1, "gen": lambda one: one.answer != 1, "paths": lambda one: True}
+    number = {"multiple_choice": 1, "generate": 1, "paths": "987654"}[kind]
+    wanted = {
+        "multiple_choice": lambda one: one.answer != 1,
+        "generate": lambda one: one.answer != 1,
+        "paths": lambda one: True,
+    }
     changed = forged.change(wanted[kind], answer=number, correct=False)
     forged.seal()
     assert f"{forged.file}: answer of {changed} is {number}; expected " in texts(verify(forged.folder))
@@ -228,14 +232,14 @@ def test_another_split(forged: Forged) -> None:
 
 def test_another_seed(forged: Forged) -> None:
     forged.record["seed"] = 1
-    forged.record["asked"]["seeds"] = 2
+    forged.record["request"]["seeds"] = 2
     forged.write()
     said = texts(verify(forged.folder))
     assert f"run_id is {forged.folder.name}; expected " in said and "-s1-... (a run id begins with" in said
 
 
 def test_another_seed_with_its_run_id(forged: Forged) -> None:
-    forged.record["seed"], forged.record["asked"]["seeds"] = 1, 2
+    forged.record["seed"], forged.record["request"]["seeds"] = 1, 2
     forged.record["run_id"] = forged.record["run_id"].replace("-s0-", "-s1-")
     forged.write()
     found = verify(forged.folder)
@@ -273,30 +277,30 @@ def test_a_swapped_file(forged: Forged, made: dict[str, Path], kind: str) -> Non
 
 
 def test_changed_log_probabilities_texts_and_keys_are_noticed(made: dict[str, Path], tmp_path: Path) -> None:
-    ranked = Forged(made["mc"], tmp_path / "a")
+    ranked = Forged(made["multiple_choice"], tmp_path / "a")
     best = max(ranked.predictions[0].option_logprobs)
     ranked.change(lambda one: True, option_logprobs=(best, *[0.5] * 3))
     ranked.seal()
     assert "option_logprobs of" in texts(verify(ranked.folder))
-    written = Forged(made["gen"], tmp_path / "b")
+    written = Forged(made["generate"], tmp_path / "b")
     text = replace(written.predictions[0].samples[0], text="(b)")
     name = written.change(lambda one: True, samples=(text,), answer=0, correct=False)
     written.seal()
     assert f"answer of {name} is 0; expected 1, worked out again" in texts(verify(written.folder))
     paths = Forged(made["paths"], tmp_path / "c")
     said = paths.predictions[0].samples
-    (number,) = [i for i, one in enumerate(said) if one.channel == "pot" and not one.drawn]
+    (number,) = [i for i, one in enumerate(said) if one.channel == "pot" and not one.sampled]
     program = replace(said[number], text="answer = 6 * 7", answer_key="41", executed=True)
     name = paths.change(lambda one: True, samples=(*said[:number], program, *said[number + 1 :]))
     paths.seal()
     assert f"answer_key of text {number} (pot) of {name} is 41; expected 42" in texts(verify(paths.folder))
     paths.change(lambda one: True, samples=said[1:])
     paths.seal()
-    assert "texts (greedy, drawn) of" in texts(verify(paths.folder))
+    assert "texts (greedy, sampled) of" in texts(verify(paths.folder))
 
 
 def test_settings_looks_training_and_student_are_noticed(forged: Forged) -> None:
-    forged.record["test_looks"] = 7
+    forged.record["test_evaluations"] = 7
     forged.record["config"]["train"]["learning_rate"] = 1.0
     forged.record["student"]["digest"] = "0" * 64
     forged.record["training"]["last_loss"] = 0.25
@@ -305,7 +309,7 @@ def test_settings_looks_training_and_student_are_noticed(forged: Forged) -> None
     forged.write()
     said = texts(verify(forged.folder))
     for expected in (
-        "test_looks is 7; expected 1 as ledger.jsonl says",
+        "test_evaluations is 7; expected 1 as ledger.jsonl says",
         "config.train.learning_rate is 1.0; expected 0.003 as config.yaml says",
         "student.digest is 000000000000; expected",
         "data.train_ids_digest is 000000000000; expected",
@@ -355,7 +359,7 @@ def test_without_the_data_nothing_is_scored(
     made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TINYLLM_BENCH_DATA", raising=False)
-    forged = Forged(made["mc"], tmp_path / "runs")
+    forged = Forged(made["multiple_choice"], tmp_path / "runs")
     forged.record["sample"], forged.record["data"]["source"] = False, "release"
     forged.write()
     assert "sample is False; expected True" in texts(verify(forged.folder)), "sample questions are known as such"
@@ -379,7 +383,7 @@ def test_what_this_machine_lacks_is_not_checked_and_no_problem(
     found = verify(made["paths"])
     assert found.ok and found.tier == "self-reported"
     assert found.not_checked == ["answers and score (programs need the sandbox)"]
-    forged = Forged(made["mc"], tmp_path / "runs")
+    forged = Forged(made["multiple_choice"], tmp_path / "runs")
     settings = (forged.folder / "config.yaml").read_text()
     (forged.folder / "config.yaml").write_text(settings.replace("model: dir:", "model: dir:/nowhere"))
     assert "the digest in the run id, teachers and notes (dir:/nowhere" in verify(forged.folder).not_checked[0]
@@ -416,12 +420,14 @@ def test_a_verdict_is_kept_on_a_board_and_belongs_to_the_record_s_content(forged
         keep_verdict(verify(forged.folder), board)
     board_add([forged.folder], board, replace=True)
     assert tier_of(place) == "self-reported" and verdict_of(place) is None
-    forged.record["test_looks"] = 5
+    forged.record["test_evaluations"] = 5
     forged.write()
     board_add([forged.folder], board, replace=True)
     keep_verdict(verify(forged.folder), board)
     failed = verdict_of(place)
-    assert failed and not failed.ok and "test_looks is 5" in failed.problems[0] and tier_of(place) == "self-reported"
+    assert (
+        failed and not failed.ok and "test_evaluations is 5" in failed.problems[0] and tier_of(place) == "self-reported"
+    )
 
 
 def test_the_right_answers_are_the_checker_s_own(
@@ -429,7 +435,7 @@ def test_the_right_answers_are_the_checker_s_own(
 ) -> None:
     """A submitted folder may bring a release of its own along, and name it in its settings."""
     monkeypatch.delenv("TINYLLM_BENCH_DATA", raising=False)
-    forged = Forged(made["mc"], tmp_path / "runs")
+    forged = Forged(made["multiple_choice"], tmp_path / "runs")
     forged.record["sample"], forged.record["data"]["source"] = False, "release"
     forged.write()
     (forged.folder / "release").mkdir()
@@ -440,17 +446,17 @@ def test_the_right_answers_are_the_checker_s_own(
 
 
 def test_a_second_run_of_the_cell_makes_it_re_run(made: dict[str, Path], tiny_llama_dir: Path, tmp_path: Path) -> None:
-    cell = one_cell(tiny_llama_dir, *SMALL, "eval.reading=mc", runs=tmp_path)
+    cell = one_cell(tiny_llama_dir, *SMALL, "eval.mode=multiple_choice", runs=tmp_path)
     (outcome,) = run_all([cell], tmp_path)
     second = json.loads((outcome.folder / RECORD_FILE).read_text())
     second["created"] = "2030-01-01T00:00:00Z"  # both tests may run within one second
     write_json(outcome.folder / RECORD_FILE, second)
-    found = verify(made["mc"], rerun=outcome.folder)
+    found = verify(made["multiple_choice"], rerun=outcome.folder)
     assert texts(found) == "" and found.tier == "re-run"
     assert found.rerun and found.rerun.same_answers == found.rerun.n == 16
-    copy = verify(made["mc"], rerun=made["mc"])
+    copy = verify(made["multiple_choice"], rerun=made["multiple_choice"])
     assert "a copy; expected a second run of the cell" in texts(copy) and copy.tier == "self-reported"
-    other = verify(made["mc"], rerun=made["other mc"])
+    other = verify(made["multiple_choice"], rerun=made["other multiple_choice"])
     assert "seed is 1; expected 0" in texts(other)
 
 

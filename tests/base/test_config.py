@@ -259,7 +259,10 @@ SAME = [  # nested already
 ]
 OTHER = [
     ({"train.learning_rate": 1e-5, "eval": {"limit": 3}}, {"train": {"learning_rate": 1e-5}, "eval": {"limit": 3}}),
-    ({"train": {"looks": (0.5, 1.0)}, "data.style": "x"}, {"train": {"looks": [0.5, 1.0]}, "data": {"style": "x"}}),
+    (
+        {"train": {"evaluations": (0.5, 1.0)}, "data.style": "x"},
+        {"train": {"evaluations": [0.5, 1.0]}, "data": {"style": "x"}},
+    ),
     ({"data.dir": Path("some/where")}, {"data": {"dir": "some/where"}}),
 ]
 

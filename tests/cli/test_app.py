@@ -52,7 +52,7 @@ def test_help_names_every_command(call: Call) -> None:
         "annotate",
         "train",
         "predict",
-        "anchors",
+        "reference-baselines",
         "list",
         "data",
         "teachers",
@@ -101,7 +101,7 @@ def test_a_third_partys_method_is_listed_and_runs(
 ) -> None:
     install("trap", TRAP)
     assert {row["name"] for row in json.loads(call("list", "plugins", "--json").out)} == {"trap"}
-    said = call("run", "--method", "trap", "--task", "obqa", "--no-anchors", *small)
+    said = call("run", "--method", "trap", "--task", "obqa", "--no-reference-baselines", *small)
     assert said.status == 0, said.err
     assert set(records_in(tmp_path / "runs")) == {"trap"}
 
@@ -123,7 +123,7 @@ def test_run_records_prints_and_writes_a_board(call: Call, small: list[Any], tmp
     assert next_one.startswith("tinyllm-bench compare tinyllm finetune --in ") and compared.status == 0, compared.err
     records = records_in(tmp_path / "runs")
     assert len(records) == 6 and all(r.command.startswith("tinyllm-bench run --method") for r in records.values())
-    assert records["finetune"].asked["preset"] == "quickstart" and records["finetune"].asked["tasks"] == ["obqa"]
+    assert records["finetune"].request["preset"] == "quickstart" and records["finetune"].request["tasks"] == ["obqa"]
     again = call(*arguments)
     assert again.status == 0 and again.err.count("already finished; nothing to do") == 6
     assert records_in(tmp_path / "runs") == records
@@ -146,8 +146,8 @@ def test_stages_one_by_one(call: Call, small: list[Any], tmp_path: Path) -> None
     assert call("board", "build", "--board-dir", tmp_path / "board").status == 0
 
 
-def test_anchors_alone(call: Call, small: list[Any], tmp_path: Path) -> None:
-    said = call("anchors", "--task", "arc", *small)
+def test_reference_baselines_alone(call: Call, small: list[Any], tmp_path: Path) -> None:
+    said = call("reference-baselines", "--task", "arc", *small)
     assert said.status == 0, said.err
     assert set(records_in(tmp_path / "runs")) == {"random", "majority", "zero_shot", "few_shot (3 shots)"}
 
@@ -172,7 +172,7 @@ def test_dry_run_does_not_ask_the_hub(call: Call, small: list[Any]) -> None:
 
 
 def test_show_config_names_the_layer_of_every_setting(call: Call, small: list[Any], tmp_path: Path) -> None:
-    said = call("run", "--method", "tinyllm", "--task", "obqa", "--no-anchors", "--show-config", *small)
+    said = call("run", "--method", "tinyllm", "--task", "obqa", "--no-reference-baselines", "--show-config", *small)
     assert said.status == 0 and not (tmp_path / "runs").exists()
     for line in (
         "budget.student_tokens = 3000  (command line)",
@@ -232,7 +232,7 @@ def test_a_fault_of_a_method_is_logged_and_the_next_cell_runs(
 ) -> None:
     trap = install("trap", TRAP)
     trap.fails = True
-    asked = ("run", "--method", "trap,finetune", "--task", "obqa", "--no-anchors", *small)
+    asked = ("run", "--method", "trap,finetune", "--task", "obqa", "--no-reference-baselines", *small)
     said = call(*asked)
     assert said.status == 1 and "RuntimeError: the third step fails (traceback in " in said.err
     assert "Traceback" not in said.err
@@ -253,7 +253,16 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
     trap = install("trap", TRAP)
     trap.signal_to_send = number
-    asked = ("run", "--method", "trap", "--task", "obqa", "--no-anchors", *small, "train.checkpoint_seconds=0")
+    asked = (
+        "run",
+        "--method",
+        "trap",
+        "--task",
+        "obqa",
+        "--no-reference-baselines",
+        *small,
+        "train.checkpoint_seconds=0",
+    )
     said = call(*asked)
     *_, told, command = said.err.splitlines()
     assert said.status == 3 and told == "interrupted; run the same command again to resume:"

@@ -191,7 +191,7 @@ def test_damaged_data_is_refused_before_anything_starts(
 @pytest.mark.slow
 def test_a_refusal_loses_nothing_that_was_computed(call: Call, asked: list[Any], small: list[Any]) -> None:
     runs = Path(small[small.index("--runs-dir") + 1])
-    done = ("run", "--method", "finetune", "--task", "obqa", "--no-anchors", *small)
+    done = ("run", "--method", "finetune", "--task", "obqa", "--no-reference-baselines", *small)
     assert call(*done).status == 0
     before = {file: file.read_bytes() for file in runs.rglob("*") if file.is_file()}
     assert_refused(call(*done, "train.warmups=1"), "train.warmup")

@@ -11,7 +11,7 @@ from tests.fake_hub import TOKEN, FakeHub
 
 @pytest.fixture
 def run_id(call: Call, small: list[Any], tmp_path: Path) -> str:
-    said = call("run", "--method", "finetune", "--task", "obqa", "--no-anchors", *small)
+    said = call("run", "--method", "finetune", "--task", "obqa", "--no-reference-baselines", *small)
     assert said.status == 0, said.err
     (folder,) = (tmp_path / "runs").glob("finetune-*")
     return folder.name

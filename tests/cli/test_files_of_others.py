@@ -40,7 +40,7 @@ def finished(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from tests.experiment.runs import one_cell, run_all
 
     runs = tmp_path_factory.mktemp("runs")
-    cell = one_cell(tiny_llama_dir, "backend.engine=hf", "eval.valid_limit=4", "train.looks=[1.0]", runs=runs)
+    cell = one_cell(tiny_llama_dir, "backend.engine=hf", "eval.valid_limit=4", "train.evaluations=[1.0]", runs=runs)
     (outcome,) = run_all([cell], runs)
     folder: Path = outcome.folder
     return folder
@@ -70,7 +70,7 @@ def spoiled(name: str) -> list[bytes]:
     if name.endswith(".jsonl"):
         rows = [
             *texts,
-            '{"test_look": []}',
+            '{"test_evaluation": []}',
             '{"event": "training_step", "step": {}}',
             '{"event": "cell_started"}',
             '{"event": 1}',

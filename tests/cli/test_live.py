@@ -32,7 +32,7 @@ def lines_of(progress: Progress, width: int, height: int = 30) -> list[str]:
 
 def training(clock: Clock, cells: list[Any] | None = None) -> Progress:
     """One cell done, one that trains, one that waits."""
-    cells = cells or [cell("r", "guess", kind="anchor"), cell("a"), cell("b", seed=1)]
+    cells = cells or [cell("r", "guess", kind="reference_baseline"), cell("a"), cell("b", seed=1)]
     progress = Progress(cells, clock=clock)
     progress.cell(cells[0])
     clock.now += 2

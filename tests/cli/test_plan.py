@@ -30,7 +30,9 @@ def test_a_table_and_what_it_can_tell_apart(call: Call, small: list[Any], tmp_pa
 
 
 def test_json_holds_every_number(call: Call, small: list[Any]) -> None:
-    said = call("plan", "--method", "finetune", "--task", "obqa", "--no-anchors", "--price", 2, "--json", *small)
+    said = call(
+        "plan", "--method", "finetune", "--task", "obqa", "--no-reference-baselines", "--price", 2, "--json", *small
+    )
     assert said.status == 0, said.err
     found = json.loads(said.out)
     (cell,) = found["cells"]
@@ -41,7 +43,7 @@ def test_json_holds_every_number(call: Call, small: list[Any]) -> None:
 
 
 def test_what_is_done_is_said(call: Call, small: list[Any]) -> None:
-    words = ("--method", "finetune", "--task", "obqa", "--no-anchors", *small)
+    words = ("--method", "finetune", "--task", "obqa", "--no-reference-baselines", *small)
     assert call("run", *words).status == 0
     said = call("plan", *words)
     assert "already done" in said.out and "1 cell, 1 already done: 0 student tokens" in said.out

@@ -13,7 +13,7 @@ from tests.cli.conftest import Call
 from tests.packages import METHOD, REPORTER, TEACHER, Site, forget, installing
 from tinyllm_bench.leaderboard.record import load_record
 
-DRY = ("run", "--task", "obqa", "--no-anchors", "--dry-run")
+DRY = ("run", "--task", "obqa", "--no-reference-baselines", "--dry-run")
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_method_teacher_and_reporter_of_files_make_a_row(
     method = write(tmp_path / "own.py", METHOD.replace('load_method("finetune")', 'load_method("dss")'))
     (tmp_path / "own.yaml").write_text("method: {teacher: polly, rationale_weight: 0.25}\n")
     words = [word for file in (parrot, method, write(tmp_path / "rows.py", REPORTER)) for word in ("--plugin", file)]
-    asked = ("run", "--method", "own", "--task", "obqa", "--no-anchors", *small, "teachers=[parrot:polly]")
+    asked = ("run", "--method", "own", "--task", "obqa", "--no-reference-baselines", *small, "teachers=[parrot:polly]")
     said = call(*asked, *words)
     assert said.status == 0, said.err
     (folder,) = (file.parent for file in (tmp_path / "runs").glob("*/run.json"))

@@ -47,14 +47,14 @@ def test_a_cell_goes_through_its_stages() -> None:
     assert (row.state, row.accuracy, row.took) == ("done", 0.25, 12.0)
 
 
-def test_an_anchor_is_only_asked() -> None:
-    progress = Progress([cell("a", kind="anchor")])
-    progress.cell(cell("a", kind="anchor"))
+def test_a_reference_baseline_is_only_asked() -> None:
+    progress = Progress([cell("a", kind="reference_baseline")])
+    progress.cell(cell("a", kind="reference_baseline"))
     assert progress.rows[0].stage == "predict"
 
 
 def test_a_stage_command_ends_with_its_stage() -> None:
-    progress = Progress([cell("a"), cell("b", kind="anchor")], until="train")
+    progress = Progress([cell("a"), cell("b", kind="reference_baseline")], until="train")
     assert [row.stages for row in progress.rows] == [("annotate", "train"), ()]
 
 
@@ -107,8 +107,8 @@ def test_time_left_comes_from_the_cells_most_alike() -> None:
 
 def test_time_left_counts_the_pace_of_the_cell_that_runs() -> None:
     clock = Clock()
-    progress = Progress([cell("z", kind="anchor"), cell("a"), cell("b")], clock=clock)
-    progress.cell(cell("z", kind="anchor"))
+    progress = Progress([cell("z", kind="reference_baseline"), cell("a"), cell("b")], clock=clock)
+    progress.cell(cell("z", kind="reference_baseline"))
     clock.now += 5
     progress.event(RunRecorded(0.5))
     progress.done(Done(None, True))

@@ -54,25 +54,34 @@ def test_the_whole_way(call: Call, runs: Path) -> None:
 
 
 def test_what_does_not_hold_has_status_1_and_a_line_each(call: Call, small: list[Any], tmp_path: Path) -> None:
-    assert call("run", "--method", "finetune", "--task", "obqa", "--no-anchors", *small).status == 0
+    assert call("run", "--method", "finetune", "--task", "obqa", "--no-reference-baselines", *small).status == 0
     (run,) = (tmp_path / "runs").glob("finetune-*")
     record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | {"test_looks": 3}))
+    (run / "run.json").write_text(json.dumps(record | {"test_evaluations": 3}))
     said = call("verify", run)
     assert said.status == 1 and said.err == ""
     assert said.out.splitlines()[:2] == [
         f"FAILED {run}: 1 problem",
-        f"  {run}/run.json: test_looks is 3; expected 1 as ledger.jsonl says",
+        f"  {run}/run.json: test_evaluations is 3; expected 1 as ledger.jsonl says",
     ]
     said = call("verify", run, "--json")
     (found,) = json.loads(said.out)
-    assert said.status == 1 and found["ok"] is False and found["problems"][0]["wrong"] == "test_looks is 3"
+    assert said.status == 1 and found["ok"] is False and found["problems"][0]["wrong"] == "test_evaluations is 3"
 
 
 @pytest.mark.slow
 def test_protocols_that_differ_have_status_1_and_no_comparison(call: Call, small: list[Any], tmp_path: Path) -> None:
     for limit in (8, 16):
-        arguments = ("run", "--method", "finetune", "--task", "obqa", "--no-anchors", *small, f"eval.limit={limit}")
+        arguments = (
+            "run",
+            "--method",
+            "finetune",
+            "--task",
+            "obqa",
+            "--no-reference-baselines",
+            *small,
+            f"eval.limit={limit}",
+        )
         assert call(*arguments).status == 0
     runs = sorted((tmp_path / "runs").glob("finetune-*"))
     said = call("protocol", "diff", *runs)
@@ -98,7 +107,7 @@ def test_wrong_requests_are_one_line(call: Call, tmp_path: Path) -> None:
 
 
 def test_a_board_s_owner_verifies_what_is_added(call: Call, small: list[Any], tmp_path: Path) -> None:
-    assert call("run", "--method", "finetune", "--task", "obqa", "--no-anchors", *small).status == 0
+    assert call("run", "--method", "finetune", "--task", "obqa", "--no-reference-baselines", *small).status == 0
     (run,) = (tmp_path / "runs").glob("finetune-*")
     board = tmp_path / "owner"
     assert call("verify", run, "--board-dir", board).err.startswith(f"error: run {run.name} is not on the board")
@@ -109,9 +118,9 @@ def test_a_board_s_owner_verifies_what_is_added(call: Call, small: list[Any], tm
     page = (board / "README.md").read_text()
     assert "| re-scored" in page and "refuted on" in page and not list(run.glob("*refut*"))
     record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | {"test_looks": 3}))
+    (run / "run.json").write_text(json.dumps(record | {"test_evaluations": 3}))
     said = call("board", "add", run, "--board-dir", tmp_path / "other", "--verify")
-    assert said.status == 2 and "test_looks is 3; expected 1" in said.err and len(said.err.splitlines()) == 1
+    assert said.status == 2 and "test_evaluations is 3; expected 1" in said.err and len(said.err.splitlines()) == 1
     assert not (tmp_path / "other").exists()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.watched import cell
-from tests.leaderboard.fakes import flags, make_anchor, make_record
+from tests.leaderboard.fakes import flags, make_record, make_reference
 from tinyllm_bench.cli.progress import Progress
 from tinyllm_bench.cli.run import summarise
 from tinyllm_bench.experiment.runner import Matrix, Outcome
@@ -14,8 +14,8 @@ from tinyllm_bench.leaderboard.record import save_record
 
 
 def matrix(tmp_path: Path) -> tuple[Matrix, Progress]:
-    """An anchor, two methods, and one that failed."""
-    records = [make_anchor("untrained", flags(20, 5)), *(make_record(n, flags(20, 10)) for n in ("floor", "better"))]
+    """A reference baseline, two methods, and one that failed."""
+    records = [make_reference("untrained", flags(20, 5)), *(make_record(n, flags(20, 10)) for n in ("floor", "better"))]
     cells = [cell(one.run_id, one.label, one.task, kind=one.kind) for one in records] + [cell("x", "broken", "toy")]
     progress, outcomes = Progress(cells), []
     for one, record in zip(cells, records, strict=False):
@@ -39,7 +39,7 @@ def test_cells_board_files_and_next_commands(tmp_path: Path, capsys: pytest.Capt
     assert rows[3][:4] == ["floor on toy", "0", "50.0 % (10/20)", "1,000"] and rows[3][-1].endswith("(earlier run)")
     assert rows[5] == ["broken on toy", "0", "failed", "-", "0 s"]
     assert "broken on toy, seed 0 failed: the loss is inf at step 3" in said.out
-    assert "toy, cloze reading, 20 questions" in said.out
+    assert "toy, cloze mode, 20 questions" in said.out
     assert said.out.splitlines()[-2:] == [
         f"next: tinyllm-bench compare better floor --in {tmp_path / 'board'}",
         f"      tinyllm-bench curves {tmp_path}",

@@ -69,7 +69,7 @@ def test_a_report_without_a_text_is_refused(call: Call) -> None:
 def test_texts_move_from_one_cache_to_another(
     call: Call, small: list[Any], tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = (f"teachers=[dir:{tiny_llama_dir}]", "annotations.draw.max_new_tokens=4", "annotations.engine=hf")
+    live = (f"teachers=[dir:{tiny_llama_dir}]", "annotations.sampling.max_new_tokens=4", "annotations.engine=hf")
     asked = ("--method", "tinyllm", "--task", "obqa", *small, *live, "data.train_limit=4")
     assert call("annotate", *asked).status == 0
     (row,) = json.loads(call("teachers", "info", "--json").out)

@@ -40,7 +40,7 @@ def text_of(row, kind, key):
 TASK = TaskInfo(
     name="toysums", title="Toy", version=1, sizes={"train": 6, "valid": 2, "test": 3},
     to_record=lambda row, split: word_problem(row, task="toysums", split=split), source="invented", licence="none",
-    readings=("gen",), rationale_keys=("one", "two"), program_keys=("one",), blind_keys=("one",),
+    scoring_modes=("generate",), rationale_keys=("one", "two"), program_keys=("one",), blind_keys=("one",),
     file=FileSource(path="sums/toysums.jsonl", splits_of=splits_of, text_of=text_of),
 )
 """

@@ -21,27 +21,27 @@ OPTIONS = "Steam is hot. Ice is not.\nIs ice colder than steam?\nAnswer Choices:
 
 
 @pytest.mark.parametrize(
-    ("reading", "prompt", "target", "options"),
+    ("mode", "prompt", "target", "options"),
     [
-        ("gen", f"{OPTIONS}\nAnswer:", "yes", ("yes", "no")),
-        ("mc", f"{OPTIONS}\nAnswer:", "a", ("a", "b")),
+        ("generate", f"{OPTIONS}\nAnswer:", "yes", ("yes", "no")),
+        ("multiple_choice", f"{OPTIONS}\nAnswer:", "a", ("a", "b")),
         ("cloze", "Steam is hot. Ice is not.\nQuestion: Is ice colder than steam?\nAnswer:", "yes", ("yes", "no")),
     ],
 )
-def test_label_prompts(reading: Any, prompt: str, target: str, options: tuple[str, ...]) -> None:
-    ask = Ask(reading=reading)
+def test_label_prompts(mode: Any, prompt: str, target: str, options: tuple[str, ...]) -> None:
+    ask = Ask(mode=mode)
     assert (ask.prompt(RECORD), ask.label_target(RECORD), ask.options(RECORD)) == (prompt, target, options)
 
 
 def test_rationale_channels_keep_the_options_in_view_by_default() -> None:
     channel = rationale_channel("big")
-    assert Ask(reading="cloze").prompt(RECORD, channel) == f"{OPTIONS}\nRationale (big):"
-    hidden = Ask(reading="cloze", rationale_context="question")
+    assert Ask(mode="cloze").prompt(RECORD, channel) == f"{OPTIONS}\nRationale (big):"
+    hidden = Ask(mode="cloze", rationale_context="question")
     assert hidden.context(RECORD, channel) == hidden.context(RECORD, LABEL)
 
 
 def test_the_paper_s_style() -> None:
-    ask = Ask(reading="gen", style="paper", markers={rationale_channel("big"): "rationale: "})
+    ask = Ask(mode="generate", style="paper", markers={rationale_channel("big"): "rationale: "})
     assert ask.prompt(RECORD) == f"predict: {OPTIONS}"
     assert ask.prompt(RECORD, rationale_channel("big")) == f"rationale: {OPTIONS}"
     assert ask.prompt(RECORD, rationale_channel("other")).startswith("explain other: ")
@@ -49,7 +49,7 @@ def test_the_paper_s_style() -> None:
 
 def test_without_a_context_the_question_stands_first() -> None:
     bare = replace(RECORD, context="")
-    assert Ask(reading="cloze").prompt(bare) == "Question: Is ice colder than steam?\nAnswer:"
+    assert Ask(mode="cloze").prompt(bare) == "Question: Is ice colder than steam?\nAnswer:"
 
 
 def test_only_the_context_is_cut_and_from_its_start() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from lm_eval.api.model import LM
 
 from tinyllm_bench.data.prompts import Ask
-from tinyllm_bench.data.records import Reading, TaskRecord
+from tinyllm_bench.data.records import ScoringMode, TaskRecord
 
 
 class FakeLM(LM):
@@ -36,9 +36,9 @@ class Recorder(FakeLM):
     """Says nothing useful; keeps what it was asked in `asked`."""
 
 
-def perfect(records: tuple[TaskRecord, ...], reading: Reading) -> FakeLM:
+def perfect(records: tuple[TaskRecord, ...], mode: ScoringMode) -> FakeLM:
     """Knows the answer to every record by its prompt."""
-    ask = Ask(reading=reading)
+    ask = Ask(mode=mode)
     key = {ask.prompt(record): ask.label_target(record) for record in records}
     return FakeLM(lambda prompt, text: 0.0 if text == " " + key[prompt] else -1e3, lambda prompt: " " + key[prompt])
 

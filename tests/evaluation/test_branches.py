@@ -8,7 +8,7 @@ import torch
 from lm_eval.api.instance import Instance
 
 from tinyllm_bench.data.prompts import Ask
-from tinyllm_bench.data.records import Reading
+from tinyllm_bench.data.records import ScoringMode
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluation.branches import continuation_logprobs
 from tinyllm_bench.evaluation.lm_eval_models import hf_lm
@@ -17,9 +17,9 @@ from tinyllm_bench.training.batching import collator_of
 from tinyllm_bench.training.settings import Layout
 
 
-def requests(reading: Reading, task: str = "obqa") -> list[Any]:
+def requests(mode: ScoringMode, task: str = "obqa") -> list[Any]:
     """Options of eight questions, out of order, as lm-eval hands them over."""
-    ask = Ask(reading=reading)
+    ask = Ask(mode=mode)
     pairs = [
         (ask.prompt(record), f" {option}")
         for record in load_split(Source("sample"), task, "test")[:8]
@@ -30,14 +30,14 @@ def requests(reading: Reading, task: str = "obqa") -> list[Any]:
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_t5"])
-@pytest.mark.parametrize("reading", ["cloze", "mc"])
+@pytest.mark.parametrize("mode", ["cloze", "multiple_choice"])
 @pytest.mark.parametrize("task", ["obqa", "pubmedqa"])
-def test_the_values_are_lm_eval_s(task: str, reading: Reading, family: str, request: pytest.FixtureRequest) -> None:
+def test_the_values_are_lm_eval_s(task: str, mode: ScoringMode, family: str, request: pytest.FixtureRequest) -> None:
     found: dict[Layout, Any] = {}
     for layout in ("separate", "shared"):
         lm: Any = hf_lm(*request.getfixturevalue(family), batch_size=4, device="cpu", layout=layout)
         assert lm.layout[0] == layout
-        found[layout] = lm.loglikelihood(requests(reading, task))
+        found[layout] = lm.loglikelihood(requests(mode, task))
     assert len(found["shared"]) == len(found["separate"]) >= 24
     for ours, theirs in zip(found["shared"], found["separate"], strict=True):
         assert ours[0] == pytest.approx(theirs[0], abs=1e-4) and ours[1] == theirs[1]

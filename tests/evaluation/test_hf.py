@@ -6,7 +6,7 @@ import pytest
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import Ask
-from tinyllm_bench.data.records import READINGS, Reading
+from tinyllm_bench.data.records import SCORING_MODES, ScoringMode
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluation.lm_eval_models import hf_lm
 from tinyllm_bench.evaluation.request import Asked
@@ -18,17 +18,17 @@ RECORDS = load_split(SAMPLE, "obqa", "test")
 IDS = tuple(record.id for record in RECORDS)
 
 
-def asked(reading: Reading, ids: tuple[str, ...] = IDS[:6], **more: Any) -> Asked:
-    return Asked(**{"task": "obqa", "reading": reading, "split": "test", "ids": ids, "source": SAMPLE, **more})
+def asked(mode: ScoringMode, ids: tuple[str, ...] = IDS[:6], **more: Any) -> Asked:
+    return Asked(**{"task": "obqa", "mode": mode, "split": "test", "ids": ids, "source": SAMPLE, **more})
 
 
-@pytest.mark.parametrize("reading", ["mc", "cloze"])
-def test_option_scores_are_those_of_the_bare_model(reading: Reading, tiny_llama: Any) -> None:
+@pytest.mark.parametrize("mode", ["multiple_choice", "cloze"])
+def test_option_scores_are_those_of_the_bare_model(mode: ScoringMode, tiny_llama: Any) -> None:
     import torch
 
     model, tokenizer = tiny_llama
-    predictions = answer(hf_lm(model, tokenizer, batch_size=5, device="cpu"), asked(reading))
-    ask = Ask(reading=reading)
+    predictions = answer(hf_lm(model, tokenizer, batch_size=5, device="cpu"), asked(mode))
+    ask = Ask(mode=mode)
     for record, prediction in zip(RECORDS, predictions, strict=False):
         head = tokenizer(ask.prompt(record)).input_ids
         for option, found in zip(ask.options(record), prediction.option_logprobs, strict=True):
@@ -39,13 +39,13 @@ def test_option_scores_are_those_of_the_bare_model(reading: Reading, tiny_llama:
             assert found == pytest.approx(wanted, abs=1e-4)
 
 
-@pytest.mark.parametrize("reading", ["mc", "cloze"])
-def test_t5_scores_are_those_of_the_bare_model(reading: Reading, tiny_t5: Any) -> None:
+@pytest.mark.parametrize("mode", ["multiple_choice", "cloze"])
+def test_t5_scores_are_those_of_the_bare_model(mode: ScoringMode, tiny_t5: Any) -> None:
     import torch
 
     model, tokenizer = tiny_t5
-    predictions = answer(hf_lm(model, tokenizer, batch_size=5, device="cpu"), asked(reading))
-    ask = Ask(reading=reading)
+    predictions = answer(hf_lm(model, tokenizer, batch_size=5, device="cpu"), asked(mode))
+    ask = Ask(mode=mode)
     for record, prediction in zip(RECORDS, predictions, strict=False):
         source = torch.tensor([tokenizer(ask.prompt(record)).input_ids])
         for option, found in zip(ask.options(record), prediction.option_logprobs, strict=True):
@@ -62,7 +62,9 @@ def test_generation_writes_exactly_the_asked_number_of_tokens(kind: str) -> None
     model.generation_config.eos_token_id = None
     model.config.eos_token_id = None
     for limit in (3, 9):
-        predictions = answer(hf_lm(model, tokenizer, batch_size=4, device="cpu"), asked("gen", max_new_tokens=limit))
+        predictions = answer(
+            hf_lm(model, tokenizer, batch_size=4, device="cpu"), asked("generate", max_new_tokens=limit)
+        )
         assert {p.samples[0].tokens for p in predictions if p.stopped == "limit"} == {limit}
         assert all((p.samples[0].tokens or 0) <= limit for p in predictions)
 
@@ -91,18 +93,18 @@ def test_a_t5_keeps_its_own_head_and_every_model_its_mode() -> None:
     head = model.lm_head.weight.detach().clone()
     model.train()
     lm = hf_lm(model, tokenizer, batch_size=2, device="cpu")
-    answer(lm, asked("gen", IDS[:2], max_new_tokens=4))
+    answer(lm, asked("generate", IDS[:2], max_new_tokens=4))
     answer(lm, asked("cloze", IDS[:2]))
     assert torch.equal(model.lm_head.weight, head) and not torch.equal(head, model.shared.weight)
     assert model.training and "tie_weights" not in vars(model)
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_a_prompt_that_is_too_long_is_refused_by_name(reading: Reading) -> None:
+@pytest.mark.parametrize("mode", SCORING_MODES)
+def test_a_prompt_that_is_too_long_is_refused_by_name(mode: ScoringMode) -> None:
     model, tokenizer = tiny_models.tiny_llama(max_position_embeddings=32)
     lm = hf_lm(model, tokenizer, batch_size=4, device="cpu")
     with pytest.raises(UserError, match=rf"{IDS[0]}: \d+ tokens .* limit of 32"):
-        answer(lm, asked(reading, IDS[:1], max_new_tokens=8))
+        answer(lm, asked(mode, IDS[:1], max_new_tokens=8))
 
 
 def test_no_embedding_is_resized_and_the_padded_rows_count(tiny_llama: Any) -> None:
@@ -115,7 +117,7 @@ def test_ids_are_those_of_the_parts_joined(tiny_llama: Any) -> None:
     model, tokenizer = tiny_llama
     lm = hf_lm(model, tokenizer, batch_size=4, device="cpu")
     for record in RECORDS:
-        ask = Ask(reading="mc")
+        ask = Ask(mode="multiple_choice")
         parts = (ask.context(record), ask.marker())
         head = [token for part in parts for token in tokenizer(part, add_special_tokens=False).input_ids]
         for option in ask.options(record):
@@ -140,5 +142,5 @@ def test_chat_goes_through_the_models_own_template(tiny_llama: Any) -> None:
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"
     )
     lm: Any = hf_lm(model, tokenizer, batch_size=4, device="cpu")
-    answer(lm, asked("gen", IDS[:1], chat=True, max_new_tokens=2))
-    assert list(lm.finished) == [f"[user]{Ask(reading='gen').prompt(RECORDS[0])}[me]"]
+    answer(lm, asked("generate", IDS[:1], chat=True, max_new_tokens=2))
+    assert list(lm.finished) == [f"[user]{Ask(mode='generate').prompt(RECORDS[0])}[me]"]

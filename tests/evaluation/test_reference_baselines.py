@@ -1,4 +1,4 @@
-"""Anchors without a model: the same guess everywhere, and what a guess is worth."""
+"""ReferenceBaselines without a model: the same guess everywhere, and what a guess is worth."""
 
 import pytest
 
@@ -18,15 +18,15 @@ CHOICES = load_split(Source("sample"), "obqa", "test")
 
 
 def test_the_majority_of_numbers_is_the_most_frequent_and_the_smallest_on_a_tie() -> None:
-    guesses = guess_majority(TEST, "gen", TRAIN)
+    guesses = guess_majority(TEST, "generate", TRAIN)
     assert [guess.answer for guess in guesses] == ["9"] * 4, "as numbers, not as texts"
     assert score(guesses, TEST).accuracy == 0.5
 
 
 def test_a_random_number_is_one_of_train_and_depends_on_the_id_alone() -> None:
-    guesses = guess_random(TEST, "gen", TRAIN)
+    guesses = guess_random(TEST, "generate", TRAIN)
     assert {guess.answer for guess in guesses} <= {"10", "9", "2.5"}
-    assert guess_random(TEST[::-1], "gen", TRAIN)[::-1] == guesses
+    assert guess_random(TEST[::-1], "generate", TRAIN)[::-1] == guesses
     assert score(guesses, TEST).unparsed == 0
 
 
@@ -34,12 +34,12 @@ def test_a_random_number_is_worth_what_the_training_answers_say() -> None:
     exact = expected(TEST, TRAIN)
     assert exact == pytest.approx((0.4 + 0.4 + 0.4 + 0) / 4)
     many = [asked(f"{one.id}/{i}", one.gold_text) for one in TEST for i in range(500)]
-    drawn = score(guess_random(many, "gen", TRAIN), many).accuracy
+    drawn = score(guess_random(many, "generate", TRAIN), many).accuracy
     assert drawn == pytest.approx(exact, abs=0.04)  # 2,000 draws: three standard errors are 0.031
 
 
 def test_without_anything_to_draw_from_no_number_is_answered() -> None:
-    assert score(guess_random(TEST, "gen"), TEST).unparsed == 4 and expected(TEST, []) == 0
+    assert score(guess_random(TEST, "generate"), TEST).unparsed == 4 and expected(TEST, []) == 0
 
 
 def test_chance_is_one_over_the_options_and_zero_for_numbers() -> None:
@@ -47,5 +47,5 @@ def test_chance_is_one_over_the_options_and_zero_for_numbers() -> None:
 
 
 def test_guesses_among_choices_need_no_training_record() -> None:
-    assert guess_random(CHOICES, "gen", CHOICES) == guess_random(CHOICES, "gen")
-    assert all(isinstance(guess.answer, int) for guess in guess_majority(CHOICES, "mc", CHOICES))
+    assert guess_random(CHOICES, "generate", CHOICES) == guess_random(CHOICES, "generate")
+    assert all(isinstance(guess.answer, int) for guess in guess_majority(CHOICES, "multiple_choice", CHOICES))

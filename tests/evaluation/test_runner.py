@@ -11,7 +11,7 @@ import pytest
 from tests.evaluation import fakes
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import Ask
-from tinyllm_bench.data.records import READINGS, Reading, cut_context
+from tinyllm_bench.data.records import SCORING_MODES, ScoringMode, cut_context
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluation import runner
 from tinyllm_bench.evaluation.lm_eval_models import hf_lm
@@ -26,19 +26,19 @@ RECORDS = load_split(SAMPLE, "obqa", "test")
 IDS = tuple(record.id for record in RECORDS)
 
 
-def asked(reading: Reading, ids: tuple[str, ...] = IDS, **more: Any) -> Asked:
-    return Asked(**{"task": "obqa", "reading": reading, "split": "test", "ids": ids, "source": SAMPLE, **more})
+def asked(mode: ScoringMode, ids: tuple[str, ...] = IDS, **more: Any) -> Asked:
+    return Asked(**{"task": "obqa", "mode": mode, "split": "test", "ids": ids, "source": SAMPLE, **more})
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_a_perfect_model_scores_one_in_the_order_asked(reading: Reading) -> None:
+@pytest.mark.parametrize("mode", SCORING_MODES)
+def test_a_perfect_model_scores_one_in_the_order_asked(mode: ScoringMode) -> None:
     ids = IDS[5:] + IDS[:5]
-    predictions = answer(fakes.perfect(RECORDS, reading), asked(reading, ids))
+    predictions = answer(fakes.perfect(RECORDS, mode), asked(mode, ids))
     assert [p.record_id for p in predictions] == list(ids)
     found = score(predictions, RECORDS)
     assert (found.accuracy, found.unparsed, found.ties) == (1.0, 0, 0)
     assert {p.parsed_by for p in predictions} == {
-        {"gen": "exact", "mc": "logprob", "cloze": "logprob_per_char"}[reading]
+        {"generate": "exact", "multiple_choice": "logprob", "cloze": "logprob_per_char"}[mode]
     }
 
 
@@ -94,24 +94,24 @@ def test_a_gold_is_compared_as_the_student_s_tokenizer_writes_it(task: str, lost
     records = load_split(source, task, "test")
     tokenizer = lossy({choice for record in records for choice in record.choices})
     assert sum(respelled(tokenizer, record.gold_text) != record.gold_text for record in records) == lost
-    ask = Ask(reading="gen")
+    ask = Ask(mode="generate")
     lm = Writer(tokenizer, {ask.prompt(cut_context(record, 160)): record.gold_text for record in records})
     ids = tuple(record.id for record in records)
-    predictions = answer(lm, asked("gen", ids, task=task, source=source, match="exact"))
+    predictions = answer(lm, asked("generate", ids, task=task, source=source, match="exact"))
     assert score(predictions, records).accuracy == 1.0
     assert all(one.choices_read == tuple(respelled(tokenizer, c) for c in r.choices)
                for one, r in zip(predictions, records, strict=True))  # fmt: skip
 
 
 def test_exact_match_is_to_the_letter_all_the_same() -> None:
-    ask = Ask(reading="gen")
+    ask = Ask(mode="generate")
     tokenizer = unigram_tokenizer()
     near = Writer(tokenizer, {ask.prompt(record): record.gold_text + "." for record in RECORDS})
-    assert {one.answer for one in answer(near, asked("gen", match="exact"))} == {None}
+    assert {one.answer for one in answer(near, asked("generate", match="exact"))} == {None}
 
 
 def test_what_cannot_be_read_is_unparsed() -> None:
-    predictions = answer(fakes.FakeLM(write=lambda _: " hm"), asked("gen"))
+    predictions = answer(fakes.FakeLM(write=lambda _: " hm"), asked("generate"))
     found = score(predictions, RECORDS)
     assert found.unparsed == found.n == len(RECORDS)
     assert predictions[0].samples[0].text == " hm" and predictions[0].samples[0].tokens is None
@@ -119,17 +119,17 @@ def test_what_cannot_be_read_is_unparsed() -> None:
 
 def test_scores_that_are_not_finite_are_refused() -> None:
     with pytest.raises(UserError, match="diverge"):
-        answer(fakes.FakeLM(lambda *_: float("nan")), asked("mc"))
+        answer(fakes.FakeLM(lambda *_: float("nan")), asked("multiple_choice"))
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_answers_do_not_depend_on_what_else_is_asked(reading: Reading, tiny_llama: Any) -> None:
+@pytest.mark.parametrize("mode", SCORING_MODES)
+def test_answers_do_not_depend_on_what_else_is_asked(mode: ScoringMode, tiny_llama: Any) -> None:
     lm = hf_lm(*tiny_llama, batch_size=4, device="cpu")
-    together = answer(lm, asked(reading, max_new_tokens=8))
+    together = answer(lm, asked(mode, max_new_tokens=8))
     apart = [
         p
         for start in (0, 3, 10)
-        for p in answer(lm, asked(reading, IDS[start : {0: 3, 3: 10, 10: 16}[start]], max_new_tokens=8))
+        for p in answer(lm, asked(mode, IDS[start : {0: 3, 3: 10, 10: 16}[start]], max_new_tokens=8))
     ]
     assert [p.record_id for p in apart] == [p.record_id for p in together]
     for one, other in zip(together, apart, strict=True):
@@ -137,12 +137,12 @@ def test_answers_do_not_depend_on_what_else_is_asked(reading: Reading, tiny_llam
         assert (one.answer, one.samples, one.stopped) == (other.answer, other.samples, other.stopped)
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_shots_are_the_first_training_records_whoever_is_asked(reading: Reading) -> None:
+@pytest.mark.parametrize("mode", SCORING_MODES)
+def test_shots_are_the_first_training_records_whoever_is_asked(mode: ScoringMode) -> None:
     lm = fakes.Recorder()
-    answer(lm, asked(reading, IDS[:2], shots=3))
-    answer(lm, asked(reading, IDS[7:8], shots=3))
-    ask, train = Ask(reading=reading), load_split(SAMPLE, "obqa", "train")
+    answer(lm, asked(mode, IDS[:2], shots=3))
+    answer(lm, asked(mode, IDS[7:8], shots=3))
+    ask, train = Ask(mode=mode), load_split(SAMPLE, "obqa", "train")
     head = "".join(f"{ask.prompt(r)} {ask.label_target(r)}\n\n" for r in train[:3])
     prompts = {args[0] for args in lm.asked}
     assert prompts == {head + ask.prompt(record) for record in (RECORDS[0], RECORDS[1], RECORDS[7])}
@@ -151,7 +151,9 @@ def test_shots_are_the_first_training_records_whoever_is_asked(reading: Reading)
 def test_long_texts_of_shots_are_cut() -> None:
     lm = fakes.Recorder()
     pubmed = load_split(SAMPLE, "pubmedqa", "test")
-    answer(lm, asked("mc", (pubmed[0].id,), task="pubmedqa", shots=1, shot_max_words=5, max_context_words=7))
+    answer(
+        lm, asked("multiple_choice", (pubmed[0].id,), task="pubmedqa", shots=1, shot_max_words=5, max_context_words=7)
+    )
     shot, question = lm.asked[0][0].split("\n\n")
     first = load_split(SAMPLE, "pubmedqa", "train")[0]
     assert shot.startswith(" ".join(first.context.split()[-5:]) + "\n")
@@ -165,13 +167,13 @@ def test_a_record_among_its_own_shots_is_noticed() -> None:
         "resps": [[(0.0, False)]],
     }
     with pytest.raises(AssertionError, match="own few-shot"):
-        runner._prediction(asked("mc", ("x",), shots=1), sample, {})
+        runner._prediction(asked("multiple_choice", ("x",), shots=1), sample, {})
 
 
 def test_braces_and_spaces_in_a_question_reach_the_model_untouched() -> None:
     from lm_eval.tasks import TaskManager
 
-    task = runner.build_task(asked("mc", IDS[:1]))
+    task = runner.build_task(asked("multiple_choice", IDS[:1]))
     assert isinstance(runner._manager("obqa"), TaskManager)
     odd = {"prompt": "{{ 7*7 }} {% if x %}  42 \n ", "options": ["{{a}}", " b "], "target": 1, "id": "i"}
     assert task.doc_to_text(odd) == odd["prompt"] and task.doc_to_choice(odd) == odd["options"]
@@ -190,15 +192,15 @@ def test_paper_style_and_other_markers() -> None:
 
 def test_wrong_requests_are_refused() -> None:
     with pytest.raises(UserError, match="no record 'obqa/test/nowhere'"):
-        answer(fakes.Recorder(), asked("mc", ("obqa/test/nowhere",)))
+        answer(fakes.Recorder(), asked("multiple_choice", ("obqa/test/nowhere",)))
     with pytest.raises(UserError, match="at least one id"):
-        asked("mc", ())
+        asked("multiple_choice", ())
     with pytest.raises(UserError, match="twice"):
-        asked("mc", IDS[:1] * 2)
+        asked("multiple_choice", IDS[:1] * 2)
     with pytest.raises(UserError, match="few-shot"):
-        asked("mc", ("obqa/train/1",), split="train", shots=2)
+        asked("multiple_choice", ("obqa/train/1",), split="train", shots=2)
     with pytest.raises(UserError, match="unknown task"):
-        answer(fakes.Recorder(), asked("mc", task="obq"))
+        answer(fakes.Recorder(), asked("multiple_choice", task="obq"))
 
 
 def test_asking_is_quiet_and_leaves_random_numbers_and_logging_alone(capfd: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +208,7 @@ def test_asking_is_quiet_and_leaves_random_numbers_and_logging_alone(capfd: pyte
 
     state, drawn = torch.random.get_rng_state(), random.getstate()
     level = logging.getLogger("lm_eval").level
-    answer(fakes.perfect(RECORDS, "gen"), asked("gen"))
+    answer(fakes.perfect(RECORDS, "generate"), asked("generate"))
     assert torch.equal(state, torch.random.get_rng_state()) and random.getstate() == drawn
     assert logging.getLogger("lm_eval").level == level
     assert capfd.readouterr() == ("", "")

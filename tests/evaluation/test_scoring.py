@@ -18,7 +18,7 @@ def record(number: int, answer: int) -> TaskRecord:
 def cloze(number: int, answer: int, correct: bool, logprobs: tuple[float, ...]) -> Prediction:
     return Prediction(
         record_id=f"t/test/{number}",
-        reading="cloze",
+        mode="cloze",
         answer=answer,
         correct=correct,
         option_logprobs=logprobs,
@@ -27,7 +27,7 @@ def cloze(number: int, answer: int, correct: bool, logprobs: tuple[float, ...]) 
 
 
 def gen(number: int, answer: int | None, correct: bool, stopped: str = "stop") -> Prediction:
-    return Prediction(record_id=f"t/test/{number}", reading="gen", answer=answer, correct=correct, stopped=stopped)
+    return Prediction(record_id=f"t/test/{number}", mode="generate", answer=answer, correct=correct, stopped=stopped)
 
 
 def test_best_takes_the_lowest_index_on_a_tie() -> None:

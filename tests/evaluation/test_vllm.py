@@ -10,7 +10,7 @@ import pytest
 
 from tests.experiment.runs import one_cell
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.data.records import Prediction, Reading
+from tinyllm_bench.data.records import Prediction, ScoringMode
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluation.lm_eval_models import VllmLM, hf_lm
 from tinyllm_bench.evaluation.request import Asked
@@ -25,8 +25,8 @@ HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}  # vLLM's CPU atten
 needs_vllm = pytest.mark.skipif(not vllm_installed(), reason="needs vLLM")
 
 
-def asked(reading: Reading, **more: Any) -> Asked:
-    return Asked(**{"task": "obqa", "reading": reading, "split": "test", "ids": IDS, "source": SAMPLE, **more})
+def asked(mode: ScoringMode, **more: Any) -> Asked:
+    return Asked(**{"task": "obqa", "mode": mode, "split": "test", "ids": IDS, "source": SAMPLE, **more})
 
 
 def pair(seed: int, **changes: Any) -> tuple[Any, Any]:
@@ -60,12 +60,12 @@ def test_vllm_and_transformers_agree_before_and_after_a_reload(tied: bool, engin
         engine.load(tiny_models.saved((model, tokenizer), tmp_path / str(step)))
         lm = VllmLM(engine)
         assert engine.loaded == ("built" if step == 0 else "reloaded")
-        for reading in ("cloze", "mc", "gen"):
-            ours = answer(lm, asked(reading, max_new_tokens=24))
+        for mode in ("cloze", "multiple_choice", "generate"):
+            ours = answer(lm, asked(mode, max_new_tokens=24))
             same_answers(
-                ours, answer(hf_lm(model, tokenizer, batch_size=8, device="cpu"), asked(reading, max_new_tokens=24))
+                ours, answer(hf_lm(model, tokenizer, batch_size=8, device="cpu"), asked(mode, max_new_tokens=24))
             )
-            found[step, reading] = ours
+            found[step, mode] = ours
     assert found[0, "cloze"] != found[1, "cloze"]
 
 
@@ -78,7 +78,7 @@ def test_refusals_and_a_death_in_the_child_are_clear(engine: VllmEngine, tmp_pat
     engine.load(tiny_models.saved(pair(0, max_position_embeddings=64), tmp_path / "short"))
     lm = VllmLM(engine)
     with pytest.raises(UserError, match="more than the model's limit"):
-        answer(lm, asked("mc"))
+        answer(lm, asked("multiple_choice"))
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
     with pytest.raises(UserError, match="the vLLM process died at 'score'.*backend.engine=hf"):
@@ -89,14 +89,18 @@ def test_refusals_and_a_death_in_the_child_are_clear(engine: VllmEngine, tmp_pat
 
 def test_the_backend_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = "vllm" if vllm_installed() else "hf"
-    assert [backend_for("auto", reading, False) for reading in ("cloze", "mc", "gen")] == ["hf", "hf", installed]
-    assert backend_for("auto", "gen", True) == "hf" == backend_for("hf", "gen", False)
+    assert [backend_for("auto", mode, False) for mode in ("cloze", "multiple_choice", "generate")] == [
+        "hf",
+        "hf",
+        installed,
+    ]
+    assert backend_for("auto", "generate", True) == "hf" == backend_for("hf", "generate", False)
     with pytest.raises(UserError, match="encoder-decoder"):
-        backend_for("vllm", "gen", True)
+        backend_for("vllm", "generate", True)
     with pytest.raises(UserError, match=r"unknown backend 'vlm'.*Did you mean 'vllm'"):
-        backend_for("vlm", "gen", False)  # type: ignore[arg-type]
+        backend_for("vlm", "generate", False)  # type: ignore[arg-type]
     monkeypatch.setattr("tinyllm_bench.generation.worker.find_spec", lambda _: None)
-    assert backend_for("auto", "gen", False) == "hf"
+    assert backend_for("auto", "generate", False) == "hf"
     with pytest.raises(UserError, match="pip install"):
         backend_for("vllm", "cloze", False)
     with pytest.raises(UserError, match="pip install"), VllmEngine():
@@ -121,5 +125,5 @@ def test_a_vllm_that_cannot_start_is_paid_for_once(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_engine_that_errors_name_can_be_chosen(tiny_llama_dir: Path) -> None:
-    cell = one_cell(tiny_llama_dir, "backend.engine=hf", "eval.reading=gen")
+    cell = one_cell(tiny_llama_dir, "backend.engine=hf", "eval.mode=generate")
     assert cell.config.backend.engine == "hf"

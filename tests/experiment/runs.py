@@ -20,9 +20,9 @@ def quick(student: Path, *settings: str, methods: tuple[str, ...] = ("finetune",
     return Request(assignments=(*small, *settings), **wanted)
 
 
-def cells_of(request: Request, *, anchors: bool = False) -> list[Cell]:
+def cells_of(request: Request, *, reference_baselines: bool = False) -> list[Cell]:
     """The planned cells of a request."""
-    return plan_cells(request, anchors=anchors)[1]
+    return plan_cells(request, reference_baselines=reference_baselines)[1]
 
 
 def one_cell(student: Path, *settings: str, method: str = "finetune", **changes: Any) -> Cell:

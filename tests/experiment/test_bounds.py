@@ -49,14 +49,17 @@ def test_no_number_is_endless_or_negative(owner: str, key: str, kind: Any, wrong
 @pytest.mark.parametrize(
     "assignment",
     [
-        *(f"train.looks={looks}" for looks in ("[-1]", "[0]", "[2.0]", "[.nan]", "[nan]", "[]", "[0.5, 1.1]", "0.5")),
+        *(
+            f"train.evaluations={looks}"
+            for looks in ("[-1]", "[0]", "[2.0]", "[.nan]", "[nan]", "[]", "[0.5, 1.1]", "0.5")
+        ),
         *("train.learning_rate=0", "train.warmup=1", "train.max_grad_norm=0"),
         *("student.lora={r: 99999999}", "student.lora={r: 0}", "student.lora={dropout: 1}"),
         *("student.lora={target_modules: [q_proj, nothing]}", "student.lora={target_modules: []}"),
         *("student.lora={target_modules: [norm]}", "student.lora={target_modules: '.*nothing'}"),
         *("student.lora={target_modules: '('}", "teacher.cache={k: 0}", "teacher.cache={k: some}"),
         *("data.markers={lable: x}", "data.markers.rationale:nobody=x", "data.markers={'': x}", "data.dir="),
-        *("annotations.draw.seed=-1", "annotations.prices={m: [nan, 1]}", "budget.epochs=0", "eval.shots=0"),
+        *("annotations.sampling.seed=-1", "annotations.prices={m: [nan, 1]}", "budget.epochs=0", "eval.shots=0"),
         *("student.init={method: finetune}", "student.init={method: finetune, epochs: 1, student_tokens: 3}"),
     ],
 )
@@ -69,7 +72,7 @@ def test_what_would_crash_later_or_do_nothing_is_refused(tiny_llama_dir: Path, a
 @pytest.mark.parametrize(
     "assignment",
     [
-        *("train.looks=[1]", "train.looks=[1e-3, 1.0]", "student.lora={target_modules: [q_proj, v_proj]}"),
+        *("train.evaluations=[1]", "train.evaluations=[1e-3, 1.0]", "student.lora={target_modules: [q_proj, v_proj]}"),
         *("student.lora={target_modules: '.*_proj'}", "teacher.cache={k: all}"),
         *('data.markers={label: "\\nA:", rationale:terse: x}', "data.markers.rationale:stepwise=y"),
     ],

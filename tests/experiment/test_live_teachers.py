@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = (
     "data.train_limit=6",
-    "annotations.draw.max_new_tokens=8",
+    "annotations.sampling.max_new_tokens=8",
     "annotations.engine=hf",
     "annotations.filters=[empty]",
 )
@@ -36,7 +36,7 @@ def test_two_models_teach_and_the_bill_is_in_the_record(
     outcomes = run_all(cells, tmp_path, events=events)
     dss, both = (load_record(outcome.folder) for outcome in outcomes)
     assert [teacher.note for teacher in both.teachers] == ["live", "live"]
-    assert all(teacher.gold_visible and teacher.asked["kind"] == "forced" for teacher in both.teachers)
+    assert all(teacher.gold_visible and teacher.settings["kind"] == "forced" for teacher in both.teachers)
     assert [a.teacher for a in both.annotations] == ["tiny_llama", "tiny_t5"]
     for said in both.annotations:
         assert said.cost is not None and said.used + sum(said.rejected.values()) == 6
@@ -57,7 +57,7 @@ def test_what_a_teacher_is_asked_makes_another_cell(tiny_llama_dir: Path, settin
         ("annotations.kind=free",),
         ("annotations.demonstrations.shots=0",),
         ("annotations.demonstrations.select=nearest",),
-        ("annotations.draw.temperature=0.7",),
+        ("annotations.sampling.temperature=0.7",),
         (f"teachers=[dir:{tiny_llama_dir}]",),
     )
     ids = [one_cell(tiny_llama_dir, *settings, *change, method="tinyllm").run_id for change in changes]

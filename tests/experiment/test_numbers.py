@@ -16,19 +16,19 @@ HF = "backend.engine=hf"
 
 def test_the_protocol_names_the_reader_of_numbers_for_numbers_alone(tiny_llama_dir: Path) -> None:
     numbers = protocol_of(one_cell(tiny_llama_dir, HF, tasks=("svamp",)))
-    choices = protocol_of(one_cell(tiny_llama_dir, "eval.reading=gen", HF))
+    choices = protocol_of(one_cell(tiny_llama_dir, "eval.mode=generate", HF))
     assert (numbers["parser_version"], choices["parser_version"]) == ("numbers 2, keys 1", "2")
-    assert numbers["reading"] == "gen" and numbers["task"] == "svamp"
+    assert numbers["mode"] == "generate" and numbers["task"] == "svamp"
 
 
 @pytest.mark.parametrize("task", ["svamp", "gsm8k"])
 def test_a_student_is_taught_asked_and_recorded(task: str, tiny_llama_dir: Path, tmp_path: Path) -> None:
     request = quick(tiny_llama_dir, HF, "eval.max_new_tokens=8", tasks=(task,), runs=tmp_path)
-    cells = [cell for cell in cells_of(request, anchors=True) if cell.name != "zero_shot"]
+    cells = [cell for cell in cells_of(request, reference_baselines=True) if cell.name != "zero_shot"]
     records = {o.record.name: o.record for o in run_all(cells, tmp_path) if o.record is not None}
     assert set(records) == {"random", "majority", "few_shot", "finetune"}
     for record in records.values():
-        assert record.chance == 0 and record.reading == "gen" and record.sample and len(record.items) == 16
+        assert record.chance == 0 and record.mode == "generate" and record.sample and len(record.items) == 16
         assert all(answer is None or isinstance(answer, str) for _, answer, _ in record.items)
     test, train = cells[0].records("test"), cells[0].records("train")
     assert records["random"].expected_accuracy == expected(test, train)

@@ -45,7 +45,7 @@ def test_a_student_that_draws_is_probed_and_billed(
     training, budget, student = record.training, record.budget, record.student
     assert training and budget and student
     assert training.start is not None and training.start.fraction == 0
-    for look in (training.start, *training.looks):
+    for look in (training.start, *training.evaluations):
         assert look.probe.keys() == {"reverse_kl", "length", "ended", "distinct_2", "distinct_4"}
         assert look.accuracy is not None and look.probe["reverse_kl"] > 0
     assert budget.rollout_tokens > 0 and budget.rollout_seconds > 0
@@ -80,7 +80,7 @@ def test_the_first_phase_is_chosen_by_validation_loss(tiny_llama_dir: Path, teac
 
 
 def test_a_teacher_s_answers_are_written_once_and_learned(tiny_llama_dir: Path, teacher: str, tmp_path: Path) -> None:
-    settings = (teacher, *SHORT, "teacher.init=null", "annotations.engine=hf", "annotations.draw.max_new_tokens=6")
+    settings = (teacher, *SHORT, "teacher.init=null", "annotations.engine=hf", "annotations.sampling.max_new_tokens=6")
     events: list[Any] = []
     cell = one_cell(tiny_llama_dir, *settings, method="seqkd", runs=tmp_path)
     (outcome,) = run_all([cell], tmp_path, events=events)
@@ -98,7 +98,7 @@ def test_a_teacher_s_answers_are_written_once_and_learned(tiny_llama_dir: Path, 
     assert not any(isinstance(event, AnnotationProgress) for event in again), (
         "kd learns from the answers that seqkd had written"
     )
-    greedy = one_cell(tiny_llama_dir, *settings, "annotations.draw.temperature=0", method="seqkd", runs=tmp_path)
+    greedy = one_cell(tiny_llama_dir, *settings, "annotations.sampling.temperature=0", method="seqkd", runs=tmp_path)
     assert greedy.run_id != cell.run_id
 
 
@@ -112,9 +112,9 @@ def test_a_rationale_and_the_answer_are_one_response(tiny_llama_dir: Path, teach
         "backend.engine=hf",
     )
     cell = one_cell(tiny_llama_dir, *settings, "eval.max_new_tokens=4", method="kd", runs=tmp_path)
-    assert cell.reading == "gen" and [t.key for t in cell.teachers] == ["terse"]
+    assert cell.mode == "generate" and [t.key for t in cell.teachers] == ["terse"]
     record = record_of(cell, tmp_path)
-    assert record.reading == "gen" and record.annotations[0].used == 8
+    assert record.mode == "generate" and record.annotations[0].used == 8
 
 
 def test_plain_text_is_a_channel_of_its_own(tiny_llama_dir: Path, teacher: str, tmp_path: Path) -> None:

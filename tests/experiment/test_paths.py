@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 NAME = "mixed_distillation"
 TEACHER = "teachers=[replay:sample#stepwise]"
-SMALL = (TEACHER, "backend.engine=hf", "eval.limit=6", "eval.valid_limit=4", "train.looks=[1.0]")
+SMALL = (TEACHER, "backend.engine=hf", "eval.limit=6", "eval.valid_limit=4", "train.evaluations=[1.0]")
 SHORT = ("method.max_new_tokens=12", "method.n_cot=2", "method.n_pot=2")
 
 
@@ -38,7 +38,7 @@ def test_all_five_policies_are_reported_from_one_set_of_paths(tiny_llama_dir: Pa
     cell = cell_of(tiny_llama_dir, runs=tmp_path)
     (outcome,) = run_all([cell], tmp_path)
     record = load_record(outcome.folder)
-    assert record.reading == "gen" and record.score and record.score.n == 6
+    assert record.mode == "generate" and record.score and record.score.n == 6
     assert {f"accuracy_{policy}" for policy in POLICIES} <= record.paths.keys()
     assert {"paths_executed", "paths_agreement", "paths_oracle", "paths_tokens"} <= record.paths.keys()
     predictions = load_predictions(predictions_file(cell, outcome.folder))
@@ -213,7 +213,7 @@ def test_programs_from_a_live_teacher(tiny_llama_dir: Path, tmp_path: Path) -> N
     live = (
         f"teachers=[dir:{wide}]",
         "annotations.engine=hf",
-        "annotations.draw.max_new_tokens=6",
+        "annotations.sampling.max_new_tokens=6",
         "data.train_limit=5",
         "method.label_weight=0.5",
     )
@@ -244,7 +244,7 @@ def test_an_over_fitted_student_answers_by_both_modes(tiny_llama_dir: Path, tmp_
     from tinyllm_bench.models.load import load_model
 
     long = ("budget.student_tokens=null", "budget.epochs=120", "train.learning_rate=5e-3", "data.train_limit=8")
-    cell = cell_of(tiny_llama_dir, *long, "train.looks=[1.0]", "train.select=last", runs=tmp_path)
+    cell = cell_of(tiny_llama_dir, *long, "train.evaluations=[1.0]", "train.select=last", runs=tmp_path)
     run_all([cell], tmp_path, until="train")
     generate = HfSampler(load_model(student_specs(cell)[COT], runs=tmp_path)).generate
     records = cell.asked_records("train")

@@ -73,7 +73,7 @@ def test_a_trap_is_refused_wherever_the_model_stands(
 
 
 def test_a_missing_chat_template_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    cells = cells_of(quick(tiny_llama_dir, "eval.chat_template=always", runs=tmp_path), anchors=True)
+    cells = cells_of(quick(tiny_llama_dir, "eval.chat_template=always", runs=tmp_path), reference_baselines=True)
     assert "eval.chat_template" in _refused(cells, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""From a request to settings: layers and their order, unknown keys, presets, readings."""
+"""From a request to settings: layers and their order, unknown keys, presets, scoring modes."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from tinyllm_bench.base import plugins
 from tinyllm_bench.base.config import Layer, as_assignments, flatten, parse_yaml, resolve
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.plan_cells import choose_reading, plan_cells
+from tinyllm_bench.experiment.plan_cells import choose_mode, plan_cells
 from tinyllm_bench.experiment.record import _own_settings
 from tinyllm_bench.experiment.request import (
     Preset,
@@ -174,7 +174,7 @@ def test_a_variant_does_not_win_over_the_command_line(
     monkeypatch: pytest.MonkeyPatch, tiny_llama_dir: Path, given: tuple[str, ...], budget: tuple[str, float]
 ) -> None:
     both = rows(monkeypatch, tiny_llama_dir, *given)
-    assert [cell.config.budget.asked for cell in both.values()] == [budget, budget]
+    assert [cell.config.budget.limit for cell in both.values()] == [budget, budget]
     assert both["finetune (one epoch)"].origin[f"budget.{budget[0]}"] == "command line"
     assert both["finetune (one epoch)"].origin["train.warmup"] == "preset rows, variant"
 
@@ -189,8 +189,8 @@ def test_a_variant_that_is_an_earlier_row_is_not_run_twice(
 def test_an_initial_cell_has_its_own_budget_whatever_was_asked_for(tiny_llama_dir: Path) -> None:
     settings = ("teacher.init=null", "student.init={method: finetune, student_tokens: 700}", "budget={epochs: 2}")
     cell = one_cell(tiny_llama_dir, f"teacher.model=dir:{tiny_llama_dir}", *settings, method="gkd")
-    assert cell.student_from is not None and cell.config.budget.asked == ("epochs", 2.0)
-    assert cell.student_from.config.budget.asked == ("student_tokens", 700)
+    assert cell.student_from is not None and cell.config.budget.limit == ("epochs", 2.0)
+    assert cell.student_from.config.budget.limit == ("student_tokens", 700)
     assert cell.student_from.config.train.select == "loss"
 
 
@@ -201,9 +201,9 @@ def test_options_of_the_command_line_are_settings_too() -> None:
 
 
 def test_numbers_null_and_lists_are_read() -> None:
-    found = settings("train.learning_rate=1e-4", "eval.limit=null", "train.looks=[0.5, 1]", "student.lora={r: 4}")
+    found = settings("train.learning_rate=1e-4", "eval.limit=null", "train.evaluations=[0.5, 1]", "student.lora={r: 4}")
     assert found.config.train.learning_rate == 1e-4 and found.config.eval.limit is None
-    assert found.config.train.looks == (0.5, 1.0)
+    assert found.config.train.evaluations == (0.5, 1.0)
     assert (found.config.student.lora.r, found.config.student.lora.alpha) == (4, 32)
 
 
@@ -220,14 +220,14 @@ def test_numbers_null_and_lists_are_read() -> None:
         ("method.tinyllm.alhpa=1", r"alhpa'\. Did you mean 'alpha'\?"),
         ("train.learning_rate=fast", r"train\.learning_rate='fast' \(command line\): .*number"),
         ("train.learning_rate=0", r"train\.learning_rate=0 \(command line\): .*greater than 0"),
-        ("eval.reading=aloud", r"eval\.reading='aloud' \(command line\): .*'gen', 'mc' or 'cloze'"),
+        ("eval.mode=aloud", r"eval\.mode='aloud' \(command line\): .*'generate', 'multiple_choice' or 'cloze'"),
         ("train=3", r"train='3' \(command line\)"),
         ("method=3", r"method='3' is not a group"),
         ("method.tinyllm=3", r"method\.tinyllm='3' is not a group"),
         ("method.alpha=-1", r"alpha.*-1.*greater than or equal to 0"),
         ("learning", r"'learning' is not a setting; write key=value"),
         ("=3", r"'=3' is not a setting"),
-        ("train.looks=[", r"'train\.looks=\[': the value is not valid YAML"),
+        ("train.evaluations=[", r"'train\.evaluations=\[': the value is not valid YAML"),
         ("data.markers=3", r"data\.markers='3' \(command line\)"),
     ],
 )
@@ -339,7 +339,7 @@ def plan(release: Path, name: str, *settings: str) -> list[Cell]:
     request = Request(
         methods=("finetune", "dss", "tinyllm"), tasks=("all",), preset=name, data_dir=str(release), assignments=settings
     )
-    return plan_cells(request, anchors=True, check_hub=False)[1]
+    return plan_cells(request, reference_baselines=True, check_hub=False)[1]
 
 
 @pytest.mark.release
@@ -348,9 +348,11 @@ def plan(release: Path, name: str, *settings: str) -> list[Cell]:
 def test_presets_plan_on_the_real_data_without_the_hub(name: str, release: Path, tiny_llama_dir: Path) -> None:
     local = (f"student.model=dir:{tiny_llama_dir}",) if name == "cpu" else ()
     cells = plan(release, name, *local)
-    rows = {"cpu": 8, "paper": 7, "modern": 12}[name]  # modern's two live teachers are asked as anchors, twice each
+    rows = {"cpu": 8, "paper": 7, "modern": 12}[
+        name
+    ]  # modern's two live teachers are asked as reference baselines, twice each
     assert len(cells) == len(MAIN) * rows and len({cell.run_id for cell in cells}) == len(cells)
-    assert {cell.reading for cell in cells} == {"cloze" if name == "cpu" else "gen"}
+    assert {cell.mode for cell in cells} == {"cloze" if name == "cpu" else "generate"}
     piqa = [cell for cell in cells if cell.task.name == "piqa" and cell.name == "tinyllm"]
     if name == "modern":
         assert [t.recorded for t in piqa[0].teachers] == [False, False] and not piqa[0].notes
@@ -374,33 +376,35 @@ def test_a_hub_student_is_looked_for_only_when_something_will_run(tmp_path: Path
         plan_cells(local, check_hub=False)
 
 
-# --- readings ---------------------------------------------------------------------------------------------------------
+# --- scoring modes ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("wanted", "offered", "answered", "chosen"),
     [
-        ("cloze", ("gen", "mc", "cloze"), ("gen", "mc", "cloze"), "cloze"),
-        ("auto", ("gen", "mc", "cloze"), ("gen", "mc", "cloze"), "gen"),
-        ("cloze", ("gen",), ("gen", "cloze"), "gen"),
-        ("cloze", ("gen", "mc", "cloze"), ("gen",), "gen"),
-        ("gen", ("mc", "cloze"), ("cloze",), "cloze"),
+        ("cloze", ("generate", "multiple_choice", "cloze"), ("generate", "multiple_choice", "cloze"), "cloze"),
+        ("auto", ("generate", "multiple_choice", "cloze"), ("generate", "multiple_choice", "cloze"), "generate"),
+        ("cloze", ("generate",), ("generate", "cloze"), "generate"),
+        ("cloze", ("generate", "multiple_choice", "cloze"), ("generate",), "generate"),
+        ("generate", ("multiple_choice", "cloze"), ("cloze",), "cloze"),
     ],
 )
 def test_the_reading_both_allow(wanted: str, offered: Any, answered: Any, chosen: str) -> None:
-    assert choose_reading(wanted, offered, answered) == chosen
+    assert choose_mode(wanted, offered, answered) == chosen
 
 
 def test_no_shared_reading_is_an_error() -> None:
-    with pytest.raises(UserError, match="the task offers gen, the method answers cloze"):
-        choose_reading("auto", ("gen",), ("cloze",))
+    with pytest.raises(UserError, match="the task offers generate, the method answers cloze"):
+        choose_mode("auto", ("generate",), ("cloze",))
 
 
 # --- which cells ------------------------------------------------------------------------------------------------------
 
 
 def test_all_tasks_methods_and_seeds(tiny_llama_dir: Path) -> None:
-    cells = cells_of(quick(tiny_llama_dir, tasks=("all",), methods=("finetune", "tinyllm"), seeds=2), anchors=True)
+    cells = cells_of(
+        quick(tiny_llama_dir, tasks=("all",), methods=("finetune", "tinyllm"), seeds=2), reference_baselines=True
+    )
     assert len(cells) == len(MAIN) * (4 + 2 * 2)
     assert [(cell.name, cell.seed) for cell in cells[:8]] == [
         *[(name, 0) for name in ("random", "majority", "zero_shot", "few_shot", "finetune", "tinyllm")],
@@ -426,7 +430,7 @@ def test_a_name_given_twice_is_one_cell(tiny_llama_dir: Path) -> None:
 
 def test_a_place_is_not_kept_in_the_request() -> None:
     request = Request(assignments=("data.dir=/data/of/someone", "train.warmup=0.1"), data_dir="/data/of/someone")
-    assert "someone" not in str(request.asked()) and request.asked()["settings"] == ["train.warmup=0.1"]
+    assert "someone" not in str(request.recorded()) and request.recorded()["settings"] == ["train.warmup=0.1"]
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
@@ -438,12 +442,12 @@ def test_a_place_is_not_kept_in_the_request() -> None:
 def test_weights_of_16_bits_are_asked_and_never_trained(
     dtype: str, method: str, more: tuple[str, ...], tiny_llama_dir: Path
 ) -> None:
-    """Small steps would be rounded away without a word; anchors only read them."""
+    """Small steps would be rounded away without a word; reference baselines only read them."""
     asked = (f"student.dtype={dtype}", *more)
     with pytest.raises(UserError, match=rf"student.dtype={dtype}: .*train.mixed_precision=bf16"):
         one_cell(tiny_llama_dir, *asked, method=method)
-    anchors = cells_of(quick(tiny_llama_dir, *asked, methods=()), anchors=True)
-    assert {cell.config.student.dtype for cell in anchors} == {dtype}
+    references = cells_of(quick(tiny_llama_dir, *asked, methods=()), reference_baselines=True)
+    assert {cell.config.student.dtype for cell in references} == {dtype}
 
 
 def test_a_teacher_that_is_taught_is_taught_in_float32(tiny_llama_dir: Path, tmp_path: Path) -> None:

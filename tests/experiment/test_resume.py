@@ -45,7 +45,7 @@ def plain(record: dict[str, Any]) -> dict[str, Any]:
         record.pop(key, None)
         record["budget"].pop(key, None)
     record["config"]["train"].pop("checkpoint_seconds")
-    for key in ("git", "asked"):  # the checkout may change meanwhile; the settings name the checkpoint's seconds
+    for key in ("git", "request"):  # the checkout may change meanwhile; the settings name the checkpoint's seconds
         record.pop(key)
     return record
 
@@ -90,7 +90,7 @@ def test_student_metrics_and_record_are_the_same(out: Path, stage: str, k: int) 
     metrics = "train/metrics.jsonl"
     assert (found / metrics).read_bytes() == (wanted / metrics).read_bytes()
     records = [load_record(folder) for folder in (wanted, found)]
-    assert records[1].test_looks == 1
+    assert records[1].test_evaluations == 1
     first, second = (plain(record.model_dump(mode="json")) for record in records)
     assert second == first
 

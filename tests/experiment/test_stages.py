@@ -27,14 +27,14 @@ from tinyllm_bench.leaderboard import board
 from tinyllm_bench.leaderboard.record import RunRecord, load_record
 
 METHODS = ("finetune", "tinyllm")
-ANCHORS = ("random", "majority", "zero_shot", "few_shot")
+REFERENCE_BASELINES = ("random", "majority", "zero_shot", "few_shot")
 
 
 class Whole:
     """One finished request: its cells, where they ran and what came out."""
 
     def __init__(self, student: Path, runs: Path) -> None:
-        self.cells = cells_of(quick(student, methods=METHODS), anchors=True)
+        self.cells = cells_of(quick(student, methods=METHODS), reference_baselines=True)
         self.runs = runs
         self.events: list[Any] = []
         self.outcomes = run_all(self.cells, runs, events=self.events)
@@ -55,18 +55,18 @@ def train_one(cell: Cell, runs: Path) -> RunRecord:
     return load_record(outcome.folder)
 
 
-def test_the_plan_has_the_anchors_first(whole: Whole) -> None:
-    assert [cell.name for cell in whole.cells] == [*ANCHORS, *METHODS]
+def test_the_plan_has_the_reference_baselines_first(whole: Whole) -> None:
+    assert [cell.name for cell in whole.cells] == [*REFERENCE_BASELINES, *METHODS]
     assert len({cell.run_id for cell in whole.cells}) == 6
 
 
-@pytest.mark.parametrize("name", [*ANCHORS, *METHODS])
+@pytest.mark.parametrize("name", [*REFERENCE_BASELINES, *METHODS])
 def test_every_record_is_valid_and_adds_up(whole: Whole, name: str) -> None:
     cell, outcome, record = whole.of(name)
     assert outcome.fresh and record == outcome.record and record.run_id == cell.run_id == outcome.folder.name
     assert record.score is not None and record.score.n == 16 == len(record.items)
     assert record.score.correct + record.score.wrong + record.score.unparsed == 16
-    assert record.test_looks == 1 and record.sample and record.chance == 0.25
+    assert record.test_evaluations == 1 and record.sample and record.chance == 0.25
     stored = load_predictions(predictions_file(cell, outcome.folder))
     assert predictions_digest(stored) == record.predictions_digest
     assert [(p.record_id, p.answer, int(p.correct)) for p in stored] == list(record.items)
@@ -74,7 +74,7 @@ def test_every_record_is_valid_and_adds_up(whole: Whole, name: str) -> None:
 
 
 def test_all_rows_share_one_protocol(whole: Whole) -> None:
-    assert len({whole.of(name)[2].protocol_hash for name in (*ANCHORS, *METHODS)}) == 1
+    assert len({whole.of(name)[2].protocol_hash for name in (*REFERENCE_BASELINES, *METHODS)}) == 1
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -91,8 +91,8 @@ def test_the_student_was_trained_within_its_budget(whole: Whole, name: str) -> N
     largest = max(after - before for before, after in zip(spent, spent[1:], strict=False))
     assert len(steps) == record.training.steps and spent[-1] == record.budget.student_tokens
     assert abs(record.budget.student_tokens - TOKENS) <= largest
-    looks = [look.fraction for look in record.training.looks]
-    assert looks[-1] == 1.0 and sum(look.selected for look in record.training.looks) == 1
+    looks = [look.fraction for look in record.training.evaluations]
+    assert looks[-1] == 1.0 and sum(look.selected for look in record.training.evaluations) == 1
     assert not (outcome.folder / "train" / "checkpoints").exists(), "optimizer state is dropped when the cell ends"
 
 
@@ -116,7 +116,7 @@ def test_teachers_belong_to_the_methods_that_ask_them(whole: Whole) -> None:
     assert set(alone.budget.tokens_by_channel) == {"label"}
 
 
-def test_anchors_say_how_they_guess(whole: Whole) -> None:
+def test_reference_baselines_say_how_they_guess(whole: Whole) -> None:
     random, shot = whole.of("random")[2], whole.of("few_shot")[2]
     assert random.expected_accuracy == 0.25 == random.accuracy and random.student is None
     assert shot.label == "few_shot (3 shots)" and shot.training is None
@@ -149,7 +149,7 @@ def test_the_test_split_is_not_seen_before_the_end(whole: Whole) -> None:
     }
     met = "".join(letters.get(type(event), "") for event in whole.events)
     trained = met.split("a", 1)[1]
-    assert met.startswith("TrTrTrTr"), "anchors look at nothing else"
+    assert met.startswith("TrTrTrTr"), "reference baselines look at nothing else"
     assert "V" in trained.split("t")[0] and "T" not in trained.split("t")[0]
     assert trained.count("T") == 2 and trained.endswith("tTr"), "each student meets the test split once, at its end"
 
@@ -168,8 +168,8 @@ def test_a_crash_before_the_record_costs_no_second_look(whole: Whole, tiny_llama
     again = train_one(cell, tmp_path)
     changing = {"created", "budget"}
     assert first.model_dump(exclude=changing) == again.model_dump(exclude=changing)
-    assert again.test_looks == 1
-    assert again.training is not None and again.training.looks[-1].selected and again.training.select == "last"
+    assert again.test_evaluations == 1
+    assert again.training is not None and again.training.evaluations[-1].selected and again.training.select == "last"
 
 
 # --- identity ---------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_run_ids_depend_on_what_is_run_and_not_on_where(tiny_llama_dir: Path, ti
     others = [
         one_cell(tiny_llama_dir, "train.learning_rate=1e-5"),
         one_cell(tiny_llama_dir, "budget.student_tokens=1000"),
-        one_cell(tiny_llama_dir, "eval.reading=mc"),
+        one_cell(tiny_llama_dir, "eval.mode=multiple_choice"),
         one_cell(tiny_llama_dir, "train.mixed_precision=bf16"),
         one_cell(tiny_t5_dir),
         cells_of(quick(tiny_llama_dir, seeds=2))[1],
@@ -199,12 +199,14 @@ def test_teachers_make_another_cell_only_for_methods_that_ask_them(tiny_llama_di
     assert [t.key for t in taught[1].teachers] == ["terse"]
 
 
-def test_an_anchor_is_the_same_for_every_way_of_training(tiny_llama_dir: Path) -> None:
-    def anchors(*settings: str) -> list[str]:
-        return [cell.run_id for cell in cells_of(quick(tiny_llama_dir, *settings, methods=()), anchors=True)]
+def test_a_reference_baseline_is_the_same_for_every_way_of_training(tiny_llama_dir: Path) -> None:
+    def references(*settings: str) -> list[str]:
+        return [
+            cell.run_id for cell in cells_of(quick(tiny_llama_dir, *settings, methods=()), reference_baselines=True)
+        ]
 
-    assert anchors() == anchors("train.learning_rate=1e-5", "budget.student_tokens=10")
-    assert anchors() != anchors("student.dtype=bfloat16")
+    assert references() == references("train.learning_rate=1e-5", "budget.student_tokens=10")
+    assert references() != references("student.dtype=bfloat16")
 
 
 def test_a_changed_student_folder_is_another_student(tiny_llama_dir: Path, tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_a_changed_student_folder_is_another_student(tiny_llama_dir: Path, tmp_p
     assert one_cell(folder).run_id != before
 
 
-# --- other students, readings, controls -------------------------------------------------------------------------------
+# --- other students, scoring modes, controls --------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -238,23 +240,23 @@ def test_a_lora_student_is_merged(tiny_llama_dir: Path, tmp_path: Path) -> None:
     assert plain.student.parameters == record.student.parameters
 
 
-@pytest.mark.parametrize("reading", ["cloze", "mc", "gen"])
+@pytest.mark.parametrize("mode", ["cloze", "multiple_choice", "generate"])
 @pytest.mark.slow
-def test_a_t5_student_trains_and_is_scored(tiny_t5_dir: Path, tmp_path: Path, reading: str) -> None:
-    cell = one_cell(tiny_t5_dir, f"eval.reading={reading}", "eval.max_new_tokens=8", method="tinyllm")
+def test_a_t5_student_trains_and_is_scored(tiny_t5_dir: Path, tmp_path: Path, mode: str) -> None:
+    cell = one_cell(tiny_t5_dir, f"eval.mode={mode}", "eval.max_new_tokens=8", method="tinyllm")
     record = train_one(cell, tmp_path)
     assert record.student is not None and record.student.architecture == "T5ForConditionalGeneration"
     assert record.student.digest != record.student.initial_digest
-    assert record.backend is not None and record.backend.name == "hf" and record.reading == reading
+    assert record.backend is not None and record.backend.name == "hf" and record.mode == mode
 
 
-@pytest.mark.parametrize("reading", ["mc", "gen"])
+@pytest.mark.parametrize("mode", ["multiple_choice", "generate"])
 @pytest.mark.slow
-def test_the_other_readings(tiny_llama_dir: Path, tmp_path: Path, reading: str) -> None:
-    settings = (f"eval.reading={reading}", "eval.max_new_tokens=8", "backend.engine=hf")
+def test_the_other_readings(tiny_llama_dir: Path, tmp_path: Path, mode: str) -> None:
+    settings = (f"eval.mode={mode}", "eval.max_new_tokens=8", "backend.engine=hf")
     record = train_one(one_cell(tiny_llama_dir, *settings), tmp_path)
-    assert record.reading == reading == record.protocol["reading"] and record.score is not None
-    if reading == "gen":
+    assert record.mode == mode == record.protocol["mode"] and record.score is not None
+    if mode == "generate":
         assert record.score.unparsed == sum(answer is None for _, answer, _ in record.items)
         assert record.score.hit_token_limit > 0, "a student of random weights does not stop within 8 tokens"
     else:

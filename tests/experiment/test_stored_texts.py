@@ -26,7 +26,7 @@ def test_predictions_read_back_whatever_a_student_wrote(tmp_path: Path, char: st
         text = f"red{char}blue{char}"
         return [
             Prediction(
-                record_id=i, reading="gen", answer=None, correct=False, samples=(Sample(channel="a", text=text),)
+                record_id=i, mode="generate", answer=None, correct=False, samples=(Sample(channel="a", text=text),)
             )
             for i in ids
         ]

@@ -99,7 +99,7 @@ def test_a_tracker_is_told_settings_steps_looks_and_the_result(
     losses = [(step, values["train/loss"]) for step, values in logged if "train/loss" in values]
     assert losses == [(row["step"], row["loss"]) for row in rows if row["event"] == "training_step"] and len(losses) > 4
     looked = [(step, values["valid/accuracy"]) for step, values in logged if "valid/accuracy" in values]
-    assert looked == [(one.step, one.accuracy) for one in record.training.looks]
+    assert looked == [(one.step, one.accuracy) for one in record.training.evaluations]
     step, result = logged[-1]
     assert step == record.training.steps == max(step for step, _ in logged), "wandb takes no step back"
     assert result["test/accuracy"] == record.accuracy and result["test/correct"] == record.score.correct
@@ -139,8 +139,8 @@ def test_one_that_fails_is_told_no_more(
     assert [what for what, _ in fake].count(call) == 1 and fake[-1][0] == call
 
 
-def test_anchors_tell_their_result(tiny_llama_dir: Path, fake: Told, tmp_path: Path) -> None:
-    cells = cells_of(quick(tiny_llama_dir, "report_to=wandb", methods=()), anchors=True)
+def test_reference_baselines_tell_their_result(tiny_llama_dir: Path, fake: Told, tmp_path: Path) -> None:
+    cells = cells_of(quick(tiny_llama_dir, "report_to=wandb", methods=()), reference_baselines=True)
     run_all([cell for cell in cells if cell.name == "random"], tmp_path)
     ((step, values),) = [value for what, value in fake if what == "log"]
     assert step == 0 and values["test/accuracy"] == 0.25
@@ -159,7 +159,7 @@ def test_tensorboard_for_real(tiny_llama_dir: Path, tmp_path: Path) -> None:
     assert [one.step for one in losses] == [row["step"] for row in rows]
     assert [one.value for one in losses] == pytest.approx([row["loss"] for row in rows])
     assert [one.value for one in found.Scalars("test/accuracy")] == pytest.approx([record.accuracy])
-    assert [one.step for one in found.Scalars("valid/accuracy")] == [one.step for one in record.training.looks]
+    assert [one.step for one in found.Scalars("valid/accuracy")] == [one.step for one in record.training.evaluations]
 
 
 def test_values_by_names() -> None:

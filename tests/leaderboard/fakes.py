@@ -10,7 +10,7 @@ from tinyllm_bench.leaderboard.record import RunRecord, ids_digest, protocol_has
 
 CONFIG = """title: Toy board
 floor: floor
-floor_title: label-only fine-tuning
+baseline_title: label-only fine-tuning
 order: [guess, majority, untrained, floor]
 sample: mark
 """
@@ -30,7 +30,7 @@ def protocol(task: str, n: int, **changes: Any) -> dict[str, Any]:
         "version": 1,
         "scored_ids_digest": ids_digest(ids),
         "n": n,
-        "reading": "cloze",
+        "mode": "cloze",
         "prompt_digest": "p",
         "parser_version": 1,
         "metric": "logprob per character",
@@ -49,19 +49,19 @@ def make_fields(
     seed: int = 0,
     tokens: int = 1000,
     unparsed: int = 0,
-    reading: str = "cloze",
+    mode: str = "cloze",
     context_cut: int = 0,
     **changes: Any,
 ) -> dict[str, Any]:
     """The fields of a valid record; `right` holds 0/1 per item (None: no score), the last wrong ones are unparsed."""
-    asked = protocol(task, n, reading=reading)
+    asked = protocol(task, n, mode=mode)
     answers = [0] * n
     for i in [i for i in range(n) if right and not right[i]][::-1][:unparsed]:
         answers[i] = None  # type: ignore[call-overload]
     items = [[f"{task}/test/{i}", answers[i], flag] for i, flag in enumerate(right or [])]
     correct = sum(right or [])
     fields = {
-        "run_id": f"{name}-{task}-{reading}-s{seed}-{digest([changes.get('label'), n])[:8]}",
+        "run_id": f"{name}-{task}-{mode}-s{seed}-{digest([changes.get('label'), n])[:8]}",
         "created": "2026-01-02T03:04:05Z",
         "kind": kind,
         "name": name,
@@ -69,7 +69,7 @@ def make_fields(
         "sample": False,
         "task": task,
         "task_version": 1,
-        "reading": reading,
+        "mode": mode,
         "seed": seed,
         "protocol": asked,
         "protocol_hash": protocol_hash(asked),
@@ -90,7 +90,7 @@ def make_fields(
             "context_cut": context_cut,
         },
         "chance": 0.25,
-        "test_looks": 1,
+        "test_evaluations": 1,
         "items": items,
         "backend": {"name": "hf", "dtype": "float32", "device": "cpu"},
         "git": {"commit": COMMIT, "dirty": False},
@@ -104,9 +104,9 @@ def make_record(name: str, right: list[int] | None, **changes: Any) -> RunRecord
     return RunRecord.model_validate(make_fields(name, right, **changes))
 
 
-def make_anchor(name: str, right: list[int] | None, **changes: Any) -> RunRecord:
-    """An anchor's record: no model and no budget unless given."""
-    return make_record(name, right, **({"kind": "anchor", "student": None, "budget": None} | changes))
+def make_reference(name: str, right: list[int] | None, **changes: Any) -> RunRecord:
+    """A reference baseline's record: no model and no budget unless given."""
+    return make_record(name, right, **({"kind": "reference_baseline", "student": None, "budget": None} | changes))
 
 
 def add(folder: Path, *records: RunRecord) -> list[Path]:

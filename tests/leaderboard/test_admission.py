@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.leaderboard.fakes import CONFIG, add, column, flags, make_anchor, make_record
+from tests.leaderboard.fakes import CONFIG, add, column, flags, make_record, make_reference
 from tests.leaderboard.test_page import data_of
 from tests.leaderboard.test_verdicts import verdict
 from tinyllm_bench.base.errors import UserError
@@ -52,8 +52,8 @@ def test_a_foreign_protocol_is_refused_where_the_board_takes_one(board: Path) ->
     foreign = make_record("floor", flags(40, 10), n=40)
     with pytest.raises(UserError, match=r"n \(40 here, 20 there\); .*takes one protocol.*board of its own"):
         add(board, foreign)
-    # another task, another reading and the same protocol are not foreign
-    add(board, make_record("m", flags(10, 5), n=10, task="toy2"), make_record("m", flags(20, 5), reading="gen"))
+    # another task, another mode and the same protocol are not foreign
+    add(board, make_record("m", flags(10, 5), n=10, task="toy2"), make_record("m", flags(20, 5), mode="generate"))
     add(board, make_record("mine", flags(20, 12)))
     assert len(board_records(board)) == 4 and place.exists()
     configure(board, "protocols: many")
@@ -78,16 +78,16 @@ def test_the_board_of_run_takes_many_protocols_and_the_repositorys_one(tmp_path:
         board_config(tmp_path / "new")
 
 
-def test_another_track_is_refused_and_anchors_have_none(board: Path) -> None:
+def test_another_track_is_refused_and_reference_baselines_have_none(board: Path) -> None:
     def of(track: str | None, seed: int) -> Any:
-        budget = {"student_tokens": 1000, "track": track, "asked": 1000.0 if track else None}
+        budget = {"student_tokens": 1000, "track": track, "amount": 1000.0 if track else None}
         if track == "student_tokens":
-            budget["asked_student_tokens"] = 1000
+            budget["student_tokens_limit"] = 1000
         config = {"budget": {track: 1000.0} if track else {}}
         return make_record("mine", flags(20, 13), seed=seed, budget=budget, config=config)
 
     configure(board, "track: student_tokens")
-    add(board, of("student_tokens", 0), make_anchor("guess", None, expected_accuracy=0.25))
+    add(board, of("student_tokens", 0), make_reference("guess", None, expected_accuracy=0.25))
     for track in ("flops", None):
         with pytest.raises(
             UserError, match=rf"is of track {str(track).lower()}, .* takes student_tokens; set the budget"
@@ -198,7 +198,7 @@ def test_the_gap_to_the_teacher_stands_only_beside_a_measured_teacher(board: Pat
     )
     assert "gap to teacher" not in board_markdown(board)
     for right, label in ((100, "teacher zero_shot"), (160, "teacher few_shot")):
-        add(board, make_anchor("asked", flags(200, right), n=200, label=label, student={"spec": "dir:big"}))
+        add(board, make_reference("asked", flags(200, right), n=200, label=label, student={"spec": "dir:big"}))
     # the better of the two: (120 - 60) / (160 - 60)
     assert column(board, "mine", "gap to teacher").startswith("60 (")
     assert column(board, "floor", "gap to teacher") == column(board, "other", "gap to teacher") == "-"
@@ -209,6 +209,6 @@ def test_no_gap_is_printed_where_the_teacher_is_not_above_the_floor(board: Path)
         board,
         make_record("floor", flags(20, 10)),
         make_record("mine", flags(20, 14), teachers=({"spec": "dir:big"},)),
-        make_anchor("asked", flags(20, 11), label="teacher zero_shot", student={"spec": "dir:big"}),
+        make_reference("asked", flags(20, 11), label="teacher zero_shot", student={"spec": "dir:big"}),
     )
     assert column(board, "mine", "gap to teacher") == "n/a"

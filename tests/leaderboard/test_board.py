@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.leaderboard.fakes import CONFIG, add, column, flags, lines, make_anchor, make_record, protocol
+from tests.leaderboard.fakes import CONFIG, add, column, flags, lines, make_record, make_reference, protocol
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import markdown as escaped
 from tinyllm_bench.leaderboard.board import (
@@ -65,13 +65,15 @@ def golden_records() -> list[RunRecord]:
     asked: dict[str, Any] = {"context_cut": 2, "secondary": {"accuracy_plain": 0.45}}
     teacher = {"spec": "replay:release#big", "note": "recorded text", "gold_visible": True}
     return [
-        make_anchor("guess", None, expected_accuracy=0.25, command="tinyllm-bench anchors --task toy"),
-        make_anchor("majority", flags(20, 6)),
-        make_anchor("untrained", flags(20, 8), student={"spec": "dir:small"}, budget={"seconds": 9.6}, **asked),
+        make_reference("guess", None, expected_accuracy=0.25, command="tinyllm-bench reference-baselines --task toy"),
+        make_reference("majority", flags(20, 6)),
+        make_reference("untrained", flags(20, 8), student={"spec": "dir:small"}, budget={"seconds": 9.6}, **asked),
         make_record("floor", flags(20, 10), budget={"student_tokens": 1000, "seconds": 422}, **asked),
         make_record("floor", flags(20, 8), tokens=400, label="floor (one epoch)", **asked),
         make_record("mine", mine, tokens=1015, teachers=(teacher,), **asked),
-        make_record("strong", flags(20, 18), budget={"student_tokens": 990, "seconds": 3840}, test_looks=2, **asked),
+        make_record(
+            "strong", flags(20, 18), budget={"student_tokens": 990, "seconds": 3840}, test_evaluations=2, **asked
+        ),
     ]
 
 
@@ -121,7 +123,7 @@ def test_sample_records_are_refused_or_marked(board: Path) -> None:
     record = make_record("floor", flags(20, 10), sample=True)
     add(board, record)
     text = board_build(board).read_text()
-    assert "# Toy board (sample data)\n\n## toy, cloze reading, 20 questions (sample data)" in text
+    assert "# Toy board (sample data)\n\n## toy, cloze mode, 20 questions (sample data)" in text
     assert lines(board, escaped("floor [sample]"))[2] == "50.0"
     (board / "boards" / "main.yaml").write_text(CONFIG.replace("mark", "refuse"))
     with pytest.raises(UserError, match="made from sample data"):
@@ -180,9 +182,9 @@ def test_no_gain_is_said(board: Path) -> None:
 def test_unparsed_is_a_column_and_more_than_half_is_said(board: Path) -> None:
     add(
         board,
-        make_record("floor", flags(20, 5), unparsed=11, reading="gen"),
-        make_record("half", flags(20, 5), unparsed=10, reading="gen"),
-        make_record("clean", flags(20, 5), reading="gen"),
+        make_record("floor", flags(20, 5), unparsed=11, mode="generate"),
+        make_record("half", flags(20, 5), unparsed=10, mode="generate"),
+        make_record("clean", flags(20, 5), mode="generate"),
     )
     assert column(board, "floor", "unparsed") == "11 of 20" and column(board, "clean", "unparsed") == "0"
     text = board_markdown(board)
@@ -282,7 +284,7 @@ def test_rival_protocols_stand_apart_and_the_difference_is_named(board: Path) ->
     add(board, make_record("floor", flags(20, 10)), make_record("floor", flags(40, 10), n=40))
     text = board_markdown(board)
     assert text.count("it differs in n, scored\\_ids\\_digest.") == 2
-    assert "- [toy, cloze reading, 20 questions](#toy-cloze-reading-20-questions)" in text
+    assert "- [toy, cloze mode, 20 questions](#toy-cloze-mode-20-questions)" in text
     assert "Mean over tasks" not in text  # two protocols of one task: which belongs into a mean?
 
 
@@ -293,8 +295,8 @@ def test_mean_over_tasks(board: Path) -> None:
         make_record("floor", flags(20, 10)),
         make_record("floor", flags(10, 8), task="toy2", n=10, chance=0.5),
         make_record("mine", flags(20, 15)),
-        make_anchor("guess", None, expected_accuracy=0.25),
-        make_anchor("guess", None, expected_accuracy=0.5, task="toy2", n=10, chance=0.5),
+        make_reference("guess", None, expected_accuracy=0.25),
+        make_reference("guess", None, expected_accuracy=0.5, task="toy2", n=10, chance=0.5),
     )
     mean = board_markdown(board).split("## Mean over tasks")[1]
     assert re.search(
@@ -309,7 +311,7 @@ def test_a_recorded_teacher_is_named_and_not_measured(board: Path) -> None:
     teacher = {"spec": "replay:release#big"}
     add(board, make_record("mine", flags(20, 12), teachers=(teacher,)))
     assert lines(board, "teacher replay:release#big")[2] == "not measurable (recorded text)"
-    own = make_anchor("big", None, label="big (recorded)", student={"spec": "replay:release#big"})
+    own = make_reference("big", None, label="big (recorded)", student={"spec": "replay:release#big"})
     add(board, own)
     assert column(board, "big (recorded)", "accuracy") == "not measurable (recorded text)"
     assert "| teacher replay" not in board_markdown(board)
@@ -320,7 +322,7 @@ def test_controls_and_notes_of_a_run_are_told(board: Path) -> None:
     add(
         board,
         make_record("mine", flags(20, 12), annotations=(info,), notes=("trained\nbriefly",)),
-        make_anchor("untrained", flags(20, 8), student={"spec": "dir:chat", "chat_template": True}),
+        make_reference("untrained", flags(20, 8), student={"spec": "dir:chat", "chat_template": True}),
     )
     text = board_markdown(board)
     assert "mine: the rationale texts of big are a control (shuffled)." in text
@@ -367,22 +369,22 @@ def test_an_empty_board_says_so(board: Path) -> None:
 
 def test_answers_of_two_versions_of_the_parser_are_never_in_one_table(board: Path) -> None:
     def of(version: str, task: str, n: int) -> RunRecord:
-        asked = protocol(task, n, reading="gen", parser_version=version)
+        asked = protocol(task, n, mode="generate", parser_version=version)
         changes = {
             "protocol": asked,
             "protocol_hash": protocol_hash(asked),
-            "run_id": f"floor-{task}-gen-s0-{version * 12}",
+            "run_id": f"floor-{task}-generate-s0-{version * 12}",
         }
-        return make_record("floor", flags(n, 5), task=task, n=n, reading="gen", **changes)
+        return make_record("floor", flags(n, 5), task=task, n=n, mode="generate", **changes)
 
     old, new = of("1", "toy", 20), of("2", "toy", 20)
     add(board, old, new, of("2", "toy2", 10), of("1", "toy3", 10), of("1", "toy4", 10))
     text = board_markdown(board)
-    assert text.count("## toy, gen reading") == 2
+    assert text.count("## toy, generate mode") == 2
     assert "parser version 1," in text and "parser version 2," in text
     assert "it differs in the parser's version (1 here, 2 there: a text may count otherwise)" in text
     mean = text.split("## Mean over tasks")[1]
-    tasks_by_version = re.findall(r"\| floor +\| dir:small +\| gen +\| (\d) +\| (\d) +\|", mean)
+    tasks_by_version = re.findall(r"\| floor +\| dir:small +\| generate +\| (\d) +\| (\d) +\|", mean)
     assert tasks_by_version == [("1", "3"), ("2", "2")], "a mean of each version, over its own tasks"
     (difference,) = differences(old, new)
     assert difference[:3] == ("parser_version", "1", "2") and "another version of the parser" in difference.meaning

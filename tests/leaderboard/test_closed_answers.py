@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from tests.leaderboard.fakes import add, column, lines, make_anchor, make_fields, make_record
+from tests.leaderboard.fakes import add, column, lines, make_fields, make_record, make_reference
 from tests.leaderboard.test_page import data_of
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.leaderboard.board import board_build, board_markdown, board_show
@@ -43,7 +43,7 @@ def run(name: str, given: list[int], **changes: Any) -> RunRecord:
 def test_macro_f1_has_its_interval_in_every_form(board: Path) -> None:
     given = [answers(seed) for seed in range(3)]
     made = [run("floor", one, seed=seed) for seed, one in enumerate(given)]
-    add(board, *made, make_anchor("guess", None, expected_accuracy=1 / 3, n=60))
+    add(board, *made, make_reference("guess", None, expected_accuracy=1 / 3, n=60))
     board_build(board)
     value = np.mean([f1_score(GOLD, one, average="macro") for one in given])
     by_id = sorted(range(60), key=lambda place: f"toy/test/{place}")
@@ -56,7 +56,7 @@ def test_macro_f1_has_its_interval_in_every_form(board: Path) -> None:
     assert "macro f1 %" not in board_markdown(board) and told in board_show(board)
     assert "Macro-F1 is the mean of F1 over the answers" in board_markdown(board)
     section = data_of((board / "index.html").read_text())["sections"][0]
-    assert [row["kind"] for row in section["rows"]] == ["anchor", "anchor", "method"]
+    assert [row["kind"] for row in section["rows"]] == ["reference_baseline", "reference_baseline", "method"]
     assert told in section["rows"][2]["cells"] and section["rows"][1]["cells"][0] == CONSTANT
     text = (board / "toy-cloze.tex").read_text()
     assert told in text.replace("$-$", "-") and "most frequent one" in text
@@ -65,7 +65,9 @@ def test_macro_f1_has_its_interval_in_every_form(board: Path) -> None:
     assert rows[2]["macro_f1_low"] == repr(found.low) and rows[1]["macro_f1_low"] == "" == rows[0]["macro_f1"]
     data = BoardData.model_validate_json((board / "data.json").read_text())
     guess, constant, floor = data.sections[0].rows
-    assert guess.macro_f1 is None and constant.accuracy == pytest.approx(2 / 3) and constant.kind == "anchor"
+    assert (
+        guess.macro_f1 is None and constant.accuracy == pytest.approx(2 / 3) and constant.kind == "reference_baseline"
+    )
     assert floor.macro_f1 == pytest.approx(value) and constant.macro_f1_interval is None and constant.trust is None
     assert floor.macro_f1_interval == (found.low, found.high)
     assert json.loads((board / "data.json").read_text())["sections"][0]["rows"][1]["runs"] == []

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.leaderboard.fakes import add, flags, make_anchor, make_fields, make_record, protocol
+from tests.leaderboard.fakes import add, flags, make_fields, make_record, make_reference, protocol
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.sources import Source, load_split, manifest
 from tinyllm_bench.leaderboard.compare import Comparison, cohens_h, compare, differing_items
@@ -178,7 +178,7 @@ def test_names_that_are_unknown_or_ambiguous_are_refused(board: Path) -> None:
 
 
 def test_a_guess_has_no_answers_to_pair(board: Path) -> None:
-    guess = make_anchor("guess", flags(20, 5), expected_accuracy=0.25)
+    guess = make_reference("guess", flags(20, 5), expected_accuracy=0.25)
     add(board, guess, make_record("mine", MINE))
     with pytest.raises(UserError, match="guess: no answers to pair with: its accuracy is exact"):
         find_pairs("mine", "guess", place=board)
@@ -197,7 +197,7 @@ def test_questions_that_share_a_passage_count_together(tmp_path: Path) -> None:
 
 
 def test_budgets_in_other_units_are_noted(tmp_path: Path) -> None:
-    budget = {"student_tokens": 1000, "track": "flops", "asked": 1e9}
+    budget = {"student_tokens": 1000, "track": "flops", "amount": 1e9}
     mine = make_record("mine", MINE, budget=budget)
     same = make_record("same", MINE, budget=budget | {"student_tokens": 400})
     paths = save(tmp_path, mine, same, make_record("floor", flags(20, 10)))
@@ -205,8 +205,8 @@ def test_budgets_in_other_units_are_noted(tmp_path: Path) -> None:
     assert "other budgets: 1e+09 flops and student tokens" in only(paths[0], paths[2]).notes
 
 
-def test_an_anchor_is_fixed_and_unequal_rows_are_noted(board: Path) -> None:
-    untrained = make_anchor("untrained", flags(20, 8), student={"spec": "dir:small"})
+def test_a_reference_baseline_is_fixed_and_unequal_rows_are_noted(board: Path) -> None:
+    untrained = make_reference("untrained", flags(20, 8), student={"spec": "dir:small"})
     mine = seeds_of("mine", MINE, flags(20, 12), MINE[::-1])
     floor = make_record("floor", flags(20, 10), tokens=700, data={"source": "release", "train_ids_digest": "u"})
     add(board, untrained, floor, *mine)

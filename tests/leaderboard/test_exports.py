@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.leaderboard.fakes import add, flags, make_anchor, make_record
+from tests.leaderboard.fakes import add, flags, make_record, make_reference
 from tinyllm_bench.base import plugins
 from tinyllm_bench.leaderboard.board import board_build
 from tinyllm_bench.leaderboard.exports import BoardData
@@ -27,11 +27,16 @@ def build(folder: Path) -> dict[str, str]:
 
 def test_rows_and_runs_as_csv(board: Path) -> None:
     # 10 of 20 right: share 0.5; the record says 1,000 tokens
-    add(board, make_record("floor", flags(20, 10)), make_anchor("guess", None, expected_accuracy=0.25))
+    add(board, make_record("floor", flags(20, 10)), make_reference("guess", None, expected_accuracy=0.25))
     files = build(board)
     guess, floor = csv.DictReader(io.StringIO(files["board.csv"]))
-    assert (guess["kind"], guess["accuracy"], guess["accuracy_low"], guess["seeds"]) == ("anchor", "0.25", "0.25", "")
-    assert (floor["task"], floor["reading"], floor["sample"]) == ("toy", "cloze", "no")
+    assert (guess["kind"], guess["accuracy"], guess["accuracy_low"], guess["seeds"]) == (
+        "reference_baseline",
+        "0.25",
+        "0.25",
+        "",
+    )
+    assert (floor["task"], floor["mode"], floor["sample"]) == ("toy", "cloze", "no")
     low, high = wilson(10, 20)
     assert (floor["accuracy"], floor["accuracy_low"], floor["accuracy_high"]) == ("0.5", repr(low), repr(high))
     assert floor["student_tokens"] == "1000.0" and floor["seconds"] == "42.4" and floor["trust"] == "self-reported"
@@ -124,7 +129,7 @@ def test_every_eval_ever_marks_samples_and_skips_what_was_not_scored(board: Path
     sample = every_eval_ever("m", make_record("m", flags(20, 9), sample=True), "b")
     assert sample and sample.source_metadata.additional_details["sample_data"] == "true"
     assert sample.evaluation_results[0].source_data.dataset_name == "toy (sample questions)"
-    add(board, make_anchor("guess", None, expected_accuracy=0.25), make_record("m", flags(20, 9)))
+    add(board, make_reference("guess", None, expected_accuracy=0.25), make_record("m", flags(20, 9)))
     [line] = build(board)["every_eval_ever.jsonl"].splitlines()
     assert EveryEvalEver.model_validate_json(line).model_info.additional_details.model_extra == {
         "method": "m",
@@ -161,8 +166,8 @@ def test_hugging_face_reads_our_entries(board: Path) -> None:
     assert [ResultEntry.model_validate(one) for one in content] == eval_results(record)
 
 
-@pytest.mark.parametrize("changes", [{"sample": True}, {"kind": "anchor"}, {"task": "toy"}])
-def test_no_entry_for_samples_anchors_and_tasks_that_the_hub_lacks(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [{"sample": True}, {"kind": "reference_baseline"}, {"task": "toy"}])
+def test_no_entry_for_samples_reference_baselines_and_tasks_that_the_hub_lacks(changes: dict[str, Any]) -> None:
     assert eval_results(hub_record(**changes)) == []
 
 

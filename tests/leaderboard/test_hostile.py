@@ -14,7 +14,7 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from tests.leaderboard.fakes import add, flags, make_anchor, make_fields, make_record, protocol
+from tests.leaderboard.fakes import add, flags, make_fields, make_record, make_reference, protocol
 from tinyllm_bench.base.escaping import csv_cell, markdown, markdown_block, markdown_code, terminal, visible
 from tinyllm_bench.leaderboard.board import board_build, board_show
 from tinyllm_bench.leaderboard.compare import compare
@@ -85,7 +85,7 @@ def hostile(text: str, line: str, **changes: Any) -> RunRecord:
                 "architecture": text,
                 "digest": text,
             },
-            "teachers": [{"spec": f"replay:{line}", "note": text, "gold_visible": True, "asked": {text: text}}],
+            "teachers": [{"spec": f"replay:{line}", "note": text, "gold_visible": True, "settings": {text: text}}],
             "annotations": [
                 {
                     "teacher": text,
@@ -113,7 +113,7 @@ def hostile(text: str, line: str, **changes: Any) -> RunRecord:
             }
             | {"teacher_tokens_out": 4, "teacher_seconds": 1.0},
             "training": {"steps": 0, "select": text, "layout": text, "layout_reason": text, "measured": {text: 1.0}}
-            | {"looks": [{"fraction": 1.0, "step": 0, "n": 4, "selected": True, "probe": {text: 1.0}}]},
+            | {"evaluations": [{"fraction": 1.0, "step": 0, "n": 4, "selected": True, "probe": {text: 1.0}}]},
             "secondary": {text: 0.5},
             "paths": {text: 0.5},
             "notes": [text],
@@ -180,7 +180,7 @@ def test_every_file_of_a_board(board: Path, text: str, line: str) -> None:
         asked = hostile(one, other)
         guess = {"protocol": asked.protocol, "protocol_hash": asked.protocol_hash}
         places = add(
-            folder, asked, make_anchor("guess", flags(20, 10), **guess), make_record("floor", flags(20, 10), **guess)
+            folder, asked, make_reference("guess", flags(20, 10), **guess), make_record("floor", flags(20, 10), **guess)
         )
         refute(places[0], other.replace("\x85", " ") if visible(other) != other else other, by=other[:60])
         board_build(folder)

@@ -86,10 +86,10 @@ def test_items_of_another_kind_are_refused(tmp_path: Path, other: str) -> None:
 
 
 def test_items_elsewhere_in_a_file_are_not_taken_for_the_record_s(tmp_path: Path) -> None:
-    record = make_record("m", flags(20, 9), asked={"seeds": 1}, config={"train": {}})
+    record = make_record("m", flags(20, 9), request={"seeds": 1}, config={"train": {}})
     file = save_record(record, tmp_path)
     text, block = file.read_text(), json.loads(file.read_text())["items"]
-    for name in ("asked", "config"):
+    for name in ("request", "config"):
         key = f'\n "{name}": {{'
         file.write_text(text.replace(key, f'{key}\n "items": {json.dumps(block, indent=1)},', 1))
         loaded = load_record(file)

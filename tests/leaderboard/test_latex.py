@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.leaderboard.fakes import add, flags, make_anchor, make_record
+from tests.leaderboard.fakes import add, flags, make_record, make_reference
 from tinyllm_bench.leaderboard.board import board_build
 from tinyllm_bench.leaderboard.latex import latex, latex_table
 
@@ -89,7 +89,7 @@ def compiled(files: list[Path], place: Path) -> str:
     not shutil.which("pdflatex"), reason="needs pdflatex: apt-get install texlive-latex-base texlive-latex-recommended"
 )
 def test_every_table_of_a_board_with_hard_names_compiles(board: Path, tmp_path: Path) -> None:
-    made = [make_anchor("guess", None, expected_accuracy=0.25, n=200, task="exam")]
+    made = [make_reference("guess", None, expected_accuracy=0.25, n=200, task="exam")]
     student, teacher = {"spec": "dir:small_%&#~^\\x"}, {"spec": "replay:release#big_1", "gold_visible": True}
     for number, name in enumerate(("floor", *HARD)):
         for seed in range(3):

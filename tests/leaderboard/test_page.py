@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.html_pages import Page
-from tests.leaderboard.fakes import add, flags, make_anchor, make_record
+from tests.leaderboard.fakes import add, flags, make_record, make_reference
 from tests.leaderboard.test_board import golden_records
 from tinyllm_bench.base.escaping import markdown as escaped
 from tinyllm_bench.base.escaping import visible
@@ -99,7 +99,7 @@ def test_rows_carry_kind_trust_and_numbers_to_plot_and_sort_by(board: Path) -> N
     add(board, *golden_records())
     [section] = data_of(build(board))["sections"]
     rows = {row["cells"][0]: row for row in section["rows"]}
-    assert [row["kind"] for row in section["rows"]] == ["anchor"] * 3 + ["teacher"] + ["method"] * 4
+    assert [row["kind"] for row in section["rows"]] == ["reference_baseline"] * 3 + ["teacher"] + ["method"] * 4
     assert section["columns"][-1] == "trust" and rows["mine"]["cells"][-1] == "self-reported"
     assert rows["guess"]["accuracy"] == [25.0, None, None]
     assert [round(one, 1) for one in rows["floor"]["accuracy"]] == [50.0, 29.9, 70.1]
@@ -117,12 +117,12 @@ def test_runs_stand_behind_their_own_row_with_record_and_command(board: Path) ->
     places = add(
         board,
         *(make_record(name, flags(20, 10 + seed), seed=seed) for name in ("floor", "mine") for seed in (0, 1, 2)),
-        make_anchor("guess", None, expected_accuracy=0.25),
+        make_reference("guess", None, expected_accuracy=0.25),
     )
     [section] = data_of(build(board))["sections"]
     heads = section["run_columns"][1:]
     for row in section["rows"]:
-        assert len(row["runs"]) == (1 if row["kind"] == "anchor" else 3)
+        assert len(row["runs"]) == (1 if row["kind"] == "reference_baseline" else 3)
         for run in row["runs"]:
             told = dict(zip(heads, run, strict=True))
             assert f"--method {row['cells'][0]} " in told["command"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.leaderboard.fakes import CONFIG, add, flags, make_anchor, make_record
+from tests.leaderboard.fakes import CONFIG, add, flags, make_record, make_reference
 from tests.leaderboard.test_page import NASTY, data_of
 from tinyllm_bench.leaderboard.board import board_build
 
@@ -38,10 +38,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "boards").mkdir(parents=True)
     (folder / "boards" / "main.yaml").write_text(CONFIG)
     teacher = {"spec": "replay:release#big", "gold_visible": True}
-    made = [make_anchor("guess", None, expected_accuracy=0.25, n=200, task="exam", reading="gen")]
+    made = [make_reference("guess", None, expected_accuracy=0.25, n=200, task="exam", mode="generate")]
     for name, right, seconds in (("floor", 90, 59), ("mine", 150, 3840), ("other", 101, 422), (NASTY[:60], 96, 60)):
         for seed in range(3):
-            run: dict[str, Any] = {"n": 200, "task": "exam", "reading": "gen", "seed": seed, "unparsed": 3}
+            run: dict[str, Any] = {"n": 200, "task": "exam", "mode": "generate", "seed": seed, "unparsed": 3}
             run["budget"] = {"student_tokens": 1_000_000 + right, "seconds": seconds}
             run["teachers"] = [teacher] if name != "floor" else []
             made.append(make_record(name.strip(), flags(200, right + seed), **run))
@@ -100,13 +100,13 @@ def wait(check: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def labels(browser: Any, table: str = "exam-gen") -> list[str]:
+def labels(browser: Any, table: str = "exam-generate") -> list[str]:
     """Names of a table's rows, read at once: the page may draw them anew between two calls."""
     script = "return [...document.querySelectorAll(arguments[0])].map((cell) => cell.textContent)"
     return list(browser.execute_script(script, f'section[aria-labelledby="{table}"] tbody tr:not(.detail) th'))
 
 
-def head(browser: Any, name: str, table: str = "exam-gen") -> Any:
+def head(browser: Any, name: str, table: str = "exam-generate") -> Any:
     heads = find_all(browser, f'section[aria-labelledby="{table}"] thead th')
     return next(cell for cell in heads if cell.text.startswith(name))
 
@@ -150,7 +150,7 @@ def test_filters_by_words_kind_student_and_table(opened: Any) -> None:
     wait(lambda: labels(opened, "toy-cloze") == ["alone"])
     find(opened, "#filters button").click()
     find(opened, '#table option[value="toy-cloze"]').click()
-    wait(lambda: not find(opened, 'section[aria-labelledby="exam-gen"]').is_displayed())
+    wait(lambda: not find(opened, 'section[aria-labelledby="exam-generate"]').is_displayed())
     assert find(opened, "#count").get_attribute("role") == "status" and find(opened, "#count").text == "2 of 2 rows"
 
 
@@ -181,15 +181,15 @@ def test_tables_are_tables_and_plots_are_described(opened: Any) -> None:
     for picture in pictures:
         for part in str(picture.get_attribute("aria-labelledby")).split():
             assert find(opened, f"#{part}").get_attribute("textContent")
-    points = find_all(opened, "#exam-gen-cost-title, section:first-child g.point")
+    points = find_all(opened, "#exam-generate-cost-title, section:first-child g.point")
     assert len(points) == 4
     gains = [one.text for one in find_all(opened, "section:first-child g.gain text")]
     printed = [row["cells"] for row in data_of(opened.page_source)["sections"][0]["rows"]]
     shown = [text for text in gains if text.startswith(("+", "-"))]
     assert len(shown) == 3 and all(any(text in cells for cells in printed) for text in shown)
-    options = [option.text for option in find_all(opened, "#exam-gen-cost option")]
+    options = [option.text for option in find_all(opened, "#exam-generate-cost option")]
     assert options == ["student tokens", "wall seconds"]
-    find_all(opened, "#exam-gen-cost option")[1].click()
+    find_all(opened, "#exam-generate-cost option")[1].click()
     assert find(opened, "section:first-child figure h3").text == "Accuracy against wall seconds"
     assert find_all(opened, "b, strong, .winner") == []
 
@@ -271,7 +271,7 @@ def test_ten_thousand_rows_work(browser: Any, page: Path, tmp_path: Path) -> Non
     big = tmp_path / "index.html"
     big.write_text(text[:start] + many + text[text.index("</script>", start) :])
     show(browser, big)
-    wait(lambda: len(find_all(browser, 'section[aria-labelledby="exam-gen"] tbody tr')) == 50)
+    wait(lambda: len(find_all(browser, 'section[aria-labelledby="exam-generate"] tbody tr')) == 50)
     for button in ("thead th:nth-child(3) button", ".more button", "tbody th button"):
         browser.execute_script(f"document.querySelector('{button}').click()")
     assert labels(browser)[0] == "row-00000" and len(labels(browser)) == 100

@@ -49,7 +49,7 @@ PUBLIC = [
     "https://example.org/a/b/c",
     "runs/a/b ../x/y ./z and/or 1/2 yes/no ~5 % </s> /think",
     "answer: ",
-    "tinyllm-bench run --method a,b --task toy --set train.looks=[0.25,1.0]",
+    "tinyllm-bench run --method a,b --task toy --set train.evaluations=[0.25,1.0]",
     "",
 ]
 
@@ -81,7 +81,7 @@ def test_nested_values_keep_their_shape() -> None:
 def test_a_record_made_public_is_accepted() -> None:
     private = {
         "command": "run --data-dir /srv/me/data",
-        "asked": {"settings": ["student.model=dir:/srv/me/x"]},
+        "request": {"settings": ["student.model=dir:/srv/me/x"]},
         "config": {"student": {"model": "dir:/srv/me/x"}, "teachers": ("replay:~/said#big",)},
         "student": {"spec": "dir:/srv/me/x"},
         "notes": ("kept in /var/tmp/x",),

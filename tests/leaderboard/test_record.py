@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tests.leaderboard.fakes import flags, make_anchor, make_fields, make_record, protocol
+from tests.leaderboard.fakes import flags, make_fields, make_record, make_reference, protocol
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.leaderboard.consistency import broken_claims
 from tinyllm_bench.leaderboard.record import RunRecord, load_record, protocol_difference, protocol_hash, save_record
@@ -77,8 +77,8 @@ ITEMS = make_fields("m", flags(20, 9), unparsed=2)["items"]
         ({"protocol": protocol("toy", 20, metric="other")}, "protocol_hash is not the digest"),
         ({"protocol": protocol("toy", 20) | {"shots": 3}}, "needs exactly"),
         ({"task": "other"}, "disagree on task"),
-        ({"reading": "mc"}, "disagree on reading"),
-        ({"reading": "spoken"}, "reading"),
+        ({"mode": "multiple_choice"}, "disagree on mode"),
+        ({"mode": "spoken"}, "mode"),
         ({"schema_version": 2}, r"not a run record of schema 1 \(found 2\)"),
         ({"run_id": "../../etc"}, "run_id"),
         ({"label": "two\nlines"}, "label"),
@@ -86,13 +86,13 @@ ITEMS = make_fields("m", flags(20, 9), unparsed=2)["items"]
         ({"surprise": 1}, "surprise"),
         ({"budget": None}, "needs budget"),
         ({"command": "run --data-dir /srv/me/data"}, "a record holds no machine paths: run --data-dir /srv/me/data"),
-        ({"asked": {"settings": ["student.model=dir:/srv/me/x"]}}, "machine paths: student.model=dir:/srv/me/x"),
+        ({"request": {"settings": ["student.model=dir:/srv/me/x"]}}, "machine paths: student.model=dir:/srv/me/x"),
         ({"config": {"student": {"model": "dir:~/x"}}}, "machine paths: dir:~/x"),
         ({"student": {"spec": "dir:/srv/me/x"}}, "machine paths: dir:/srv/me/x"),
         ({"teachers": [{"spec": "replay:/srv/me/x#big"}]}, "machine paths: replay:/srv/me/x#big"),
         ({"notes": [r"kept in C:\Users\me"]}, r"machine paths: kept in C:"),
         ({"data": {"source": "release", "overlap": -1}}, "data.overlap"),
-        ({"expected_accuracy": 0.5}, "belongs to anchors"),
+        ({"expected_accuracy": 0.5}, "belongs to reference baselines"),
         ({"budget": {"student_tokens": 9, "prompt_tokens": 3, "target_tokens": 4}}, "= 7, student_tokens = 9"),
     ],
 )
@@ -115,11 +115,11 @@ def test_broken_missing_and_foreign_files(tmp_path: Path) -> None:
         load_record(file)
 
 
-def test_anchors_need_no_model_budget_or_score() -> None:
-    assert make_anchor("guess", None, expected_accuracy=0.25).accuracy == 0.25
-    assert make_anchor("recorded", None).accuracy is None
+def test_reference_baselines_need_no_model_budget_or_score() -> None:
+    assert make_reference("guess", None, expected_accuracy=0.25).accuracy == 0.25
+    assert make_reference("recorded", None).accuracy is None
     with pytest.raises(ValidationError, match="has no items"):
-        make_anchor("recorded", None, items=(("toy/test/0", 0, 1),))
+        make_reference("recorded", None, items=(("toy/test/0", 0, 1),))
 
 
 def test_records_are_frozen() -> None:
@@ -147,13 +147,13 @@ def test_every_field_of_the_schema_survives(tmp_path: Path) -> None:
             "steps": 5,
             "first_loss": 2.5,
             "last_loss": 1.5,
-            "looks": [
+            "evaluations": [
                 {"fraction": 0.25, "step": 1, "accuracy": 0.5, "gold_probability": 0.3, "n": 8, "selected": True}
             ],
             "select": "accuracy",
         },
         secondary={"accuracy_plain": 0.4},
-        asked={"method": "m"},
+        request={"method": "m"},
         config={"train": {"lr": 5e-5}},
         packages={"torch": "2"},
         predictions_digest="x",

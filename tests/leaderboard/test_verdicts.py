@@ -137,7 +137,7 @@ def test_paths_stand_for_runs_records_boards_and_folders(board: Path, run: Path)
 def whole(**changes: Any) -> RunRecord:
     """A record whose every number can be derived from another."""
     budget = {
-        "asked_student_tokens": 1000,
+        "student_tokens_limit": 1000,
         "student_tokens": 1000,
         "computed_tokens": 900,
         "tokens_by_channel": {"a": 200, "b": 100},
@@ -147,17 +147,17 @@ def whole(**changes: Any) -> RunRecord:
         "train_seconds": 8.0,
         "tokens_per_second": 125.0,
         "track": "student_tokens",
-        "asked": 1000.0,
+        "amount": 1000.0,
         "teacher_tokens_in": 7,
         "teacher_tokens_out": 9,
         "teacher_seconds": 1.5,
     }
-    look = {"fraction": 1.0, "step": 5, "n": 4, "selected": True}
+    evaluation = {"fraction": 1.0, "step": 5, "n": 4, "selected": True}
     texts = {"teacher": "t", "kind": "rationale", "used": 3}
     cost = {"tokens_in": 7, "tokens_out": 9, "seconds": 1.5}
     parts: dict[str, Any] = {
         "run_id": "mine-toy-cloze-s0-abc",
-        "asked": {"seeds": 1},
+        "request": {"seeds": 1},
         "config": {
             "budget": {"student_tokens": 1000},
             "eval": {"limit": 20},
@@ -172,7 +172,7 @@ def whole(**changes: Any) -> RunRecord:
         },
         "annotations": [texts | {"cost": cost}],
         "budget": budget,
-        "training": {"steps": 5, "select": "best", "looks": [look]},
+        "training": {"steps": 5, "select": "best", "evaluations": [evaluation]},
         "secondary": {"accuracy_plain": 0.45},
     }
     for key, value in changes.items():
@@ -189,12 +189,12 @@ def test_a_whole_record_has_no_broken_claim() -> None:
     ("change", "field", "expected"),
     [
         ({"run_id": "mine-toy-cloze-s1-abc"}, "run_id", "mine-toy-cloze-s0-..."),
-        ({"asked": {"seeds": 0}}, "seed", "less than 0"),
+        ({"request": {"seeds": 0}}, "seed", "less than 0"),
         ({"sample": True}, "sample", False),
         ({"config__eval": {"limit": 30}}, "protocol.n", 30),
         ({"data__n_train": 8}, "data.n_train", 9),
         ({"config__data": {"max_context_words": 700}}, "protocol.max_context_words", 700),
-        ({"budget__asked_student_tokens": 999}, "budget.asked_student_tokens", 1000),
+        ({"budget__student_tokens_limit": 999}, "budget.student_tokens_limit", 1000),
         ({"budget__tokens_by_channel": {"a": 299}}, "budget.target_tokens", 299),
         ({"budget__tokens_per_second": 126.0}, "budget.tokens_per_second", 125.0),
         ({"budget__track": "flops"}, "budget.track and asked", [("student_tokens", 1000)]),
@@ -210,8 +210,8 @@ def test_each_broken_claim_is_named(change: dict[str, Any], field: str, expected
 
 
 def test_looks_choose_once_and_rankings_always_answer() -> None:
-    look = {"fraction": 1.0, "step": 5, "n": 4}
-    (claim,) = broken_claims(whole(training__looks=[look, look]))
+    evaluation = {"fraction": 1.0, "step": 5, "n": 4}
+    (claim,) = broken_claims(whole(training__evaluations=[evaluation, evaluation]))
     assert claim.found == "0 selected"
     unread = make_fields("mine", flags(20, 13), unparsed=2, run_id="mine-toy-cloze-s0-abc", data={"source": "release"})
     (claim,) = broken_claims(RunRecord.model_validate(unread | {"budget": {"student_tokens": 1}}))

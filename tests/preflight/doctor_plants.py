@@ -106,4 +106,4 @@ def cells(data: Path, student: str, *settings: str, method: str = "tinyllm", **c
         "budget={student_tokens: null, epochs: 3}",
     )
     wanted = {"methods": (method,), "tasks": (TASK,), "preset": "cpu", "seeds": 3, "data_dir": str(data), **changes}
-    return plan_cells(Request(assignments=(*plain, *settings), **wanted), anchors=True, check_hub=False)[1]
+    return plan_cells(Request(assignments=(*plain, *settings), **wanted), reference_baselines=True, check_hub=False)[1]

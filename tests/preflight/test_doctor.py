@@ -189,11 +189,11 @@ PLANTED = {
     "passages cut": Planted("contexts", "warning", "30 of 60 (50 %) passages", rows=long_passages),
     "prompts too long": Planted("prompts", "error", "training prompts are longer than the 34", student=reads_little),
     "prompts cut": Planted(
-        "prompts", "warning", "cut behind 20 tokens", settings=("data.cut_tokens=20", "eval.reading=gen")
+        "prompts", "warning", "cut behind 20 tokens", settings=("data.cut_tokens=20", "eval.mode=generate")
     ),
     "targets cut": Planted("targets", "warning", "train.max_target_tokens", settings=("train.max_target_tokens=16",)),
     "answers cut": Planted(
-        "targets", "warning", "eval.max_new_tokens", settings=("eval.reading=gen", "eval.max_new_tokens=2")
+        "targets", "warning", "eval.max_new_tokens", settings=("eval.mode=generate", "eval.max_new_tokens=2")
     ),
     "texts missing": Planted("texts", "warning", "20 of 60 (33.3 %) training questions", rows=nothing_said),
     "texts to be written": Planted("texts", "note", "60 of 60 (100 %)", settings=(API,)),

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 SHORT = ("data.train_limit=12", "eval.limit=8", "eval.valid_limit=4", "budget.student_tokens=2000")
 NO_INIT = ("student.init=null", "teacher.init=null")
-WRITTEN = ("annotations.engine=hf", "annotations.draw={temperature: 0, max_new_tokens: 6}")
+WRITTEN = ("annotations.engine=hf", "annotations.sampling={temperature: 0, max_new_tokens: 6}")
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,9 @@ def test_what_is_done_costs_nothing_more(tiny_llama_dir: Path, tmp_path: Path) -
 
 def test_totals_and_time_follow_from_the_counts(tiny_llama_dir: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    cells = cells_of(quick(tiny_llama_dir, *SHORT, methods=("finetune", "tinyllm"), runs=runs), anchors=True)
+    cells = cells_of(
+        quick(tiny_llama_dir, *SHORT, methods=("finetune", "tinyllm"), runs=runs), reference_baselines=True
+    )
     found = forecast(cells, MACHINE, detect=0.3, price=3.6)
     assert not runs.exists(), "nothing is written"
     total = found.totals

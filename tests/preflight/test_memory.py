@@ -42,7 +42,7 @@ def test_what_makes_it_larger_or_smaller(tiny_llama_dir: Path, tmp_path: Path) -
 
 
 def test_of_reference_baselines_and_encoder_decoders(tiny_llama_dir: Path, tiny_t5_dir: Path) -> None:
-    baselines = cells_of(quick(tiny_llama_dir, *SHORT), anchors=True)[:4]
+    baselines = cells_of(quick(tiny_llama_dir, *SHORT), reference_baselines=True)[:4]
     peaks = {cell.name: asking_memory(cell) for cell in baselines}
     assert peaks["random"] == LIBRARIES < peaks["zero_shot"] == peaks["few_shot"]
     assert memory_of(DryTraining(one_cell(tiny_t5_dir, *SHORT))).peak > LIBRARIES

@@ -21,15 +21,15 @@ from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 pytestmark = pytest.mark.slow
 
 LORA = "student.lora={r: 2}"
-FEW = ("eval.limit=6", "eval.valid_limit=4", "train.looks=[1.0]")
+FEW = ("eval.limit=6", "eval.valid_limit=4", "train.evaluations=[1.0]")
 PATHS = ("teachers=[replay:sample#stepwise]", "backend.engine=hf", *FEW, "method.max_new_tokens=12")
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of finished runs by name: the floor, a method, the anchors, in one folder of runs."""
+    """Folders of finished runs by name: the floor, a method, the reference baselines, in one folder of runs."""
     place = tmp_path_factory.mktemp("runs")
-    cells = cells_of(quick(tiny_llama_dir, methods=("finetune", "tinyllm"), runs=place), anchors=True)
+    cells = cells_of(quick(tiny_llama_dir, methods=("finetune", "tinyllm"), runs=place), reference_baselines=True)
     return {cell.name: outcome.folder for cell, outcome in zip(cells, run_all(cells, place), strict=True)}
 
 
@@ -59,12 +59,12 @@ def check_ranking(cell: Cell, folder: Path, to: Path) -> None:
         assert own == pytest.approx(found.option_logprobs, abs=2e-3)
 
 
-@pytest.mark.parametrize("reading", ["cloze", "mc"])
+@pytest.mark.parametrize("mode", ["cloze", "multiple_choice"])
 @pytest.mark.parametrize("family", ["tiny_llama_dir", "tiny_t5_dir"])
 def test_the_card_s_code_gives_the_run_s_log_probabilities(
-    family: str, reading: str, request: pytest.FixtureRequest, tmp_path: Path
+    family: str, mode: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    cell = one_cell(request.getfixturevalue(family), *FEW, f"eval.reading={reading}", runs=tmp_path)
+    cell = one_cell(request.getfixturevalue(family), *FEW, f"eval.mode={mode}", runs=tmp_path)
     (outcome,) = run_all([cell], tmp_path)
     exported(outcome.folder, tmp_path / "to")
     check_ranking(cell, outcome.folder, tmp_path / "to")
@@ -74,7 +74,7 @@ def test_the_card_s_code_gives_the_run_s_log_probabilities(
 def test_the_card_s_code_writes_what_the_run_wrote(
     family: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = (*FEW, "eval.reading=gen", "backend.engine=hf", "eval.max_new_tokens=8")
+    settings = (*FEW, "eval.mode=generate", "backend.engine=hf", "eval.max_new_tokens=8")
     cell = one_cell(request.getfixturevalue(family), *settings, runs=tmp_path)
     (outcome,) = run_all([cell], tmp_path)
     exported(outcome.folder, tmp_path / "to")
@@ -113,9 +113,9 @@ def test_the_card_tells_the_whole_story(runs: dict[str, Path]) -> None:
     assert "model-index" not in card  # sample data
 
 
-def test_anchors_have_no_student(runs: dict[str, Path]) -> None:
+def test_reference_baselines_have_no_student(runs: dict[str, Path]) -> None:
     for name in ("random", "zero_shot"):
-        with pytest.raises(UserError, match="is an anchor: nothing was trained"):
+        with pytest.raises(UserError, match="is a reference baseline: nothing was trained"):
             make_bundle(runs[name])
 
 

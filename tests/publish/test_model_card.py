@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.leaderboard.fakes import flags, make_anchor, make_record
+from tests.leaderboard.fakes import flags, make_record, make_reference
 from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.rows import Gain
 from tinyllm_bench.leaderboard.tables import BoardNames
@@ -64,8 +64,8 @@ def test_only_what_belongs_beside_it_stands_there() -> None:
         trained("floor", 10, student=other_student, seed=2),
         trained("floor", 10, task="elsewhere"),
         trained("floor", 10, seed=3, selected_on="test"),
-        make_anchor("guess", flags(20, 5)),
-        make_anchor("zero", flags(20, 6), student={"spec": "hf:me/big"}),
+        make_reference("guess", flags(20, 5)),
+        make_reference("zero", flags(20, 6), student={"spec": "hf:me/big"}),
     ]
     found = compared(trained("m", 11), others, NAMES, {})
     assert found is not None
@@ -117,7 +117,7 @@ def test_results_stand_in_the_model_index_unless_they_are_of_sample_data() -> No
 def test_a_task_and_a_method_that_are_not_installed_are_said_to_be_unknown() -> None:
     text = card(trained("m", 12))
     assert "Data `toy`: licence unknown" in text and "a method that is not installed here" in text
-    assert "Which of these floats on water?" in text and "No anchors and no label-only fine-tuning" in text
+    assert "Which of these floats on water?" in text and "No reference baselines and no label-only fine-tuning" in text
 
 
 def test_a_label_cannot_break_the_card() -> None:
@@ -127,14 +127,12 @@ def test_a_label_cannot_break_the_card() -> None:
 
 @pytest.mark.parametrize("encoder_decoder", [False, True])
 @pytest.mark.parametrize("add_bos", [False, True])
-@pytest.mark.parametrize("reading", ["cloze", "mc", "gen"])
+@pytest.mark.parametrize("mode", ["cloze", "multiple_choice", "generate"])
 @pytest.mark.parametrize("form", ["full", "adapter"])
 @pytest.mark.parametrize("spec", ["hf:me/base@abc", "bundled:smollm2-135m?layers=0:30:3"])
-def test_every_block_of_code_is_python(
-    encoder_decoder: bool, add_bos: bool, reading: str, form: Any, spec: str
-) -> None:
+def test_every_block_of_code_is_python(encoder_decoder: bool, add_bos: bool, mode: str, form: Any, spec: str) -> None:
     exported = Exported(form=form, encoder_decoder=encoder_decoder, add_bos=add_bos)
-    text = card(trained("m", 12, task="obqa", reading=reading, student={"spec": spec}), exported=exported)
+    text = card(trained("m", 12, task="obqa", mode=mode, student={"spec": spec}), exported=exported)
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == (1 if encoder_decoder or form == "adapter" else 2)
     for block in blocks:

@@ -17,7 +17,7 @@ from tinyllm_bench.teachers.costs import cost_of
 from tinyllm_bench.teachers.few_shot import ShotConfig, Shots
 from tinyllm_bench.teachers.live import LiveTeacher
 from tinyllm_bench.teachers.prompting import AsStudent, Elicited
-from tinyllm_bench.teachers.settings import AnnotationConfig, DrawConfig
+from tinyllm_bench.teachers.settings import AnnotationConfig, TeacherSamplingConfig
 
 RECORDS = load_split(SAMPLE, "obqa", "train")[:6]
 
@@ -98,7 +98,7 @@ def test_the_prompt_shows_the_gold_and_two_other_questions() -> None:
 def test_neither_order_nor_company_changes_a_prompt() -> None:
     whole, alone = Echo(), Echo()
     annotate(teacher(whole))
-    annotate(teacher(alone, draw=DrawConfig(max_new_tokens=99)), RECORDS[3:4])
+    annotate(teacher(alone, sampling=TeacherSamplingConfig(max_new_tokens=99)), RECORDS[3:4])
     assert alone.asked[0].prompt in {request.prompt for request in whole.asked}
 
 
@@ -110,7 +110,7 @@ def test_a_free_teacher_names_its_answer_and_does_not_see_the_gold() -> None:
 
 def test_drawn_samples_have_seeds_of_their_own_and_greedy_ones_share_theirs() -> None:
     drawn = Echo()
-    said = annotate(teacher(drawn, draw=DrawConfig(temperature=0.7, samples=3)))
+    said = annotate(teacher(drawn, sampling=TeacherSamplingConfig(temperature=0.7, samples=3)))
     assert len(said) == 3 * len(RECORDS) == len({a.text for a in said})
     assert [a.sample for a in said[:3]] == [0, 1, 2]
     greedy = Echo()
@@ -168,8 +168,8 @@ class Cut(Echo):
 def test_an_answer_to_the_student_s_prompt_is_kept_as_it_was_written() -> None:
     text = "First the ice melts.\n\nThen the water warms, line by line,\n  and after " + "more " * 80 + "words"
     generator = Cut(text=f" {text}\n")
-    words = AsStudent(ask=Ask(reading="gen"), max_context_words=160)
-    asked = replace(teacher(generator, draw=DrawConfig(max_new_tokens=99)), words=words)
+    words = AsStudent(ask=Ask(mode="generate"), max_context_words=160)
+    asked = replace(teacher(generator, sampling=TeacherSamplingConfig(max_new_tokens=99)), words=words)
     (found,) = annotate(asked, RECORDS[:1])
     assert found.text == text and found.is_cut and found.rejected is None
     assert generator.asked[0].sampling.stop == () and generator.asked[0].sampling.max_new_tokens == 99

@@ -88,7 +88,7 @@ def test_an_address_is_no_part_of_a_teacher_but_everything_that_is_asked_is() ->
         opened("api:http://localhost:1/v1#big", chat="never"),
         opened("api:http://localhost:1/v1#big", demonstrations=ShotConfig(shots=0)),
         opened("api:http://localhost:1/v1#big", demonstrations=ShotConfig(rationales="replay:sample#terse")),
-        opened("api:http://localhost:1/v1#big", draw={"max_new_tokens": 7}),
+        opened("api:http://localhost:1/v1#big", sampling={"max_new_tokens": 7}),
         opened("api:http://localhost:1/v1#big", filters=()),
     ]
     digests = [teacher.text_digest("obqa") for teacher in (here, *others)]

@@ -1,4 +1,4 @@
-"""Runs whose texts are drawn: they stop at their token budget, look at shares of it, and go on after a crash."""
+"""Runs whose texts are sampled: they stop at their token budget, look at shares of it, and go on after a crash."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def build(
         group_size=method.group_size,
         inner_epochs=method.inner_epochs,
     )
-    settings = {"looks": (0.25, 0.5, 0.75, 1.0), "learning_rate": 1e-3, "checkpoint_seconds": 0.0, **config}
+    settings = {"evaluations": (0.25, 0.5, 0.75, 1.0), "learning_rate": 1e-3, "checkpoint_seconds": 0.0, **config}
     return make_trainer(model, tokenizer, method, groups, folder, plan=plan, **settings)
 
 
@@ -124,7 +124,7 @@ def test_a_budget_in_flops_counts_what_is_computed(name: str, tmp_path: Path) ->
     per_token = flops_per_token(trainer.module, theirs // 2)
     assert per_token.trained == 6 * parameters + theirs
     drawing = trained.flops - trained.computed_tokens * per_token.trained
-    # GKD's teacher reads no drawn token; MiniLLM's student reads each again, by the pass that trains
+    # GKD's teacher reads no sampled token; MiniLLM's student reads each again, by the pass that trains
     read = {"gkd": 2 * parameters, "minillm": 4 * parameters + theirs}.get(name)
     assert drawing == 0 if read is None else drawing >= trained.rollout_tokens * read
     assert drawing % (2 * parameters) == 0

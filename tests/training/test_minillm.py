@@ -116,7 +116,7 @@ def test_the_released_code_s_advantages() -> None:
     drawn = Drawn(parity="released_code")
     rows = []
     for group in drawn.groups:
-        kept = group.items[0].drawn
+        kept = group.items[0].rollout
         r = [p - q for p, q in zip(kept["logp"], kept["logq"], strict=True)]
         back = 0.0
         found = []
@@ -126,7 +126,7 @@ def test_the_released_code_s_advantages() -> None:
         rows.append(torch.tensor(found[::-1], dtype=torch.float64))
     raw = torch.cat(rows)
     wanted = (raw - raw.mean()) / (raw.var(unbiased=False) + 1e-8).sqrt()
-    seen = torch.tensor([a for g in drawn.groups for a in g.items[0].drawn["advantage"]], dtype=torch.float64)
+    seen = torch.tensor([a for g in drawn.groups for a in g.items[0].rollout["advantage"]], dtype=torch.float64)
     torch.testing.assert_close(seen, wanted, rtol=1e-6, atol=1e-6)
 
 
@@ -143,7 +143,7 @@ def test_the_released_code_s_cut_is_of_log_ratios_already_divided() -> None:
 
 def test_advantages_are_means_of_what_follows_and_the_last_is_zero() -> None:
     for group in Drawn().groups:
-        kept = group.items[0].drawn
+        kept = group.items[0].rollout
         rewards = torch.tensor([[p - q for p, q in zip(kept["logp"], kept["logq"], strict=True)]], dtype=torch.float64)
         wanted = returns_NT(rewards, torch.ones_like(rewards))[0].tolist()
         assert kept["advantage"] == pytest.approx(wanted) and kept["advantage"][-1] == 0.0

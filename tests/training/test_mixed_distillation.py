@@ -20,7 +20,7 @@ from tinyllm_bench.training.losses import channel_cross_entropy
 from tinyllm_bench.training.method import Method, Step
 
 NAME = "mixed_distillation"
-ASK = Ask(reading="gen")
+ASK = Ask(mode="generate")
 
 
 def said(record_id: str, n: int, *, cot: bool = True, pot: bool = True) -> list[Annotation]:

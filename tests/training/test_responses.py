@@ -10,10 +10,10 @@ from tinyllm_bench.answers.parser import read_answer
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import Annotation
 from tinyllm_bench.models.tokens import Encoder
-from tinyllm_bench.training.method import annotations_for, readings_for, response_examples
+from tinyllm_bench.training.method import annotations_for, response_examples, scoring_modes_for
 
 RECORDS = sample_records(24)
-GEN = Ask(reading="gen")
+GEN = Ask(mode="generate")
 
 
 def said(text: str, kind: Any = "rationale") -> list[Annotation]:
@@ -29,7 +29,7 @@ def test_the_answer_behind_a_rationale_is_read_as_the_gold_answer(record: Any) -
 
 
 def test_a_teacher_s_answer_is_taken_as_it_is_written() -> None:
-    (example,) = response_examples(RECORDS[0], said(" it is  the\nmoon\n", "response"), Ask(reading="cloze"), "teacher")
+    (example,) = response_examples(RECORDS[0], said(" it is  the\nmoon\n", "response"), Ask(mode="cloze"), "teacher")
     assert example.target == "it is  the\nmoon" and example.ends
 
 
@@ -52,9 +52,9 @@ def test_without_a_text_there_is_nothing_to_imitate(response: Any) -> None:
 
 
 def test_a_student_that_writes_rationales_is_asked_for_text() -> None:
-    assert readings_for("rationale") == ("gen",) and "cloze" in readings_for("answer")
+    assert scoring_modes_for("rationale") == ("generate",) and "cloze" in scoring_modes_for("answer")
     for name in ("kd", "gkd", "minillm"):
         method = make_method(name, response="rationale")
-        assert method.readings == ("gen",)
+        assert method.scoring_modes == ("generate",)
         assert method.needs().annotations == (frozenset() if name == "minillm" else {"rationale"}), "it draws them all"
     assert annotations_for("teacher") == {"response"} == make_method("seqkd").needs().annotations

@@ -18,7 +18,7 @@ from tinyllm_bench.testing.tiny_models import tiny_llama, tiny_t5
 from tinyllm_bench.training.batching import Group, collator_of
 from tinyllm_bench.training.budget import make_plan
 from tinyllm_bench.training.method import Step
-from tinyllm_bench.training.rollouts import distinct, happens, probe, with_drawn
+from tinyllm_bench.training.rollouts import distinct, happens, probe, with_sampled_text
 from tinyllm_bench.training.teacher_signals import InMemoryTeacher
 
 FAMILIES = {"llama": tiny_llama, "t5": tiny_t5}
@@ -63,7 +63,7 @@ def test_log_probabilities_are_those_of_a_whole_pass(family: str) -> None:
     found = sample_texts(prompts, student, seeds=[1, 2, 3], max_new_tokens=7, teacher=teacher, vocabulary=size)
     collator = collator_of(student.plain, tokenizer)
     for prompt, one in zip(prompts, found, strict=True):
-        item = with_drawn(Encoded("r", "label", tuple(prompt), (1,), False), one)
+        item = with_sampled_text(Encoded("r", "label", tuple(prompt), (1,), False), one)
         batch = collator.collate(collator.rows([item]))
         with torch.no_grad():
             q, p = (lm.logits(lm.at_targets(batch))[:, :size].log_softmax(-1) for lm in (student, teacher))
@@ -153,12 +153,14 @@ def test_a_drawn_text_costs_what_the_same_text_of_the_data_set_costs(name: str, 
     signal = make_signal(method, student.plain)
     assert signal is not None
     rolled = method.rollout(groups, student, signal, step_of())
-    drawn = [item for group in rolled for item in group.items if item.drawn]
+    drawn = [item for group in rolled for item in group.items if item.rollout]
     assert drawn
     collator = collator_of(student.plain, tokenizer)
     totals = []
-    for items in (drawn, [item._replace(drawn={}) for item in drawn]):
-        items = [i._replace(drawn={**i.drawn, "advantage": (0.0,) * len(i.target)}) if i.drawn else i for i in items]
+    for items in (drawn, [item._replace(rollout={}) for item in drawn]):
+        items = [
+            i._replace(rollout={**i.rollout, "advantage": (0.0,) * len(i.target)}) if i.rollout else i for i in items
+        ]
         batch = collator.collate(collator.rows(items))
         (term,) = method.loss(batch, student, signal, step_of())
         totals.append(term.sum)
@@ -170,7 +172,7 @@ def test_a_share_of_the_questions_is_drawn_and_the_rest_is_given() -> None:
     method = make_method("gkd", student_share=0.5)
     groups = make_groups(method, tokenizer, count=20)
     rolled = method.rollout(groups, student, InMemoryTeacher(student), step_of())
-    drawn = [bool(group.items[0].drawn) for group in rolled]
+    drawn = [bool(group.items[0].rollout) for group in rolled]
     assert 3 <= sum(drawn) <= 17
     assert [g.record_id for g in rolled] == [g.record_id for g in groups]
     assert all(new == old for new, old, was in zip(rolled, groups, drawn, strict=True) if not was)
@@ -203,9 +205,9 @@ def test_the_probe_has_the_same_random_numbers_every_time() -> None:
 
 def test_numbers_stand_beside_the_rollout_tokens() -> None:
     drawn = SampledText((5, 6), (-1.0, -2.0), (-3.0, -4.0), (0.1, 0.2), True)
-    item = with_drawn(Encoded("r", "label", (1,), (9, 9, 9), True), drawn, advantage=(0.5, -0.5))
+    item = with_sampled_text(Encoded("r", "label", (1,), (9, 9, 9), True), drawn, advantage=(0.5, -0.5))
     assert (item.target, item.cut) == ((5, 6), False)
-    assert item.drawn == {"logq": (-1.0, -2.0), "logp": (-3.0, -4.0), "advantage": (0.5, -0.5)}
+    assert item.rollout == {"logq": (-1.0, -2.0), "logp": (-3.0, -4.0), "advantage": (0.5, -0.5)}
 
 
 def test_texts_are_drawn_in_the_precision_that_is_trained(tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_texts_are_drawn_in_the_precision_that_is_trained(tmp_path: Path) -> Non
         if not as_trained:
             trainer.module.precision = nullcontext
         rolled = method.rollout(groups, trainer.module, trainer.teacher, step_of())
-        items = [item for group in rolled for item in group.items if item.drawn]
+        items = [item for group in rolled for item in group.items if item.rollout]
         batch = trainer.collator.collate(trainer.collator.rows(items))
 
         def read(logits_NV: Tensor, rows: slice) -> Tensor:
@@ -231,7 +233,7 @@ def test_texts_are_drawn_in_the_precision_that_is_trained(tmp_path: Path) -> Non
             return logp_N
 
         with torch.no_grad():
-            return float((trainer.lm(batch, read) - batch.drawn_N("logq")).abs().mean())
+            return float((trainer.lm(batch, read) - batch.rollout_N("logq")).abs().mean())
 
     assert log_ratio(as_trained=True) < log_ratio(as_trained=False) / 3
 
@@ -257,7 +259,7 @@ def test_the_ratio_of_the_first_inner_step_is_one(
 
     def watched(batch: Any, student: Any, teacher: Any, step: Step) -> Any:
         ratios.extend([] for _ in range(step.index + 1 - len(ratios)))
-        old_N, size = batch.drawn_N("logq"), teacher.vocabulary
+        old_N, size = batch.rollout_N("logq"), teacher.vocabulary
 
         def log_ratio(logits_NV: Tensor, rows: slice) -> Tensor:
             new_NV = logits_NV[:, :size].float().log_softmax(-1).detach()
@@ -294,7 +296,7 @@ def test_a_question_is_drawn_as_often_as_it_stands_in_a_round(tmp_path: Path) ->
         first_pass = [group for groups in seen[: method.group_size] for group in groups]
         texts = [group.items[0].target for group in first_pass]
         assert len(texts) == 8 * method.group_size and len(set(texts)) == len(texts)
-        assert all(item.drawn for group in first_pass for item in group.items)
+        assert all(item.rollout for group in first_pass for item in group.items)
         if method.inner_epochs == 2:
             assert sorted(g.items[0].target for groups in seen[2:4] for g in groups) == sorted(texts)
             assert trained.rollout_tokens == sum(map(len, texts))

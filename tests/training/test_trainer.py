@@ -39,7 +39,7 @@ def build(folder: Path, validate: Any, *, name: str = "tinyllm", **config: Any) 
     model, tokenizer = make_llama()
     groups = make_groups(make_method(name), tokenizer)
     plan: Plan = make_plan(groups, batch_records=2, seed=0, epochs=2)
-    settings = {"looks": (0.25, 0.5, 0.75, 1.0), "learning_rate": 1e-3, "checkpoint_seconds": 0.0, **config}
+    settings = {"evaluations": (0.25, 0.5, 0.75, 1.0), "learning_rate": 1e-3, "checkpoint_seconds": 0.0, **config}
     return make_trainer(model, tokenizer, make_method(name), groups, folder, plan=plan, validate=validate, **settings)
 
 
@@ -71,7 +71,7 @@ def test_select_last_keeps_the_end(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_looking_at_validation_does_not_change_training(tmp_path: Path) -> None:
     looked = run(build(tmp_path / "a", Scripted(*[(0.1, 0.1)] * 4), select="last"))
-    blind = run(build(tmp_path / "b", Scripted(), select="last", looks=()))
+    blind = run(build(tmp_path / "b", Scripted(), select="last", evaluations=()))
     assert all(torch.equal(looked[1][key], blind[1][key]) for key in blind[1])
 
 

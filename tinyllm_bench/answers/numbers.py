@@ -1,4 +1,4 @@
-r"""Reading a number out of free text: the number that is written, or none.
+r"""ScoringMode a number out of free text: the number that is written, or none.
 
 A number may stand at the end of a chain of thought: what the text claims ("the answer is 5") decides; else a first or
 last line that is nothing but a number; else the last number of the last line. A number that is a part of something else

@@ -1,4 +1,4 @@
-"""Reading the text of a program: the source check, and the canonical form that students learn (arXiv 2312.10730).
+"""ScoringMode the text of a program: the source check, and the canonical form that students learn (arXiv 2312.10730).
 
 Everything here parses with `ast`, which hostile text can crash: call it through `sandbox.Sandbox` only, whose workers
 run it under limits. The check is for clean reasons and repeatable runs; what contains a program is the sandbox.

@@ -20,7 +20,7 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
-    """One text of one question. `logprob` is the mean log-probability of its tokens; `greedy` was not drawn."""
+    """One text of one question. `logprob` is the mean log-probability of its tokens; `greedy`: it was not sampled."""
 
     channel: str
     key: str | None
@@ -47,18 +47,18 @@ def decide(paths: Sequence[Path], policy: Policy) -> Outcome:
             return program._replace(rule="program")
         text = _single(paths, COT)
         return Outcome(text.key, "fallback to text", (*program.used, *text.used))
-    drawn = [path for path in paths if not path.greedy]
+    sampled = [path for path in paths if not path.greedy]
     if policy == "vote_early_stop":
-        first = [next((p for p in drawn if p.channel == channel), None) for channel in (COT, POT)]
+        first = [next((p for p in sampled if p.channel == channel), None) for channel in (COT, POT)]
         agreed = first[0] is not None and first[1] is not None and first[0].key == first[1].key is not None
         if agreed:
             pair = tuple(path for path in first if path is not None)
             return Outcome(pair[0].key, "first two agree", pair)
-    return _majority(drawn, [p for p in paths if p.greedy and p.channel == POT])
+    return _majority(sampled, [p for p in paths if p.greedy and p.channel == POT])
 
 
 def needed(policy: Policy, samples: Mapping[str, int]) -> dict[str, tuple[bool, int]]:
-    """Per channel, whether a policy takes its greedy path, and how many drawn ones."""
+    """Per channel, whether a policy takes its greedy path, and how many sampled ones."""
     greedy = {"single_cot": (COT,), "single_pot": (POT,), "pot_then_cot": (COT, POT)}.get(policy)
     if greedy is not None:
         return dict.fromkeys(greedy, (True, 0))
@@ -72,12 +72,12 @@ def _single(paths: Sequence[Path], channel: str) -> Outcome:
     return Outcome(found[0].key, "greedy", (found[0],))
 
 
-def _majority(drawn: Sequence[Path], greedy_program: Sequence[Path]) -> Outcome:
+def _majority(sampled: Sequence[Path], greedy_program: Sequence[Path]) -> Outcome:
     votes: dict[str, list[Path]] = defaultdict(list)
-    for path in drawn:
+    for path in sampled:
         if path.key is not None:
             votes[path.key].append(path)
-    used = tuple(drawn)
+    used = tuple(sampled)
     if not votes:
         return Outcome(None, "all paths failed", used)
     most = max(map(len, votes.values()))
@@ -111,7 +111,7 @@ class PathFacts(NamedTuple):
     """What the paths of many questions are like; shares between 0 and 1, None where nothing was there to count.
 
     executed: of all programs, those that gave an answer; agreement: questions whose first text and first program
-    (greedy before drawn) give one key; right_given_agreement; oracle: any path right; tokens: written per question.
+    (greedy before sampled) give one key; right_given_agreement; oracle: any path right; tokens: written per question.
     """
 
     executed: float | None

@@ -1,12 +1,12 @@
 """`reproduce`: a paper's table run again, each cell with the paper's value, ours, and a verdict.
 
 With the paper's own student a cell's value is judged: whether ours can be the paper's. With another student a value
-means nothing beside the paper's, and the gain over the table's floor method is judged instead. Verdicts:
+means nothing beside the paper's, and the gain over the table's baseline method is judged instead. Verdicts:
 
     reproduced      the interval holds the paper's number, and it is narrow, or its gain's sign is clear
     not reproduced  the interval does not hold it
     underpowered    the interval holds it, and also too much else
-    not judged      run, but there is nothing to judge: the floor itself has no gain, the gain could not be measured
+    not judged      run, but there is nothing to judge: the baseline itself has no gain, the gain could not be measured
                     (its place says why), or the paper has no number
     not run         there is no run for this cell
 """
@@ -47,7 +47,7 @@ class Mode(_Part):
 
     settings: tuple[str, ...] = ()
     methods: Mapping[str, Mapping[str, Any]] = {}
-    looks_at_test: bool = False
+    select_on_test: bool = False
     deviations: tuple[Annotated[str, Field(min_length=1)], ...]
 
 
@@ -58,7 +58,7 @@ class Reproduction(_Part):
     about: str
     table: str
     paper_student: str
-    floor: str
+    baseline: str
     methods: tuple[str, ...]
     tasks: tuple[str, ...]
     beside: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class Reproduction(_Part):
 
 
 class Judged(NamedTuple):
-    """One cell: the paper's value, ours, both gains over the floor (shares), and the verdict."""
+    """One cell: the paper's value, ours, both gains over the baseline (shares), and the verdict."""
 
     method: str
     task: str
@@ -146,7 +146,7 @@ def request_of(
         assignments=(*own, *mode.settings, *settings),
         seeds=seeds,
         runs=runs,
-        looks_at_test=mode.looks_at_test,
+        select_on_test=mode.select_on_test,
         own=mode.methods,
     )
 
@@ -159,11 +159,11 @@ def judge(
     for task in tasks:
         rows = make_rows([record for record in records if record.task == task], found.methods)
         verdicts = Judge(rows)
-        gains = dict(zip((row.key for row in rows), verdicts.gains(found.floor), strict=True))
-        floor = _paper(found, reported, found.floor, task)
+        gains = dict(zip((row.key for row in rows), verdicts.gains(found.baseline), strict=True))
+        baseline = _paper(found, reported, found.baseline, task)
         for method in found.methods:
             row = next((row for row in rows if row.first.name == method and row.first.label == method), None)
-            cells.append(_judged(found, reported, verdicts, row, gains, (method, task, floor), own_student))
+            cells.append(_judged(found, reported, verdicts, row, gains, (method, task, baseline), own_student))
     return cells
 
 
@@ -176,9 +176,9 @@ def _judged(
     place: tuple[str, str, float | None],
     own_student: bool,
 ) -> Judged:
-    method, task, floor = place
+    method, task, baseline = place
     paper = _paper(found, reported, method, task)
-    paper_gain = paper - floor if paper is not None and floor is not None and method != found.floor else None
+    paper_gain = paper - baseline if paper is not None and baseline is not None and method != found.baseline else None
     ours = None if row is None else verdicts.accuracies.get(row.key)
     gain = None if row is None else gains[row.key]
     verdict = of_value(paper, ours) if own_student else of_gain(paper_gain, gain)
@@ -200,7 +200,7 @@ def of_value(paper: float | None, ours: Estimate | None) -> Verdict:
 
 
 def of_gain(paper: float | None, ours: Gain | None) -> Verdict:
-    """Whether our gain over the floor can be the paper's, and has its sign."""
+    """Whether our gain over the baseline can be the paper's, and has its sign."""
     if ours is None:
         return "not run"
     if paper is None or ours.low is None or ours.high is None:
@@ -224,7 +224,7 @@ def table_text(
 ) -> str:
     """The whole page in Markdown: title, cells, deviations, texts that filters reject, and what others report."""
     scale = "" if own else f", at {preset.upper()} scale with another student ({student}): gains are judged, not values"
-    judged = "values" if own else "gains over the floor"
+    judged = "values" if own else "gains over the baseline"
     beside = "\n\n".join(
         part for name in found.beside if (part := reported_table(reported, tables=(name,), kinds=("score", "gain")))
     )

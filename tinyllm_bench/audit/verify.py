@@ -60,7 +60,7 @@ NOT_REBUILT: Mapping[str, str] = {
     "git": "the code that made the record said it",
     "packages": "the environment said it",
     "command": "whoever ran it typed it",
-    "asked": "the request, of which this cell is a part",
+    "request": "the request, of which this cell is a part",
     "label": "the request chose the row's name",
     "own_settings": "which layer of the request set a value; the values themselves are compared",
     "annotations": "the teachers' texts lie in the cache of whoever asked for them",
@@ -73,7 +73,7 @@ NOT_REBUILT: Mapping[str, str] = {
 # Where the rebuilt value of a field comes from, for the messages.
 _FROM: Mapping[str, str] = {
     "config": "as config.yaml says",
-    "test_looks": "as ledger.jsonl says",
+    "test_evaluations": "as ledger.jsonl says",
     "student": "as predictions/asked.json and train/result.json say",
     "backend": "as predictions/asked.json says",
     "budget": "from train/result.json and config.yaml",
@@ -192,7 +192,7 @@ def _check_folder(found: Verification, folder: Path, record: RunRecord, data_dir
     predictions: list[Prediction] = []
     found.take("config", lambda: _read_settings(folder, record, settings))
     found.take("predictions", lambda: _read_predictions(folder, record, predictions))
-    found.take("looks at the test split", lambda: _ledger(folder, record))
+    found.take("evaluations on the test split", lambda: _ledger(folder, record))
     found.take("events", lambda: _events(folder, record))
     if not settings or not predictions:
         return
@@ -237,18 +237,18 @@ def _predictions_file(folder: Path, record: RunRecord) -> Path:
     return folder / "predictions" / f"{record.task}.jsonl.zst"
 
 
-def _test_looks(folder: Path) -> list[dict[str, Any]]:
-    return [row for row in read_checked(folder / "ledger.jsonl") if "test_look" in row]
+def _test_evaluations(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in read_checked(folder / "ledger.jsonl") if "test_evaluation" in row]
 
 
 def _ledger(folder: Path, record: RunRecord) -> Iterator[Problem]:
     """The last scoring that the ledger tells of must be of the record's predictions."""
-    file, looks = folder / "ledger.jsonl", _test_looks(folder)
-    if looks and looks[-1]["mark"] != record.predictions_digest:
-        wrong = f"the last look is of predictions {shown(looks[-1]['mark'])}"
+    file, evaluations = folder / "ledger.jsonl", _test_evaluations(folder)
+    if evaluations and evaluations[-1]["mark"] != record.predictions_digest:
+        wrong = f"the last evaluation is of predictions {shown(evaluations[-1]['mark'])}"
         yield Problem(file, wrong, f"{shown(record.predictions_digest)} as {RECORD_FILE} says")
-    if looks and looks[-1]["items"] != len(record.items):
-        yield Problem(file, f"the last look is of {looks[-1]['items']} items", str(len(record.items)))
+    if evaluations and evaluations[-1]["items"] != len(record.items):
+        yield Problem(file, f"the last evaluation is of {evaluations[-1]['items']} items", str(len(record.items)))
 
 
 def _events(folder: Path, record: RunRecord) -> Iterator[Problem]:
@@ -292,16 +292,16 @@ def _cell(folder: Path, record: RunRecord, settings: Mapping[str, Any], source: 
     spec = record.student.spec if record.student else None
     # a reference baseline may ask a teacher: the one whose published spec the record names
     teacher = next((text for text in config.teachers if public_text(text) == spec), None)
-    anchors = kind is None and public_text(config.student.model) != spec and teacher is not None
+    asks_teacher = kind is None and public_text(config.student.model) != spec and teacher is not None
     return resolved_cell(
         Resolved(config, {}),
-        Request(runs=folder.parent, looks_at_test=record.selected_on == "test"),
+        Request(runs=folder.parent, select_on_test=record.selected_on == "test"),
         name=record.name,
         label=record.label,
         task=record.task,
         seed=record.seed,
         method=None if kind is None else kind(_validated(kind.Config, config.method, "method")),
-        model=parse_spec(str(teacher), role="teacher") if anchors else None,
+        model=parse_spec(str(teacher), role="teacher") if asks_teacher else None,
     )
 
 
@@ -355,7 +355,9 @@ def _compare_run(found: Verification, cell: Cell, folder: Path, record: RunRecor
         yield from _last_step(one, result)
     if record.kind == "method" and training is None:
         reason = "training (its result.json is not at hand)"
-        by_test = ("test_looks",) if record.selected_on == "test" else ()  # evaluations of the training count there
+        by_test = (
+            ("test_evaluations",) if record.selected_on == "test" else ()
+        )  # evaluations of the training count there
         missing[reason] = ("training", "budget", "notes", "student.initial_digest", *by_test)
     student_init, teacher_init = (beside.get(makers.get(key, "")) for key in ("student_init", "teacher_init"))
     if cell.config.student.init is not None and cell.kind == "method" and student_init is None:
@@ -385,7 +387,7 @@ def _compare_run(found: Verification, cell: Cell, folder: Path, record: RunRecor
         annotations=[counts.model_dump() for counts in record.annotations],
         asked=asked,
         spent=Spent(seconds=budget.seconds, peak_memory_bytes=budget.peak_memory_bytes or 0, device=budget.device),
-        test_looks=len(_test_looks(folder)),
+        test_evaluations=len(_test_evaluations(folder)),
         git=record.git,
         packages=record.packages,
         command=record.command,
@@ -469,7 +471,7 @@ def _compare_answers(
         whole = False
         yield problem
     version, own = record.protocol["parser_version"], reader_version(next(iter(records.values())).choices)
-    if version != own and cell.reading == "gen":  # ranked options are read by no parser
+    if version != own and cell.mode == "generate":  # ranked options are read by no parser
         found.not_checked.append(
             f"answers and score: they were read by parser version {version}, this code reads by version {own}; the"
             f" release of tinyllm-bench that has version {version} can check them, and a new run is recorded under"
@@ -528,22 +530,22 @@ def _decoding(cell: Cell, architecture: str | None) -> HowToAsk | None:
 def _incomplete(
     cell: Cell, how: HowToAsk | None, stored: Sequence[Prediction], records: Mapping[str, TaskRecord]
 ) -> Iterator[_Differs]:
-    """Predictions that cannot be decided again: of another reading, or without what decides them."""
+    """Predictions that cannot be decided again: of another mode, or without what decides them."""
     wanted = {LABEL: (1, 0)} if how is None else {c: (int(greedy), n) for c, (greedy, n) in how.wanted().items()}
     for one in stored:
         record = records[one.record_id]
-        if one.reading != cell.reading:
-            yield _Differs(one.record_id, "reading", one.reading, cell.reading)
+        if one.mode != cell.mode:
+            yield _Differs(one.record_id, "mode", one.mode, cell.mode)
         elif cell.name in GUESSES:
             continue
-        elif cell.reading == "gen":
+        elif cell.mode == "generate":
             spelled = len(record.choices) if cell.config.eval.match == "exact" and how is None else 0
             if len(one.choices_read) != spelled:
                 yield _Differs(one.record_id, "choices_read", list(one.choices_read), f"{spelled} texts")
-            texts = {channel: [s.drawn for s in one.samples if s.channel == channel] for channel in wanted}
-            counts = {channel: (len(drawn) - sum(drawn), sum(drawn)) for channel, drawn in texts.items()}
+            texts = {channel: [s.sampled for s in one.samples if s.channel == channel] for channel in wanted}
+            counts = {channel: (len(sampled) - sum(sampled), sum(sampled)) for channel, sampled in texts.items()}
             if counts != wanted or sum(map(len, texts.values())) != len(one.samples):
-                yield _Differs(one.record_id, "texts (greedy, drawn)", counts, wanted)
+                yield _Differs(one.record_id, "texts (greedy, sampled)", counts, wanted)
         else:
             chars = tuple(len(option) for option in cell.ask.options(record))
             if one.option_chars != chars:

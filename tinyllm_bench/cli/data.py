@@ -38,7 +38,7 @@ def _tasks() -> list[dict[str, Any]]:
             "name": task.name,
             "title": task.title,
             "sizes": "/".join(str(size) for size in task.sizes.values()),
-            "readings": ", ".join(task.readings),
+            "scoring_modes": ", ".join(task.scoring_modes),
         }
         for task in map(load_task, working("task"))
     ]

@@ -30,7 +30,7 @@ Backend = Annotated[str | None, typer.Option("--backend", help="Evaluation backe
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder of runs.")]
 
 # What is done with the request.
-Anchors = Annotated[
+ReferenceBaselines = Annotated[
     bool, typer.Option(help="Also run the reference baselines: random, majority, zero-shot and few-shot.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and exit.")]

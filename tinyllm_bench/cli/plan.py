@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.cli.options import Anchors, AsJson, BoardDir, takes_request
+from tinyllm_bench.cli.options import AsJson, BoardDir, ReferenceBaselines, takes_request
 from tinyllm_bench.cli.output import echo, echo_json
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ QUIET_SECONDS = 3.0  # checks that are done by then need no progress report
 def plan(
     request: "Request",
     *,
-    anchors: Anchors = True,
+    reference_baselines: ReferenceBaselines = True,
     detect: Annotated[
         float | None,
         typer.Option("--detect", help="Also print the seeds and questions needed to detect this many points."),
@@ -54,7 +54,7 @@ def plan(
         raise UserError(f"--price {price:g}: must be US dollars per hour, from 0 to 1e9")
     if detect is not None and not 0 < detect <= 100:
         raise UserError(f"--detect {detect:g}: must be a difference in points, above 0 and at most 100, e.g. 5")
-    preset, cells = plan_cells(request, anchors=anchors, check_hub=False)
+    preset, cells = plan_cells(request, reference_baselines=reference_baselines, check_hub=False)
     found = forecast(cells, this_machine(), detect=None if detect is None else detect / 100, price=price)
     if as_json:
         echo_json({"preset": preset, **found.plain()})
@@ -183,7 +183,7 @@ def doctor(
     request: "Request",
     *,
     board_dir: BoardDir = None,  # of `run`: its command line can be given as it is
-    anchors: Anchors = True,
+    reference_baselines: ReferenceBaselines = True,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 on warnings too.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Also print the checks that pass.")] = False,
     as_json: AsJson = False,
@@ -197,7 +197,7 @@ def doctor(
     from tinyllm_bench.preflight.inspection import Preflight
     from tinyllm_bench.preflight.machine import this_machine
 
-    preset, cells = plan_cells(request, anchors=anchors, check_hub=False)
+    preset, cells = plan_cells(request, reference_baselines=reference_baselines, check_hub=False)
     preflight = Preflight(cells=cells, machine=this_machine())
     found = examine(preflight, report=_progress())
     if as_json:

@@ -1,4 +1,4 @@
-"""`run`, its stages `annotate`, `train` and `predict`, and `anchors`: plan the cells, run them, print what came out."""
+"""`run`, its stages `annotate`, `train` and `predict`, and `reference-baselines`: plan, run and print the cells."""
 
 import shlex
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base.files import cache_root, check_writable
 from tinyllm_bench.cli.console import Console, is_main_process, on_terminal, terminal_width
-from tinyllm_bench.cli.options import Anchors, BoardDir, DryRun, ShowConfig, own_command, takes_request
+from tinyllm_bench.cli.options import BoardDir, DryRun, ReferenceBaselines, ShowConfig, own_command, takes_request
 from tinyllm_bench.cli.output import echo
 from tinyllm_bench.cli.progress import CellProgress
 
@@ -25,13 +25,15 @@ def run(
     request: "Request",
     *,
     board_dir: BoardDir = None,
-    anchors: Anchors = True,
+    reference_baselines: ReferenceBaselines = True,
     dry_run: DryRun = False,
     show_config: ShowConfig = False,
 ) -> int:
     """Run an experiment and write a leaderboard. Annotates, trains, evaluates and records; resumes if run again."""
     board = board_dir or request.runs / "board"
-    return run_request(request, board=board, anchors=anchors, dry_run=dry_run, show_config=show_config)
+    return run_request(
+        request, board=board, reference_baselines=reference_baselines, dry_run=dry_run, show_config=show_config
+    )
 
 
 @takes_request()
@@ -53,18 +55,18 @@ def predict(request: "Request", *, dry_run: DryRun = False, show_config: ShowCon
 
 
 @takes_request(without=("method", "seeds"))
-def anchors(
+def reference_baselines(
     request: "Request", *, board_dir: BoardDir = None, dry_run: DryRun = False, show_config: ShowConfig = False
 ) -> int:
     """Run the reference baselines only: random, majority, and the untrained student."""
     board = board_dir or request.runs / "board"
-    return run_request(request, board=board, anchors=True, dry_run=dry_run, show_config=show_config)
+    return run_request(request, board=board, reference_baselines=True, dry_run=dry_run, show_config=show_config)
 
 
 def run_request(
     request: "Request",
     *,
-    anchors: bool = False,
+    reference_baselines: bool = False,
     until: str = "predict",
     board: Path | None = None,
     dry_run: bool = False,
@@ -73,7 +75,7 @@ def run_request(
     """Plan, run and record the cells of a request; returns the exit status."""
     from tinyllm_bench.experiment.plan_cells import plan_cells
 
-    preset, cells = plan_cells(request, anchors=anchors, check_hub=not (dry_run or show_config))
+    preset, cells = plan_cells(request, reference_baselines=reference_baselines, check_hub=not (dry_run or show_config))
     if is_main_process():
         echo(f"preset {preset}{'' if request.preset else ' (chosen for this machine; --preset overrides it)'}")
         if show_config:
@@ -132,9 +134,9 @@ def _show_config(cell: Any) -> None:
 
 def _description(cell: Any) -> str:
     """A cell in one line: what it evaluates, what it trains on and with which teachers."""
-    facts = [f"{len(cell.records('test'))} test questions, {cell.reading} scoring, {cell.source.kind} data"]
+    facts = [f"{len(cell.records('test'))} test questions, {cell.mode} scoring, {cell.source.kind} data"]
     if cell.method:
-        name, amount = cell.config.budget.asked
+        name, amount = cell.config.budget.limit
         facts.append(f"{len(cell.records('train'))} training records, {amount:,.10g} {name.replace('_', ' ')}")
     if cell.teachers:
         facts.append(f"teachers {' + '.join(dict.fromkeys(teacher.key for teacher in cell.teachers))}")

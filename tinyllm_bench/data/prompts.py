@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tinyllm_bench.data.records import Example, Reading, TaskRecord
+from tinyllm_bench.data.records import Example, ScoringMode, TaskRecord
 
 LABEL = "label"
 PLAIN = "plain"  # text that belongs to no question
@@ -24,12 +24,12 @@ def rationale_channel(teacher: str) -> str:
 class Ask:
     """How a question is asked.
 
-    `reading` decides the label channel's form; other channels keep the options in view unless `rationale_context` is
+    `mode` decides the label channel's form; other channels keep the options in view unless `rationale_context` is
     `question` (decided because the released rationales were written with the options in view). `markers` replaces the
     marker of a channel by name. `delimiter` stands between what is read and what is written.
     """
 
-    reading: Reading
+    mode: ScoringMode
     style: Literal["marker", "paper"] = "marker"
     rationale_context: Literal["options", "question"] = "options"
     markers: Mapping[str, str] = field(default_factory=dict)
@@ -38,9 +38,9 @@ class Ask:
     def context(self, record: TaskRecord, channel: str = LABEL) -> str:
         """The part of the prompt that tells the question, without the channel's marker.
 
-        A question that asks for a number has no options to show: in every reading and channel it looks as in `cloze`.
+        A question that asks for a number has no options to show: in every mode and channel it looks as in `cloze`.
         """
-        hidden = self.reading == "cloze" if channel == LABEL else self.rationale_context == "question"
+        hidden = self.mode == "cloze" if channel == LABEL else self.rationale_context == "question"
         passage = f"{record.context}\n" if record.context else ""
         if hidden or not record.choices:
             return f"{passage}Question: {record.question}"
@@ -59,13 +59,13 @@ class Ask:
         return "\nAnswer:" if channel == LABEL else f"\n{kind.capitalize()} ({teacher}):" if teacher else f"\n{kind}:"
 
     def options(self, record: TaskRecord) -> tuple[str, ...]:
-        """The continuations whose probabilities are compared: letters in `mc`, answer texts otherwise; no numbers."""
-        if self.reading == "mc":
+        """What is ranked by probability: letters in `multiple_choice`, answer texts otherwise; no numbers."""
+        if self.mode == "multiple_choice":
             return tuple(LETTERS[: len(record.choices)])
         return record.choices
 
     def label_target(self, record: TaskRecord) -> str:
-        """What the label channel writes: the answer's text, or its letter in `mc`; the number where one is asked."""
+        """The target of the label channel: the answer's text, its letter in `multiple_choice`, or a number."""
         return self.options(record)[record.answer] if record.choices else record.gold_text
 
     def example(self, record: TaskRecord, channel: str, target: str, *, ends: bool = True) -> Example:

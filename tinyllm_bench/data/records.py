@@ -11,9 +11,9 @@ from typing import Any, Literal
 from tinyllm_bench.base import plugins
 
 Split = Literal["train", "valid", "test"]
-Reading = Literal["gen", "mc", "cloze"]
+ScoringMode = Literal["generate", "multiple_choice", "cloze"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-READINGS: tuple[Reading, ...] = ("gen", "mc", "cloze")
+SCORING_MODES: tuple[ScoringMode, ...] = ("generate", "multiple_choice", "cloze")
 Suite = Literal["main", "native"]
 SUITES: tuple[Suite, ...] = ("main", "native")
 Recorded = Literal["rationale", "program"]
@@ -80,7 +80,7 @@ class TaskInfo:
     to_record: Callable[[Mapping[str, Any], Split], TaskRecord]
     source: str
     licence: str
-    readings: tuple[Reading, ...] = READINGS
+    scoring_modes: tuple[ScoringMode, ...] = SCORING_MODES
     rationale_keys: tuple[str, ...] = ()
     program_keys: tuple[str, ...] = ()
     blind_keys: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ class Annotation:
     """What a teacher said about a record. A rejected text is kept, with the reason in `rejected`.
 
     `answer` is the choice or the number that the teacher named itself. Of live teachers: the prompt's digest, how the
-    text was drawn, its tokens, why it ended, and its share of wall seconds and of energy (None where the machine does
+    text was sampled, its tokens, why it ended, and its share of wall seconds and of energy (None where the machine does
     not tell).
     """
 
@@ -170,7 +170,7 @@ class Sample:
     """One text the student wrote for a record.
 
     `answer_key` is what it was read as or computed to, `executed` whether a program gave an answer; `logprob` the mean
-    log-probability of its tokens; `drawn` tells a sampled text from a greedy one.
+    log-probability of its tokens; `sampled` tells a sampled text from a greedy one.
     """
 
     channel: str
@@ -179,7 +179,7 @@ class Sample:
     executed: bool | None = None
     logprob: float | None = None
     tokens: int | None = None
-    drawn: bool = False
+    sampled: bool = False
     hit_limit: bool = False
 
 
@@ -187,13 +187,13 @@ class Sample:
 class Prediction:
     """One answered question. `answer` is a choice's index or a number's key, None when nothing could be read (wrong).
 
-    `option_logprobs` are natural-log probabilities of the options' texts (cloze) or letters (mc), `option_chars` their
-    lengths in characters; both are empty in `gen`. `choices_read` are the choices as the student's tokenizer gives them
-    back, where the written answer must be one of them to the letter; empty elsewhere.
+    `option_logprobs` are natural-log probabilities of the options' texts (cloze) or letters (multiple_choice),
+    `option_chars` their lengths in characters; both are empty in `generate`. `choices_read` are the choices as the
+    student's tokenizer gives them back, where the written answer must be one of them to the letter; empty elsewhere.
     """
 
     record_id: str
-    reading: Reading
+    mode: ScoringMode
     answer: int | str | None
     correct: bool
     option_logprobs: tuple[float, ...] = ()

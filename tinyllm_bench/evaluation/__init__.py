@@ -1,1 +1,1 @@
-"""How a student is scored: lm-eval through transformers or vLLM, and the anchors."""
+"""How a student is scored: lm-eval through transformers or vLLM, and the reference baselines."""

@@ -1,14 +1,16 @@
-"""Anchors that need no model: what a guess is worth on these questions."""
+"""Reference baselines that need no model: what a guess is worth on these questions."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
 from tinyllm_bench.data.checks import most_frequent
-from tinyllm_bench.data.records import Prediction, Reading, TaskRecord
+from tinyllm_bench.data.records import Prediction, ScoringMode, TaskRecord
 
 
-def guess_random(records: Sequence[TaskRecord], reading: Reading, train: Sequence[TaskRecord] = ()) -> list[Prediction]:
+def guess_random(
+    records: Sequence[TaskRecord], mode: ScoringMode, train: Sequence[TaskRecord] = ()
+) -> list[Prediction]:
     """One guess a record, seeded by the record's id, so that it is the same wherever and with whomever it is asked.
 
     Of choices each is as likely as the next. A number is drawn from the answers of the training records, a frequent one
@@ -22,10 +24,10 @@ def guess_random(records: Sequence[TaskRecord], reading: Reading, train: Sequenc
             return drawn % len(record.choices)
         return golds[drawn % len(golds)] if golds else None
 
-    return [_prediction(record, reading, guess(record)) for record in records]
+    return [_prediction(record, mode, guess(record)) for record in records]
 
 
-def guess_majority(records: Sequence[TaskRecord], reading: Reading, train: Sequence[TaskRecord]) -> list[Prediction]:
+def guess_majority(records: Sequence[TaskRecord], mode: ScoringMode, train: Sequence[TaskRecord]) -> list[Prediction]:
     """The answer position, or the number, that is most frequent in the training split (the lowest on a tie): for yes/no
     sets, the word.
     """
@@ -34,7 +36,7 @@ def guess_majority(records: Sequence[TaskRecord], reading: Reading, train: Seque
     def guess(record: TaskRecord) -> int | str:
         return min(key, len(record.choices) - 1) if isinstance(key, int) else key
 
-    return [_prediction(record, reading, guess(record)) for record in records]
+    return [_prediction(record, mode, guess(record)) for record in records]
 
 
 def chance(records: Sequence[TaskRecord]) -> float:
@@ -50,5 +52,5 @@ def expected(records: Sequence[TaskRecord], train: Sequence[TaskRecord]) -> floa
     return sum(drawn[record.gold_key] for record in records) / (len(records) * max(len(train), 1))
 
 
-def _prediction(record: TaskRecord, reading: Reading, answer: int | str | None) -> Prediction:
-    return Prediction(record_id=record.id, reading=reading, answer=answer, correct=answer == record.gold_key)
+def _prediction(record: TaskRecord, mode: ScoringMode, answer: int | str | None) -> Prediction:
+    return Prediction(record_id=record.id, mode=mode, answer=answer, correct=answer == record.gold_key)

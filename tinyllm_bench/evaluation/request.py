@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.data.records import Reading, Split
+from tinyllm_bench.data.records import ScoringMode, Split
 
 if TYPE_CHECKING:
     from tinyllm_bench.data.sources import Source
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """Some records of one split, asked in one reading; its fields go to the lm-eval task as metadata.
+    """Some records of one split, asked in one mode; its fields go to the lm-eval task as metadata.
 
     `max_context_words` and `shot_max_words` cut the context of the question and of the few-shot examples, in words.
     `shots` examples come from the train split; `chat` asks through the model's own chat template. `markers` replaces
@@ -24,7 +24,7 @@ class Asked:
     """
 
     task: str
-    reading: Reading
+    mode: ScoringMode
     split: Split
     ids: tuple[str, ...]
     source: Source
@@ -46,7 +46,7 @@ class Asked:
             raise UserError(f"{self.task}: few-shot examples come from 'train'; ask 'valid' or 'test', or shots=0")
 
     def metadata(self) -> dict[str, Any]:
-        """The keywords of the task's loader, plain values only (task and reading stand in the task's YAML)."""
+        """The keywords of the task's loader, plain values only (task and mode stand in the task's YAML)."""
         return {
             "source": self.source.kind,
             "source_folder": self.source.folder,

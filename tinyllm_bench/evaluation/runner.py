@@ -1,4 +1,4 @@
-"""Asking a model through lm-eval: one path for validation, the test split and the anchors.
+"""Asking a model through lm-eval: one path for validation, the test split and the reference baselines.
 
 lm-eval builds the prompts, the requests and their order; this module chooses the records, takes the logged samples
 and turns them into predictions. `lm_eval.evaluate` is called rather than `simple_evaluate`: the latter resets the
@@ -54,7 +54,7 @@ def answer(lm: LM, asked: Asked) -> list[Prediction]:
 
     with _quiet():
         task = build_task(asked)
-        name = task_yaml.task_name(asked.task, asked.reading)
+        name = task_yaml.task_name(asked.task, asked.mode)
         results: Any = lm_eval.evaluate(
             lm=lm,
             task_dict={"tasks": {name: task}},
@@ -66,7 +66,7 @@ def answer(lm: LM, asked: Asked) -> list[Prediction]:
     logged = {sample["doc"]["id"]: sample for sample in results["samples"][name]}
     finished: Mapping[str, Finish] = getattr(lm, "finished", {})
     # the tokenizer of a proxy is loaded when it is first read: only exact match needs it
-    tokenizer = lm.tokenizer if asked.match == "exact" and asked.reading == "gen" else None
+    tokenizer = lm.tokenizer if asked.match == "exact" and asked.mode == "generate" else None
     return [_prediction(asked, logged[name], finished, tokenizer) for name in asked.ids]
 
 
@@ -74,11 +74,11 @@ def build_task(asked: Asked) -> ConfigurableTask:
     """The lm-eval task that serves exactly the asked records.
 
     Raises:
-        UserError: a task or reading that lm-eval does not find (lm-eval itself skips a broken YAML without a word).
+        UserError: a task or mode that lm-eval does not find (lm-eval itself skips a broken YAML without a word).
     """
     from lm_eval.tasks import TaskManager
 
-    name = task_yaml.task_name(asked.task, asked.reading)
+    name = task_yaml.task_name(asked.task, asked.mode)
     manager: Any = _manager(asked.task)
     if name not in manager.all_subtasks:
         raise UserError(f"lm-eval finds no task {name!r} in {task_yaml.folder()}; run `make tasks` to write its YAML")
@@ -86,7 +86,7 @@ def build_task(asked: Asked) -> ConfigurableTask:
     manager._factory._meta = asked.metadata()  # the index is kept; the metadata change with every call
     task: Any = manager.load([name])["tasks"][name]
     task.set_config(key="num_fewshot", value=asked.shots)
-    if asked.reading == "gen":
+    if asked.mode == "generate":
         task.set_config(key="generation_kwargs", value={"max_gen_toks": asked.max_new_tokens}, update=True)
     return task
 
@@ -101,9 +101,9 @@ def _manager(task: str) -> Any:
         return _built_in_manager(home)
     info = plugins.load_task(task)
     with temporary_folder("tinyllm-bench-task") as made:
-        for reading in info.readings:
-            text = task_yaml.task_text(info, reading, shared=f"{home}/")
-            (made / f"{task}_{reading}.yaml").write_text(text, encoding="utf-8")
+        for mode in info.scoring_modes:
+            text = task_yaml.task_text(info, mode, shared=f"{home}/")
+            (made / f"{task}_{mode}.yaml").write_text(text, encoding="utf-8")
         manager = TaskManager(include_path=[str(home), str(made)], include_defaults=False)
         for entry in manager.task_index.values():  # keep what the folder said before it goes
             if entry.yaml_path and made in Path(entry.yaml_path).parents:
@@ -129,8 +129,8 @@ def _prediction(
 ) -> Prediction:
     doc, prompt = sample["doc"], sample["arguments"][0][0]
     assert not asked.shots or prompt.count(doc["prompt"]) == 1, f"{doc['id']} is among its own few-shot examples"
-    bare = Prediction(record_id=doc["id"], reading=asked.reading, answer=None, correct=False)
-    if asked.reading == "gen":
+    bare = Prediction(record_id=doc["id"], mode=asked.mode, answer=None, correct=False)
+    if asked.mode == "generate":
         text, finish = sample["resps"][0][0], finished.get(prompt)
         written = replace(
             bare,

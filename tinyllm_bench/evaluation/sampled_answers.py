@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HowToAsk:
-    """Which texts are drawn and how they decide.
+    """Which texts are sampled and how they decide.
 
-    channels: what the student was taught (`cot`, `pot`); samples: drawn texts per channel; every: draw what any policy
-    needs, so that all of them can be reported; layout: how programs were written for a student that loses newlines.
+    channels: what the student was taught (`cot`, `pot`); samples: sampled texts per channel; every: sample what any
+    policy needs, so that all of them can be reported; layout: how programs were written for a student that loses
+    newlines.
     """
 
     channels: tuple[str, ...]
@@ -42,7 +43,7 @@ class HowToAsk:
     layout: Layout | None = None
 
     def wanted(self) -> dict[str, tuple[bool, int]]:
-        """Per channel, whether the greedy text is written and how many are drawn."""
+        """Per channel, whether the greedy text is written and how many are sampled."""
         policies = possible(self.channels) if self.every else (self.policy,)
         found = [needed(policy, self.samples) for policy in policies]
         return {
@@ -85,7 +86,7 @@ def ask_paths(
                         executed=key is not None if channel == POT else None,
                         logprob=None if text.logprob is None else round(text.logprob, 6),
                         tokens=text.tokens_out,
-                        drawn=place >= int(greedy),
+                        sampled=place >= int(greedy),
                         hit_limit=text.finish == "length",
                     )
                 )
@@ -154,7 +155,7 @@ def paths_of(prediction: Prediction) -> list[Path]:
         Path(
             channel=sample.channel,
             key=sample.answer_key,
-            greedy=not sample.drawn,
+            greedy=not sample.sampled,
             logprob=sample.logprob,
             tokens=sample.tokens or 0,
         )
@@ -163,12 +164,12 @@ def paths_of(prediction: Prediction) -> list[Path]:
 
 
 def _decided(record: TaskRecord, samples: Sequence[Sample], policy: Policy) -> Prediction:
-    bare = Prediction(record_id=record.id, reading="gen", answer=None, correct=False, samples=tuple(samples))
+    bare = Prediction(record_id=record.id, mode="generate", answer=None, correct=False, samples=tuple(samples))
     found = decide(paths_of(bare), policy)
     answer = None if found.key is None else _answer(found.key, record)
     return Prediction(
         record_id=record.id,
-        reading="gen",
+        mode="generate",
         answer=answer,
         correct=answer == record.gold_key,
         samples=tuple(samples),

@@ -24,8 +24,8 @@ def best(values: Sequence[float]) -> int:
 
 
 def option_scores(prediction: Prediction) -> tuple[float, ...]:
-    """What is compared: log-probability per character in `cloze`, log-probability in `mc`; empty in `gen`."""
-    if prediction.reading != "cloze":
+    """Log-probabilities of the options, per character in `cloze`; empty in `generate`."""
+    if prediction.mode != "cloze":
         return prediction.option_logprobs
     return tuple(
         logprob / chars for logprob, chars in zip(prediction.option_logprobs, prediction.option_chars, strict=True)
@@ -37,23 +37,23 @@ def decided(prediction: Prediction, choices: Sequence[str], gold: int | str) -> 
 
     A text is read by the parser, or must be one of `choices_read` to the letter where the prediction has any.
     """
-    if prediction.reading == "gen":
+    if prediction.mode == "generate":
         text = prediction.samples[0].text
         found = to_the_letter(text, prediction.choices_read) if prediction.choices_read else read(text, choices)
         return replace(prediction, answer=found.key, correct=found.key == gold, parsed_by=found.rule)
     index = best(option_scores(prediction))
-    rule = "logprob_per_char" if prediction.reading == "cloze" else "logprob"
+    rule = "logprob_per_char" if prediction.mode == "cloze" else "logprob"
     return replace(prediction, answer=index, correct=index == gold, parsed_by=rule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScore:
-    """The score of one task in one reading.
+    """The score of one task in one mode.
 
     `n = correct + wrong + unparsed`. Outside the sum: `hit_token_limit`, `context_cut` and `ties` (best option not
     unique; the lowest index was taken). `plain_correct` counts by log-probability without the division by length and
     `gold_probability` is the mean probability of the right option under a softmax of the compared scores; both are
-    None in `gen`.
+    None in `generate`.
     """
 
     n: int
@@ -76,7 +76,7 @@ class TaskScore:
 
     @property
     def accuracy_plain(self) -> float | None:
-        """Accuracy by plain log-probability (secondary in `cloze`, the same as `accuracy` in `mc`); None in `gen`."""
+        """Accuracy by plain log-probability: secondary in `cloze`, `accuracy` elsewhere; None in `generate`."""
         return None if self.plain_correct is None else self.plain_correct / max(self.n, 1)
 
 

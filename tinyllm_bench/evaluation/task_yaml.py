@@ -1,5 +1,5 @@
-"""Writes the small YAML files by which lm-eval knows our tasks: one per task and reading, one group per suite
-and reading.
+"""Writes the small YAML files by which lm-eval knows our tasks: one per task and mode, one group per suite
+and mode.
 
 lm-eval registers one task per file, so the files are made from the tasks' own facts: `python -m
 tinyllm_bench.evaluation.task_yaml` (`make tasks`) writes them, and a test checks that none has drifted.
@@ -10,20 +10,20 @@ from pathlib import Path
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import write_text
-from tinyllm_bench.data.records import READINGS, SUITES, Reading, Suite, TaskInfo
+from tinyllm_bench.data.records import SCORING_MODES, SUITES, ScoringMode, Suite, TaskInfo
 
 _NOTE = "# Made by `make tasks`; change the task's .py or the shared files beside this one instead.\n"
-_METRIC: dict[Reading, str] = {"gen": "exact_match", "mc": "acc", "cloze": "acc_norm"}
+_METRIC: dict[ScoringMode, str] = {"generate": "exact_match", "multiple_choice": "acc", "cloze": "acc_norm"}
 
 
-def task_name(task: str, reading: str) -> str:
-    """The lm-eval name of a task in one reading."""
-    return f"tinyllm_{task}_{reading}"
+def task_name(task: str, mode: str) -> str:
+    """The lm-eval name of a task in one mode."""
+    return f"tinyllm_{task}_{mode}"
 
 
-def group_name(reading: str, suite: Suite = "main") -> str:
-    """The lm-eval name of the group of a suite's built-in tasks in one reading; `main` is not named in it."""
-    return f"tinyllm_bench_{_part(suite)}{reading}"
+def group_name(mode: str, suite: Suite = "main") -> str:
+    """The lm-eval name of the group of a suite's built-in tasks in one mode; `main` is not named in it."""
+    return f"tinyllm_bench_{_part(suite)}{mode}"
 
 
 def _part(suite: Suite) -> str:
@@ -35,23 +35,23 @@ def folder() -> Path:
     return Path(str(plugins.folder("task")))
 
 
-def task_text(info: TaskInfo, reading: Reading, *, shared: str = "") -> str:
+def task_text(info: TaskInfo, mode: ScoringMode, *, shared: str = "") -> str:
     """One task's YAML; `shared` is the folder of the shared files, with a slash, where it is another one."""
-    base = "_gen_yaml" if reading == "gen" else "_choice_yaml"
+    base = "_generate_yaml" if mode == "generate" else "_choice_yaml"
     return (
         f"{_NOTE}include: {shared}{base}\n"
-        f"task: {task_name(info.name, reading)}\n"
-        f"dataset_kwargs: {{task: {info.name}, reading: {reading}}}\n"
+        f"task: {task_name(info.name, mode)}\n"
+        f"dataset_kwargs: {{task: {info.name}, mode: {mode}}}\n"
         f"metadata: {{version: {info.version}}}\n"
     )
 
 
-def group_text(tasks: list[str], reading: Reading, suite: Suite = "main") -> str:
+def group_text(tasks: list[str], mode: ScoringMode, suite: Suite = "main") -> str:
     """A group's YAML; its score is the plain mean over its tasks, so that a large set does not outvote the others."""
-    members = "".join(f"  - {task_name(task, reading)}\n" for task in tasks)
+    members = "".join(f"  - {task_name(task, mode)}\n" for task in tasks)
     return (
-        f"{_NOTE}group: {group_name(reading, suite)}\ntask:\n{members}aggregate_metric_list:\n"
-        f"  - {{metric: {_METRIC[reading]}, aggregation: mean, weight_by_size: false, filter_list: none}}\n"
+        f"{_NOTE}group: {group_name(mode, suite)}\ntask:\n{members}aggregate_metric_list:\n"
+        f"  - {{metric: {_METRIC[mode]}, aggregation: mean, weight_by_size: false, filter_list: none}}\n"
         "metadata: {version: 1}\n"
     )
 
@@ -65,12 +65,12 @@ def built_in_tasks() -> list[TaskInfo]:
 def files() -> dict[str, str]:
     """Every generated file: name -> text."""
     infos = built_in_tasks()
-    made = {f"{info.name}_{reading}.yaml": task_text(info, reading) for info in infos for reading in info.readings}
+    made = {f"{info.name}_{mode}.yaml": task_text(info, mode) for info in infos for mode in info.scoring_modes}
     for suite in SUITES:
-        for reading in READINGS:
-            members = [info.name for info in infos if info.suite == suite and reading in info.readings]
+        for mode in SCORING_MODES:
+            members = [info.name for info in infos if info.suite == suite and mode in info.scoring_modes]
             if members:
-                made[f"_group_{_part(suite)}{reading}.yaml"] = group_text(members, reading, suite)
+                made[f"_group_{_part(suite)}{mode}.yaml"] = group_text(members, mode, suite)
     return made
 
 

@@ -1,4 +1,4 @@
-"""A cell: one method or reference baseline on one task, in one reading, with one seed; its identity is its run id."""
+"""A cell: one method or reference baseline on one task, in one mode, with one seed; its identity is its run id."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.facts import SplitFacts
 from tinyllm_bench.data.prompts import Ask
-from tinyllm_bench.data.records import Reading, Split, TaskInfo, TaskRecord, cut_context
+from tinyllm_bench.data.records import ScoringMode, Split, TaskInfo, TaskRecord, cut_context
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.data.subsets import stratified_subset
 from tinyllm_bench.evaluation.request import Asked
@@ -28,15 +28,15 @@ class Cell:
     `signal`: the white-box teacher, for methods that learn from distributions. `student_from` and `teacher_from` are
     cells that make the initial student and the teacher; they are trained first. `students`: the cells that train who
     writes each channel, where a policy decides, each with a `share` of the budget. All these `trains_only`.
-    `looks_at_test`: weights are selected on the test split, as some released code does; only a reproduction asks for
+    `select_on_test`: weights are selected on the test split, as some released code does; only a reproduction asks for
     it.
     """
 
-    kind: Literal["method", "anchor"]
+    kind: Literal["method", "reference_baseline"]
     name: str
     label: str
     task: TaskInfo
-    reading: Reading
+    mode: ScoringMode
     seed: int
     config: BenchConfig
     origin: Mapping[str, str]
@@ -46,7 +46,7 @@ class Cell:
     data: Mapping[str, SplitFacts]
     teachers: tuple[Teacher, ...]
     notes: tuple[str, ...]
-    asked: Mapping[str, Any]
+    request: Mapping[str, Any]
     runs: Path
     shared_by: int = 1
     signal: ModelSpec | None = None
@@ -55,15 +55,13 @@ class Cell:
     students: Mapping[str, "Cell"] = field(default_factory=dict)
     trains_only: bool = False
     share: float = 1.0
-    looks_at_test: bool = False
+    select_on_test: bool = False
 
     @property
     def ask(self) -> Ask:
         """The wording of this cell's prompts."""
         data = self.config.data
-        return Ask(
-            reading=self.reading, style=data.style, rationale_context=data.rationale_context, markers=data.markers
-        )
+        return Ask(mode=self.mode, style=data.style, rationale_context=data.rationale_context, markers=data.markers)
 
     def records(self, split: Split) -> tuple[TaskRecord, ...]:
         """The cell's records of a split, whole contexts: the training subset, validation ids, scored test ids."""
@@ -78,7 +76,7 @@ class Cell:
         config = self.config
         return Asked(
             task=self.task.name,
-            reading=self.reading,
+            mode=self.mode,
             split=split,
             ids=tuple(ids),
             source=self.source,
@@ -102,7 +100,7 @@ class Cell:
     def run_id(self) -> str:
         """A readable name with the digest of the cell."""
         name = self.name.replace("/", ".") + ("-training" if self.trains_only else "")
-        return f"{name}-{self.task.name}-{self.reading}-s{self.seed}-{digest(identity_of(self))[:10]}"
+        return f"{name}-{self.task.name}-{self.mode}-s{self.seed}-{digest(identity_of(self))[:10]}"
 
 
 def records_of(config: BenchConfig, source: Source, task: str, split: Split) -> tuple[TaskRecord, ...]:

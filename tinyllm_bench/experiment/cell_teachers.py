@@ -190,7 +190,7 @@ def _check_cache(method: Method, config: TeacherConfig) -> None:
         return
     if signal == "on_policy":
         raise UserError(
-            "teacher.cache: this method draws new texts at every step, and no cache can know them beforehand;"
+            "teacher.cache: this method samples new texts at every step, and no cache can know them beforehand;"
             " set teacher.cache=null"
         )
     if not method.needs().same_tokenizer:

@@ -33,7 +33,7 @@ def identity_of(cell: "Cell") -> dict[str, Any]:
             cell.name,
             cell.task.name,
             cell.task.version,
-            cell.reading,
+            cell.mode,
             cell.seed,
         ],
         "protocol": _protocol(cell),
@@ -54,7 +54,7 @@ def identity_of(cell: "Cell") -> dict[str, Any]:
 def _protocol(cell: "Cell") -> dict[str, Any]:
     """Of a cell that only trains without the test questions, which its weights do not depend on."""
     found = protocol_of(cell)
-    if cell.trains_only and not cell.looks_at_test:
+    if cell.trains_only and not cell.select_on_test:
         for key in ("scored_ids_digest", "n", "prompt_digest"):
             found.pop(key)
     return found
@@ -65,8 +65,8 @@ def _asked(cell: "Cell") -> dict[str, Any]:
     return {
         "engine": None if cell.trains_only else config.backend.engine,
         "device": config.backend.device,
-        "max_new_tokens": config.eval.max_new_tokens if cell.reading == "gen" else None,
-        "chat_template": config.eval.chat_template if cell.kind == "anchor" else None,
+        "max_new_tokens": config.eval.max_new_tokens if cell.mode == "generate" else None,
+        "chat_template": config.eval.chat_template if cell.kind == "reference_baseline" else None,
         "style": config.data.style,
         "markers": dict(config.data.markers),
         **({"cut_tokens": config.data.cut_tokens} if config.data.cut_tokens else {}),
@@ -97,7 +97,7 @@ def _training(cell: "Cell") -> dict[str, Any]:
         "signal": None if cell.signal is None else _signal(cell),
         **_plain_text(cell),
         **({"share": cell.share} if cell.share != 1 and cell.student_from is not None else {}),
-        **({"looks_at_test": True} if cell.looks_at_test else {}),
+        **({"select_on_test": True} if cell.select_on_test else {}),
     }
 
 
@@ -132,11 +132,11 @@ def _signal(cell: "Cell") -> Any:
     return [model_identity(cell.signal, cell.runs), teacher.dtype, teacher.chat, kept]
 
 
-_METRICS = {"cloze": "log-probability per character", "mc": "log-probability", "gen": "parsed answer"}
+_METRICS = {"cloze": "log-probability per character", "multiple_choice": "log-probability", "generate": "parsed answer"}
 
 
 def protocol_of(cell: "Cell") -> dict[str, Any]:
-    """Task, scored ids, reading, asked context and options, parser, metric and the cap of the context.
+    """Task, scored ids, mode, asked context and options, parser, metric and the cap of the context.
 
     The marker belongs to the method's policy, not to the protocol; so do training data, budget and backend.
     """
@@ -147,7 +147,7 @@ def protocol_of(cell: "Cell") -> dict[str, Any]:
         "version": cell.task.version,
         "scored_ids_digest": ids_digest(record.id for record in records),
         "n": len(records),
-        "reading": cell.reading,
+        "mode": cell.mode,
         "prompt_digest": digest(asked),
         "parser_version": reader_version(records[0].choices),
         "metric": _metric(cell),
@@ -156,7 +156,7 @@ def protocol_of(cell: "Cell") -> dict[str, Any]:
 
 
 def _metric(cell: "Cell") -> str:
-    exact = cell.reading == "gen" and cell.config.eval.match == "exact"
+    exact = cell.mode == "generate" and cell.config.eval.match == "exact"
     cut = cell.config.data.cut_tokens
-    named = "the choice's text to the letter" if exact else _METRICS[cell.reading]
+    named = "the choice's text to the letter" if exact else _METRICS[cell.mode]
     return f"accuracy by {named}" + (f", prompts cut behind {cut} tokens" if cut else "")

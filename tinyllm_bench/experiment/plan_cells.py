@@ -15,7 +15,7 @@ from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.plugins import load_task, names
 from tinyllm_bench.data.facts import SplitFacts
 from tinyllm_bench.data.prompts import LABEL, rationale_channel
-from tinyllm_bench.data.records import READINGS, Annotation, Reading, TaskInfo
+from tinyllm_bench.data.records import SCORING_MODES, Annotation, ScoringMode, TaskInfo
 from tinyllm_bench.data.sources import Source, find_source, load_split, manifest
 from tinyllm_bench.evaluation.sampled_answers import possible
 from tinyllm_bench.experiment.cell import Cell
@@ -52,19 +52,21 @@ from tinyllm_bench.training.budget import BUDGETS
 from tinyllm_bench.training.method import Method
 
 ASKED = ("zero_shot", "few_shot")
-ANCHORS = (*GUESSES, *ASKED)
+REFERENCE_BASELINES = (*GUESSES, *ASKED)
 
 # The run that makes a model for a cell (the spec's text, its settings, its seed): its id, and its cell where it is
 # planned here.
 First = Callable[[Cell, str, InitConfig, int], tuple[str, Cell | None]]
 
 
-def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = True) -> tuple[str, list[Cell]]:
+def plan_cells(
+    request: Request, *, reference_baselines: bool = False, check_hub: bool = True
+) -> tuple[str, list[Cell]]:
     """Resolve a request into cells, every one checked before anything expensive starts.
 
     Args:
         request: What was asked for.
-        anchors: Also plan the reference baselines.
+        reference_baselines: Also plan the reference baselines.
         check_hub: Also ask whether models of the hub can be had; what lies on this machine is checked in any case.
 
     Returns:
@@ -77,8 +79,8 @@ def plan_cells(request: Request, *, anchors: bool = False, check_hub: bool = Tru
     check_method_keys(request, methods)
     cells: list[Cell] = []
     for task in expand("task", request.tasks):
-        if anchors:
-            cells += _anchors(request, preset, task)
+        if reference_baselines:
+            cells += _reference_baselines(request, preset, task)
         for seed in range(request.seeds):
             for method in methods:
                 rows: dict[str, Cell] = {}
@@ -158,10 +160,10 @@ def _first(cell: Cell, request: Request, preset: Preset, model: str, init: InitC
     budget = dict.fromkeys(BUDGETS) | {"student_tokens": init.student_tokens, "epochs": init.epochs}
     chosen = {"select": "loss"}  # as MiniLLM does it for every fine-tuning that comes first
     values = {"student": {"model": model, "init": None}, "teacher": {"init": None}, "budget": budget, "train": chosen}
-    values["eval"] = {"reading": cell.reading}
+    values["eval"] = {"mode": cell.mode}
     if isinstance(init, TeacherInitConfig):
         values["data"] = {"train_limit": init.train_limit}
-    assignments = tuple(text for text in request.assignments if not text.startswith(("method.", "eval.reading=")))
+    assignments = tuple(text for text in request.assignments if not text.startswith(("method.", "eval.mode=")))
     asked = replace(request, assignments=assignments, methods=(init.method,))
     name = expand("method", (init.method,))[0]
     _, method = settings_of(asked, preset, method=name, task=cell.task.name, variant={}, made_for=values)
@@ -173,7 +175,7 @@ def _first(cell: Cell, request: Request, preset: Preset, model: str, init: InitC
     return replace(_method(asked, preset, cell.task.name, name, seed, "", {}, values), trains_only=True)
 
 
-def _anchors(request: Request, preset: Preset, task: str) -> list[Cell]:
+def _reference_baselines(request: Request, preset: Preset, task: str) -> list[Cell]:
     """The guesses, then the student and every teacher that can answer, asked without and with examples."""
     found, _ = settings_of(request, preset, method=None, task=task, variant={})
     teachers = [parse_spec(text, role="teacher") for text in found.config.teachers]
@@ -183,7 +185,7 @@ def _anchors(request: Request, preset: Preset, task: str) -> list[Cell]:
         label = ("" if teacher is None else "teacher ") + name + (shots if name == "few_shot" else "")
         return _check(resolved_cell(found, request, name=name, label=label, task=task, model=teacher))
 
-    own = [cell(name) for name in ANCHORS]
+    own = [cell(name) for name in REFERENCE_BASELINES]
     return own + [cell(name, teacher) for teacher in teachers if teacher.has_weights for name in ASKED]
 
 
@@ -218,8 +220,8 @@ def resolved_cell(
     """
     config: BenchConfig = found.config
     info: TaskInfo = load_task(task)
-    if method is not None and not config.train.looks and config.train.look_every is None:
-        raise UserError("train.looks=[]: validation must be scored at least once; [1.0] is the end alone")
+    if method is not None and not config.train.evaluations and config.train.eval_every is None:
+        raise UserError("train.evaluations=[]: validation must be scored at least once; [1.0] is the end alone")
     if method is not None and not config.budget.is_one:
         raise UserError(f"set exactly one of {', '.join(f'budget.{key}' for key in BUDGETS)} (the others to null)")
     if method is not None and config.student.dtype != "float32":
@@ -227,18 +229,18 @@ def resolved_cell(
             f"student.dtype={config.student.dtype}: {name} trains its weights, and 16 bits round small steps away;"
             " set student.dtype=float32, and train.mixed_precision=bf16 to compute in 16 bits"
         )
-    reading = choose_reading(config.eval.reading, info.readings, READINGS if method is None else method.readings)
-    if config.data.cut_tokens and reading != "gen":
-        raise UserError(f"data.cut_tokens cuts prompts of generated answers; reading {reading} ranks options: drop one")
+    mode = choose_mode(config.eval.mode, info.scoring_modes, SCORING_MODES if method is None else method.scoring_modes)
+    if config.data.cut_tokens and mode != "generate":
+        raise UserError(f"data.cut_tokens cuts prompts of generated answers; mode {mode} ranks options: drop one")
     if method is not None and method.decoding().policy is not None and config.train.select == "loss":
         raise UserError(f"train.select=loss: {name} answers by paths and has no such loss; use train.select=best")
     source = find_source(config.data.source, config.data.dir)
     return Cell(
-        kind="anchor" if method is None else "method",
+        kind="reference_baseline" if method is None else "method",
         name=name,
         label=label,
         task=info,
-        reading=reading,
+        mode=mode,
         seed=seed,
         config=config,
         origin=found.origin,
@@ -248,24 +250,24 @@ def resolved_cell(
         data=_facts(source, info.name),
         teachers=(),
         notes=(),
-        asked=request.asked(),
+        request=request.recorded(),
         runs=request.runs,
-        looks_at_test=request.looks_at_test and method is not None,
+        select_on_test=request.select_on_test and method is not None,
     )
 
 
-def choose_reading(wanted: str, offered: tuple[Reading, ...], answered: tuple[Reading, ...]) -> Reading:
-    """The wanted reading where task and method both allow it; `auto` and everything else fall back to what both allow.
+def choose_mode(wanted: str, offered: tuple[ScoringMode, ...], answered: tuple[ScoringMode, ...]) -> ScoringMode:
+    """The wanted mode where task and method both allow it; `auto` and everything else fall back to what both allow.
 
     Raises:
-        UserError: task and method share no reading.
+        UserError: task and method share no mode.
     """
-    both = [reading for reading in READINGS if reading in offered and reading in answered]
+    both = [mode for mode in SCORING_MODES if mode in offered and mode in answered]
     if not both:
         raise UserError(
             f"the task offers {', '.join(offered)}, the method answers {', '.join(answered)}: nothing shared"
         )
-    return next((reading for reading in both if reading == wanted), both[0])
+    return next((mode for mode in both if mode == wanted), both[0])
 
 
 @lru_cache(maxsize=64)
@@ -289,7 +291,7 @@ def with_teachers(cell: Cell, first: First) -> Cell:
         raise UserError(f"{cell.name} needs {kinds} and no teacher has any for task {task}")
     if method.rolls and config.student.lora is not None and config.student.lora.dropout:
         dropout = f"student.lora.dropout={config.student.lora.dropout:g}"
-        notes = (*notes, f"{dropout} has no effect: {cell.name} draws texts")
+        notes = (*notes, f"{dropout} has no effect: {cell.name} samples texts")
     if needs.plain_text and config.data.plain_text is None:
         notes = (*notes, "no data.plain_text: the method's loss on plain text is left out")
     cell = replace(cell, teachers=teachers, notes=notes)
@@ -337,7 +339,7 @@ def _training_cell(cell: Cell, settings: Mapping[str, Any], share: float) -> Cel
     assert cell.method is not None
     kind = type(cell.method)
     method = kind(kind.Config.model_validate(dict(settings)))
-    name, amount = cell.config.budget.asked
+    name, amount = cell.config.budget.limit
     part = round(share * amount) if name == "student_tokens" else share * amount
     budget = cell.config.budget.model_copy(update={name: part})
     config = cell.config.model_copy(update={"method": method.config.model_dump(mode="json"), "budget": budget})
@@ -363,7 +365,7 @@ def _check(cell: Cell) -> Cell:
         raise UserError(
             f"eval.match=exact compares with a choice's text; {cell.task.name} has none: set eval.match=parser"
         )
-    backend_for(config.backend.engine, cell.reading, is_encoder_decoder(base, runs=runs))
+    backend_for(config.backend.engine, cell.mode, is_encoder_decoder(base, runs=runs))
     for filter_name in config.annotations.filters:  # each alone: the first that rejects would hide an unknown one
         rejected_by("", (filter_name,))
     if cell.method is None:

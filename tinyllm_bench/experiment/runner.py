@@ -240,7 +240,7 @@ class _Run:
             asked, ask = self._asked(asker, training), asker.ask
         predictions = predict(cell, folder, cell.records("test"), ask, report=self.event)
         shutil.rmtree(scratch, ignore_errors=True)
-        test_looks = self._count_test_look(predictions)
+        test_evaluations = self._count_test_evaluation(predictions)
         # wall seconds of this call, and of the training that earlier, interrupted calls had done
         earlier = max(training.seconds - self.train_seconds, 0.0) if training else 0.0
         peak = provenance.peak_memory()
@@ -259,7 +259,7 @@ class _Run:
             annotations=annotation_counts(cell, annotations),
             asked=asked,
             spent=spent,
-            test_looks=test_looks,
+            test_evaluations=test_evaluations,
             git=GitInfo(commit=commit, dirty=dirty),
             packages={**provenance.packages(), **plugins_of(cell)},
             command=self.command,
@@ -283,12 +283,12 @@ class _Run:
             write_json(file, facts)
         return facts
 
-    def _count_test_look(self, predictions: Sequence[Prediction]) -> int:
-        """Count a look at the test split once per finished prediction, however often the command was called."""
+    def _count_test_evaluation(self, predictions: Sequence[Prediction]) -> int:
+        """Count an evaluation on the test split once per finished prediction, however often the command was called."""
         ledger = self.folder / "ledger.jsonl"
-        looks = [row for row in read_checked(ledger) if "test_look" in row]
+        evaluations = [row for row in read_checked(ledger) if "test_evaluation" in row]
         mark = predictions_digest(predictions)
-        if not any(row["mark"] == mark for row in looks):
-            append_checked(ledger, [{"test_look": len(looks) + 1, "items": len(predictions), "mark": mark}])
-            return len(looks) + 1
-        return len(looks)
+        if not any(row["mark"] == mark for row in evaluations):
+            append_checked(ledger, [{"test_evaluation": len(evaluations) + 1, "items": len(predictions), "mark": mark}])
+            return len(evaluations) + 1
+        return len(evaluations)

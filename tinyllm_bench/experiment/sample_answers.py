@@ -1,4 +1,4 @@
-"""Stage 3 for methods that answer by paths: whose texts, drawn by what, and the sandbox that runs programs."""
+"""Stage 3 for methods that answer by sampled chain-of-thought or programs: who samples, and who runs the programs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

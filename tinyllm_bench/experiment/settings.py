@@ -52,9 +52,9 @@ class TeacherInitConfig(InitConfig):
 class StudentConfig(_Settings):
     """Who is taught: a model spec, fully or by LoRA.
 
-    dtype: of the weights where the student is only asked, as anchors are; whoever is taught keeps float32 weights,
-    since those of 16 bits round small steps away (train.mixed_precision=bf16 computes in 16 bits); init: teach the
-    student by another method first; what that costs is charged to the cell.
+    dtype: of the weights where the student is only asked, as reference baselines are; whoever is taught keeps float32
+    weights, since those of 16 bits round small steps away (train.mixed_precision=bf16 computes in 16 bits); init: teach
+    the student by another method first; what that costs is charged to the cell.
     """
 
     model: str = "bundled:smollm2-135m"
@@ -121,7 +121,7 @@ class EvalConfig(_Settings):
     layout: `shared` scores the options of a question as branches of one sequence (`auto`: where the student can).
     """
 
-    reading: Literal["auto", "gen", "mc", "cloze"] = "auto"
+    mode: Literal["auto", "generate", "multiple_choice", "cloze"] = "auto"
     limit: int | None = Field(None, ge=1, le=10**9)
     valid_limit: int = Field(200, ge=1, le=10**9)
     batch_size: int = Field(16, ge=1, le=10**6)
@@ -147,7 +147,7 @@ class BudgetConfig(_Settings):
     seconds: float | None = Field(None, gt=0, le=1e9)
 
     @property
-    def asked(self) -> tuple[str, float]:
+    def limit(self) -> tuple[str, float]:
         """The one that is set, and its amount."""
         ((name, amount),) = [(name, value) for name, value in self if value is not None]
         return name, amount

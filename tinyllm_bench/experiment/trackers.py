@@ -87,7 +87,7 @@ class Trackers:
 def _settings(cell: Cell) -> Values:
     """What a tracker shows as the run's settings: flat, plain, without places or keys."""
     facts = {"run_id": cell.run_id, "label": cell.label, "task": cell.task.name, "seed": cell.seed}
-    return {**facts, "reading": cell.reading, **_flat(public_config(cell))}
+    return {**facts, "mode": cell.mode, **_flat(public_config(cell))}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Values:

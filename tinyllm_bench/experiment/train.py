@@ -59,7 +59,7 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
     lm = LM(adapted(cell, loaded))
     lm.check()
     groups = encode_groups(cell, loaded, annotations)
-    plan = plan_of(cell, groups, init_cost(cell.student_from, cell.runs, cell.config.budget.asked[0]))
+    plan = plan_of(cell, groups, init_cost(cell.student_from, cell.runs, cell.config.budget.limit[0]))
     signal = _signal(cell, groups, loaded, device, report)
     collator, reason = collator_for(cell, lm, loaded, signal)
     write_json(folder / "plan.json", plan_facts(cell, plan, groups))
@@ -135,8 +135,8 @@ def collator_for(cell: Cell, lm: LM, loaded: Loaded, signal: TeacherSignal | Non
             raise UserError("train.attention=flex needs a GPU; use train.attention=sdpa")
         lm.plain.set_attn_implementation("flex_attention")
     collator = collator_of(loaded.model, loaded.tokenizer)
-    draws = cell.method is not None and cell.method.rolls  # and is trained without dropout
-    layout, reason = choose_layout(lm, collator, asked.layout, training=not draws)
+    samples = cell.method is not None and cell.method.rolls  # and is trained without dropout
+    layout, reason = choose_layout(lm, collator, asked.layout, training=not samples)
     if signal is not None and signal.lm is not None and layout == "shared":
         layout, reason = choose_layout(signal.lm, collator, asked.layout, training=False)
         reason = reason and f"the teacher: {reason}"
@@ -171,7 +171,7 @@ def plan_of(cell: Cell, groups: Sequence[Group], charged: float) -> Plan:
 
 def _left(cell: Cell, charged: float) -> tuple[str, float]:
     """The budget that is set and what is left of it: what making the initial student took is charged."""
-    name, amount = cell.config.budget.asked
+    name, amount = cell.config.budget.limit
     if name == "flops" and is_encoder_decoder(cell.student, runs=cell.runs):
         raise UserError("budget.flops: the estimate does not hold for an encoder-decoder; set budget.student_tokens")
     left = amount if name == "epochs" else amount - cell.share * charged

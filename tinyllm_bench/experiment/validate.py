@@ -1,4 +1,4 @@
-"""Evaluation on the validation split during training: the cell's reading, and on request the gold answers' loss."""
+"""Evaluation on the validation split during training: the cell's mode, and on request the gold answers' loss."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,13 +24,13 @@ def encoder_of(cell: Cell, loaded: Loaded) -> Encoder:
     """Tokenises the cell's examples for its student."""
     encoder_decoder = bool(loaded.model.config.is_encoder_decoder)
     room, most = max_input_tokens(loaded.model, loaded.tokenizer), cell.config.train.max_target_tokens
-    drawn = cell.method.max_sampled_tokens if cell.method is not None else 0
+    sampled = cell.method.max_sampled_tokens if cell.method is not None else 0
     return Encoder(
         loaded.tokenizer,
         cell.ask,
         encoder_decoder=encoder_decoder,
         add_bos=needs_bos(loaded.model, loaded.tokenizer),
-        max_prompt_tokens=room if encoder_decoder else room - max(most, drawn),
+        max_prompt_tokens=room if encoder_decoder else room - max(most, sampled),
         max_target_tokens=most,
         cut_tokens=cell.config.data.cut_tokens,
     )
@@ -52,7 +52,7 @@ def validator(cell: Cell, loaded: Loaded, gold: Sequence[Group]) -> Callable[[LM
     from tinyllm_bench.evaluation.lm_eval_models import hf_lm  # lm-eval takes seconds
 
     config = cell.config
-    split: Split = "test" if cell.looks_at_test else "valid"
+    split: Split = "test" if cell.select_on_test else "valid"
     valid = cell.asked_records(split)
     asked = cell.eval_request(split, [record.id for record in valid])
 

@@ -63,7 +63,7 @@ def too_long(tokens: int, new: int, limit: int) -> Failed | None:
         return None
     return Failed(
         f"the prompt of {tokens} tokens and {new} new ones are more than the model's limit of {limit}; lower the number"
-        " of demonstrations, annotations.demonstration_words, data.max_context_words or draw.max_new_tokens"
+        " of demonstrations, annotations.demonstration_words, data.max_context_words or sampling.max_new_tokens"
     )
 
 

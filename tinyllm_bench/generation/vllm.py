@@ -17,7 +17,7 @@ from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from tinyllm_bench.base.errors import UserError, unknown_name
-from tinyllm_bench.data.records import Reading
+from tinyllm_bench.data.records import ScoringMode
 from tinyllm_bench.generation.encoding import Chat, in_chat, left_out, prompt_ids, too_long, uses_chat
 from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, TextGenerator
 from tinyllm_bench.generation.thoughts import opened_thought
@@ -33,9 +33,9 @@ Pair = tuple[Sequence[int], Sequence[int]]  # ids of a prompt, ids of what is sc
 
 
 def backend_for(
-    engine: Literal["auto", "hf", "vllm"], reading: Reading, is_encoder_decoder: bool
+    engine: Literal["auto", "hf", "vllm"], mode: ScoringMode, is_encoder_decoder: bool
 ) -> Literal["hf", "vllm"]:
-    """The backend of a student: `auto` = vLLM for `gen` where it is installed and the model is decoder-only, else hf.
+    """The backend of a student: `auto` is vLLM for `generate` if it is installed and the model decoder-only, else hf.
 
     Raises:
         UserError: an unknown engine, vLLM asked for but missing, or asked for an encoder-decoder model.
@@ -43,7 +43,7 @@ def backend_for(
     if engine not in ("auto", "hf", "vllm"):
         raise unknown_name("backend", engine, ("auto", "hf", "vllm"))
     if engine == "auto":
-        return "vllm" if reading == "gen" and not is_encoder_decoder and vllm_installed() else "hf"
+        return "vllm" if mode == "generate" and not is_encoder_decoder and vllm_installed() else "hf"
     if engine == "hf":
         return "hf"
     if is_encoder_decoder:

@@ -1,6 +1,6 @@
 """`board add | build | show`: a folder of run records becomes pages and tables; the same folder gives the same bytes.
 
-A board's folder: `boards/main.yaml` (floor, order, sample rule), `results/<protocol>/<task>/<run_id>.json`
+A board's folder: `boards/main.yaml` (baseline, order, sample rule), `results/<protocol>/<task>/<run_id>.json`
 (records, append-only) and what `board_files` generates from them.
 """
 
@@ -44,8 +44,8 @@ class BoardConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str
-    floor: str
-    floor_title: str
+    baseline: str
+    baseline_title: str
     order: tuple[str, ...] = ()
     sample: Literal["mark", "refuse"] = "mark"
     protocols: Literal["one", "many"] = "many"
@@ -119,7 +119,7 @@ def _check_taken(record: RunRecord, path: Path, config: BoardConfig, folder: Pat
     if record.sample and config.sample == "refuse":
         raise UserError(f"{path}: made from sample data, which {folder / _CONFIG} refuses; add real runs")
     track = record.budget.track if record.budget else None
-    # An anchor was not trained: it has no budget to be compared at, and stands on boards of every track.
+    # A reference baseline was not trained: it has no budget to be compared at, and stands on boards of every track.
     if config.track is not None and record.kind == "method" and track != config.track:
         raise UserError(
             f"{path}: run {record.run_id} is of track {track or 'none'}, {folder / _CONFIG} takes {config.track}; "
@@ -128,13 +128,13 @@ def _check_taken(record: RunRecord, path: Path, config: BoardConfig, folder: Pat
 
 
 def _check_protocols(records: Iterable[RunRecord], folder: Path) -> None:
-    """Refuse records that would open a second protocol of their task and reading."""
+    """Refuse records that would open a second protocol of their task and mode."""
     known = board_records(folder) if folder.is_dir() else []
     for record in records:
         reason = foreign(record, known)
         if reason is not None:
             raise UserError(
-                f"{reason}; {folder / _CONFIG} takes one protocol a task and reading: run it under the board's "
+                f"{reason}; {folder / _CONFIG} takes one protocol a task and mode: run it under the board's "
                 "(`tinyllm-bench protocol diff` shows the fields), or add it to a board of its own"
             )
         known.append(record)
@@ -241,7 +241,7 @@ def _means(macro: Sequence[MeanRow], width: int | None) -> list[str]:
 
 
 def _names(config: BoardConfig) -> BoardNames:
-    return BoardNames(baseline=config.floor, baseline_title=config.floor_title, order=config.order)
+    return BoardNames(baseline=config.baseline, baseline_title=config.baseline_title, order=config.order)
 
 
 def _title(config: BoardConfig, are_sample: Sequence[bool]) -> str:
@@ -252,7 +252,7 @@ def _title(config: BoardConfig, are_sample: Sequence[bool]) -> str:
 
 
 def board_records(folder: Path) -> list[RunRecord]:
-    """Every record of a board, checked, ordered by task, reading, protocol and run id.
+    """Every record of a board, checked, ordered by task, mode, protocol and run id.
 
     Raises:
         UserError: no such folder, a record that fails its checks, was selected on test or lies where it does not
@@ -278,8 +278,8 @@ def _of_sections(folder: Path, names: BoardNames, make: Callable[[Section, str],
 
 
 def _rivals(head: RunRecord, heads: Sequence[RunRecord]) -> list[RunRecord]:
-    """A record of each other protocol of the same task and reading."""
-    same = [one for one in heads if (one.task, one.reading) == (head.task, head.reading)]
+    """A record of each other protocol of the same task and mode."""
+    same = [one for one in heads if (one.task, one.mode) == (head.task, head.mode)]
     return [one for one in same if one is not head]
 
 
@@ -414,4 +414,4 @@ def _loaded(folder: Path, files: Iterable[str]) -> Iterator[RunRecord]:
 
 
 def _place(record: RunRecord) -> tuple[str, str, str, str]:
-    return record.task, record.reading, record.protocol_hash, record.run_id
+    return record.task, record.mode, record.protocol_hash, record.run_id

@@ -107,7 +107,7 @@ def compare(found: Found) -> Report:
 def _estimate(pair: Pair) -> Estimate:
     ids = ids_of(pair)
     clusters = clusters_of(pair)
-    return difference(*(row_of(right_of(row, ids), fixed=row.is_anchor, clusters=clusters) for row in pair))
+    return difference(*(row_of(right_of(row, ids), fixed=row.is_reference, clusters=clusters) for row in pair))
 
 
 def ids_of(pair: Pair) -> list[str]:
@@ -204,7 +204,7 @@ def _notes(pair: Pair) -> Iterator[str]:
         yield "the same run stands on both sides"
     if first.first.sample:
         yield "made from this project's own sample questions: it shows that the machine runs, not which is better"
-    trained = [row for row in pair if not row.is_anchor]
+    trained = [row for row in pair if not row.is_reference]
     if any(len(row.records) == 1 for row in trained):
         yield "a trained side has one seed: how its runs vary is unknown, so nothing is said of its method"
     if len(trained) == 2:
@@ -215,15 +215,15 @@ def _notes(pair: Pair) -> Iterator[str]:
     if None not in backends and backends[0] != backends[1]:
         yield f"asked by other backends: {' '.join(backends[0] or ())} and {' '.join(backends[1] or ())}"
     for row in pair:
-        if any(record.test_looks > 1 for record in row.records):
-            yield f"{row.label}: more than one look at the test split, which makes a number optimistic"
+        if any(record.test_evaluations > 1 for record in row.records):
+            yield f"{row.label}: more than one evaluation on the test split, which makes a number optimistic"
         if any(record.selected_on == "test" for record in row.records):
             yield f"{row.label}: weights were selected on the test split"
 
 
 def _unequal(first: Row, second: Row) -> Iterator[str]:
     budgets = (first.first.budget, second.first.budget)
-    asked = [(one.track, one.asked) if one and one.track in ("flops", "seconds") else None for one in budgets]
+    asked = [(one.track, one.amount) if one and one.track in ("flops", "seconds") else None for one in budgets]
     if any(asked) and asked[0] != asked[1]:
         told = [
             f"{amount:g} {track}" if track else "student tokens" for track, amount in (one or ("", 0) for one in asked)

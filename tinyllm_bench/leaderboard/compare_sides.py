@@ -120,10 +120,10 @@ Key = tuple[str, str, str]
 
 
 def _sections(records: Iterable[RunRecord]) -> dict[Key, list[Row]]:
-    """Rows by task, reading and protocol."""
+    """Rows by task, mode and protocol."""
     groups: dict[Key, list[RunRecord]] = defaultdict(list)
     for record in records:
-        groups[record.task, record.reading, record.protocol_hash].append(record)
+        groups[record.task, record.mode, record.protocol_hash].append(record)
     return {key: make_rows(found, ()) for key, found in sorted(groups.items())}
 
 
@@ -176,7 +176,7 @@ def _paired(first: dict[Key, Row], second: dict[Key, Row], names: tuple[str, str
 
 
 def _other_protocols(first: dict[Key, Row], second: dict[Key, Row]) -> list[str]:
-    """Tasks and readings that both have, under other protocols only."""
+    """Tasks and scoring modes that both have, under other protocols only."""
     found = []
     for place in dict.fromkeys(key[:2] for key in first):
         sides = [{key: row for key, row in side.items() if key[:2] == place} for side in (first, second)]
@@ -189,9 +189,9 @@ def _other_protocols(first: dict[Key, Row], second: dict[Key, Row]) -> list[str]
 def _alone(first: dict[Key, Row], second: dict[Key, Row], names: tuple[str, str]) -> list[str]:
     places = [{key[:2] for key in side} for side in (first, second)]
     return [
-        f"{task} ({reading}): only {name} has a row"
+        f"{task} ({mode}): only {name} has a row"
         for name, own, other in ((names[0], places[0], places[1]), (names[1], places[1], places[0]))
-        for task, reading in sorted(own - other)
+        for task, mode in sorted(own - other)
     ]
 
 

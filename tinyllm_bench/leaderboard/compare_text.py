@@ -33,7 +33,7 @@ def report_text(report: Report, *, items: bool = False, data_dir: str | None = N
 
 def _text(one: Comparison, comparisons: int) -> str:
     record = one.first.first
-    head = f"{record.task}, {record.reading} reading, {record.protocol['n']} questions"
+    head = f"{record.task}, {record.mode} mode, {record.protocol['n']} questions"
     sample = " (sample data)" if record.sample else ""
     lines = [f"{head}, protocol {record.protocol_hash[:12]}{sample}", *_sides(one), ""]
     lines += [f"A - B: {_estimate(one.estimate)}"]
@@ -164,7 +164,7 @@ def _data(one: Comparison, *, items: bool) -> dict[str, Any]:
     record = one.first.first
     found: dict[str, Any] = {
         "task": record.task,
-        "reading": record.reading,
+        "mode": record.mode,
         "n": record.protocol["n"],
         "protocol_hash": record.protocol_hash,
         "sample": record.sample,

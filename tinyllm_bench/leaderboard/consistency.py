@@ -47,20 +47,20 @@ def check_consistency(record: RunRecord, path: Path) -> None:
 
 def broken_claims(record: RunRecord) -> list[Claim]:
     """The claims of a record that its other fields contradict."""
-    parts = (_names, _numbers, _anchors, _sizes, _budget, _costs, _training, _score)
+    parts = (_names, _numbers, _reference_baselines, _sizes, _budget, _costs, _training, _score)
     return [claim for part in parts for claim in part(record) if not claim.holds]
 
 
 def run_id_start(record: RunRecord) -> str:
-    """What a run id begins with: method, task, reading and seed; the rest is a digest of all that made the run."""
-    return f"{record.name.replace('/', '.')}-{record.task}-{record.reading}-s{record.seed}-"
+    """What a run id begins with: method, task, mode and seed; the rest is a digest of all that made the run."""
+    return f"{record.name.replace('/', '.')}-{record.task}-{record.mode}-s{record.seed}-"
 
 
 def _names(record: RunRecord) -> Iterator[Claim]:
     start = run_id_start(record)
-    because = "a run id begins with method, task, reading and seed"
+    because = "a run id begins with method, task, mode and seed"
     yield Claim("run_id", record.run_id, record.run_id if record.run_id.startswith(start) else f"{start}...", because)
-    seeds = record.asked.get("seeds")
+    seeds = record.request.get("seeds")
     if record.kind == "method" and isinstance(seeds, int):
         yield Claim("seed", record.seed, record.seed if record.seed < seeds else f"less than {seeds}", "asked.seeds")
     other = next((one for one, _, _ in record.items if not one.startswith(f"{record.task}/test/")), None)
@@ -110,14 +110,19 @@ def _numbers(record: RunRecord) -> Iterator[Claim]:
             yield Claim(f"config.{name}", value, "a whole number or null", "it is a count")
 
 
-def _anchors(record: RunRecord) -> Iterator[Claim]:
-    if record.kind == "anchor":
-        yield Claim("training", record.training and "told", None, "an anchor was not trained")
+def _reference_baselines(record: RunRecord) -> Iterator[Claim]:
+    if record.kind == "reference_baseline":
+        yield Claim("training", record.training and "told", None, "a reference baseline was not trained")
     if record.expected_accuracy is not None:
         asked = record.student and record.student.spec
         yield Claim("student", asked, None, "only of a guess, which asks no model, the accuracy is known exactly")
     if record.score is not None:
-        yield Claim("test_looks", record.test_looks, max(record.test_looks, 1), "it was scored on the test split")
+        yield Claim(
+            "test_evaluations",
+            record.test_evaluations,
+            max(record.test_evaluations, 1),
+            "it was scored on the test split",
+        )
 
 
 def _sizes(record: RunRecord) -> Iterator[Claim]:
@@ -148,8 +153,8 @@ def _budget(record: RunRecord) -> Iterator[Claim]:
     asked = settings.get("student_tokens")
     if budget.track is not None:
         told = [(name, amount) for name, amount in settings.items() if amount is not None]
-        yield Claim("budget.track and asked", [(budget.track, budget.asked)], told, "config.budget")
-    yield Claim("budget.asked_student_tokens", budget.asked_student_tokens, asked, "config.budget.student_tokens")
+        yield Claim("budget.track and amount", [(budget.track, budget.amount)], told, "config.budget")
+    yield Claim("budget.student_tokens_limit", budget.student_tokens_limit, asked, "config.budget.student_tokens")
     targets = sum(budget.tokens_by_channel.values())
     if budget.target_tokens is not None and budget.tokens_by_channel:
         yield Claim("budget.target_tokens", budget.target_tokens, targets, "the sum of budget.tokens_by_channel")
@@ -177,9 +182,9 @@ def _training(record: RunRecord) -> Iterator[Claim]:
     select = _setting(record, "train.select")
     if select is not None:
         yield Claim("training.select", training.select, select, "config.train.select")
-    if training.looks:
-        chosen = sum(look.selected for look in training.looks)
-        yield Claim("training.looks", f"{chosen} selected", "1 selected", "one look chooses the student")
+    if training.evaluations:
+        chosen = sum(one.selected for one in training.evaluations)
+        yield Claim("training.evaluations", f"{chosen} selected", "1 selected", "one evaluation chooses the student")
 
 
 def _score(record: RunRecord) -> Iterator[Claim]:
@@ -197,6 +202,6 @@ def _score(record: RunRecord) -> Iterator[Claim]:
         own = macro_f1(record.gold, given)
         expected = told if isclose(told, own, rel_tol=1e-9) else own
         yield Claim("secondary.macro_f1", told, expected, "items and gold")
-    if record.reading != "gen":
+    if record.mode != "generate":
         yield Claim("score.unparsed", record.score.unparsed, 0, "rankings always answer")
         yield Claim("score.hit_token_limit", record.score.hit_token_limit, 0, "rankings write nothing")

@@ -35,7 +35,7 @@ class RunData(_Part):
     accuracy: float | None
     student_tokens: int | None
     seconds: float | None
-    test_looks: int
+    test_evaluations: int
     commit: str | None
     dirty: bool | None
     trust: Tier
@@ -52,7 +52,7 @@ class RowData(_Part):
 
     label: str
     student: str | None
-    kind: Literal["anchor", "method", "teacher"]
+    kind: Literal["reference_baseline", "method", "teacher"]
     sample: bool
     trust: str | None
     n: int | None
@@ -81,13 +81,13 @@ class RowData(_Part):
 
 
 class SectionData(_Part):
-    """One table: rows of one task, reading and protocol."""
+    """One table: rows of one task, mode and protocol."""
 
     id: str
     title: str
     facts: str
     task: str
-    reading: str
+    mode: str
     protocol_hash: str
     protocol: dict[str, Any]
     chance: float
@@ -100,7 +100,7 @@ class MeanData(_Part):
 
     label: str
     student: str | None
-    reading: str
+    mode: str
     parser_version: str
     tasks: int
     mean_accuracy: float
@@ -126,7 +126,7 @@ def board_data(title: str, sections: Iterable[SectionData], macro: Sequence[Mean
         MeanData(
             label=row.label,
             student=row.student or None,
-            reading=row.reading,
+            mode=row.mode,
             parser_version=row.parser,
             tasks=row.tasks,
             mean_accuracy=row.mean.value,
@@ -149,7 +149,7 @@ def section_data(section: Section, slug: str) -> SectionData:
         title=section.title,
         facts=section.facts,
         task=first.task,
-        reading=first.reading,
+        mode=first.mode,
         protocol_hash=first.protocol_hash,
         protocol=first.protocol,
         chance=first.chance,
@@ -205,7 +205,7 @@ def _run(record: RunRecord, found: Checked) -> RunData:
         accuracy=record.accuracy,
         student_tokens=budget.student_tokens if budget else None,
         seconds=budget.seconds if budget else None,
-        test_looks=record.test_looks,
+        test_evaluations=record.test_evaluations,
         commit=record.git.commit,
         dirty=record.git.dirty,
         trust=found.tier,
@@ -219,7 +219,7 @@ def json_text(data: BoardData) -> str:
     return terminal(data.model_dump_json(indent=1)) + "\n"
 
 
-_FACTS = ("task", "reading", "protocol", "sample", "kind", "trust", "row", "student")
+_FACTS = ("task", "mode", "protocol", "sample", "kind", "trust", "row", "student")
 _INTERVALS = {"interval": "accuracy", "macro_f1_interval": "macro_f1", "gain_interval": "gain", "gap_interval": "gap"}
 
 
@@ -237,7 +237,7 @@ def rows_csv(data: BoardData) -> str:
         heads += [f"{of}_low", f"{of}_high"] if of else [name]
 
     def line(section: SectionData, row: RowData) -> list[Any]:
-        cells: list[Any] = [section.task, section.reading, section.protocol_hash[:12], _yes(row.sample)]
+        cells: list[Any] = [section.task, section.mode, section.protocol_hash[:12], _yes(row.sample)]
         cells += [row.kind, row.trust, row.label, row.student]
         for name in plain:
             cells += list(getattr(row, name) or ("", "")) if name in _INTERVALS else [getattr(row, name)]
@@ -250,7 +250,7 @@ def runs_csv(data: BoardData) -> str:
     """One line a run, with its counts; `refutations` is their number."""
     fields = [name for name in RunData.model_fields if name not in ("trust", "refutations")]
     body = (
-        [section.task, section.reading, section.protocol_hash[:12], _yes(row.sample), row.kind, run.trust]
+        [section.task, section.mode, section.protocol_hash[:12], _yes(row.sample), row.kind, run.trust]
         + [row.label, row.student, *(getattr(run, name) for name in fields), len(run.refutations)]
         for section in data.sections
         for row in section.rows

@@ -178,7 +178,7 @@ class ResultEntry(_Form):
     Source: huggingface/hub-docs `docs/hub/eval-results.md`, marked there as work in progress, and
     `huggingface_hub.EvalResultEntry` 2.4.0, which reads what we write. Uncertain: the unit of `value` (their examples
     show 20.90 and 0.412; ours is per cent) and `task_id`: the data sets' owners register tasks, and ours, named
-    `<task>_<reading>`, are not registered, so that the hub may show but not rank them.
+    `<task>_<mode>`, are not registered, so that the hub may show but not rank them.
     """
 
     dataset: ResultDataset
@@ -196,7 +196,7 @@ def every_eval_ever(
     model = _model(label, record)
     stamp = str(int(datetime.fromisoformat(record.created).timestamp()))
     return EveryEvalEver(
-        evaluation_id=f"{NAME}-{record.task}-{record.reading}/{model.id.replace('/', '_')}/{stamp}",
+        evaluation_id=f"{NAME}-{record.task}-{record.mode}/{model.id.replace('/', '_')}/{stamp}",
         evaluation_timestamp=record.created,
         retrieved_timestamp=stamp,
         source_metadata=_who(organization, record.sample, trust),
@@ -256,12 +256,12 @@ def _results(record: RunRecord) -> Iterable[EvaluationResult]:
     counts = {key: str(getattr(score, key)) for key in ("n", "correct", "wrong", "unparsed")}
     main = ScoreDetails(
         score=score.correct / score.n,
-        details=counts | {"test_looks": str(record.test_looks), "chance": repr(record.chance)},
+        details=counts | {"test_evaluations": str(record.test_evaluations), "chance": repr(record.chance)},
         uncertainty=_uncertainty(score.correct, score.n),
     )
     made = GenerationConfig(
         generation_args=GenerationArgs(execution_command=" ".join(record.command.split()) or "unknown"),
-        additional_details={"protocol_hash": record.protocol_hash, "reading": record.reading},
+        additional_details={"protocol_hash": record.protocol_hash, "mode": record.mode},
     )
     yield _result(record, "accuracy", main, made)
     for key, value in sorted(record.secondary.items()):
@@ -279,7 +279,7 @@ def _uncertainty(correct: int, n: int) -> Uncertainty:
 def _result(record: RunRecord, metric: str, details: ScoreDetails, made: GenerationConfig) -> EvaluationResult:
     return EvaluationResult(
         evaluation_result_id=f"{record.run_id}/{metric}",
-        evaluation_name=f"{record.task}, {record.reading} reading",
+        evaluation_name=f"{record.task}, {record.mode} mode",
         source_data=_source(record.task, record.sample, record.data.source, *_scored(record)),
         metric_config=_metric(metric, record.protocol["metric"]),
         score_details=details,
@@ -333,7 +333,8 @@ def _hub(task: str) -> HubSource | None:
 def eval_results(record: RunRecord) -> list[ResultEntry]:
     """The entries for the repository of a run's student.
 
-    Empty for anchors, sample data, and tasks whose data set is not on the hub: there is nothing to hang them on.
+    Empty for reference baselines, sample data, and tasks whose data set is not on the hub: there is nothing to hang
+    them on.
     """
     hub = _hub(record.task)
     score = record.score
@@ -341,12 +342,12 @@ def eval_results(record: RunRecord) -> list[ResultEntry]:
         return []
     low, high = wilson(score.correct, score.n)
     notes = (
-        f"{NAME}: {record.label}, seed {record.seed}, {record.reading} reading, n = {score.n}, unparsed "
+        f"{NAME}: {record.label}, seed {record.seed}, {record.mode} mode, n = {score.n}, unparsed "
         f"{score.unparsed}, accuracy in per cent, 95 % Wilson interval {100 * low:.1f} to {100 * high:.1f}, "
         f"questions from {record.data.source}, protocol {record.protocol_hash[:12]}"
     )
     revision = hub.revision if record.data.source == "hub" else None
-    dataset = ResultDataset(id=hub.path, task_id=f"{record.task}_{record.reading}", revision=revision)
+    dataset = ResultDataset(id=hub.path, task_id=f"{record.task}_{record.mode}", revision=revision)
     return [
         ResultEntry(
             dataset=dataset, value=round(100 * score.correct / score.n, 4), date=record.created, notes=notes[:_NOTES]
@@ -375,7 +376,7 @@ def eval_results_yaml(runs: Iterable[tuple[str, RunRecord, Tier]]) -> str:
 def eval_results_file(record: RunRecord) -> dict[str, str]:
     """The second form as a file of the student's own repository, by its name; empty where there is nothing to say."""
     entries = "".join(f"- {_json(entry.model_dump(exclude_none=True))}\n" for entry in eval_results(record))
-    return {f".eval_results/{record.task}_{record.reading}.yaml": entries} if entries else {}
+    return {f".eval_results/{record.task}_{record.mode}.yaml": entries} if entries else {}
 
 
 def _json(value: Any) -> str:

@@ -42,14 +42,14 @@ class Judge:
             f1, self.constant = MacroF1(gold, clusters=self._clusters), constant_answer(gold)
             # One draw of a guess says little about guessing.
             asked = [row for row in rows if row.first.items and row.first.expected_accuracy is None]
-            estimates = f1.intervals((aligned.answers(row.records), row.is_anchor) for row in asked)
+            estimates = f1.intervals((aligned.answers(row.records), row.is_reference) for row in asked)
             self.macro_f1 = dict(zip((row.key for row in asked), estimates, strict=True))
 
     def of(self, row: Row) -> intervals.Row:
         """The row's runs as the statistics need them: right or wrong, questions (by id) x seeds."""
         if row.key not in self._known:
             right = aligned.right(row.records)
-            self._known[row.key] = intervals.row_of(right, fixed=row.is_anchor, clusters=self._clusters)
+            self._known[row.key] = intervals.row_of(right, fixed=row.is_reference, clusters=self._clusters)
         return self._known[row.key]
 
     def _accuracy(self, row: Row) -> Estimate | None:
@@ -81,7 +81,7 @@ class Judge:
 
         Of a row's several teachers, and of the ways they were asked, the one with the highest accuracy counts.
         """
-        asked = [row for row in self._rows if row.is_anchor and row.student and row.first.items]
+        asked = [row for row in self._rows if row.is_reference and row.student and row.first.items]
         found = {}
         for row in self._rows:
             base = self._baseline(row, baseline)
@@ -97,14 +97,14 @@ class Judge:
         if baseline not in self._baselines:
             few = defaultdict(list)
             for one in self._rows:
-                if not one.is_anchor and one.first.name == baseline:
+                if not one.is_reference and one.first.name == baseline:
                     few[one.student].append(one)
             self._baselines[baseline] = {one.key: baseline_of(one, few[one.student], baseline) for one in self._rows}
         return self._baselines[baseline][row.key]
 
     def ranks(self) -> dict[str, Standing]:
         """By key of each trained row, where it may stand among them; empty where there are too few or too many."""
-        trained = [row for row in self._rows if not row.is_anchor and row.accuracy is not None]
+        trained = [row for row in self._rows if not row.is_reference and row.accuracy is not None]
         if not 1 < len(trained) <= MOST_RANKED:
             return {}
         found = standings([self.of(row) for row in trained])

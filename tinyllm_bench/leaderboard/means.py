@@ -8,7 +8,7 @@ from tinyllm_bench.leaderboard.stats.averages import macro_average
 from tinyllm_bench.leaderboard.stats.intervals import Estimate
 from tinyllm_bench.leaderboard.tables import Cells, Section, interval_text, percent
 
-MEAN_NOTE = "Only rows that stand on every task of their reading. Chance-corrected: 0 at chance, 100 if all is right."
+MEAN_NOTE = "Only rows that stand on every task of their mode. Chance-corrected: 0 at chance, 100 if all is right."
 
 
 class TaskStandings(NamedTuple):
@@ -18,7 +18,7 @@ class TaskStandings(NamedTuple):
     """
 
     task: str
-    reading: str
+    mode: str
     parser: str
     chance: float
     rows: Mapping[tuple[str, str], Estimate]
@@ -29,7 +29,7 @@ class MeanRow(NamedTuple):
 
     label: str
     student: str
-    reading: str
+    mode: str
     parser: str
     tasks: int
     mean: Estimate
@@ -41,27 +41,27 @@ def standings_of(section: Section) -> TaskStandings:
     first = section.rows[0].first
     rows = {(row.title, row.student): row.interval for row in section.table if row.source and row.interval}
     version = re.search(r"\d+", str(first.protocol["parser_version"]))
-    return TaskStandings(first.task, first.reading, version[0] if version else "", first.chance, rows)
+    return TaskStandings(first.task, first.mode, version[0] if version else "", first.chance, rows)
 
 
 def macro_table(sections: Sequence[TaskStandings]) -> list[MeanRow]:
-    """Mean accuracy and mean chance-corrected accuracy of the rows that stand on every task, per reading and parser.
+    """Mean accuracy and mean chance-corrected accuracy of the rows that stand on every task, per mode and parser.
 
     Only tasks with one protocol count: with several there is no saying which one belongs into a mean. Answers that two
     versions of the parser read are never in one mean.
     """
     lines = []
-    for reading, parser in sorted({(section.reading, section.parser) for section in sections}):
-        of_reading = [section for section in sections if (section.reading, section.parser) == (reading, parser)]
-        tasks = [section.task for section in of_reading]
-        single = [section for section in of_reading if tasks.count(section.task) == 1]
+    for mode, parser in sorted({(section.mode, section.parser) for section in sections}):
+        of_mode = [section for section in sections if (section.mode, section.parser) == (mode, parser)]
+        tasks = [section.task for section in of_mode]
+        single = [section for section in of_mode if tasks.count(section.task) == 1]
         if len(single) > 1:
             chances = [section.chance for section in single]
             for label, student in single[0].rows:
                 found = [one.rows[label, student] for one in single if (label, student) in one.rows]
                 if len(found) == len(single):
                     means = macro_average(found), macro_average(found, chances)
-                    lines.append(MeanRow(label, student, reading, parser, len(found), *means))
+                    lines.append(MeanRow(label, student, mode, parser, len(found), *means))
     return lines
 
 
@@ -71,7 +71,7 @@ def mean_cells(rows: Sequence[MeanRow]) -> list[Cells]:
         {
             "row": row.label,
             "student": row.student or "-",
-            "reading": row.reading,
+            "mode": row.mode,
             "parser version": row.parser,
             "tasks": str(row.tasks),
             "mean accuracy %": percent(row.mean.value),

@@ -169,8 +169,8 @@ def _wrong_texts(rows: Sequence[Row]) -> Iterable[str]:
 
 def _looks(rows: Sequence[Row]) -> Iterable[str]:
     for name, record in _runs(rows):
-        if record.test_looks > 1:
-            yield f"{name}: {record.test_looks} looks at the test split; more than one makes a number optimistic."
+        if record.test_evaluations > 1:
+            yield f"{name}: {record.test_evaluations} test evaluations; more than one makes a number optimistic."
 
 
 def _own(rows: Sequence[Row]) -> Iterable[str]:

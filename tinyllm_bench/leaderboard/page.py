@@ -109,7 +109,7 @@ def costs(row: Row | None) -> dict[str, float]:
     if row is None:
         return {}
     found: dict[str, list[float | None]] = {
-        "student tokens": [0 if row.is_anchor else row.tokens],
+        "student tokens": [0 if row.is_reference else row.tokens],
         "wall seconds": [row.seconds],
         "teacher tokens": [_teacher_tokens(record) for record in row.records],
         "training FLOPs": [record.budget.train_flops if record.budget else None for record in row.records],
@@ -133,7 +133,7 @@ def _facts(row: Row, trust: str | None) -> list[list[str]]:
         "data": f"{record.data.source}{' (sample questions)' if record.sample else ''}",
         "training rows": None if record.data.n_train is None else f"{record.data.n_train:,}",
         "teachers": "; ".join(_teacher(one) for one in record.teachers),
-        "student tokens asked": f"{budget.asked_student_tokens:,}" if budget and budget.asked_student_tokens else None,
+        "student-token limit": f"{budget.student_tokens_limit:,}" if budget and budget.student_tokens_limit else None,
         "teacher tokens in and out": f"{_teacher_tokens(record):,}" if _teacher_tokens(record) else None,
         "training FLOPs (estimate)": f"{budget.train_flops:.3g}" if budget and budget.train_flops else None,
         "parameters": f"{record.student.parameters:,}" if record.student and record.student.parameters else None,

@@ -11,7 +11,7 @@ _MEANING = {
     "version": "another version of the task",
     "scored_ids_digest": "other questions are scored",
     "n": "another number of questions",
-    "reading": "answers are taken in another way",
+    "mode": "answers are taken in another way",
     "prompt_digest": "the questions are put in other words, or options are shown otherwise",
     "parser_version": "written answers are read by another version of the parser",
     "metric": "another metric",
@@ -69,11 +69,11 @@ def told(first: RunRecord, second: RunRecord) -> str:
 
 
 def foreign(record: RunRecord, known: Iterable[RunRecord]) -> str | None:
-    """Why a record is foreign to those of its task and reading, in one phrase; None where its protocol is known.
+    """Why a record is foreign to those of its task and mode, in one phrase; None where its protocol is known.
 
-    A record of a task and reading that stand there under no protocol yet is not foreign.
+    A record of a task and mode that stand there under no protocol yet is not foreign.
     """
-    rivals = [one for one in known if (one.task, one.reading) == (record.task, record.reading)]
+    rivals = [one for one in known if (one.task, one.mode) == (record.task, record.mode)]
     if not rivals or any(one.protocol_hash == record.protocol_hash for one in rivals):
         return None
     nearest = min(rivals, key=lambda one: (len(differences(record, one)), one.run_id))

@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest, write_json
 from tinyllm_bench.base.reading import read_bytes, strict_json
-from tinyllm_bench.data.records import Reading
+from tinyllm_bench.data.records import ScoringMode
 from tinyllm_bench.leaderboard.items import MOST_OPTIONS, Items, questions
 from tinyllm_bench.leaderboard.public import machine_paths
 from tinyllm_bench.leaderboard.public import public as public
@@ -26,8 +26,8 @@ from tinyllm_bench.leaderboard.record_parts import BackendInfo as BackendInfo
 from tinyllm_bench.leaderboard.record_parts import Budget as Budget
 from tinyllm_bench.leaderboard.record_parts import Count, FileName, Measured, OneLine, Part, Seed, Share, Short, Text
 from tinyllm_bench.leaderboard.record_parts import DataInfo as DataInfo
+from tinyllm_bench.leaderboard.record_parts import EvaluationInfo as EvaluationInfo
 from tinyllm_bench.leaderboard.record_parts import GitInfo as GitInfo
-from tinyllm_bench.leaderboard.record_parts import Look as Look
 from tinyllm_bench.leaderboard.record_parts import ModelInfo as ModelInfo
 from tinyllm_bench.leaderboard.record_parts import Score as Score
 from tinyllm_bench.leaderboard.record_parts import SplitInfo as SplitInfo
@@ -43,7 +43,7 @@ PROTOCOL_FIELDS = (
     "version",
     "scored_ids_digest",
     "n",
-    "reading",
+    "mode",
     "prompt_digest",
     "parser_version",
     "metric",
@@ -88,7 +88,7 @@ class _Protocol(Part):
     version: Count
     scored_ids_digest: Short
     n: Annotated[int, Field(ge=1, le=10**9)]
-    reading: Reading
+    mode: ScoringMode
     prompt_digest: Short
     parser_version: Short | Count
     metric: Short
@@ -102,28 +102,29 @@ _OWN_COLUMNS = ("", "accuracy", "gap_to_teacher_recovered")
 
 
 class RunRecord(Part):
-    """One cell: a method (or an anchor) on one task, one reading and one seed.
+    """One cell: a method (or a reference baseline) on one task, one mode and one seed.
 
     `own_settings`: settings outside of `method` that the method itself brings along, such as a learning rate; nobody
-    asked for another. `sample` marks rows made from sample data. `expected_accuracy` is the exact value of an anchor
-    that guesses; such an anchor needs no score. An anchor with neither is one that cannot be measured (recorded text).
-    `clusters` number the items that share a passage or a question, empty where none do; `gold` are the numbers of the
-    items' right answers where all have the same named ones (yes, no, maybe), empty elsewhere; `paths` are accuracies
-    by every policy and what the paths are like (`evaluation.sampled_answers.path_report`).
+    asked for another. `sample` marks rows made from sample data. `expected_accuracy` is the exact value of a reference
+    baseline that guesses; such a reference baseline needs no score. A reference baseline with neither is one that
+    cannot be measured (recorded text). `clusters` number the items that share a passage or a question, empty where none
+    do; `gold` are the numbers of the items' right answers where all have the same named ones (yes, no, maybe), empty
+    elsewhere; `paths` are accuracies by every policy and what the paths are like
+    (`evaluation.sampled_answers.path_report`).
     """
 
     schema_version: Literal[1] = 1
     run_id: FileName
     created: Annotated[str, Field(pattern=_TIME), AfterValidator(_real_time)]
-    kind: Literal["method", "anchor"]
+    kind: Literal["method", "reference_baseline"]
     name: OneLine
     label: OneLine
     sample: bool
     task: FileName
     task_version: Count
-    reading: Reading
+    mode: ScoringMode
     seed: Seed = 0
-    asked: dict[str, Any] = {}
+    request: dict[str, Any] = {}
     config: dict[str, Any] = {}
     own_settings: tuple[OneLine, ...] = ()
     protocol: dict[str, Any]
@@ -139,7 +140,7 @@ class RunRecord(Part):
     paths: dict[Short, Measured] = {}
     expected_accuracy: Share | None = None
     chance: Annotated[float, Field(ge=0, lt=1)]
-    test_looks: Count = 0
+    test_evaluations: Count = 0
     selected_on: Literal["valid", "test"] = "valid"
     notes: tuple[Text, ...] = ()
     items: Items = Field(default_factory=Items.of)
@@ -161,7 +162,7 @@ class RunRecord(Part):
             raise ValueError(f"protocol.{_first_problem(error)}") from None
         if protocol_hash(self.protocol) != self.protocol_hash:
             raise ValueError("protocol_hash is not the digest of protocol: one of them was edited")
-        told = {"task": self.task, "version": self.task_version, "reading": self.reading}
+        told = {"task": self.task, "version": self.task_version, "mode": self.mode}
         differs = [key for key, value in told.items() if self.protocol[key] != value]
         if differs:
             raise ValueError(f"protocol and record disagree on {', '.join(differs)}")
@@ -180,7 +181,7 @@ class RunRecord(Part):
     @model_validator(mode="after")
     def _holds_no_machine_paths(self) -> Self:
         specs = [model.spec for model in (self.student, *self.teachers) if model]
-        found = next(machine_paths([self.command, self.asked, self.config, specs, self.notes]), None)
+        found = next(machine_paths([self.command, self.request, self.config, specs, self.notes]), None)
         if found is not None:
             raise ValueError(f"a record holds no machine paths: {found[:200]}")
         return self
@@ -191,7 +192,7 @@ class RunRecord(Part):
         if self.kind == "method" and missing:
             raise ValueError(f"a method's record needs {', '.join(missing)}")
         if self.kind == "method" and self.expected_accuracy is not None:
-            raise ValueError("expected_accuracy belongs to anchors: a method's accuracy is measured")
+            raise ValueError("expected_accuracy belongs to reference_baselines: a method's accuracy is measured")
         return self
 
     @model_validator(mode="after")

@@ -47,13 +47,13 @@ class ModelInfo(Part):
 class TeacherInfo(Part):
     """A teacher. `gold_visible`: it saw the right answer when it wrote; None when that is not known.
 
-    `asked` says how a live teacher was asked: kind of prompt, demonstrations, drawing.
+    `settings` are those of a live teacher: kind of prompt, demonstrations, sampling.
     """
 
     spec: OneLine
     note: Text | None = None
     gold_visible: bool | None = None
-    asked: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
 
 
 class SplitInfo(Part):
@@ -115,16 +115,16 @@ class Budget(Part):
     Teacher tokens and seconds are charged in full; they are None where the text was recorded before. Divided by
     `teacher_shared_by`, the methods of the request that learn from the same texts, they are amortised. Init tokens are
     those of the cells that made the initial student, which the budget is charged with, and the teacher. Rollout tokens
-    were drawn during training, in `rollout_seconds` of `train_seconds`. `train_flops` is
+    were sampled during training, in `rollout_seconds` of `train_seconds`. `train_flops` is
     an estimate by parameters and computed tokens, rollouts and a white-box teacher included; None where it does not
     hold (encoder-decoder students). Seconds are wall time, `train_seconds` of training alone. `track` is the unit that
-    the budget was set in and `asked` its amount: methods are compared at the same amount of one unit.
+    the budget was set in and `amount` how much of it: methods are compared at the same amount of one unit.
     """
 
     track: Track | None = None
-    asked: Annotated[float, Field(gt=0, le=1e30)] | None = None
+    amount: Annotated[float, Field(gt=0, le=1e30)] | None = None
 
-    asked_student_tokens: Count | None = None
+    student_tokens_limit: Count | None = None
     student_tokens: Count = 0
     computed_tokens: Count | None = None
     tokens_by_channel: dict[Short, Count] = {}
@@ -156,11 +156,11 @@ class Budget(Part):
         return self
 
 
-class Look(Part):
-    """One look at the validation items during training.
+class EvaluationInfo(Part):
+    """One evaluation on the validation split during training.
 
     `loss` is the mean cross-entropy of a gold answer's tokens; `probe` holds what the method measured on texts that the
-    student drew for validation questions (reverse KL, length, distinct-n): these never select anything.
+    student sampled for validation questions (reverse KL, length, distinct-n): these never select anything.
     """
 
     fraction: Share
@@ -174,18 +174,18 @@ class Look(Part):
 
 
 class Training(Part):
-    """How training went: optimiser steps, first and last loss, the looks and the rule that chose one.
+    """How training went: optimiser steps, first and last loss, the evaluations and the rule that chose one.
 
-    `start` is the look before the first step, of methods that draw texts; `measured` are the method's own means over
-    all steps. `layout` is how a question's examples were computed (`shared` or `separate`), `layout_reason` why not
-    shared.
+    `start` is the evaluation before the first step, of methods that sample texts; `measured` are the method's own means
+    over all steps. `layout` is how a question's examples were computed (`shared` or `separate`), `layout_reason` why
+    not shared.
     """
 
     steps: Count
     first_loss: Measured | None = None
     last_loss: Measured | None = None
-    start: Look | None = None
-    looks: tuple[Look, ...] = ()
+    start: EvaluationInfo | None = None
+    evaluations: tuple[EvaluationInfo, ...] = ()
     measured: dict[Short, Measured] = {}
     select: Short
     layout: Short | None = None

@@ -1,4 +1,4 @@
-"""Reading `leaderboards/reported/*.yaml`: numbers keep the digits they were printed with, mistakes are one line."""
+"""ScoringMode `leaderboards/reported/*.yaml`: numbers keep the digits they were printed with, mistakes are one line."""
 
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation

@@ -48,9 +48,9 @@ class Row:
         return f"{self.label}/{self.student}"
 
     @property
-    def is_anchor(self) -> bool:
+    def is_reference(self) -> bool:
         """Whether the row needed no training."""
-        return self.first.kind == "anchor"
+        return self.first.kind == "reference_baseline"
 
     @property
     def accuracy(self) -> OverSeeds | None:
@@ -98,7 +98,7 @@ class Gain(NamedTuple):
 
 
 def make_rows(records: Iterable[RunRecord], order: Sequence[str]) -> list[Row]:
-    """Rows of one section: anchors first, then by the board's order of names, label and student."""
+    """Rows of one section: reference baselines first, then by the board's order of names, label and student."""
     groups: dict[str, list[RunRecord]] = defaultdict(list)
     seen: dict[tuple[str, int], int] = defaultdict(int)
     for record in sorted(records, key=lambda record: (record.seed, record.created, record.run_id)):
@@ -128,9 +128,9 @@ def baseline_of(row: Row, rows: Sequence[Row], baseline: str) -> Row | str:
     A row of the baseline method itself is the baseline, unless it had another budget than the main baseline row, the
     one whose label is the method's name.
     """
-    if row.is_anchor:
+    if row.is_reference:
         return "-"
-    baselines = [other for other in rows if not other.is_anchor and other.first.name == baseline]
+    baselines = [other for other in rows if not other.is_reference and other.first.name == baseline]
     baselines = [other for other in baselines if _student(other) == _student(row)]
     main = [other for other in baselines if other.first.label == baseline]
     if row.first.name == baseline:
@@ -170,7 +170,7 @@ def _settings(row: Row, but: Collection[str]) -> list[Any]:
 
 def _same_budget(row: Row, other: Row) -> bool:
     """Within 2 % of student tokens; where budgets were set in FLOPs or seconds, the same amount of them."""
-    asked = [(budget.track, budget.asked) if budget else None for budget in (row.first.budget, other.first.budget)]
+    asked = [(budget.track, budget.amount) if budget else None for budget in (row.first.budget, other.first.budget)]
     if any(one is not None and one[0] in ("flops", "seconds") for one in asked):
         return asked[0] == asked[1]
     return abs(row.tokens - other.tokens) <= BUDGET_TOLERANCE * max(row.tokens, other.tokens)
@@ -232,7 +232,7 @@ def _facts(record: RunRecord) -> Facts:
         "sample": record.sample,
         "student.initial_digest": student_digest(record),
         "teachers": [teacher.spec for teacher in record.teachers],
-        "budget.asked_student_tokens": budget.asked_student_tokens if budget else None,
+        "budget.student_tokens_limit": budget.student_tokens_limit if budget else None,
         "backend.name": backend.name if backend else None,
         "backend.dtype": backend.dtype if backend else None,
         "data.source": data.source,
@@ -283,9 +283,9 @@ def _short(value: Any) -> str:
 
 
 def slugs(heads: Sequence[RunRecord]) -> list[str]:
-    """A file name for each section, told by one of its runs: task and reading, and the protocol where there are
+    """A file name for each section, told by one of its runs: task and mode, and the protocol where there are
     several."""
-    short = [f"{head.task}-{head.reading}" for head in heads]
+    short = [f"{head.task}-{head.mode}" for head in heads]
     return [
         name if short.count(name) == 1 else f"{name}-{head.protocol_hash[:12]}"
         for name, head in zip(short, heads, strict=True)

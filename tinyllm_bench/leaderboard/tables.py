@@ -46,7 +46,7 @@ class TableRow:
 
     label: str
     student: str = ""
-    kind: Literal["anchor", "method", "teacher"]
+    kind: Literal["reference_baseline", "method", "teacher"]
     sample: bool
     source: Row | None = None
     n: int | None = None
@@ -82,7 +82,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """One table: rows of one task, reading and protocol. `table` are its rows in numbers, `rows` those that have runs,
+    """One table: rows of one task, mode and protocol. `table` are its rows in numbers, `rows` those that have runs,
     `columns` how the table is shown, `checks` what others found about the runs."""
 
     title: str
@@ -117,7 +117,7 @@ def make_section(
     gains = judge.gains(names.baseline)
     first = rows[0].first
     sample = any(record.sample for record in records)
-    title = f"{first.task}, {first.reading} reading, {first.protocol['n']} questions"
+    title = f"{first.task}, {first.mode} mode, {first.protocol['n']} questions"
     table = tuple(_table(rows, gains, names, judge, checks))
     return Section(
         title=f"{title} (sample data)" if sample else title,
@@ -158,7 +158,7 @@ def _difference(name: str, first: RunRecord, other: RunRecord) -> str:
 def _table(
     rows: Sequence[Row], gains: Sequence[Gain], names: BoardNames, judge: Judge, checks: Checks
 ) -> Iterator[TableRow]:
-    """Anchors, then lines that no run stands behind, then methods."""
+    """ReferenceBaselines, then lines that no run stands behind, then methods."""
     ranks, gaps = judge.ranks(), judge.gaps(names.baseline)
     made = []
     for row, gain in zip(rows, gains, strict=True):
@@ -189,18 +189,18 @@ def _table(
                 gain=gain,
                 gap=gaps.get(row.key),
                 rank=ranks.get(row.key),
-                student_tokens=None if row.is_anchor else row.tokens,
+                student_tokens=None if row.is_reference else row.tokens,
                 seconds=row.seconds or None,
                 secondary=secondary,
                 trust=least_checked(checks, row.records),
             )
         )
     sample = any(row.first.sample for row in rows)
-    yield from (row for row in made if row.kind == "anchor")
+    yield from (row for row in made if row.kind == "reference_baseline")
     if judge.constant is not None:
         yield TableRow(
             label=CONSTANT,
-            kind="anchor",
+            kind="reference_baseline",
             sample=sample,
             n=rows[0].first.protocol["n"],
             accuracy=judge.constant.accuracy,
@@ -208,10 +208,10 @@ def _table(
         )
     # A replayed teacher wrote its texts before, without answers to score: it is named, never scored.
     used = {teacher.spec for row in rows for record in row.records for teacher in record.teachers}
-    own = {row.student for row in rows if row.is_anchor}
+    own = {row.student for row in rows if row.is_reference}
     for spec in sorted(spec for spec in used if spec.startswith("replay:") and spec not in own):
         yield TableRow(label=f"teacher {spec}", kind="teacher", sample=sample)
-    yield from (row for row in made if row.kind != "anchor")
+    yield from (row for row in made if row.kind != "reference_baseline")
 
 
 def _columns(table: Sequence[TableRow], baseline: str, *, with_f1: bool) -> Iterator[Column]:
@@ -355,7 +355,7 @@ def run_cells(row: TableRow, record: RunRecord) -> Cells:
         "run": record.run_id,
         "commit": commit,
         "backend": f"{backend.name} {backend.dtype} on {backend.device}" if backend else "-",
-        "looks at test": str(record.test_looks),
+        "test evaluations": str(record.test_evaluations),
         "command": " ".join(record.command.split()) or "-",
     }
 

@@ -60,7 +60,7 @@ class Encoded(NamedTuple):
     """One example as ids. `prompt` is read, `target` is written; it ends with EOS unless the example's text does not
     end, or was cut at the student's limit, which `cut` tells.
 
-    `drawn` holds, of a target that a rollout drew, numbers per target token by name (log-probabilities, advantages).
+    `rollout` holds, of a sampled target, numbers per target token by name (log-probabilities, advantages).
     """
 
     record_id: str
@@ -68,7 +68,7 @@ class Encoded(NamedTuple):
     prompt: tuple[int, ...]
     target: tuple[int, ...]
     cut: bool
-    drawn: Mapping[str, tuple[float, ...]] = {}
+    rollout: Mapping[str, tuple[float, ...]] = {}
 
     @property
     def tokens(self) -> int:

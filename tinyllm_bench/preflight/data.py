@@ -240,7 +240,7 @@ def _asked(preflight: Preflight, cell: Cell, where: str) -> list[Finding]:
     """The questions of validation and test: with their longest option, or with room for a written answer."""
     loaded = preflight.student(cell)
     assert loaded is not None
-    written = cell.config.eval.max_new_tokens if cell.reading == "gen" else 0
+    written = cell.config.eval.max_new_tokens if cell.mode == "generate" else 0
     limit = max_input_tokens(*loaded)
     splits: tuple[Split, ...] = ("valid",) if cell.trains_only else ("valid", "test")
     found = []
@@ -286,7 +286,7 @@ def targets(preflight: Preflight) -> list[Finding]:
         for channel, sizes in channels.items():
             where = f"{cell.task.name}, channel {channel}, student {own_student(cell).text}"
             found.append(_cut(where, sizes, most, "train.max_target_tokens", TARGETS_CUT))
-        written = channels.get(LABEL, []) if cell.reading == "gen" else []
+        written = channels.get(LABEL, []) if cell.mode == "generate" else []
         if written:
             where = f"{cell.task.name}, answers, student {own_student(cell).text}"
             found.append(_cut(where, written, cell.config.eval.max_new_tokens + 1, "eval.max_new_tokens", ANSWERS_CUT))

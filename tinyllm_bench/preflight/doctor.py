@@ -28,7 +28,7 @@ def budget(preflight: Preflight) -> list[Finding]:
 
 
 def _bought(cell: Cell, planned: CellForecast) -> Finding:
-    name, amount = cell.config.budget.asked
+    name, amount = cell.config.budget.limit
     left = amount - cell.share * planned.charged
     counts, epochs = planned.counts, planned.epochs or 0.0
     severity: Severity = "ok"
@@ -89,7 +89,7 @@ def own_settings(preflight: Preflight) -> list[Finding]:
 def power(preflight: Preflight) -> list[Finding]:
     """The smallest difference between two rows that the test questions can show (`forecast.Detectable`)."""
     limits: dict[tuple[str, str], int | None] = {
-        (cell.task.name, cell.reading): cell.config.eval.limit for cell in preflight.cells
+        (cell.task.name, cell.mode): cell.config.eval.limit for cell in preflight.cells
     }
     found = []
     for one in preflight.forecast.detectable:

@@ -164,7 +164,7 @@ def _text_tokens(
     known = [a.tokens_out for a in cached if a.tokens_out]
     if known:
         return round(sum(known) / len(known))
-    most = cell.config.annotations.draw.max_new_tokens
+    most = cell.config.annotations.sampling.max_new_tokens
     if teacher.kind != "response":
         return most
     gold = [len(tokenizer(cell.ask.label_target(record))["input_ids"]) + 1 for record in records.values()]
@@ -244,12 +244,12 @@ def _sampling_of(method: Method, groups: Sequence[Group], lm: LM) -> Sampling:
     shares: dict[str, float] = {}
     tokens: dict[str, float] = {}
     for channel in dict.fromkeys(item.channel for item in sampled):
-        of_channel = [bool(item.drawn) for item in sampled if item.channel == channel]
+        of_channel = [bool(item.rollout) for item in sampled if item.channel == channel]
         if any(of_channel):
             given = [item for group in groups for item in group.items if item.channel == channel]
             shares[channel] = sum(of_channel) / len(of_channel)
             tokens[channel] = sum(min(len(item.target), method.max_sampled_tokens) for item in given) / len(given)
-    return Sampling(shares, tokens, any("logp" in item.drawn for item in sampled), bool(reread))
+    return Sampling(shares, tokens, any("logp" in item.rollout for item in sampled), bool(reread))
 
 
 def _trial_step(index: int) -> Step:

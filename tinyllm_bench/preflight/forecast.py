@@ -228,7 +228,7 @@ class _Forecaster:
             label=cell.label,
             task=cell.task.name,
             seed=cell.seed,
-            mode=cell.reading,
+            mode=cell.mode,
             kind=cell.kind,
             trains_only=cell.trains_only,
             questions={split: len(cell.records(split)) for split in ("train", "valid", "test")},
@@ -280,7 +280,7 @@ class _Forecaster:
         """The cell's training without weights; one serves all seeds."""
         found = with_existing_models(cell)
         models = (found.student.text, found.signal and found.signal.text, cell.trains_only, cell.share)
-        key = (cell.label, cell.task.name, cell.reading, *models, cell.config.model_dump_json())
+        key = (cell.label, cell.task.name, cell.mode, *models, cell.config.model_dump_json())
         if key not in self._trainings:
             training = DryTraining(cell)
             self._trainings[key] = (training, memory_of(training))
@@ -288,7 +288,7 @@ class _Forecaster:
 
     def _charged(self, cell: Cell) -> float:
         """What making the initial student takes or took, in the unit of the cell's budget."""
-        first, name = cell.student_from, cell.config.budget.asked[0]
+        first, name = cell.student_from, cell.config.budget.limit[0]
         if first is None or name == "epochs":
             return 0.0
         if (cell.runs / first.run_id / "train" / "result.json").exists():
@@ -342,7 +342,7 @@ class _Forecaster:
         speed, student = self._speed(cell), parameter_count(training.loaded.model)
         left = 1.0 - trained_share(cell, counts.steps)
         sampling = training.sampling_seconds(counts.sampled_tokens, counts.sampling_flops, speed)
-        asked = cell.asked_records("test" if cell.looks_at_test else "valid")
+        asked = cell.asked_records("test" if cell.select_on_test else "valid")
         evaluated = (evaluations + (training.sampling is not None)) * self._answer_seconds(cell, student, asked)
         found: dict[str, float | None] = {
             "texts": _sum([self._text_seconds(cell, cost) for cost in texts if cost.missing]),
@@ -378,7 +378,7 @@ class _Forecaster:
         ask, speed = cell.ask, self._speed(cell)
         read = sum(len(ask.prompt(record)) for record in records) / _CHARACTERS
         written = 0.0
-        if cell.reading == "gen":
+        if cell.mode == "generate":
             written = sum(len(ask.label_target(record)) / _CHARACTERS + 1 for record in records)
         else:
             read += sum(len(option) for record in records for option in ask.options(record)) / _CHARACTERS
@@ -399,9 +399,9 @@ def _first_student(cell: Cell) -> Any:
 def _evaluations(cell: Cell, steps: int) -> int:
     """Evaluations on validation questions in a training of so many steps."""
     config = cell.config.train
-    if config.look_every is not None:
-        return steps // config.look_every + (steps % config.look_every > 0)
-    return len({max(1, round(share * steps)) for share in config.looks})
+    if config.eval_every is not None:
+        return steps // config.eval_every + (steps % config.eval_every > 0)
+    return len({max(1, round(share * steps)) for share in config.evaluations})
 
 
 def stages_done(cell: Cell) -> tuple[str, ...]:
@@ -486,7 +486,7 @@ def _detectable(cells: Sequence[Cell], detect: float | None) -> tuple[Detectable
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         if cell.method is not None:
-            groups.setdefault((cell.task.name, cell.reading), []).append(cell)
+            groups.setdefault((cell.task.name, cell.mode), []).append(cell)
     found = []
     for (task, mode), of_task in groups.items():
         records = of_task[0].records("test")

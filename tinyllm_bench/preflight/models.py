@@ -139,7 +139,7 @@ def _said(spec: ModelSpec, runs: Path, name: str) -> Mapping[str, Any]:
 def _chat(preflight: Preflight) -> Iterator[Finding]:
     """Models that are to be asked in a chat template and have none."""
     for cell in preflight.cells:
-        asked = cell.kind == "anchor" and cell.config.eval.chat_template == "always"
+        asked = cell.kind == "reference_baseline" and cell.config.eval.chat_template == "always"
         signal = own_signal(cell) if cell.config.teacher.chat else None
         for spec, key in ((own_student(cell) if asked else None, "eval.chat_template"), (signal, "teacher.chat")):
             loaded = None if spec is None else preflight.model(spec)

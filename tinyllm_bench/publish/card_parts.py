@@ -101,7 +101,7 @@ def own_score(record: RunRecord) -> dict[str, str]:
     told |= {key.replace("_", " "): f"{percent(value)} %" for key, value in sorted(record.secondary.items())}
     told |= {key.replace("_", " "): f"{value:.4g}" for key, value in sorted(record.paths.items())}
     return told | {
-        "looks at the test split": str(record.test_looks),
+        "evaluations on the test split": str(record.test_evaluations),
         "weights selected on": f"the {_split(record)} split",
     }
 
@@ -111,7 +111,9 @@ def _split(record: RunRecord) -> str:
 
 
 def compared(record: RunRecord, others: Sequence[RunRecord], names: BoardNames, checks: Checks) -> Compared | None:
-    """The run beside anchors, the baseline and its other seeds under the same protocol; None where there is nothing.
+    """The run beside the reference baselines, the fine-tuning baseline and its other seeds, under the same protocol.
+
+    None where there is nothing to compare with.
 
     `others` may hold any records. Rows of other methods are left out: a card does not rank methods, a board does.
     """
@@ -128,7 +130,7 @@ def compared(record: RunRecord, others: Sequence[RunRecord], names: BoardNames, 
 def _beside(one: RunRecord, record: RunRecord, baseline: str) -> bool:
     if one.protocol_hash != record.protocol_hash or one.selected_on == "test":
         return False
-    if one.kind == "anchor":
+    if one.kind == "reference_baseline":
         asked = one.student.spec if one.student else None
         return asked in (None, base_of(record).text, *(teacher.spec for teacher in record.teachers))
     mine = one.name == baseline and student_digest(one) == student_digest(record)

@@ -100,19 +100,20 @@ def make_bundle(
     """Collect and check what is exported of a run; nothing is written.
 
     Args:
-        folder: The run's folder; anchors and the baseline are looked for among the runs beside it.
+        folder: The run's folder; reference baselines and the baseline are looked for among the runs beside it.
         adapter: The LoRA adapters alone instead of the student that they were merged into.
         channel: Which student, of a run that answers with several.
         predictions: Also every stored answer to the test questions.
         repo: Where on the hub the folder will go, for the card.
 
     Raises:
-        UserError: an anchor, a student that is not at hand or is not the one that was scored, no adapters where they
+        UserError: a reference baseline, a student that is not at hand or is not the one that was scored, no adapters
+            where they
             are asked for, an unknown or missing channel.
     """
     record = load_record(folder)
-    if record.kind == "anchor":
-        raise UserError(f"{record.run_id} is an anchor: nothing was trained, there is no student to export")
+    if record.kind == "reference_baseline":
+        raise UserError(f"{record.run_id} is a reference baseline: nothing was trained, there is no student to export")
     student = _student(record, folder, channel)
     form = _form(record, student, adapter=adapter)
     others, checks, left_out = _beside(folder, record)
@@ -126,7 +127,7 @@ def make_bundle(
         with_predictions=predictions,
     )
     config = board_config(folder.parent / "board")
-    names = BoardNames(baseline=config.floor, baseline_title=config.floor_title, order=config.order)
+    names = BoardNames(baseline=config.baseline, baseline_title=config.baseline_title, order=config.order)
     files = dict(_adapter_files(record, student) if form == "adapter" else _passed_on(student.folder / "student"))
     files[RECORD_FILE] = folder / RECORD_FILE
     files[CARD] = model_card(record, exported, others, names, checks).encode()

@@ -133,7 +133,7 @@ def _results(record: RunRecord) -> "list[EvalResult]":
     return [
         EvalResult(
             task_type="question-answering",
-            task_name=f"{record.task}, {record.reading} reading, {NAME}",
+            task_name=f"{record.task}, {record.mode} mode, {NAME}",
             dataset_type=entry.dataset.id,
             dataset_name=entry.dataset.task_id,
             dataset_revision=entry.dataset.revision,
@@ -184,7 +184,7 @@ def _usage(record: RunRecord, exported: Exported) -> dict[str, Any]:
         "loaded_by": loaded,
         "name": exported.repo or ".",
         "lead": Markdown(lead),
-        "ranked": record.reading in ("cloze", "mc") and not written,
+        "ranked": record.mode in ("cloze", "multiple_choice") and not written,
         "written": written,
         "prompts": {name: ask.prompt(asked, name) for name in channels if exported.channel in (None, name)},
         "options": list(ask.options(asked)),
@@ -197,7 +197,7 @@ def ask_of(record: RunRecord) -> Ask:
     """The wording of the run's prompts."""
     data = record.config.get("data") or {}
     told = {key: data[key] for key in ("style", "rationale_context", "markers") if key in data}
-    return Ask(reading=record.reading, **told)
+    return Ask(mode=record.mode, **told)
 
 
 def shown_question(record: RunRecord) -> TaskRecord:

@@ -50,7 +50,7 @@ _SHAPE: Mapping[str, Any] = {
 
 
 def text_key(teacher: Mapping[str, Any], request: GenerationRequest) -> str:
-    """The name of a text: SHA-256 (hex) of the teacher's identity, the prompt and how the text is drawn."""
+    """The name of a text: SHA-256 (hex) of the teacher's identity, the prompt and how the text is sampled."""
     return _key(teacher, request.prompt, asdict(request.sampling), request.seed)
 
 

@@ -1,6 +1,6 @@
 """In-context examples: which solved questions of the training split stand in front of the one that is asked.
 
-The paper draws two at random from the same data set; whether they carry a rationale it does not say. Here that is a
+The paper picks two at random from the same data set; whether they carry a rationale it does not say. Here that is a
 setting. What is chosen depends on the settings, the pool and the record's id alone, never on the order of work.
 """
 
@@ -183,7 +183,7 @@ def _usable(text: str) -> bool:
 
 
 def _shuffled(records: Sequence[TaskRecord], rng: random.Random) -> Iterator[TaskRecord]:
-    """The records in random order, each drawn when it is asked for: a pool is large and few are wanted."""
+    """The records in random order, each picked when it is asked for: a pool is large and few are wanted."""
     moved: dict[int, int] = {}
     for i in range(len(records)):
         j = rng.randrange(i, len(records))
@@ -205,7 +205,7 @@ def _fresh_for(record: TaskRecord) -> Fresh:
 
 
 def _in_turn(groups: Sequence[Sequence[TaskRecord]], fresh: Fresh, rng: random.Random) -> Iterator[TaskRecord]:
-    """One fresh record of each group in turn, until all are empty; the order of the groups is drawn."""
+    """One fresh record of each group in turn, until all are empty; the order of the groups is random."""
     waiting = [filter(fresh, _shuffled(group, rng)) for group in groups]
     rng.shuffle(waiting)
     while waiting:

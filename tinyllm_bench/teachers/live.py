@@ -50,13 +50,13 @@ class LiveTeacher:
         return texts_folder(self.key, self.identity)
 
     def text_digest(self, task: str) -> str:
-        """What its texts depend on: the model, the words of the prompt, how they are drawn, and the filters."""
+        """What its texts depend on: the model, the words of the prompt, how they are sampled, and the filters."""
         settings = self.settings
         return digest(
             {
                 "teacher": self.identity,
                 "prompt": self.words.facts,
-                "draw": settings.draw.model_dump(),
+                "sampling": settings.sampling.model_dump(),
                 "filters": [list(self._filters), FILTERS_VERSION],
                 "task": task,
             }
@@ -67,7 +67,7 @@ class LiveTeacher:
         return None
 
     def annotate(self, records: Sequence[TaskRecord], *, report: Report) -> list[Annotation]:
-        """Its texts on the records, in order, `draw.samples` for each; asks only for what the cache lacks.
+        """Its texts on the records, in order, `sampling.samples` for each; asks only for what the cache lacks.
 
         Raises:
             UserError: the teacher cannot be had, or failed on a record where `on_teacher_error` is `stop`.
@@ -91,7 +91,9 @@ class LiveTeacher:
         return self._annotations(requests, rows), lacking
 
     def _requests(self, records: Sequence[TaskRecord]) -> list[tuple[TaskRecord, int, GenerationRequest]]:
-        return [(record, n, self._request(record, n)) for record in records for n in range(self.settings.draw.samples)]
+        return [
+            (record, n, self._request(record, n)) for record in records for n in range(self.settings.sampling.samples)
+        ]
 
     def _annotations(
         self, requests: Sequence[tuple[TaskRecord, int, GenerationRequest]], rows: Mapping[str, Row]
@@ -108,14 +110,14 @@ class LiveTeacher:
         return tuple(dict.fromkeys(("thought", *self.settings.filters)))
 
     def _request(self, record: TaskRecord, sample: int) -> GenerationRequest:
-        draw = self.settings.draw
+        settings = self.settings.sampling
         sampling = SamplingConfig(
-            temperature=draw.temperature,
-            top_p=draw.top_p,
-            max_new_tokens=draw.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_new_tokens,
             stop=self.words.stops,
         )
-        seed = 0 if draw.temperature == 0 else _seed(draw.seed, record.id, sample)
+        seed = 0 if settings.temperature == 0 else _seed(settings.seed, record.id, sample)
         return GenerationRequest(self.words.prompt(record), sampling, seed)
 
     def _annotation(self, record: TaskRecord, sample: int, row: Row) -> Annotation:

@@ -1,4 +1,4 @@
-"""The settings of teachers: what they are asked, how their texts are drawn, and what is kept of them."""
+"""The settings of teachers: what they are asked, how their texts are sampled, and what is kept of them."""
 
 from typing import Annotated, Literal
 
@@ -15,8 +15,8 @@ class _Settings(BaseModel):
 _Price = Annotated[float, Field(ge=0, le=1e6)]
 
 
-class DrawConfig(_Settings):
-    """How a live teacher's texts are drawn: greedy at temperature 0; `samples` texts per record, each seeded."""
+class TeacherSamplingConfig(_Settings):
+    """How a live teacher's texts are sampled: greedy at temperature 0; `samples` texts per record, each seeded."""
 
     temperature: float = Field(0.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -48,7 +48,7 @@ class AnnotationConfig(_Settings):
     kind: Kind = "forced"
     demonstrations: ShotConfig = ShotConfig()
     demonstration_words: int = Field(64, ge=1, le=10**6)
-    draw: DrawConfig = DrawConfig()
+    sampling: TeacherSamplingConfig = TeacherSamplingConfig()
     chat: Literal["auto", "always", "never"] = "auto"
     engine: Literal["auto", "hf", "vllm"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

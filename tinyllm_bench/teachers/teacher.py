@@ -103,7 +103,7 @@ class ReplayTeacher:
         return _recorded(self.source, task, split, self.key, self.kind)
 
     def annotate(self, records: Sequence[TaskRecord], *, report: Report) -> list[Annotation]:
-        """Look each record's text up.
+        """EvaluationInfo each record's text up.
 
         Raises:
             UserError: a record has no recorded text.

@@ -45,7 +45,7 @@ class MethodContract:
 
     method: ClassVar[str | type[Method]]
     settings: ClassVar[Mapping[str, Any]] = {}
-    ask: ClassVar[Ask] = Ask(reading="mc")
+    ask: ClassVar[Ask] = Ask(mode="multiple_choice")
 
     def make(self) -> Method:
         """A fresh method with its settings."""
@@ -56,10 +56,10 @@ class MethodContract:
         random.seed(0)
         torch.manual_seed(0)
 
-    @pytest.mark.parametrize("reading", ["gen", "mc", "cloze"])
-    def test_examples_are_deterministic_and_do_not_leak_the_answer(self, reading: Any) -> None:
+    @pytest.mark.parametrize("mode", ["generate", "multiple_choice", "cloze"])
+    def test_examples_are_deterministic_and_do_not_leak_the_answer(self, mode: Any) -> None:
         """Another right answer changes targets, never what the student reads."""
-        method, ask = self.make(), Ask(reading=reading)
+        method, ask = self.make(), Ask(mode=mode)
         said = sample_annotations(method)
         for record in sample_records(24):
             given = said.get(record.id, [])
@@ -74,7 +74,7 @@ class MethodContract:
 
     def test_a_text_that_was_cut_is_taught_without_an_end(self) -> None:
         """An example that closes with a teacher's text ends where that does; what was cut at a limit does not."""
-        method, ask = self.make(), Ask(reading="gen")
+        method, ask = self.make(), Ask(mode="generate")
         said = sample_annotations(method)
         for record in sample_records(8):
             given = said.get(record.id, [])
@@ -207,7 +207,7 @@ class MethodContract:
             assert set(method.uses(TEACHERS)) <= set(TEACHERS)
             with pytest.raises(UserError, match="teacher"):
                 method.uses(())
-            kinds = {e.channel for e in method.examples(sample_records(1)[0], [], Ask(reading="cloze"))}
+            kinds = {e.channel for e in method.examples(sample_records(1)[0], [], Ask(mode="cloze"))}
             assert kinds <= {"label"}, "without annotations only the label can be taught"
         else:
             assert method.uses(TEACHERS) == () and method.uses(()) == ()

@@ -15,7 +15,7 @@ from tinyllm_bench.base import plugins
 from tinyllm_bench.data.checks import question_key
 from tinyllm_bench.data.facts import shipped_facts
 from tinyllm_bench.data.prompts import LETTERS, Ask
-from tinyllm_bench.data.records import READINGS, SPLITS, Reading, TaskInfo, TaskRecord
+from tinyllm_bench.data.records import SCORING_MODES, SPLITS, ScoringMode, TaskInfo, TaskRecord
 from tinyllm_bench.data.sources import Source, load_rationales, load_split, manifest, rationale_keys
 
 SAMPLE = Source("sample")
@@ -43,12 +43,12 @@ class TaskContract:
         return bool(self.records[0].choices)
 
     def test_the_facts_are_filled_in(self) -> None:
-        """Name, version, title, source, licence, sizes and readings; the digests that ship speak of the same sizes."""
+        """Name, version, title, source, licence, sizes, scoring modes; the shipped digests are of the same sizes."""
         info = self.info
         assert info.name == self.task and info.version >= 1
         assert info.title and info.source and info.licence
         assert set(info.sizes) == set(SPLITS) and all(size > 0 for size in info.sizes.values())
-        assert info.readings and set(info.readings) <= set(READINGS)
+        assert info.scoring_modes and set(info.scoring_modes) <= set(SCORING_MODES)
         if self.task in shipped_facts():
             assert {split: facts["rows"] for split, facts in shipped_facts()[self.task].items()} == dict(info.sizes)
 
@@ -77,7 +77,7 @@ class TaskContract:
     def test_an_answer_is_a_choice_or_a_number(self) -> None:
         """The same for all questions of a task; the main suite asks for choices, and a number is written."""
         if not self.asks_for_choices:
-            assert self.info.suite != "main" and self.info.readings == ("gen",)
+            assert self.info.suite != "main" and self.info.scoring_modes == ("generate",)
         for record in self.records:
             if self.asks_for_choices:
                 assert 0 <= record.answer < len(record.choices) >= 2 and record.number is None
@@ -105,22 +105,22 @@ class TaskContract:
         load_split.cache_clear()
         assert manifest(SAMPLE, self.task) == before
 
-    @pytest.mark.parametrize("reading", READINGS)
-    def test_the_label_s_target_per_reading(self, reading: Reading) -> None:
-        """The answer's text, its letter in `mc`, or the number."""
-        ask = Ask(reading=reading)
+    @pytest.mark.parametrize("mode", SCORING_MODES)
+    def test_the_label_s_target_per_reading(self, mode: ScoringMode) -> None:
+        """The answer's text, its letter in `multiple_choice`, or the number."""
+        ask = Ask(mode=mode)
         for record in self.records:
             if self.asks_for_choices:
-                wanted = LETTERS[record.answer] if reading == "mc" else record.choices[record.answer]
+                wanted = LETTERS[record.answer] if mode == "multiple_choice" else record.choices[record.answer]
                 assert ask.label_target(record) == wanted == ask.options(record)[record.answer]
             else:
                 assert ask.label_target(record) == record.gold_text and ask.options(record) == ()
 
-    @pytest.mark.parametrize("reading", READINGS)
+    @pytest.mark.parametrize("mode", SCORING_MODES)
     @pytest.mark.parametrize("style", ["marker", "paper"])
-    def test_the_prompt_does_not_know_the_answer(self, reading: Reading, style: str) -> None:
+    def test_the_prompt_does_not_know_the_answer(self, mode: ScoringMode, style: str) -> None:
         """Another right answer leaves every prompt as it is."""
-        ask = Ask(reading=reading, style=style)  # type: ignore[arg-type]
+        ask = Ask(mode=mode, style=style)  # type: ignore[arg-type]
         for record in self.records:
             others = [replace(record, answer=i) for i in range(len(record.choices))] or [replace(record, number="7")]
             for channel in ("label", "rationale:any"):
@@ -131,10 +131,10 @@ class TaskContract:
         for record in self.records:
             assert "Answer Choices" not in record.context + record.question
             assert "(a) " not in record.context + record.question
-            shown = Ask(reading="gen").context(record).count("Answer Choices:")
+            shown = Ask(mode="generate").context(record).count("Answer Choices:")
             assert shown == (1 if self.asks_for_choices else 0)
-            assert "Answer Choices" not in Ask(reading="cloze").context(record)
-            assert record.question in Ask(reading="cloze").context(record)
+            assert "Answer Choices" not in Ask(mode="cloze").context(record)
+            assert record.question in Ask(mode="cloze").context(record)
 
 
 def task_contract(task: str) -> type[TaskContract]:

@@ -28,7 +28,8 @@ from tinyllm_bench.training.trainer import Trainer
 
 SAMPLE = Source("sample")
 TEACHERS = ("terse", "stepwise")
-# What keeps a test short, where a method has such a setting: short drawn texts, small rounds, and one of the teachers.
+# What keeps a test short, where a method has such a setting: short sampled texts, small rounds, and one of the
+# teachers.
 QUICK: Mapping[str, Any] = {"teacher": TEACHERS[0], "max_new_tokens": 12, "group_size": 1, "inner_epochs": 1}
 
 
@@ -74,7 +75,7 @@ def make_groups(
     method: Method, tokenizer: Any, *, encoder_decoder: bool = False, count: int = 8, ask: Ask | None = None
 ) -> list[Group]:
     """Encoded examples of sample records."""
-    ask = ask or Ask(reading="cloze")
+    ask = ask or Ask(mode="cloze")
     encoder = Encoder(
         tokenizer,
         ask,
@@ -115,7 +116,7 @@ def make_trainer(
 ) -> Trainer:
     """The real trainer; by default one step over all groups."""
     lm = LM(model)
-    settings = {"batch_records": len(groups), "max_grad_norm": 1e9, "looks": (), **config}
+    settings = {"batch_records": len(groups), "max_grad_norm": 1e9, "evaluations": (), **config}
     plan = plan or make_plan(groups, batch_records=settings["batch_records"], seed=0, epochs=1)
     collator = replace(collator_of(lm.plain, tokenizer), layout=layout)
     return Trainer(

@@ -195,9 +195,9 @@ class Batch:
     channels: tuple[str, ...]
     items: tuple[Encoded, ...]
 
-    def drawn_N(self, name: str) -> Tensor:
+    def rollout_N(self, name: str) -> Tensor:
         """A number per target position that a rollout stored, float32; 0 for examples that no rollout sampled."""
-        numbers = [n for item in self.items for n in item.drawn.get(name, (0.0,) * len(item.target))]
+        numbers = [n for item in self.items for n in item.rollout.get(name, (0.0,) * len(item.target))]
         return torch.tensor(numbers, dtype=torch.float32, device=self.target_ids_N.device)
 
     def to(self, device: torch.device) -> "Batch":

@@ -16,7 +16,7 @@ from torch import Tensor
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.data.prompts import LABEL, Ask, rationale_channel
-from tinyllm_bench.data.records import READINGS, Annotation, Example, Reading, TaskRecord
+from tinyllm_bench.data.records import SCORING_MODES, Annotation, Example, ScoringMode, TaskRecord
 
 if TYPE_CHECKING:
     from tinyllm_bench.models.lm import LM
@@ -70,7 +70,7 @@ class Step:
     and examples per channel of this mini-batch over all processes; all_reduce sums a tensor over processes;
     seed_of(group.key) seeds anything random, so that results do not depend on batching and a question that comes
     twice in a round is sampled twice; note(name, sum, count) puts a mean into the metrics; reread(groups) gives a
-    rollout's groups back with log q of their sampled tokens (`drawn["logq"]`) as the forward pass of training
+    rollout's groups back with log q of their sampled tokens (`rollout["logq"]`) as the forward pass of training
     computes it, in the very micro-batches that are trained, so that the importance ratio of the first inner step is
     1. Processes call all_reduce and reread alike.
     """
@@ -89,7 +89,7 @@ class Step:
 class Decoding:
     """How a trained student is read; plain data that the run record keeps.
 
-    Without a policy the label channel answers, as the cell's reading asks. With one, texts of `channels` are written
+    Without a policy the label channel answers, as the cell's mode asks. With one, texts of `channels` are written
     (a greedy one, and `samples` per channel) and the policy decides (`answers.voting`); `every`: all policies that
     the channels allow are reported. `members`: changes of the method's settings, one for each channel, where each
     channel is another student, trained with its part of the budget.
@@ -140,9 +140,9 @@ class Method(ABC):
         self.config: Any = config
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def scoring_modes(self) -> tuple[ScoringMode, ...]:
         """How a student of this configuration can be asked."""
-        return READINGS
+        return SCORING_MODES
 
     @property
     def rolls(self) -> bool:
@@ -230,8 +230,8 @@ def label_and_rationales(record: TaskRecord, annotations: Sequence[Annotation], 
 
 
 # What methods that learn from distributions imitate: a response to the question, in the label's channel. `answer` is
-# the gold answer as the task's reading asks for it. `rationale` is a teacher's rationale and the gold answer in one
-# line, to be read in `gen`: "... The answer is X." `teacher` is what the teacher itself answers to the student's
+# the gold answer as the task's mode asks for it. `rationale` is a teacher's rationale and the gold answer in one
+# line, to be read in `generate`: "... The answer is X." `teacher` is what the teacher itself answers to the student's
 # prompt, as in sequence-level distillation: the text as written, without an end where the teacher's limit cut it.
 Response = Literal["answer", "rationale", "teacher"]
 
@@ -246,9 +246,9 @@ def annotations_for(response: Response) -> frozenset[AnnotationKind]:
     return kinds[response]
 
 
-def readings_for(response: Response) -> tuple[Reading, ...]:
+def scoring_modes_for(response: Response) -> tuple[ScoringMode, ...]:
     """How a student that writes such responses can be asked: a rationale is text, not an option to be ranked."""
-    return ("gen",) if response == "rationale" else READINGS
+    return ("generate",) if response == "rationale" else SCORING_MODES
 
 
 def response_examples(

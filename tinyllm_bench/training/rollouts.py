@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def named(groups: Sequence[Group]) -> list[tuple[str, Encoded]]:
-    """Every example of some questions with the name that seeds what is drawn for it, different for each."""
+    """Every example of some questions with the name that seeds its sampled text, different for each."""
     return [(f"{one.key}/{n}" if n else one.key, item) for one in groups for n, item in enumerate(one.items)]
 
 
-def with_drawn(item: Encoded, drawn: SampledText, **numbers: Sequence[float]) -> Encoded:
-    """The example with the drawn text as its target, and numbers per token beside it."""
-    kept = {"logq": drawn.logq, "logp": drawn.logp, **numbers}
-    drawn_numbers = {name: tuple(values) for name, values in kept.items() if values}
-    return item._replace(target=drawn.ids, cut=not drawn.ended, drawn=drawn_numbers)
+def with_sampled_text(item: Encoded, sampled: SampledText, **numbers: Sequence[float]) -> Encoded:
+    """The example with the sampled text as its target, and numbers per token beside it."""
+    per_token = {"logq": sampled.logq, "logp": sampled.logp, **numbers}
+    rollout = {name: tuple(values) for name, values in per_token.items() if values}
+    return item._replace(target=sampled.ids, cut=not sampled.ended, rollout=rollout)
 
 
 def distinct(texts: Sequence[Sequence[int]], n: int) -> float:

@@ -13,7 +13,7 @@ LayoutChoice = Literal["auto", "shared", "separate"]
 class TrainConfig(BaseModel):
     """How the student is trained; the same for every method of a comparison.
 
-    `looks` are the shares of the run after which the student is evaluated on the validation split; `look_every`
+    `evaluations` are the shares of the run after which the student is evaluated on the validation split; `eval_every`
     evaluates after every so many steps and at the end instead. `select: best` takes the most accurate weights, `loss`
     those with the lowest validation loss (of the gold answers), `last` the end. `weight_decay` is AdamW's, of matrices
     alone: norms and biases have none; `betas` are its decays. The learning rate rises linearly over `warmup` (a share
@@ -38,8 +38,8 @@ class TrainConfig(BaseModel):
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     layout: LayoutChoice = "auto"
     attention: Literal["sdpa", "flex"] = "sdpa"
-    looks: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 0.75, 1.0)
-    look_every: int | None = Field(None, ge=1, le=10**9)
+    evaluations: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 0.75, 1.0)
+    eval_every: int | None = Field(None, ge=1, le=10**9)
     select: Select = "best"
     checkpoint_seconds: float = Field(300.0, ge=0, le=1e9)
 

@@ -176,9 +176,9 @@ class Trainer:
         step = replace(step, reread=lambda groups: self.reread(groups, minis or [range(len(members))]))
         with torch.no_grad():
             groups = self._of_all(self.method.rollout(share, self.module, self.teacher, step))
-        sampled = [item for group in groups for item in group.items if item.drawn]
+        sampled = [item for group in groups for item in group.items if item.rollout]
         self.state.rollout_tokens += sum(len(item.target) for item in sampled)
-        self.state.flops += sum(item.tokens * self._flops.sampled("logp" in item.drawn) for item in sampled)
+        self.state.flops += sum(item.tokens * self._flops.sampled("logp" in item.rollout) for item in sampled)
         self.state.rollout_seconds += time.monotonic() - began
         self._tick()
         self.state.rollout_cost = self._spent() - before
@@ -345,19 +345,19 @@ class Trainer:
 
     def _due(self, done: int) -> float | None:
         """The share of the run after which an evaluation is due now; None where none is."""
-        if self.config.look_every is not None:
+        if self.config.eval_every is not None:
             steps = self.plan.expected_steps(done, self._spent())
-            return min(done / steps, 1.0) if done % self.config.look_every == 0 or done == self.plan.steps else None
+            return min(done / steps, 1.0) if done % self.config.eval_every == 0 or done == self.plan.steps else None
         if self.plan.limit is None:
-            return {max(1, round(share * self.plan.steps)): share for share in self.config.looks}.get(done)
+            return {max(1, round(share * self.plan.steps)): share for share in self.config.evaluations}.get(done)
         last = self.state.evaluations[-1].fraction if self.state.evaluations else 0.0
         spent, amount = self.plan.progress(done, self._spent())
-        passed = [s for s in self.config.looks if last < s < 1 and s * amount <= spent]
+        passed = [s for s in self.config.evaluations if last < s < 1 and s * amount <= spent]
         return max(passed, default=None)
 
     def _evaluate_at_the_end(self) -> None:
         """The last evaluation of a run whose last step was not known before it was over."""
-        if self.plan.limit is None or 1.0 not in self.config.looks:
+        if self.plan.limit is None or 1.0 not in self.config.evaluations:
             return
         evaluations, steps = self.state.evaluations, len(self.state.losses)
         if evaluations and evaluations[-1].step == steps:
@@ -505,4 +505,4 @@ def _log_q(batch: Batch, vocabulary: int | None, logits_NV: Tensor, rows: slice)
 
 
 def _with_log_q(item: Encoded, logq: tuple[float, ...]) -> Encoded:
-    return item._replace(drawn={**item.drawn, "logq": logq}) if "logq" in item.drawn else item
+    return item._replace(rollout={**item.rollout, "logq": logq}) if "logq" in item.rollout else item

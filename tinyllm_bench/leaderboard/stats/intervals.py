@@ -123,7 +123,7 @@ def spread(rows: Sequence[Row], weights: Sequence[float]) -> Spread:
       another row. Two seeds a row: 9.0 -> 5.1.
     - Degrees of freedom are at most 3 for each one that the seeds have. Three seeds against a fixed row: 8.4 -> 1.3;
       three seeds where only the methods vary between runs: 8.0 -> 5.7; all pairs of six rows: 7.7 -> 5.8; five
-      methods against a floor, all with three seeds: 6.0 -> 5.4. With a bound of 4 two of these stay above 6.
+      methods against a baseline, all with three seeds: 6.0 -> 5.4. With a bound of 4 two of these stay above 6.
     The price is power where runs do not vary: 500 questions, three seeds, 5 points: 87 -> 85 %, after Holm 64 -> 55 %.
 
     A trained row of one run has no known seed variance: then no row's is counted, and the result speaks of these

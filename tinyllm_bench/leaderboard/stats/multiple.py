@@ -1,4 +1,4 @@
-"""Many comparisons in one table: Holm's correction, gains over the floor, ranks, the group tied with the best."""
+"""Many comparisons in one table: Holm's correction, gains over the baseline, ranks, the group tied with the best."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -42,13 +42,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def gains(rows: Sequence[Row], floor: Row) -> list[Compared]:
-    """Each row minus the floor row, one family of tests.
+def gains(rows: Sequence[Row], baseline: Row) -> list[Compared]:
+    """Each row minus the baseline row, one family of tests.
 
-    Only rows that share the floor's student, data and budget belong into the family; a gain at another budget is no
+    Only rows that share the baseline's student, data and budget belong into the family; a gain at another budget is no
     gain of the method.
     """
-    return _corrected([difference(row, floor) for row in rows])
+    return _corrected([difference(row, baseline) for row in rows])
 
 
 def all_pairs(rows: Sequence[Row]) -> dict[tuple[int, int], Compared]:
