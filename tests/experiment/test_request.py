@@ -462,4 +462,4 @@ def test_dropout_of_adapters_that_has_no_effect_is_noted(tiny_llama_dir: Path, t
     other = saved(tiny_llama(seed=1), tmp_path / "other")
     settings = (f"teacher.model=dir:{other}", "teacher.init=null", "student.init=null", "student.lora={dropout: 0.1}")
     noted = {name: " ".join(one_cell(tiny_llama_dir, *settings, method=name).notes) for name in ("gkd", "kd")}
-    assert "student.lora.dropout=0.1 has no effect: gkd draws texts" in noted["gkd"] and "dropout" not in noted["kd"]
+    assert "student.lora.dropout=0.1 has no effect: gkd samples texts" in noted["gkd"] and "dropout" not in noted["kd"]

@@ -9,7 +9,7 @@ from tinyllm_bench.leaderboard.board import board_add, board_markdown
 from tinyllm_bench.leaderboard.record import RunRecord, ids_digest, protocol_hash, save_record
 
 CONFIG = """title: Toy board
-floor: floor
+baseline: floor
 baseline_title: label-only fine-tuning
 order: [guess, majority, untrained, floor]
 sample: mark

@@ -134,7 +134,7 @@ def test_a_new_folder_gets_the_default_configuration(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     board_add([save_record(make_record("m", flags(20, 10)), tmp_path / "run")], folder)
     assert (folder / "boards" / "main.yaml").exists()
-    assert board_config(folder).floor == "finetune"
+    assert board_config(folder).baseline == "finetune"
 
 
 def test_broken_board_folders_are_named(board: Path, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_a_whole_record_has_no_broken_claim() -> None:
         ({"budget__student_tokens_limit": 999}, "budget.student_tokens_limit", 1000),
         ({"budget__tokens_by_channel": {"a": 299}}, "budget.target_tokens", 299),
         ({"budget__tokens_per_second": 126.0}, "budget.tokens_per_second", 125.0),
-        ({"budget__track": "flops"}, "budget.track and asked", [("student_tokens", 1000)]),
+        ({"budget__track": "flops"}, "budget.track and amount", [("student_tokens", 1000)]),
         ({"budget__teacher_tokens_out": 8}, "budget.teacher_tokens_out", 9),
         ({"training__steps": 4}, "training.steps", 5),
         ({"training__select": "last"}, "training.select", "best"),

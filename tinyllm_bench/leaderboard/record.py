@@ -192,7 +192,7 @@ class RunRecord(Part):
         if self.kind == "method" and missing:
             raise ValueError(f"a method's record needs {', '.join(missing)}")
         if self.kind == "method" and self.expected_accuracy is not None:
-            raise ValueError("expected_accuracy belongs to reference_baselines: a method's accuracy is measured")
+            raise ValueError("expected_accuracy belongs to reference baselines: a method's accuracy is measured")
         return self
 
     @model_validator(mode="after")
