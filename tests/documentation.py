@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON, SHELL = "python", ("bash", "sh")
 RUN = (PYTHON, *SHELL)
 SHOWN = ("text", "yaml", "toml", "json", "html", "makefile", "markdown", "latex")
-MARKS = ("not run", "dry run", "smaller", "status", "needs the release", "said by")
+MARKS = ("not run", "dry run", "smaller", "status", "needs the release", "output of")
 SMALL = (
     "student.model=bundled:smollm2-135m?layers=0:30:10",
     "budget.student_tokens=800",

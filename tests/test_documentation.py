@@ -42,12 +42,12 @@ def test_a_block_says_what_it_is(block: Block) -> None:
     if block.language not in RUN:
         commands = [line for line in block.text.splitlines() if COMMAND.match(line)]
         assert not commands or block.language != "text", f"{block.place}: commands stand in blocks of bash: {commands}"
-        assert set(block.marks) <= {"said by"}, block.place
+        assert set(block.marks) <= {"output of"}, block.place
     assert all(block.marks.values()), f"{block.place}: a reason is missing: <!-- not run: REASON -->"
 
 
 def test_what_is_not_run_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    marks = [mark for mark in MARKS if mark not in ("status", "said by")]
+    marks = [mark for mark in MARKS if mark not in ("status", "output of")]
     told = [f"  {block.place} {mark}: {block.marks[mark]}" for block in BLOCKS for mark in marks if mark in block.marks]
     with capsys.disabled():
         print("\nblocks of the documentation that are not run as they stand:", *told, sep="\n")
@@ -213,22 +213,22 @@ def test_a_quoted_error_is_in_the_source(block: Block, error: str) -> None:
     assert messages.is_said(error.removeprefix("error: ")), f"{block.place}: no message of the code is {error!r}"
 
 
-SAID_BY = [block for block in BLOCKS if "said by" in block.marks]
+OUTPUT_OF = [block for block in BLOCKS if "output of" in block.marks]
 
 
 @pytest.mark.slow
 @pytest.mark.bundled
-@pytest.mark.parametrize("block", SAID_BY, ids=lambda block: block.place)
+@pytest.mark.parametrize("block", OUTPUT_OF, ids=lambda block: block.place)
 def test_a_quoted_error_is_what_its_command_says(
     block: Block, call: Call, bundled_smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`<!-- said by: run --method ... -->` above it: without data, in an empty folder."""
+    """`<!-- output of: run --method ... -->` above it: without data, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "models").symlink_to(bundled_smollm.parent)
     monkeypatch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TINYLLM_BENCH_DATA", raising=False)
-    said = call(*shlex.split(block.marks["said by"]))
+    said = call(*shlex.split(block.marks["output of"]))
     assert said.status == 2 and said.err == block.text, said.err
 
 
