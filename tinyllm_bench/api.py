@@ -1,7 +1,7 @@
 """The Python API: what the command line does, with results as objects.
 
 `run` plans and runs cells as `tinyllm-bench run` does, `compare` is `tinyllm-bench compare`, `load_record` reads a run.
-A wrong request is a `UserError`, raised before anything starts; a cell that fails stops no other one and stands in
+An invalid request raises `UserError` before anything starts; a cell that fails does not stop the others and is in
 `Result.failed`.
 """
 
@@ -33,7 +33,7 @@ Names = str | Iterable[str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """A cell that failed. `error` is what was raised; `log` holds the traceback of what is not the user's to mend."""
+    """A cell that failed. `error` is what was raised; `log` has the traceback of an error that is not the user's."""
 
     run_id: str
     label: str
@@ -56,13 +56,13 @@ class Result:
         return self.runs_dir / record.run_id
 
     def table(self) -> "pd.DataFrame":
-        """One line a run; see `leaderboard.frames.runs_frame`."""
+        """One row per run; see `leaderboard.frames.runs_frame`."""
         from tinyllm_bench.leaderboard.frames import runs_frame
 
         return runs_frame(self.records)
 
     def board(self, folder: str | Path) -> Path:
-        """Put the records on a board and build it; returns its `README.md`."""
+        """Add the records to a board and build it; returns its `README.md`."""
         from tinyllm_bench.leaderboard.board import board_add, board_build
 
         board_add([self.folder(record) for record in self.records], Path(folder), replace=True)
@@ -83,7 +83,7 @@ def run(
     reference_baselines: bool = False,
     watch: Watch | None = None,
 ) -> Result:
-    """Run methods on tasks; what is finished in `runs_dir` already is read back, an interrupted run goes on.
+    """Run methods on tasks; finished runs in `runs_dir` are read back, and interrupted ones resume.
 
     Args:
         method: Names, in one text with commas or several, or `all`; none with `reference_baselines=True` for those
@@ -96,12 +96,12 @@ def run(
             `{"train": {"learning_rate": 1e-4}}`.
         data_dir: The release's folder.
         backend: `hf`, `vllm` or `auto`.
-        runs_dir: Where runs are kept.
+        runs_dir: The folder of runs.
         reference_baselines: Also run the reference baselines.
-        watch: Is told what goes on; nothing is printed without one. `cli.console.Console` prints what a command does.
+        watch: Receives progress; nothing is printed without one. `cli.console.Console` prints what a command prints.
 
     Raises:
-        UserError: the request is wrong; nothing was started.
+        UserError: the request is invalid; nothing was started.
     """
     request = Request(
         methods=split_names(method),
@@ -115,11 +115,11 @@ def run(
         runs=Path(runs_dir),
     )
     _, cells = plan_cells(request, reference_baselines=reference_baselines)
-    told = _Told(watch)
+    watcher = _ErrorCollector(watch)
     refuse_errors(cells, request.runs)
-    done = run_matrix(cells, request.runs, command=_command(request, reference_baselines), watch=told)
+    done = run_matrix(cells, request.runs, command=_command(request, reference_baselines), watch=watcher)
     records = tuple(outcome.record for outcome in done.outcomes if outcome.record is not None)
-    return Result(records=records, failed=tuple(told.errors), runs_dir=request.runs)
+    return Result(records=records, failed=tuple(watcher.errors), runs_dir=request.runs)
 
 
 def compare(
@@ -149,7 +149,7 @@ def compare(
 
 
 def _command(request: Request, reference_baselines: bool) -> str:
-    """The command that does the same, for the record."""
+    """The equivalent command line, for the record."""
     words = ["tinyllm-bench", "run" if request.methods else "reference-baselines"]
     given = {
         "--method": ",".join(request.methods),
@@ -167,8 +167,8 @@ def _command(request: Request, reference_baselines: bool) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """Keeps the errors of failed cells, and passes everything on to whoever watches."""
+class _ErrorCollector:
+    """Collects the errors of failed cells, and forwards everything to the caller's watch."""
 
     watch: Watch | None
     errors: list[Failed] = field(default_factory=list)
@@ -186,7 +186,9 @@ class _Told:
             self.watch.done(cell, outcome)
 
     def failed(self, cell: Cell, error: Exception, log: Path | None) -> None:
-        told = Failed(run_id=cell.run_id, label=cell.label, task=cell.task.name, seed=cell.seed, error=error, log=log)
-        self.errors.append(told)
+        failure = Failed(
+            run_id=cell.run_id, label=cell.label, task=cell.task.name, seed=cell.seed, error=error, log=log
+        )
+        self.errors.append(failure)
         if self.watch is not None:
             self.watch.failed(cell, error, log)

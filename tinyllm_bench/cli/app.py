@@ -123,7 +123,7 @@ def _accept_plugins(command: Any) -> Any:
     ) -> None:
         """Only its option is used."""
 
-    command.params += [one for one in typer.main.get_command(made_by_typer).params if one.name == "plugin"]
+    command.params += [option for option in typer.main.get_command(made_by_typer).params if option.name == "plugin"]
     for inner in getattr(command, "commands", {}).values():
         _accept_plugins(inner)
     return command

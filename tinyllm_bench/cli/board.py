@@ -28,16 +28,17 @@ def board_add(
     from tinyllm_bench.audit.verify import verify as verify_one
     from tinyllm_bench.leaderboard import board
 
-    found = [verify_one(path, data_dir=data_dir) for path in runs] if verify else []
-    for one in found:
-        if not one.ok:
-            more = f" (and {len(one.problems) - 1} more)" if len(one.problems) > 1 else ""
-            raise UserError(f"{one.problems[0].text}{more}; see `tinyllm-bench verify {one.path}`")
+    verifications = [verify_one(path, data_dir=data_dir) for path in runs] if verify else []
+    for result in verifications:
+        if not result.ok:
+            more = f" (and {len(result.problems) - 1} more)" if len(result.problems) > 1 else ""
+            raise UserError(f"{result.problems[0].text}{more}; see `tinyllm-bench verify {result.path}`")
     for path in board.board_add(runs, board_dir):
         echo(f"added {path}")
-    for one in found:
-        file = keep_verdict(one, board_dir, by=by)
-        echo(f"{one.tier}: {file}" if file else f"{one.path}: stays self-reported, {'; '.join(one.not_checked)}")
+    for result in verifications:
+        file = keep_verdict(result, board_dir, by=by)
+        reasons = "; ".join(result.not_checked)
+        echo(f"{result.tier}: {file}" if file else f"{result.path}: stays self-reported, {reasons}")
     echo(f"board: {board.board_build(board_dir)}")
 
 

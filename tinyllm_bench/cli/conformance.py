@@ -26,17 +26,17 @@ def conformance(
     from tinyllm_bench.training.conformance import run_conformance
 
     outcomes = run_conformance(function)
-    failed = [one for one in outcomes if one.passed is False]
+    failed = [outcome for outcome in outcomes if outcome.passed is False]
     if as_json:
-        echo_json([asdict(one) for one in outcomes])
+        echo_json([asdict(outcome) for outcome in outcomes])
         return int(bool(failed))
-    rows = [[one.vector, one.expected, one.got, one.verdict] for one in outcomes]
+    rows = [[outcome.vector, outcome.expected, outcome.got, outcome.verdict] for outcome in outcomes]
     echo(tabulate(rows, headers=["vector", "expected", "got", "verdict"], disable_numparse=True))
-    passed, missing = (sum(one.passed is state for one in outcomes) for state in (True, None))
+    passed, missing = (sum(outcome.passed is state for outcome in outcomes) for state in (True, None))
     name = against or "our losses"
     echo(f"\n{name}: {passed} of {len(outcomes)} vectors pass, {len(failed)} fail, {missing} are not offered")
-    for one in failed:
-        echo(f"  {one.vector}: {one.verdict}; {one.about}")
+    for outcome in failed:
+        echo(f"  {outcome.vector}: {outcome.verdict}; {outcome.about}")
     return int(bool(failed))
 
 

@@ -24,9 +24,10 @@ def list_(
 def _methods() -> list[dict[str, Any]]:
     from tinyllm_bench.base.plugins import load_method, working
 
-    found = [(name, load_method(name)) for name in working("method")]
+    methods = [(name, load_method(name)) for name in working("method")]
     return [
-        {"name": name, "paper": kind.paper, "about": (kind.__doc__ or "").partition("\n")[0]} for name, kind in found
+        {"name": name, "paper": method.paper, "about": (method.__doc__ or "").partition("\n")[0]}
+        for name, method in methods
     ]
 
 
@@ -63,9 +64,15 @@ def _plugins() -> list[dict[str, Any]]:
     from tinyllm_bench.base.plugins import KINDS, broken_files, outside, state
 
     installed = [
-        {"kind": one.kind, "name": one.name, "package": one.package, "version": one.version, "state": state(one)}
+        {
+            "kind": plugin.kind,
+            "name": plugin.name,
+            "package": plugin.package,
+            "version": plugin.version,
+            "state": state(plugin),
+        }
         for kind in KINDS
-        for one in outside(kind)
+        for plugin in outside(kind)
     ]
     broken = [
         {"kind": "file", "name": file.stem, "package": file.name, "version": "", "state": reason}

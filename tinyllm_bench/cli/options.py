@@ -111,12 +111,14 @@ def takes_request(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., A
     """Make a command of `function(request, *, its own options)`: typer sees the options of `request_of` in place of the
     request, so that they are declared once. `without` names those that the command does not have.
     """
-    shared = {name: one for name, one in inspect.signature(request_of).parameters.items() if name not in without}
+    shared = {
+        name: parameter for name, parameter in inspect.signature(request_of).parameters.items() if name not in without
+    }
     left_out: dict[str, Any] = {"method": ""} if "method" in without else {}
 
     def command_of(function: Callable[..., Any]) -> Callable[..., Any]:
         _, *own = inspect.signature(function).parameters.values()
-        shown = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*shared.values(), *own)]
+        shown = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*shared.values(), *own)]
 
         def command(**given: Any) -> Any:
             request = request_of(**left_out, **{name: given.pop(name) for name in shared})
@@ -124,7 +126,7 @@ def takes_request(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., A
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
-        command.__annotations__ = {one.name: one.annotation for one in shown}
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
         return command
 
     return command_of

@@ -55,11 +55,11 @@ def plan(
     if detect is not None and not 0 < detect <= 100:
         raise UserError(f"--detect {detect:g}: must be a difference in points, above 0 and at most 100, e.g. 5")
     preset, cells = plan_cells(request, reference_baselines=reference_baselines, check_hub=False)
-    found = forecast(cells, this_machine(), detect=None if detect is None else detect / 100, price=price)
+    result = forecast(cells, this_machine(), detect=None if detect is None else detect / 100, price=price)
     if as_json:
-        echo_json({"preset": preset, **found.plain()})
+        echo_json({"preset": preset, **result.plain()})
     else:
-        echo(plan_text(preset, found))
+        echo(plan_text(preset, result))
 
 
 def plan_text(preset: str, plan: "Forecast") -> str:
@@ -199,13 +199,15 @@ def doctor(
 
     preset, cells = plan_cells(request, reference_baselines=reference_baselines, check_hub=False)
     preflight = Preflight(cells=cells, machine=this_machine())
-    found = examine(preflight, report=_progress())
+    findings = examine(preflight, report=_progress())
     if as_json:
-        echo_json({"preset": preset, **preflight.forecast.plain(), "findings": [asdict(one) for one in found]})
+        echo_json(
+            {"preset": preset, **preflight.forecast.plain(), "findings": [asdict(finding) for finding in findings]}
+        )
     else:
-        echo(findings_text(found, verbose=verbose))
+        echo(findings_text(findings, verbose=verbose))
     failing = {"error", "warning"} if strict else {"error"}
-    return int(any(one.severity in failing for one in found))
+    return int(any(finding.severity in failing for finding in findings))
 
 
 def _progress() -> Callable[[str], None]:
@@ -220,18 +222,20 @@ def _progress() -> Callable[[str], None]:
     return report
 
 
-def findings_text(found: "Sequence[Finding]", *, verbose: bool) -> str:
+def findings_text(findings: "Sequence[Finding]", *, verbose: bool) -> str:
     """The findings, a line each, then a table of how many each check has; one line where there are none."""
     from tabulate import tabulate
 
-    lines = [one.text for one in found if verbose or one.severity != "ok"]
-    checks = list(dict.fromkeys(one.check for one in found if one.severity != "ok"))
+    lines = [finding.text for finding in findings if verbose or finding.severity != "ok"]
+    checks = list(dict.fromkeys(finding.check for finding in findings if finding.severity != "ok"))
     if not checks:
-        lines.append(f"no problems found: {len({one.check for one in found})} checks, {len(found)} values")
+        lines.append(
+            f"no problems found: {len({finding.check for finding in findings})} checks, {len(findings)} values"
+        )
         return "\n".join(lines)
     severities: tuple[Severity, ...] = ("error", "warning", "note")
-    counted = Counter((one.check, one.severity) for one in found)
+    counted = Counter((finding.check, finding.severity) for finding in findings)
     rows = [[name, *(counted[name, severity] or "" for severity in severities)] for name in checks]
-    rows.append(["all", *(sum(one.severity == severity for one in found) for severity in severities)])
+    rows.append(["all", *(sum(finding.severity == severity for finding in findings) for severity in severities)])
     table = tabulate(rows, headers=["check", "errors", "warnings", "notes"])
     return "\n".join([*lines, "", table, "what each check means: docs/doctor.md"])

@@ -34,21 +34,23 @@ def reproduce(
     if published and corrected:
         raise UserError("--as-published and --as-corrected: give only one of them")
     how: tables.How = "as_published" if published else "as_corrected"
-    found = tables.load_reproduction(name)
-    values = load_reported(reported or reported_folder())
+    reproduction = tables.load_reproduction(name)
+    reported_values = load_reported(reported or reported_folder())
     tasks = names_of("--task", task) if task else ()
     request = tables.request_of(
-        found, how, preset, tasks=tasks, settings=settings or (), seeds=seeds, runs=runs_dir / "reproduce"
+        reproduction, how, preset, tasks=tasks, settings=settings or (), seeds=seeds, runs=runs_dir / "reproduce"
     )
     _, cells = plan_cells(request)
     check_writable_folders(cells, request.runs)
     outcomes, failed = run_cells(cells, request.runs)
     student = cells[0].student.text
-    own = tables.is_papers(values, student, found)
+    own = tables.is_papers(reported_values, student, reproduction)
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
-    judged = tables.judge(found, records, values, request.tasks, own_student=own)
+    cells_of_table = tables.judge(reproduction, records, reported_values, request.tasks, own_student=own)
     rejected = tables.rejected_texts(cells)
-    text = tables.table_text(found, how, judged, values, preset=preset, student=student, own=own, rejected=rejected)
+    text = tables.table_text(
+        reproduction, how, cells_of_table, reported_values, preset=preset, student=student, own=own, rejected=rejected
+    )
     page = tables.write_page(request.runs, name, how, text)
     echo(f"\n{text}\ntable: {page}")
     return 1 if failed else 0

@@ -54,13 +54,13 @@ def protocol_diff(a: Side, b: Side, place: Place = None, as_json: AsJson = False
     from tinyllm_bench.leaderboard.protocols import diff_text, differences
 
     first, second = (find_record(name, place) for name in (a, b))
-    found = differences(first, second)
+    fields = differences(first, second)
     if as_json:
         hashes = {"a": first.protocol_hash, "b": second.protocol_hash}
-        echo_json({**hashes, "same": not found, "fields": [one._asdict() for one in found]})
+        echo_json({**hashes, "same": not fields, "fields": [field._asdict() for field in fields]})
     else:
         echo(diff_text(first, second, (a, b)))
-    return 1 if found else 0
+    return 1 if fields else 0
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
@@ -90,19 +90,19 @@ def verify(
     from tinyllm_bench.leaderboard.verdicts import on_board, record_paths, refutation_file
     from tinyllm_bench.leaderboard.verdicts import refute as write_refutation
 
-    found = record_paths(paths)
+    records = record_paths(paths)
     if refute is not None:
-        for path in [path if board_dir is None else on_board(load_record(path), board_dir) for path in found]:
+        for path in [path if board_dir is None else on_board(load_record(path), board_dir) for path in records]:
             refutation = write_refutation(path, refute, by=by)
             echo(f"refuted {refutation.run_id}: {refutation.reason} ({refutation_file(path)})")
         return 0
-    if rerun is not None and len(found) != 1:
-        raise UserError(f"--rerun {rerun} applies to one run, but {len(found)} were given; verify that run alone")
+    if rerun is not None and len(records) != 1:
+        raise UserError(f"--rerun {rerun} applies to one run, but {len(records)} were given; verify that run alone")
     if board_dir is not None:
-        for path in found:  # refuses a record that is not on the board before the work
+        for path in records:  # refuses a record that is not on the board before the work
             on_board(load_record(path), board_dir)
     results = []
-    for path in found:
+    for path in records:
         result = verify_one(path, data_dir=data_dir, rerun=rerun)
         verdict = None if board_dir is None else keep_verdict(result, board_dir, by=by)
         results.append(result)
@@ -113,33 +113,40 @@ def verify(
     return 0 if all(result.ok for result in results) else 1
 
 
-def _verification_text(found: "Verification", verdict: Path | None) -> str:
+def _verification_text(verification: "Verification", verdict: Path | None) -> str:
     from tinyllm_bench.leaderboard.verdicts import refutations_of
 
-    if not found.ok:
-        count = len(found.problems)
-        lines = [f"FAILED {found.path}: {count} problem{'' if count == 1 else 's'}"]
-        lines += [f"  {problem.text}" for problem in found.problems]
+    if not verification.ok:
+        count = len(verification.problems)
+        lines = [f"FAILED {verification.path}: {count} problem{'' if count == 1 else 's'}"]
+        lines += [f"  {problem.text}" for problem in verification.problems]
     else:
-        lines = [f"ok {found.path}: {found.tier}", f"  checked: {'; '.join(found.checked)}"]
-    if found.rerun is not None:
-        lines.append(f"  second run: same answer to {found.rerun.same_answers} of {found.rerun.n} questions")
-    lines += [f"  NOT checked: {one}" for one in found.not_checked]
-    lines += [f"  refuted on {one.date[:10]}: {one.reason}" for one in refutations_of(found.path)]
+        lines = [f"ok {verification.path}: {verification.tier}", f"  checked: {'; '.join(verification.checked)}"]
+    if verification.rerun is not None:
+        lines.append(
+            f"  second run: same answer to {verification.rerun.same_answers} of {verification.rerun.n} questions"
+        )
+    lines += [f"  NOT checked: {part}" for part in verification.not_checked]
+    lines += [
+        f"  refuted on {refutation.date[:10]}: {refutation.reason}" for refutation in refutations_of(verification.path)
+    ]
     lines += [] if verdict is None else [f"  verdict: {verdict}"]
     return "\n".join(map(visible, lines))
 
 
-def _verification_data(found: "Verification") -> dict[str, Any]:
+def _verification_data(verification: "Verification") -> dict[str, Any]:
     return {
-        "path": str(found.path),
-        "run_id": found.record.run_id if found.record else None,
-        "ok": found.ok,
-        "tier": found.tier,
-        "problems": [{"file": str(one.file), "wrong": one.wrong, "expected": one.expected} for one in found.problems],
-        "checked": found.checked,
-        "not_checked": found.not_checked,
-        "rerun": found.rerun.model_dump() if found.rerun else None,
+        "path": str(verification.path),
+        "run_id": verification.record.run_id if verification.record else None,
+        "ok": verification.ok,
+        "tier": verification.tier,
+        "problems": [
+            {"file": str(problem.file), "wrong": problem.wrong, "expected": problem.expected}
+            for problem in verification.problems
+        ],
+        "checked": verification.checked,
+        "not_checked": verification.not_checked,
+        "rerun": verification.rerun.model_dump() if verification.rerun else None,
     }
 
 
@@ -165,19 +172,19 @@ def curves(
         raise UserError(f"--to {to}: the picture is an SVG; name a file that ends in .svg")
     if to is not None:
         check_writable(to, "--to", file=True)
-    # A folder that trained nothing itself stands for the runs inside it.
+    # If a folder is not a run that trained, the runs inside it are used.
     inside = [[path] if (path / METRICS).is_file() else sorted(path.glob("*")) for path in runs]
-    folders = list(dict.fromkeys(one for paths in inside for one in paths if (one / METRICS).is_file()))
+    folders = list(dict.fromkeys(folder for paths in inside for folder in paths if (folder / METRICS).is_file()))
     if not folders:
         named = ", ".join(str(path) for path in runs)
         raise UserError(f"no training metrics in {named}; name runs that trained a student, e.g. runs/*")
     bars = BARS if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII_BARS
-    found = []
+    curves_of_runs = []
     for folder in folders:
-        found.append(read_curves(folder))
-        echo(curves_text(found[-1], bars=bars))
+        curves_of_runs.append(read_curves(folder))
+        echo(curves_text(curves_of_runs[-1], bars=bars))
         if to is None:
             echo(f"  {draw_run(folder)}")
     if to is not None:
-        write_text(to, drawing(found))
-        echo(f"{len(found)} run{'' if len(found) == 1 else 's'}: {to}")
+        write_text(to, drawing(curves_of_runs))
+        echo(f"{len(folders)} run{'' if len(folders) == 1 else 's'}: {to}")

@@ -154,14 +154,14 @@ def summarise(done: "Matrix", rows: Sequence[CellProgress], *, runs: Path, until
         done: The outcomes.
         rows: How far each cell came, with the reasons of the failures.
         runs: The folder of all runs.
-        until: The last stage that was asked for.
+        until: The last stage of the request.
         board: The leaderboard's folder; None where none is written.
     """
     from tinyllm_bench.leaderboard.tables import text_table
     from tinyllm_bench.leaderboard.terminal import filled
 
-    records = {one.record.run_id: one.record for one in done.outcomes if one.record is not None}
-    folders = [one.folder for one in done.outcomes if one.record is not None]
+    records = {outcome.record.run_id: outcome.record for outcome in done.outcomes if outcome.record is not None}
+    folders = [outcome.folder for outcome in done.outcomes if outcome.record is not None]
     if until != "predict" and not done.failed:
         echo(f"stage {until} is complete; to continue: tinyllm-bench run, with the same arguments")
     if records or done.failed:

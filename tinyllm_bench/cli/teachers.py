@@ -46,7 +46,7 @@ def show_reports(reports: "Sequence[TeacherReport]", *, as_json: bool, page: Pat
     if as_json:
         echo_json([report.model_dump(mode="json") for report in reports])
         return
-    texts = [_task_text(task, found) for task, found in by_task(reports).items()]
+    texts = [_task_text(task, reports_of_task) for task, reports_of_task in by_task(reports).items()]
     echo("\n".join(texts))
     echo(f"page: {page} (for local use: it quotes the data set; do not publish it)")
 
@@ -91,7 +91,7 @@ def teachers_pack(
 
     check_writable(to, "--to", file=True)
     header = pack(teachers, to, private=machine_paths)
-    names = ", ".join(f"{one.name} ({one.texts})" for one in header.teachers)
+    names = ", ".join(f"{teacher.name} ({teacher.texts})" for teacher in header.teachers)
     echo(f"packed {header.texts} texts of {names}: {to}, {to.stat().st_size / 1e6:.2f} MB")
 
 
@@ -100,7 +100,7 @@ def teachers_import(file: Annotated[Path, typer.Argument(help="A file written by
     from tinyllm_bench.teachers.text_files import import_pack
 
     header, new = import_pack(file)
-    names = ", ".join(one.name for one in header.teachers)
+    names = ", ".join(teacher.name for teacher in header.teachers)
     echo(f"imported {new} texts of {names}; {header.texts - new} were already cached")
 
 
