@@ -132,14 +132,14 @@ def _python(group: Sequence[tuple[int, Block]]) -> str:
     return "\n".join([*lines, "END_OF_BLOCKS"])
 
 
-def outputs(said: str) -> dict[int, str]:
+def outputs(result: str) -> dict[int, str]:
     """What each block wrote to one stream, by its number."""
-    pieces = re.split(rf"^{BEGINS} (-?\d+).*\n", said, flags=re.MULTILINE)
+    pieces = re.split(rf"^{BEGINS} (-?\d+).*\n", result, flags=re.MULTILINE)
     return {int(number): text for number, text in zip(pieces[1::2], pieces[2::2], strict=True)}
 
 
-def seconds(said: str) -> dict[int, float]:
+def seconds(result: str) -> dict[int, float]:
     """What each block took, by its number."""
-    stamps = re.findall(rf"^{BEGINS} (-?\d+) (\S+)$", said, flags=re.MULTILINE)
+    stamps = re.findall(rf"^{BEGINS} (-?\d+) (\S+)$", result, flags=re.MULTILINE)
     ends = stamps[1:]
     return {int(number): float(end) - float(start) for (number, start), (_, end) in zip(stamps, ends, strict=False)}

@@ -135,7 +135,7 @@ def test_a_comparison(result: Any, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "output"),
     [
         ({"method": "finetun"}, "Did you mean 'finetune'"),
         ({"settings": {"train": {"learning_rat": 1}}}, "Did you mean 'train.learning_rate'"),
@@ -144,9 +144,9 @@ def test_a_comparison(result: Any, place: Path) -> None:
         ({"method": ()}, "nothing to run"),
     ],
 )
-def test_a_wrong_request_raises(wrong: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_wrong_request_raises(wrong: dict[str, Any], output: str, tmp_path: Path) -> None:
     asked = {"method": "finetune", "task": "obqa", "preset": "quickstart", "runs_dir": tmp_path} | wrong
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=output):
         tinyllm_bench.run(**asked)
     assert list(tmp_path.iterdir()) == []
 
@@ -179,5 +179,5 @@ def test_the_notebook_runs(
     monkeypatch.setenv("NOTEBOOK_STUDENT", f"dir:{tiny_llama_dir}")
     monkeypatch.setenv("NOTEBOOK_RUNS", str(tmp_path / "runs"))
     runpy.run_path(str(ROOT / "examples" / "notebook.py"))
-    said = capsys.readouterr().out
-    assert "finetune" in said and "points (" in said and (tmp_path / "runs" / "board" / "index.html").is_file()
+    output = capsys.readouterr().out
+    assert "finetune" in output and "points (" in output and (tmp_path / "runs" / "board" / "index.html").is_file()

@@ -87,10 +87,10 @@ def test_a_script_runs_every_block_and_stops_at_one_that_fails(tmp_path: Path) -
         assert set(documentation.seconds(done.stdout)) <= set(documentation.outputs(done.stdout))
         return done.returncode, documentation.outputs(done.stdout)
 
-    status, said = run(found)
-    assert status == 1 and max(said) == 3
-    assert said[0] == "said run --task a --dry-run\nsaid list tasks\n"
-    assert said[1] == "said run\n" and said[2] == f"said run {' '.join(documentation.SMALL)}\n"
+    status, result = run(found)
+    assert status == 1 and max(result) == 3
+    assert result[0] == "said run --task a --dry-run\nsaid list tasks\n"
+    assert result[1] == "said run\n" and result[2] == f"said run {' '.join(documentation.SMALL)}\n"
     assert run(found[:3])[0] == 0
     assert run([found[0]._replace(marks={"status": "2"})])[0] == 1
 
@@ -228,8 +228,8 @@ def test_a_quoted_error_is_what_its_command_says(
     (tmp_path / "cache" / "models").symlink_to(bundled_smollm.parent)
     monkeypatch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TINYLLM_BENCH_DATA", raising=False)
-    said = call(*shlex.split(block.marks["output of"]))
-    assert said.status == 2 and said.err == block.text, said.err
+    result = call(*shlex.split(block.marks["output of"]))
+    assert result.status == 2 and result.err == block.text, result.err
 
 
 def test_messages_are_found_with_their_gaps_filled() -> None:

@@ -80,8 +80,8 @@ def test_plain_lm_eval_reads_numbers_as_our_runner_does(name: str) -> None:
 
     records = load_split(SAMPLE, name, "test")
     gold = {Ask(mode="generate").prompt(record): record.gold_text for record in records}
-    said = {prompt: (f" {text} dollars", " -1", " hm")[i % 3] for i, (prompt, text) in enumerate(gold.items())}
-    lm = fakes.FakeLM(write=said.__getitem__)
+    result = {prompt: (f" {text} dollars", " -1", " hm")[i % 3] for i, (prompt, text) in enumerate(gold.items())}
+    lm = fakes.FakeLM(write=result.__getitem__)
     ours = answer(lm, Asked(task=name, mode="generate", split="test", ids=tuple(r.id for r in records), source=SAMPLE))
     assert [(p.correct, p.answer is None, p.parsed_by) for p in ours[:3]] == [
         (True, False, "alone"),

@@ -57,8 +57,8 @@ def test_they_are_listed(home: Path) -> None:
 def test_their_own_tests_pass(home: Path) -> None:
     """Each from its own folder, as its author does: pytest names modules by the folders that it starts in."""
     for folder in (home / "my_kd", home / "my_task", EXAMPLE):
-        said = python(home / "site", folder, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-        assert " passed" in said and "skipped" not in said, folder
+        result = python(home / "site", folder, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+        assert " passed" in result and "skipped" not in result, folder
 
 
 @pytest.mark.slow

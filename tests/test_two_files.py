@@ -119,8 +119,8 @@ def sample() -> str:
             "choices": choices,
             "answer": answer,
         }
-        said = {"terse": f"It is {answer}.", "stepwise": f"She names {answer}."}
-        rows.append({**row, "rationales": said} if number < 24 else row)
+        result = {"terse": f"It is {answer}.", "stepwise": f"She names {answer}."}
+        rows.append({**row, "rationales": result} if number < 24 else row)
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
@@ -156,8 +156,8 @@ def python(copy: Path, *words: str) -> str:
 def test_the_checks_of_every_method_and_task_pass(checkout: Path) -> None:
     run = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
     python(checkout, *run, "-m", "not slow and not release", *CHECKS)
-    said = python(checkout, *run, "-m", "slow", "-k", f"Test_{METHOD}", "tests/test_method_contract.py")
-    assert " passed" in said and "failed" not in said
+    result = python(checkout, *run, "-m", "slow", "-k", f"Test_{METHOD}", "tests/test_method_contract.py")
+    assert " passed" in result and "failed" not in result
 
 
 @pytest.mark.slow

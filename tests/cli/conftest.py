@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 
-class Said(NamedTuple):
+class CommandResult(NamedTuple):
     """Exit status, standard output and standard error of one command."""
 
     status: int
@@ -19,7 +19,7 @@ class Said(NamedTuple):
     err: str
 
 
-Call = Callable[..., Said]
+Call = Callable[..., CommandResult]
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +46,11 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     """Call the command line as the script does."""
     from tinyllm_bench.cli.app import run_app
 
-    def run(*arguments: Any) -> Said:
+    def run(*arguments: Any) -> CommandResult:
         monkeypatch.setattr(sys, "argv", ["tinyllm-bench", *map(str, arguments)])
         capsys.readouterr()
         status = run_app()
-        return Said(status, *capsys.readouterr())
+        return CommandResult(status, *capsys.readouterr())
 
     return run
 

@@ -45,8 +45,8 @@ def records_in(runs: Path) -> dict[str, Any]:
 
 
 def test_help_names_every_command(call: Call) -> None:
-    said = call("--help")
-    assert said.status == 0 and said.err == ""
+    result = call("--help")
+    assert result.status == 0 and result.err == ""
     for name in (
         "run",
         "annotate",
@@ -60,25 +60,25 @@ def test_help_names_every_command(call: Call) -> None:
         "fetch",
         "board",
     ):
-        assert re.search(rf"^  {name} ", said.out, re.MULTILINE), name
+        assert re.search(rf"^  {name} ", result.out, re.MULTILINE), name
 
 
 def test_help_begins_with_the_main_job_and_version_is_told(call: Call) -> None:
     assert re.search(r"Commands:\n  run ", call("--help").out)
-    said = call("--version")
-    assert (said.status, said.out, said.err) == (0, f"tinyllm-bench {__version__}\n", "")
+    result = call("--version")
+    assert (result.status, result.out, result.err) == (0, f"tinyllm-bench {__version__}\n", "")
 
 
 def test_no_command_shows_the_help(call: Call) -> None:
-    said = call()
-    assert said.status == 2 and "Commands:" in said.out + said.err and "error:" not in said.err
+    result = call()
+    assert result.status == 2 and "Commands:" in result.out + result.err and "error:" not in result.err
 
 
 def test_lists(call: Call) -> None:
     def listed(what: str) -> list[dict[str, Any]]:
-        said = call("list", what, "--json")
-        assert said.status == 0
-        return list(json.loads(said.out))
+        result = call("list", what, "--json")
+        assert result.status == 0
+        return list(json.loads(result.out))
 
     assert [row["name"] for row in listed("methods")] == plugins.names("method")
     assert all(row["about"] and row["paper"] for row in listed("methods"))
@@ -101,8 +101,8 @@ def test_a_third_partys_method_is_listed_and_runs(
 ) -> None:
     install("trap", TRAP)
     assert {row["name"] for row in json.loads(call("list", "plugins", "--json").out)} == {"trap"}
-    said = call("run", "--method", "trap", "--task", "obqa", "--no-reference-baselines", *small)
-    assert said.status == 0, said.err
+    result = call("run", "--method", "trap", "--task", "obqa", "--no-reference-baselines", *small)
+    assert result.status == 0, result.err
     assert set(records_in(tmp_path / "runs")) == {"trap"}
 
 
@@ -111,14 +111,14 @@ def test_a_third_partys_method_is_listed_and_runs(
 
 def test_run_records_prints_and_writes_a_board(call: Call, small: list[Any], tmp_path: Path) -> None:
     arguments = ("run", "--method", "finetune,tinyllm", "--task", "obqa", *small)
-    said = call(*arguments)
-    assert said.status == 0, said.err
-    assert said.out.startswith("preset quickstart\n")
+    result = call(*arguments)
+    assert result.status == 0, result.err
+    assert result.out.startswith("preset quickstart\n")
     page = (tmp_path / "runs" / "board" / "README.md").read_text()
     for label in ("random", "majority", "zero_shot", "few_shot (3 shots)", "finetune", "tinyllm"):
-        assert f"{label} on obqa, seed 0" in said.err and label in page.replace("\\_", "_")
-    assert "finetune" in said.out.split("\n\n", 1)[1], "the table is printed"
-    next_one = said.out.splitlines()[-2].removeprefix("next: ")
+        assert f"{label} on obqa, seed 0" in result.err and label in page.replace("\\_", "_")
+    assert "finetune" in result.out.split("\n\n", 1)[1], "the table is printed"
+    next_one = result.out.splitlines()[-2].removeprefix("next: ")
     compared = call(*shlex.split(next_one)[1:])
     assert next_one.startswith("tinyllm-bench compare tinyllm finetune --in ") and compared.status == 0, compared.err
     records = records_in(tmp_path / "runs")
@@ -133,12 +133,12 @@ def test_stages_one_by_one(call: Call, small: list[Any], tmp_path: Path) -> None
     asked = ("--method", "tinyllm", "--task", "obqa", *small)
     runs = tmp_path / "runs"
     for stage in ("annotate", "train"):
-        said = call(stage, *asked)
-        assert said.status == 0 and f"stage {stage} is complete" in said.out
+        result = call(stage, *asked)
+        assert result.status == 0 and f"stage {stage} is complete" in result.out
         assert not list(runs.glob("*/run.json")) and bool(list(runs.glob("*/student"))) == (stage == "train")
-    said = call("predict", *asked)
+    result = call("predict", *asked)
     (folder,) = (file.parent for file in runs.glob("*/run.json"))
-    assert said.status == 0 and f"next: tinyllm-bench board add {folder}" in said.out
+    assert result.status == 0 and f"next: tinyllm-bench board add {folder}" in result.out
     assert not (runs / "board").exists()
     added = call("board", "add", folder, "--board-dir", tmp_path / "board")
     assert added.status == 0 and (tmp_path / "board" / "README.md").exists()
@@ -147,20 +147,20 @@ def test_stages_one_by_one(call: Call, small: list[Any], tmp_path: Path) -> None
 
 
 def test_reference_baselines_alone(call: Call, small: list[Any], tmp_path: Path) -> None:
-    said = call("reference-baselines", "--task", "arc", *small)
-    assert said.status == 0, said.err
+    result = call("reference-baselines", "--task", "arc", *small)
+    assert result.status == 0, result.err
     assert set(records_in(tmp_path / "runs")) == {"random", "majority", "zero_shot", "few_shot (3 shots)"}
 
 
 def test_dry_run_prints_the_plan_and_makes_nothing(call: Call, small: list[Any], tmp_path: Path) -> None:
-    said = call("run", "--method", "finetune,tinyllm", "--task", "obqa,arc", "--seeds", "2", "--dry-run", *small)
-    assert said.status == 0 and said.err == ""
-    lines = said.out.splitlines()
+    result = call("run", "--method", "finetune,tinyllm", "--task", "obqa,arc", "--seeds", "2", "--dry-run", *small)
+    assert result.status == 0 and result.err == ""
+    lines = result.out.splitlines()
     assert lines[0] == "preset quickstart" and len(lines) == 1 + 2 * (4 + 2 * 2)
     assert (
         "  tinyllm on obqa, seed 1: 16 test questions, cloze scoring, sample data, 24 training records,"
         " 3,000 student tokens, teachers terse + stepwise [tinyllm-obqa-cloze-s1-"
-    ) in said.out
+    ) in result.out
     assert not (tmp_path / "runs").exists()
 
 
@@ -172,32 +172,32 @@ def test_dry_run_does_not_ask_the_hub(call: Call, small: list[Any]) -> None:
 
 
 def test_show_config_names_the_layer_of_every_setting(call: Call, small: list[Any], tmp_path: Path) -> None:
-    said = call("run", "--method", "tinyllm", "--task", "obqa", "--no-reference-baselines", "--show-config", *small)
-    assert said.status == 0 and not (tmp_path / "runs").exists()
+    result = call("run", "--method", "tinyllm", "--task", "obqa", "--no-reference-baselines", "--show-config", *small)
+    assert result.status == 0 and not (tmp_path / "runs").exists()
     for line in (
         "budget.student_tokens = 3000  (command line)",
         "train.batch_records = 8  (preset quickstart)",
         "train.weight_decay = 0.0  (default)",
         "method.alpha = 1.0  (tinyllm.yaml)",
     ):
-        assert f"  {line}\n" in said.out
+        assert f"  {line}\n" in result.out
 
 
 def test_without_a_preset_the_chosen_one_is_said_first(call: Call, tiny_llama_dir: Path) -> None:
     from tinyllm_bench.experiment.request import default_preset
 
-    said = call(
+    result = call(
         *("run", "--method", "finetune", "--task", "obqa", "--dry-run", "data.source=sample"),
         f"student.model=dir:{tiny_llama_dir}",
     )
-    assert said.status == 0, said.err
-    assert said.out.startswith(f"preset {default_preset()} (chosen for this machine; --preset overrides it)\n")
+    assert result.status == 0, result.err
+    assert result.out.startswith(f"preset {default_preset()} (chosen for this machine; --preset overrides it)\n")
 
 
 @pytest.mark.bundled
 def test_quickstart_plans_with_its_own_student(call: Call, bundled_smollm: Path) -> None:
-    said = call("run", "--method", "finetune,tinyllm", "--task", "obqa", "--preset", "quickstart", "--dry-run")
-    assert said.status == 0 and "12,000 student tokens" in said.out, said.err
+    result = call("run", "--method", "finetune,tinyllm", "--task", "obqa", "--preset", "quickstart", "--dry-run")
+    assert result.status == 0 and "12,000 student tokens" in result.out, result.err
 
 
 @pytest.mark.release
@@ -207,21 +207,21 @@ def test_every_preset_resolves_on_the_real_data(
 ) -> None:
     monkeypatch.setenv("TINYLLM_BENCH_DATA", str(release))
     local = [f"student.model=dir:{tiny_llama_dir}"] if preset == "cpu" else []
-    said = call("run", "--method", "finetune,dss,tinyllm", "--task", "obqa", "--preset", preset, "--dry-run", *local)
-    assert said.status == 0, said.err
+    result = call("run", "--method", "finetune,dss,tinyllm", "--task", "obqa", "--preset", preset, "--dry-run", *local)
+    assert result.status == 0, result.err
     live = "teachers qwen2.5-7b-instruct + olmo-2-1124-7b-instruct"
-    assert (live if preset == "modern" else "teachers flan-t5-xl + llama-2-7b") in said.out
-    assert "release data" in said.out
+    assert (live if preset == "modern" else "teachers flan-t5-xl + llama-2-7b") in result.out
+    assert "release data" in result.out
 
 
 # --- a cell that fails, an interruption -------------------------------------------------------------------------------
 
 
 def test_a_cell_that_fails_leaves_the_others_running(call: Call, small: list[Any], tmp_path: Path) -> None:
-    said = call("run", "--method", "finetune", "--task", "obqa", *small, "train.learning_rate=1e30")
-    assert said.status == 1
-    assert re.search("failed: .*lower the learning rate", said.err, re.IGNORECASE) and "Traceback" not in said.err
-    assert said.err.rstrip().endswith("1 failed: finetune on obqa; run the same command again to retry")
+    result = call("run", "--method", "finetune", "--task", "obqa", *small, "train.learning_rate=1e30")
+    assert result.status == 1
+    assert re.search("failed: .*lower the learning rate", result.err, re.IGNORECASE) and "Traceback" not in result.err
+    assert result.err.rstrip().endswith("1 failed: finetune on obqa; run the same command again to retry")
     assert set(records_in(tmp_path / "runs")) == {"random", "majority", "zero_shot", "few_shot (3 shots)"}
     assert (tmp_path / "runs" / "board" / "README.md").exists(), "what was finished is on the board"
 
@@ -233,9 +233,9 @@ def test_a_fault_of_a_method_is_logged_and_the_next_cell_runs(
     trap = install("trap", TRAP)
     trap.fails = True
     asked = ("run", "--method", "trap,finetune", "--task", "obqa", "--no-reference-baselines", *small)
-    said = call(*asked)
-    assert said.status == 1 and "RuntimeError: the third step fails (traceback in " in said.err
-    assert "Traceback" not in said.err
+    result = call(*asked)
+    assert result.status == 1 and "RuntimeError: the third step fails (traceback in " in result.err
+    assert "Traceback" not in result.err
     (log,) = (tmp_path / "runs").glob("trap-*/error.log")
     assert "in loss" in log.read_text()
     assert set(records_in(tmp_path / "runs")) == {"finetune"}
@@ -263,11 +263,11 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
         *small,
         "train.checkpoint_seconds=0",
     )
-    said = call(*asked)
-    *_, told, command = said.err.splitlines()
-    assert said.status == 3 and told == "interrupted; run the same command again to resume:"
+    result = call(*asked)
+    *_, told, command = result.err.splitlines()
+    assert result.status == 3 and told == "interrupted; run the same command again to resume:"
     assert shlex.split(command) == ["tinyllm-bench", *map(str, asked)]
-    assert "Traceback" not in said.err and not records_in(tmp_path / "runs")
+    assert "Traceback" not in result.err and not records_in(tmp_path / "runs")
     trap.signal_to_send = None
     again = call(*asked)
     assert again.status == 0 and "resumes after step 2 of" in again.err
@@ -280,8 +280,8 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
 @pytest.mark.release
 @pytest.mark.slow
 def test_data_check_reports_every_set(call: Call, release: Path) -> None:
-    said = call("data", "check", "--data-dir", release)
-    assert said.status == 0 and said.err == ""
+    result = call("data", "check", "--data-dir", release)
+    assert result.status == 0 and result.err == ""
     counts = {
         "arc": "1117 / 295 / 1165",
         "bioasq": "976 / 109 / 123",
@@ -292,7 +292,7 @@ def test_data_check_reports_every_set(call: Call, release: Path) -> None:
         "riddle": "3510 / 511 / 510",
         "svamp": "720 / 80 / 200",
     }
-    lines = said.out.splitlines()
+    lines = result.out.splitlines()
     assert [line.split(":")[0] for line in lines] == sorted(counts)
     for line in lines:
         name, _, rest = line.partition(": ")
@@ -313,13 +313,13 @@ def test_data_check_finds_a_deleted_row(call: Call, release: Path, tmp_path: Pat
     text = path.read_text()
     path.unlink()
     path.write_text("\n".join(text.split("\n")[1:]))
-    said = call("data", "check", "--data-dir", folder)
-    assert said.status == 2 and f"{path}: 499 rows, expected 500" in said.out
-    assert len(said.out.splitlines()) == len(plugins.names("task")), "the other sets are checked too"
+    result = call("data", "check", "--data-dir", folder)
+    assert result.status == 2 and f"{path}: 499 rows, expected 500" in result.out
+    assert len(result.out.splitlines()) == len(plugins.names("task")), "the other sets are checked too"
 
 
 def test_data_info_of_the_sample(call: Call) -> None:
-    said = call("data", "info", "--sample", "--task", "obqa", "--json")
-    (facts,) = json.loads(said.out)
-    assert said.status == 0 and facts["chance"] == 0.25
+    result = call("data", "info", "--sample", "--task", "obqa", "--json")
+    (facts,) = json.loads(result.out)
+    assert result.status == 0 and facts["chance"] == 0.25
     assert "chance: 0.25" in call("data", "info", "--sample", "--task", "obqa").out

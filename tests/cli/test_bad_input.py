@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Call, Said
+from tests.cli.conftest import Call, CommandResult
 from tests.data import toy_release
 from tests.data.toy_release import TASK
 
 
-def assert_refused(said: Said, *parts: str) -> None:
+def assert_refused(result: CommandResult, *parts: str) -> None:
     """One line, status 2, and all that it must name."""
-    assert said.status == 2, said.err
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1, said.err
-    assert not [part for part in parts if part not in said.err], said.err
+    assert result.status == 2, result.err
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1, result.err
+    assert not [part for part in parts if part not in result.err], result.err
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_a_key_in_an_address_reaches_no_file_and_no_output(
     file = tmp_path / "mine.yaml"
     file.write_text(f"teacher: {{model: '{address}'}}")
     given = {"teachers": f"teachers=['{address}']", "--config": file}.get(way, f"{way}={address}")
-    said = call(
+    result = call(
         "run", "--method", "tinyllm", "--task", "obqa", *small, *(("--config",) * (way == "--config")), given, *show
     )
-    assert_refused(said, "TINYLLM_BENCH_API_KEY")
-    assert "hidden" not in said.out + said.err
+    assert_refused(result, "TINYLLM_BENCH_API_KEY")
+    assert "hidden" not in result.out + result.err
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path != file]
     assert not any(b"hidden" in content for content in written)
 
@@ -80,8 +80,8 @@ def test_a_key_that_stands_in_the_wrong_place_is_not_repeated(call: Call, small:
         ("--task", "api:https://me:hidden@h"),
         ("--sed", "https://me:hidden@h"),
     ):
-        said = call("run", "--method", "tinyllm", "--task", "obqa", *small, *arguments)
-        assert said.status == 2 and "hidden" not in said.out + said.err
+        result = call("run", "--method", "tinyllm", "--task", "obqa", *small, *arguments)
+        assert result.status == 2 and "hidden" not in result.out + result.err
 
 
 def test_wrong_commands(call: Call) -> None:
@@ -103,8 +103,8 @@ def test_a_model_folder_without_weights(call: Call, small: list[Any], tiny_llama
 
 @pytest.mark.parametrize("preset", [(), ("--preset", "cpu")])
 def test_without_data_the_sample_is_offered(call: Call, tiny_llama_dir: Path, preset: tuple[str, ...]) -> None:
-    said = call("run", "--method", "finetune", "--task", "obqa", *preset, f"student.model=dir:{tiny_llama_dir}")
-    assert_refused(said, "no data", "TINYLLM_BENCH_DATA", "`--preset quickstart`")
+    result = call("run", "--method", "finetune", "--task", "obqa", *preset, f"student.model=dir:{tiny_llama_dir}")
+    assert_refused(result, "no data", "TINYLLM_BENCH_DATA", "`--preset quickstart`")
 
 
 def test_broken_records_and_boards(call: Call, tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def rows_file(toy: Path, split: str) -> Path:
 
 @pytest.mark.slow
 def test_a_whole_release_of_another_packages_task_runs(call: Call, asked: list[Any], tmp_path: Path) -> None:
-    said = call(*asked)
-    assert said.status == 0, said.err
+    result = call(*asked)
+    assert result.status == 0, result.err
     assert (
         len(list((tmp_path / "runs").glob("*/run.json"))) == 4 + 2
     )  # a budget on the command line: finetune has no second row of another budget
@@ -200,5 +200,5 @@ def test_a_refusal_loses_nothing_that_was_computed(call: Call, asked: list[Any],
 
 def test_rationales_of_other_questions_are_refused(call: Call, asked: list[Any], toy: Path) -> None:
     sample = 'teachers=["replay:sample#terse"]'
-    said = call("run", "--method", "tinyllm", "--task", "obqa", "--preset", "quickstart", sample, *asked[9:])
-    assert said.status == 2 and said.err.count("\n") == 1
+    result = call("run", "--method", "tinyllm", "--task", "obqa", "--preset", "quickstart", sample, *asked[9:])
+    assert result.status == 2 and result.err.count("\n") == 1

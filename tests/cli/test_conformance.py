@@ -70,5 +70,5 @@ def test_what_is_no_function(my_losses: str, name: str, message: str) -> None:
 
 
 def test_our_losses_conform(call: Call) -> None:
-    said = call("conformance")
-    assert said.status == 0 and "0 fail" in said.out
+    result = call("conformance")
+    assert result.status == 0 and "0 fail" in result.out

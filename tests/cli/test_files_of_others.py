@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from tests.base.test_reading import BOMB, ODD, odd
-from tests.cli.conftest import Call, Said
+from tests.cli.conftest import Call, CommandResult
 from tests.leaderboard.fakes import CONFIG, flags, make_record
 from tinyllm_bench.leaderboard.record import save_record
 
@@ -28,11 +28,11 @@ BAD_JSON = (
 BAD_YAML = (BOMB, "[" * 10**5, "a: " + "9" * 5000, "a: 2026-21-01", "- 1", "a: 1\na: 2", "\x00", "title: &a [*a]")
 
 
-def tidy(said: Said, began: float) -> None:
+def tidy(output: CommandResult, began: float) -> None:
     """One line each for what is wrong, no traceback, no wait."""
-    assert said.status in (1, 2) and "Traceback" not in said.out + said.err and time.monotonic() - began < 20
-    assert all(len(line) < 1000 for line in (said.out + said.err).splitlines())
-    assert len(said.err.splitlines()) <= 1
+    assert output.status in (1, 2) and "Traceback" not in output.out + output.err and time.monotonic() - began < 20
+    assert all(len(line) < 1000 for line in (output.out + output.err).splitlines())
+    assert len(output.err.splitlines()) <= 1
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +96,17 @@ def test_verify_says_in_a_line_what_is_wrong_with_a_file(call: Call, finished: P
     for data in spoiled(name):
         began = time.monotonic()
         (folder / name).write_bytes(data)
-        said = call("verify", folder)
-        if said.status:
-            tidy(said, began)
+        output = call("verify", folder)
+        if output.status:
+            tidy(output, began)
         else:  # a training that took no step, a student of which nothing is told
-            assert name in ("train/metrics.jsonl", "predictions/asked.json") and said.err == ""
+            assert name in ("train/metrics.jsonl", "predictions/asked.json") and output.err == ""
         if name == "run.json":
             tidy(call("board", "add", folder, "--board-dir", tmp_path / "board"), began)
             assert not (tmp_path / "board").exists()
         if name.startswith("train/"):
-            said = call("curves", folder)
-            assert said.status in (0, 2) and len(said.err.splitlines()) <= 1
+            output = call("curves", folder)
+            assert output.status in (0, 2) and len(output.err.splitlines()) <= 1
 
 
 @pytest.mark.parametrize("text", [*BAD_YAML, *ODD], ids=range(len(BAD_YAML) + len(ODD)))
@@ -177,5 +177,5 @@ def test_a_record_on_a_board_that_leads_out_of_it(call: Call, tmp_path: Path) ->
     outside = save_record(record, tmp_path / "outside" / "x.json")
     assert json.loads(outside.read_text()) and place.unlink() is None
     place.symlink_to(outside)
-    said = call("board", "build", "--board-dir", board)
-    assert said.status == 2 and "leads out of" in said.err
+    output = call("board", "build", "--board-dir", board)
+    assert output.status == 2 and "leads out of" in output.err

@@ -180,5 +180,5 @@ def test_no_label_or_error_acts_on_the_screen(text: str) -> None:
     progress = Progress([cell("r", text), cell("a", text)], clock=clock)
     progress.cell(progress.rows[0] and cell("r", text))
     progress.failed(f"failed at {text}")
-    said = "\n".join(lines_of(progress, 200))
-    assert not HIDDEN.search(said) and ("[red]" not in text or "[red]" in said)
+    result = "\n".join(lines_of(progress, 200))
+    assert not HIDDEN.search(result) and ("[red]" not in text or "[red]" in result)

@@ -16,10 +16,10 @@ def files_in(folder: Path) -> set[str]:
 
 
 def test_a_method_package_is_whole(call: Call, tmp_path: Path) -> None:
-    said = call("new", "method", "my_kd", "--to", tmp_path)
+    result = call("new", "method", "my_kd", "--to", tmp_path)
     folder = tmp_path / "my_kd"
-    assert said.status == 0 and said.out.splitlines()[0] == f"wrote {folder}"
-    assert f"  pip install --editable '{folder}[test]'" in said.out and "run --method my_kd" in said.out
+    assert result.status == 0 and result.out.splitlines()[0] == f"wrote {folder}"
+    assert f"  pip install --editable '{folder}[test]'" in result.out and "run --method my_kd" in result.out
     inside = ("src/my_kd/__init__.py", "src/my_kd/my_kd.yaml", "tests/test_my_kd.py", "pyproject.toml", "README.md")
     assert files_in(folder) == set(inside)
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
@@ -56,11 +56,11 @@ def test_a_task_package_is_whole(call: Call, tmp_path: Path) -> None:
     ],
 )
 def test_a_name_that_will_not_do(call: Call, tmp_path: Path, kind: str, name: str, says: str) -> None:
-    said = call("new", kind, name, "--to", tmp_path)
-    assert said.status == 2 and says in said.err and list(tmp_path.iterdir()) == []
+    result = call("new", kind, name, "--to", tmp_path)
+    assert result.status == 2 and says in result.err and list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_there_is_left_alone(call: Call, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    said = call("new", "method", "mine", "--to", tmp_path)
-    assert said.status == 2 and "mine already exists" in said.err and not list((tmp_path / "mine").iterdir())
+    result = call("new", "method", "mine", "--to", tmp_path)
+    assert result.status == 2 and "mine already exists" in result.err and not list((tmp_path / "mine").iterdir())

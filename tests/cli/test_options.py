@@ -84,5 +84,5 @@ def test_outputs_of_other_commands(call: Call, places: list[Path], tmp_path: Pat
         assert_refused(call("teachers", "pack", "nobody", "--to", place / "x.jsonl.zst"), "x.jsonl.zst")
     folder = tmp_path / "folder"
     folder.mkdir()
-    said = call("teachers", "report", "--task", "obqa", "--preset", "quickstart", "--page", folder)
-    assert_refused(said, "--page", "is a folder; name a file")
+    result = call("teachers", "report", "--task", "obqa", "--preset", "quickstart", "--page", folder)
+    assert_refused(result, "--page", "is a folder; name a file")

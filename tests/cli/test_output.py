@@ -27,10 +27,10 @@ def test_nothing_acts_there(capsys: pytest.CaptureFixture[str], text: str) -> No
     echo(f"first\n{text}")
     echo(json.dumps([text], ensure_ascii=False))
     echo_error(f"error: {text}")
-    said = capsys.readouterr()
-    assert not HIDDEN.search(said.out + said.err)
-    assert said.err.count("\n") == 1 and said.out.startswith("first\n")
-    assert json.loads(said.out.splitlines()[-1]) == [text]
+    result = capsys.readouterr()
+    assert not HIDDEN.search(result.out + result.err)
+    assert result.err.count("\n") == 1 and result.out.startswith("first\n")
+    assert json.loads(result.out.splitlines()[-1]) == [text]
 
 
 @pytest.mark.parametrize("text", ALL, ids=ascii)
@@ -47,9 +47,9 @@ def test_an_error_that_quotes_a_record_is_one_line(call: Call, tmp_path: Path, t
     for change in changes:
         file.write_text(json.dumps(record | change))
         for command in (("board", "add", file.parent, "--board-dir", tmp_path / "board"), ("verify", file)):
-            said = call(*command)
-            assert said.status in (1, 2) and not HIDDEN.search(said.out + said.err)
-            assert len(said.err.splitlines()) + len(said.out.splitlines()) <= 5 and "Traceback" not in said.err
+            result = call(*command)
+            assert result.status in (1, 2) and not HIDDEN.search(result.out + result.err)
+            assert len(result.err.splitlines()) + len(result.out.splitlines()) <= 5 and "Traceback" not in result.err
 
 
 @pytest.mark.parametrize("text", ONE_LINE, ids=ascii)
@@ -68,6 +68,6 @@ def test_what_is_shown_of_a_record_does_not_act(call: Call, tmp_path: Path, text
         ("verify", *folders),
         ("compare", text, "floor", "--in", board),
     ):
-        said = call(*command)
-        assert not HIDDEN.search(said.out + said.err), command
+        result = call(*command)
+        assert not HIDDEN.search(result.out + result.err), command
     assert call("compare", *folders, "--json").out and json.loads(call("compare", *folders, "--json").out)

@@ -15,26 +15,26 @@ from tinyllm_bench.preflight.inspection import Finding, size
 
 def test_a_table_and_what_it_can_tell_apart(call: Call, small: list[Any], tmp_path: Path) -> None:
     words = ("--method", "finetune,tinyllm", "--task", "obqa", "--detect", 20, *small)
-    said = call("plan", *words)
-    assert said.status == 0, said.err
-    assert max(map(len, said.out.splitlines())) <= 80
+    result = call("plan", *words)
+    assert result.status == 0, result.err
+    assert max(map(len, result.out.splitlines())) <= 80
     assert (
-        "times are estimates; matmuls run at" in said.out
-        and "finetune, obqa, seed 0" in said.out
-        and "random" in said.out
+        "times are estimates; matmuls run at" in result.out
+        and "finetune, obqa, seed 0" in result.out
+        and "random" in result.out
     )
-    flat = " ".join(said.out.split())
+    flat = " ".join(result.out.split())
     assert "obqa: 16 questions and 1 seed (for these trained students only) can detect a difference of" in flat
     assert "Detecting 20 points takes more questions, whatever the number of seeds" in flat
     assert not (tmp_path / "runs").exists()
 
 
 def test_json_holds_every_number(call: Call, small: list[Any]) -> None:
-    said = call(
+    result = call(
         "plan", "--method", "finetune", "--task", "obqa", "--no-reference-baselines", "--price", 2, "--json", *small
     )
-    assert said.status == 0, said.err
-    found = json.loads(said.out)
+    assert result.status == 0, result.err
+    found = json.loads(result.out)
     (cell,) = found["cells"]
     assert cell["counts"]["exact"] and cell["counts"]["steps"] > 0 and cell["memory"] > 0
     assert cell["seconds"].keys() >= {"training", "sampling", "evaluation", "predict"}
@@ -45,9 +45,9 @@ def test_json_holds_every_number(call: Call, small: list[Any]) -> None:
 def test_what_is_done_is_said(call: Call, small: list[Any]) -> None:
     words = ("--method", "finetune", "--task", "obqa", "--no-reference-baselines", *small)
     assert call("run", *words).status == 0
-    said = call("plan", *words)
-    assert "already done" in said.out and "1 cell, 1 already done: 0 student tokens" in said.out
-    assert "estimated from 1 finished run:" in " ".join(said.out.split())
+    result = call("plan", *words)
+    assert "already done" in result.out and "1 cell, 1 already done: 0 student tokens" in result.out
+    assert "estimated from 1 finished run:" in " ".join(result.out.split())
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_what_is_done_is_said(call: Call, small: list[Any]) -> None:
     [(("--detect", 0), "--detect 0: must be a difference"), (("--price", -1), "--price -1: must be US dollars")],
 )
 def test_wrong_options_are_one_line(words: tuple[Any, ...], says: str, call: Call, small: list[Any]) -> None:
-    said = call("plan", "--method", "finetune", "--task", "obqa", *words, *small)
-    assert said.status == 2 and says in said.err and "Traceback" not in said.err
+    result = call("plan", "--method", "finetune", "--task", "obqa", *words, *small)
+    assert result.status == 2 and says in result.err and "Traceback" not in result.err
 
 
 def test_amounts_in_words() -> None:
@@ -85,10 +85,10 @@ def test_teachers_texts_and_prices_have_lines_of_their_own() -> None:
         **{"usd_teachers": 0.5, "usd_device": None},
     )
     plan = Forecast(device="d", matmul_flops={"float32": 1e11}, cells=(cell,), totals=total, detectable=())
-    said = plan_text("p", plan)
-    assert "~4    ~1,000   2.000     61 s  1.0 GB    1 MB" in said
-    assert "other: 3 texts cached, 9 to generate" in said and "~900 tokens in, ~90 out, 0.50 USD" in said
-    assert "cost: teachers 0.50 USD" in said and "already done: train" in said and "cache 3.0 GB" in said
+    result = plan_text("p", plan)
+    assert "~4    ~1,000   2.000     61 s  1.0 GB    1 MB" in result
+    assert "other: 3 texts cached, 9 to generate" in result and "~900 tokens in, ~90 out, 0.50 USD" in result
+    assert "cost: teachers 0.50 USD" in result and "already done: train" in result and "cache 3.0 GB" in result
 
 
 # --- doctor -----------------------------------------------------------------------------------------------------------
@@ -96,13 +96,13 @@ def test_teachers_texts_and_prices_have_lines_of_their_own() -> None:
 
 def test_findings_the_table_and_the_status(call: Call, small: list[Any], tmp_path: Path) -> None:
     asked = ["doctor", "--method", "finetune", "--task", "obqa", "--seeds", 3, *small]
-    said = call(*asked)
-    assert said.status == 0, said.err
-    lines = said.out.splitlines()
+    result = call(*asked)
+    assert result.status == 0, result.err
+    lines = result.out.splitlines()
     assert lines[0].startswith("warning: budget: finetune on obqa: budget.student_tokens=3,000 buys 6")
     assert any(line.startswith("warning: power: obqa: 16 test questions and 3 seeds show") for line in lines)
     assert any(line.startswith("note: digests: obqa: sample questions") for line in lines)
-    assert "check" in said.out and "warnings" in said.out and "ok: " not in said.out
+    assert "check" in result.out and "warnings" in result.out and "ok: " not in result.out
     assert call(*asked, "--strict").status == 1
     assert "\nok: disk: runs folder" in call(*asked, "--verbose").out
     found = json.loads(call(*asked, "--json").out)["findings"]
@@ -113,8 +113,8 @@ def test_findings_the_table_and_the_status(call: Call, small: list[Any], tmp_pat
 
 def test_an_error_is_status_1_and_a_wrong_request_status_2(call: Call, small: list[Any]) -> None:
     asked = ["doctor", "--method", "finetune", "--task", "obqa", *small]
-    said = call(*asked, "backend.device=cuda", "train.attention=flex")
-    assert said.status == 1 and "error: backends: finetune on obqa" in said.out
+    result = call(*asked, "backend.device=cuda", "train.attention=flex")
+    assert result.status == 1 and "error: backends: finetune on obqa" in result.out
     assert call("doctor", "--method", "fintune", "--task", "obqa", *small).status == 2
 
 

@@ -65,10 +65,12 @@ def test_broken_plugins_are_one_warning_each_and_nothing_else_stops(
     site.add("torn_package", "import no_such_module_here", methods="torn")
     torn = write(tmp_path / "torn_file.py", "x = undefined_name")
     for command in (("list", "methods"), (*DRY, "--method", "finetune", *small)):
-        said = call(*command, "--plugin", torn)
-        assert said.status == 0 and "Traceback" not in said.err
-    said = call("list", "plugins", "--json", "--plugin", torn)
-    states = {row["name"]: (row["kind"], row["package"], row["version"], row["state"]) for row in json.loads(said.out)}
+        result = call(*command, "--plugin", torn)
+        assert result.status == 0 and "Traceback" not in result.err
+    result = call("list", "plugins", "--json", "--plugin", torn)
+    states = {
+        row["name"]: (row["kind"], row["package"], row["version"], row["state"]) for row in json.loads(result.out)
+    }
     assert states["torn"][:3] == ("method", "torn_package", "1.0") and "no_such_module_here" in states["torn"][3]
     assert states["torn_file"][0] == "file" and "NameError" in states["torn_file"][3]
     asked = call(*DRY, "--method", "torn", *small)
@@ -77,15 +79,15 @@ def test_broken_plugins_are_one_warning_each_and_nothing_else_stops(
 
 def test_a_warning_is_one_line(call: Call, site: Site) -> None:
     site.add("crooked_package", "METHOD = 5", methods="crooked")
-    said = call("list", "methods", "--json")
-    assert [line for line in said.err.splitlines() if "crooked" in line] == said.err.splitlines()
-    assert said.err.startswith("warning: method 'crooked' is left out: ")
-    assert "crooked" not in {row["name"] for row in json.loads(said.out)}
+    result = call("list", "methods", "--json")
+    assert [line for line in result.err.splitlines() if "crooked" in line] == result.err.splitlines()
+    assert result.err.startswith("warning: method 'crooked' is left out: ")
+    assert "crooked" not in {row["name"] for row in json.loads(result.out)}
 
 
 def test_a_file_that_is_not_there_is_refused(call: Call, site: Site, tmp_path: Path) -> None:
-    said = call("list", "methods", "--plugin", tmp_path / "nowhere.py")
-    assert said.status == 2 and "nowhere.py: no such file" in said.err
+    result = call("list", "methods", "--plugin", tmp_path / "nowhere.py")
+    assert result.status == 2 and "nowhere.py: no such file" in result.err
 
 
 def test_method_teacher_and_reporter_of_files_make_a_row(
@@ -96,8 +98,8 @@ def test_method_teacher_and_reporter_of_files_make_a_row(
     (tmp_path / "own.yaml").write_text("method: {teacher: polly, rationale_weight: 0.25}\n")
     words = [word for file in (parrot, method, write(tmp_path / "rows.py", REPORTER)) for word in ("--plugin", file)]
     asked = ("run", "--method", "own", "--task", "obqa", "--no-reference-baselines", *small, "teachers=[parrot:polly]")
-    said = call(*asked, *words)
-    assert said.status == 0, said.err
+    result = call(*asked, *words)
+    assert result.status == 0, result.err
     (folder,) = (file.parent for file in (tmp_path / "runs").glob("*/run.json"))
     record = load_record(folder)
     assert record.config["method"]["rationale_weight"] == 0.25, "the defaults beside the file"

@@ -32,26 +32,26 @@ def matrix(tmp_path: Path) -> tuple[Matrix, Progress]:
 def test_cells_board_files_and_next_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done, progress = matrix(tmp_path)
     summarise(done, progress.rows, runs=tmp_path, until="predict", board=tmp_path / "board")
-    said = capsys.readouterr()
-    rows = [re.split(r"  +", line.strip()) for line in said.out.splitlines()[1:7]]
+    result = capsys.readouterr()
+    rows = [re.split(r"  +", line.strip()) for line in result.out.splitlines()[1:7]]
     assert rows[0] == ["cell", "seed", "accuracy", "student tokens", "time"]
     assert rows[2][:3] == ["untrained on toy", "0", "25.0 % (5/20)"] and rows[2][3] == "-"
     assert rows[3][:4] == ["floor on toy", "0", "50.0 % (10/20)", "1,000"] and rows[3][-1].endswith("(earlier run)")
     assert rows[5] == ["broken on toy", "0", "failed", "-", "0 s"]
-    assert "broken on toy, seed 0 failed: the loss is inf at step 3" in said.out
-    assert "toy, cloze mode, 20 questions" in said.out
-    assert said.out.splitlines()[-2:] == [
+    assert "broken on toy, seed 0 failed: the loss is inf at step 3" in result.out
+    assert "toy, cloze mode, 20 questions" in result.out
+    assert result.out.splitlines()[-2:] == [
         f"next: tinyllm-bench compare better floor --in {tmp_path / 'board'}",
         f"      tinyllm-bench curves {tmp_path}",
     ]
-    assert said.err == "1 failed: broken on toy; run the same command again to retry\n"
+    assert result.err == "1 failed: broken on toy; run the same command again to retry\n"
 
 
 def test_without_a_board_the_next_command_makes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done, progress = matrix(tmp_path)
     summarise(done._replace(failed=()), progress.rows, runs=tmp_path, until="predict", board=None)
-    said = capsys.readouterr()
-    assert f"next: tinyllm-bench board add {done.outcomes[0].folder} " in said.out and said.err == ""
+    result = capsys.readouterr()
+    assert f"next: tinyllm-bench board add {done.outcomes[0].folder} " in result.out and result.err == ""
 
 
 def test_on_a_terminal_of_80_columns_tables_and_notes_fit(

@@ -46,24 +46,24 @@ def test_the_page_is_written_and_json_stays_json(
 
 
 def test_the_report_prints_a_table_and_writes_a_page(call: Call, tmp_path: Path) -> None:
-    said = call("teachers", "report", "--task", "obqa", "--preset", "quickstart", "--runs-dir", tmp_path)
-    assert said.status == 0, said.err
-    assert "obqa (train)" in said.out and "terse" in said.out and "stepwise" in said.out
+    result = call("teachers", "report", "--task", "obqa", "--preset", "quickstart", "--runs-dir", tmp_path)
+    assert result.status == 0, result.err
+    assert "obqa (train)" in result.out and "terse" in result.out and "stepwise" in result.out
     assert "<table" in (tmp_path / "teachers.html").read_text()
 
 
 def test_the_report_as_json(call: Call, tmp_path: Path) -> None:
     asked = ("--task", "obqa,arc", "--preset", "quickstart", "--runs-dir", tmp_path, "--json")
-    said = call("teachers", "report", *asked)
-    assert said.status == 0, said.err
-    assert [(row["task"], row["teacher"]) for row in json.loads(said.out)] == [
+    result = call("teachers", "report", *asked)
+    assert result.status == 0, result.err
+    assert [(row["task"], row["teacher"]) for row in json.loads(result.out)] == [
         (task, teacher) for task in ("obqa", "arc") for teacher in ("terse", "stepwise")
     ]
 
 
 def test_a_report_without_a_text_is_refused(call: Call) -> None:
-    said = call("teachers", "report", "--task", "obqa", "--preset", "quickstart", "teachers=[]")
-    assert said.status == 2 and "no teacher has a text" in said.err
+    result = call("teachers", "report", "--task", "obqa", "--preset", "quickstart", "teachers=[]")
+    assert result.status == 2 and "no teacher has a text" in result.err
 
 
 def test_texts_move_from_one_cache_to_another(
@@ -77,35 +77,35 @@ def test_texts_move_from_one_cache_to_another(
     pack = tmp_path / "texts.jsonl.zst"
     assert call("teachers", "pack", "tiny_llama", "--to", pack).status == 0
     monkeypatch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path / "elsewhere"))
-    said = call("teachers", "import", pack)
-    assert said.status == 0 and "imported 4 texts" in said.out
+    result = call("teachers", "import", pack)
+    assert result.status == 0 and "imported 4 texts" in result.out
     assert "4 were already cached" in call("teachers", "import", pack).out
 
 
 def test_pack_import_and_show(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def said() -> str:
+    def result() -> str:
         return capsys.readouterr().out
 
     fill(TextCache(texts_folder("a-model", IDENTITY), IDENTITY), FakeGenerator(), REQUESTS[:5])
     file = tmp_path / "texts.jsonl.zst"
     teachers_pack(["a-model"], file)
-    assert said() == f"packed 5 texts of a-model (5): {file}, 0.00 MB\n"
+    assert result() == f"packed 5 texts of a-model (5): {file}, 0.00 MB\n"
 
     monkeypatch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path / "elsewhere"))
     teachers_info(None, as_json=False)
-    assert said() == "none\n"
+    assert result() == "none\n"
     teachers_import(file)
-    assert said() == "imported 5 texts of a-model; 0 were already cached\n"
+    assert result() == "imported 5 texts of a-model; 0 were already cached\n"
     teachers_import(file)
-    assert said() == "imported 0 texts of a-model; 5 were already cached\n"
+    assert result() == "imported 0 texts of a-model; 5 were already cached\n"
 
     teachers_info(str(file), as_json=True)
-    of_pack = json.loads(said())
+    of_pack = json.loads(result())
     teachers_info(None, as_json=True)
-    assert json.loads(said()) == of_pack and of_pack[0]["texts"] == 5
+    assert json.loads(result()) == of_pack and of_pack[0]["texts"] == 5
     teachers_info("a-model", as_json=False)
-    table = said().splitlines()
+    table = result().splitlines()
     assert table[0].split()[:3] == ["teacher", "identity", "texts"]
     assert table[2].split()[:3] == ["a-model", texts_folder("a-model", IDENTITY).name, "5"]
