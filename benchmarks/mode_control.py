@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.answers.voting import COT, POT
-from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths
+from tinyllm_bench.evaluation.sampled_answers import DecodingConfig, sample_answers
 from tinyllm_bench.experiment.annotate import annotate, taught
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells
@@ -78,7 +78,7 @@ def main() -> None:
     generate = HfSampler(load_model(student_specs(cell)[COT], runs=cell.runs)).generate
     with Sandbox() as sandbox:
         for channel in (COT, POT):
-            how = HowToAsk(
+            how = DecodingConfig(
                 channels=(channel,),
                 policy="single_cot" if channel == COT else "single_pot",
                 samples={COT: 1, POT: 1},
@@ -88,7 +88,7 @@ def main() -> None:
                 every=False,
                 seed=0,
             )
-            found = ask_paths(records, cell.ask, {channel: generate}, how, sandbox)
+            found = sample_answers(records, cell.ask, {channel: generate}, how, sandbox)
             right = sum(one.correct for one in found)
             prepared = sandbox.prepare([one.samples[0].text.strip() for one in found])
             programs = sum(one.code is not None for one in prepared)

@@ -14,8 +14,7 @@ from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import SCORING_MODES, ScoringMode, cut_context
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluation import task_yaml
-from tinyllm_bench.evaluation.request import Asked
-from tinyllm_bench.evaluation.runner import answer
+from tinyllm_bench.evaluation.runner import EvalRequest, evaluate
 
 pytestmark = pytest.mark.slow
 
@@ -69,9 +68,9 @@ def test_the_native_group_holds_the_native_tasks_alone() -> None:
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_is_asked_for_as_in_training_with_shots_that_end_in_it(name: str) -> None:
     record, ask, lm = load_split(SAMPLE, name, "test")[0], Ask(mode="generate"), fakes.Recorder()
-    answer(lm, Asked(task=name, mode="generate", split="test", ids=(record.id,), source=SAMPLE, shots=2))
+    evaluate(lm, EvalRequest(task=name, mode="generate", split="test", ids=(record.id,), source=SAMPLE, shots=2))
     shown = "".join(f"{ask.prompt(one)} {ask.label_target(one)}\n\n" for one in load_split(SAMPLE, name, "train")[:2])
-    assert [args[0] for args in lm.asked] == [shown + ask.prompt(record)]
+    assert [args[0] for args in lm.requests] == [shown + ask.prompt(record)]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -80,9 +79,11 @@ def test_plain_lm_eval_reads_numbers_as_our_runner_does(name: str) -> None:
 
     records = load_split(SAMPLE, name, "test")
     gold = {Ask(mode="generate").prompt(record): record.gold_text for record in records}
-    result = {prompt: (f" {text} dollars", " -1", " hm")[i % 3] for i, (prompt, text) in enumerate(gold.items())}
-    lm = fakes.FakeLM(write=result.__getitem__)
-    ours = answer(lm, Asked(task=name, mode="generate", split="test", ids=tuple(r.id for r in records), source=SAMPLE))
+    written = {prompt: (f" {text} dollars", " -1", " hm")[i % 3] for i, (prompt, text) in enumerate(gold.items())}
+    lm = fakes.FakeLM(write=written.__getitem__)
+    ours = evaluate(
+        lm, EvalRequest(task=name, mode="generate", split="test", ids=tuple(r.id for r in records), source=SAMPLE)
+    )
     assert [(p.correct, p.answer is None, p.parsed_by) for p in ours[:3]] == [
         (True, False, "alone"),
         (False, False, "alone"),
@@ -116,13 +117,13 @@ def test_drift_is_noticed(tmp_path: Path) -> None:
 def test_prompts_and_options_are_exactly_those_of_training(name: str, mode: ScoringMode) -> None:
     record = load_split(SAMPLE, name, "test")[0]
     lm = fakes.Recorder()
-    answer(lm, Asked(task=name, mode=mode, split="test", ids=(record.id,), source=SAMPLE))
+    evaluate(lm, EvalRequest(task=name, mode=mode, split="test", ids=(record.id,), source=SAMPLE))
     ask, cut = Ask(mode=mode), cut_context(record, 160)
     if mode == "generate":
-        assert [args[0] for args in lm.asked] == [ask.prompt(cut)]
-        assert lm.asked[0][1] == {"until": ["\n\n"], "max_gen_toks": 64, "do_sample": False}
+        assert [args[0] for args in lm.requests] == [ask.prompt(cut)]
+        assert lm.requests[0][1] == {"until": ["\n\n"], "max_gen_toks": 64, "do_sample": False}
     else:
-        assert lm.asked == [(ask.prompt(cut), " " + option) for option in ask.options(record)]
+        assert lm.requests == [(ask.prompt(cut), " " + option) for option in ask.options(record)]
 
 
 @pytest.mark.parametrize("mode", SCORING_MODES)
@@ -133,8 +134,8 @@ def test_simple_evaluate_gives_the_same_answers_as_our_runner(mode: ScoringMode,
 
     lm: Any = hf_lm(*tiny_llama, batch_size=8, device="cpu")
     records = load_split(SAMPLE, "obqa", "test")
-    asked = Asked(task="obqa", mode=mode, split="test", ids=tuple(r.id for r in records), source=SAMPLE)
-    ours = answer(lm, asked)
+    request = EvalRequest(task="obqa", mode=mode, split="test", ids=tuple(r.id for r in records), source=SAMPLE)
+    ours = evaluate(lm, request)
     name = f"tinyllm_obqa_{mode}"
     plain: Any = lm_eval.simple_evaluate(
         model=lm, tasks=[name], task_manager=manager(source="sample"), num_fewshot=0, bootstrap_iters=0

@@ -1,4 +1,4 @@
-"""LMs without a model: they answer from the request alone."""
+"""LMs without a model: their answers depend on the request alone."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,15 +17,15 @@ class FakeLM(LM):
         self, score: Callable[[str, str], float] | None = None, write: Callable[[str], str] | None = None
     ) -> None:
         super().__init__()
-        self.asked: list[tuple[Any, ...]] = []
+        self.requests: list[tuple[Any, ...]] = []
         self._score, self._write = score or (lambda *_: -1.0), write or (lambda _: "")
 
     def loglikelihood(self, requests: Any) -> Any:
-        self.asked += [request.args for request in requests]
+        self.requests += [request.args for request in requests]
         return [(self._score(*request.args), False) for request in requests]
 
     def generate_until(self, requests: Any) -> Any:
-        self.asked += [request.args for request in requests]
+        self.requests += [request.args for request in requests]
         return [self._write(request.args[0]) for request in requests]
 
     def loglikelihood_rolling(self, requests: Any) -> Any:
@@ -33,7 +33,7 @@ class FakeLM(LM):
 
 
 class Recorder(FakeLM):
-    """Says nothing useful; keeps what it was asked in `asked`."""
+    """Says nothing useful; records its requests in `requests`."""
 
 
 def perfect(records: tuple[TaskRecord, ...], mode: ScoringMode) -> FakeLM:
@@ -47,7 +47,7 @@ def chance(seed: int = 0) -> FakeLM:
     """Random scores that depend on the text alone; per character, so that no length is preferred."""
 
     def score(prompt: str, text: str) -> float:
-        drawn = hashlib.sha256(f"{seed}{prompt}|{text}".encode()).digest()
-        return -int.from_bytes(drawn[:4]) / 2**32 * (len(text) - 1)
+        digest = hashlib.sha256(f"{seed}{prompt}|{text}".encode()).digest()
+        return -int.from_bytes(digest[:4]) / 2**32 * (len(text) - 1)
 
     return FakeLM(score)

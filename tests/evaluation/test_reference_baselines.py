@@ -8,12 +8,12 @@ from tinyllm_bench.evaluation.reference_baselines import chance, expected, guess
 from tinyllm_bench.evaluation.scoring import score
 
 
-def asked(name: str, gold: str) -> TaskRecord:
+def word_problem(name: str, gold: str) -> TaskRecord:
     return TaskRecord(id=f"t/test/{name}", task="t", split="test", question="?", number=gold)
 
 
-TRAIN = [asked(f"train{i}", gold) for i, gold in enumerate(["10", "9", "9", "10", "2.5"])]
-TEST = [asked(f"test{i}", gold) for i, gold in enumerate(["9", "10", "9", "7"])]
+TRAIN = [word_problem(f"train{i}", gold) for i, gold in enumerate(["10", "9", "9", "10", "2.5"])]
+TEST = [word_problem(f"test{i}", gold) for i, gold in enumerate(["9", "10", "9", "7"])]
 CHOICES = load_split(Source("sample"), "obqa", "test")
 
 
@@ -33,7 +33,7 @@ def test_a_random_number_is_one_of_train_and_depends_on_the_id_alone() -> None:
 def test_a_random_number_is_worth_what_the_training_answers_say() -> None:
     exact = expected(TEST, TRAIN)
     assert exact == pytest.approx((0.4 + 0.4 + 0.4 + 0) / 4)
-    many = [asked(f"{one.id}/{i}", one.gold_text) for one in TEST for i in range(500)]
+    many = [word_problem(f"{one.id}/{i}", one.gold_text) for one in TEST for i in range(500)]
     drawn = score(guess_random(many, "generate", TRAIN), many).accuracy
     assert drawn == pytest.approx(exact, abs=0.04)  # 2,000 draws: three standard errors are 0.031
 

@@ -15,8 +15,7 @@ from tinyllm_bench.data.records import SCORING_MODES, ScoringMode, cut_context
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluation import runner
 from tinyllm_bench.evaluation.lm_eval_models import hf_lm
-from tinyllm_bench.evaluation.request import Asked
-from tinyllm_bench.evaluation.runner import answer
+from tinyllm_bench.evaluation.runner import EvalRequest, evaluate
 from tinyllm_bench.evaluation.scoring import score
 from tinyllm_bench.models.tokens import respelled
 from tinyllm_bench.testing.tiny_models import unigram_tokenizer
@@ -26,14 +25,14 @@ RECORDS = load_split(SAMPLE, "obqa", "test")
 IDS = tuple(record.id for record in RECORDS)
 
 
-def asked(mode: ScoringMode, ids: tuple[str, ...] = IDS, **more: Any) -> Asked:
-    return Asked(**{"task": "obqa", "mode": mode, "split": "test", "ids": ids, "source": SAMPLE, **more})
+def eval_request(mode: ScoringMode, ids: tuple[str, ...] = IDS, **more: Any) -> EvalRequest:
+    return EvalRequest(**{"task": "obqa", "mode": mode, "split": "test", "ids": ids, "source": SAMPLE, **more})
 
 
 @pytest.mark.parametrize("mode", SCORING_MODES)
-def test_a_perfect_model_scores_one_in_the_order_asked(mode: ScoringMode) -> None:
+def test_a_perfect_model_scores_one_in_the_order_requested(mode: ScoringMode) -> None:
     ids = IDS[5:] + IDS[:5]
-    predictions = answer(fakes.perfect(RECORDS, mode), asked(mode, ids))
+    predictions = evaluate(fakes.perfect(RECORDS, mode), eval_request(mode, ids))
     assert [p.record_id for p in predictions] == list(ids)
     found = score(predictions, RECORDS)
     assert (found.accuracy, found.unparsed, found.ties) == (1.0, 0, 0)
@@ -43,19 +42,21 @@ def test_a_perfect_model_scores_one_in_the_order_asked(mode: ScoringMode) -> Non
 
 
 def test_a_model_without_a_clue_scores_about_chance() -> None:
-    drawn = [score(answer(fakes.chance(seed), asked("cloze")), RECORDS).accuracy for seed in range(20)]
-    assert sum(drawn) / len(drawn) == pytest.approx(0.25, abs=0.09)  # 320 answers: three standard errors are 0.073
+    accuracies = [score(evaluate(fakes.chance(seed), eval_request("cloze")), RECORDS).accuracy for seed in range(20)]
+    assert sum(accuracies) / len(accuracies) == pytest.approx(
+        0.25, abs=0.09
+    )  # 320 answers: three standard errors are 0.073
 
 
 def test_validation_goes_the_same_way() -> None:
     valid = load_split(SAMPLE, "obqa", "valid")
-    request = asked("cloze", tuple(r.id for r in valid), split="valid")
-    assert score(answer(fakes.perfect(valid, "cloze"), request), valid).accuracy == 1.0
+    request = eval_request("cloze", tuple(r.id for r in valid), split="valid")
+    assert score(evaluate(fakes.perfect(valid, "cloze"), request), valid).accuracy == 1.0
 
 
 def test_ties_take_the_first_option_and_are_counted() -> None:
     lm = fakes.FakeLM(lambda _, text: -float(len(text) - 1))  # -1 per character for every option
-    predictions = answer(lm, asked("cloze"))
+    predictions = evaluate(lm, eval_request("cloze"))
     assert {p.answer for p in predictions} == {0}
     assert score(predictions, RECORDS).ties == len(RECORDS)
 
@@ -97,7 +98,7 @@ def test_a_gold_is_compared_as_the_student_s_tokenizer_writes_it(task: str, lost
     ask = Ask(mode="generate")
     lm = Writer(tokenizer, {ask.prompt(cut_context(record, 160)): record.gold_text for record in records})
     ids = tuple(record.id for record in records)
-    predictions = answer(lm, asked("generate", ids, task=task, source=source, match="exact"))
+    predictions = evaluate(lm, eval_request("generate", ids, task=task, source=source, match="exact"))
     assert score(predictions, records).accuracy == 1.0
     assert all(one.choices_read == tuple(respelled(tokenizer, c) for c in r.choices)
                for one, r in zip(predictions, records, strict=True))  # fmt: skip
@@ -107,11 +108,11 @@ def test_exact_match_is_to_the_letter_all_the_same() -> None:
     ask = Ask(mode="generate")
     tokenizer = unigram_tokenizer()
     near = Writer(tokenizer, {ask.prompt(record): record.gold_text + "." for record in RECORDS})
-    assert {one.answer for one in answer(near, asked("generate", match="exact"))} == {None}
+    assert {one.answer for one in evaluate(near, eval_request("generate", match="exact"))} == {None}
 
 
 def test_what_cannot_be_read_is_unparsed() -> None:
-    predictions = answer(fakes.FakeLM(write=lambda _: " hm"), asked("generate"))
+    predictions = evaluate(fakes.FakeLM(write=lambda _: " hm"), eval_request("generate"))
     found = score(predictions, RECORDS)
     assert found.unparsed == found.n == len(RECORDS)
     assert predictions[0].samples[0].text == " hm" and predictions[0].samples[0].tokens is None
@@ -119,17 +120,17 @@ def test_what_cannot_be_read_is_unparsed() -> None:
 
 def test_scores_that_are_not_finite_are_refused() -> None:
     with pytest.raises(UserError, match="diverge"):
-        answer(fakes.FakeLM(lambda *_: float("nan")), asked("multiple_choice"))
+        evaluate(fakes.FakeLM(lambda *_: float("nan")), eval_request("multiple_choice"))
 
 
 @pytest.mark.parametrize("mode", SCORING_MODES)
-def test_answers_do_not_depend_on_what_else_is_asked(mode: ScoringMode, tiny_llama: Any) -> None:
+def test_answers_do_not_depend_on_the_other_records(mode: ScoringMode, tiny_llama: Any) -> None:
     lm = hf_lm(*tiny_llama, batch_size=4, device="cpu")
-    together = answer(lm, asked(mode, max_new_tokens=8))
+    together = evaluate(lm, eval_request(mode, max_new_tokens=8))
     apart = [
         p
         for start in (0, 3, 10)
-        for p in answer(lm, asked(mode, IDS[start : {0: 3, 3: 10, 10: 16}[start]], max_new_tokens=8))
+        for p in evaluate(lm, eval_request(mode, IDS[start : {0: 3, 3: 10, 10: 16}[start]], max_new_tokens=8))
     ]
     assert [p.record_id for p in apart] == [p.record_id for p in together]
     for one, other in zip(together, apart, strict=True):
@@ -138,23 +139,26 @@ def test_answers_do_not_depend_on_what_else_is_asked(mode: ScoringMode, tiny_lla
 
 
 @pytest.mark.parametrize("mode", SCORING_MODES)
-def test_shots_are_the_first_training_records_whoever_is_asked(mode: ScoringMode) -> None:
+def test_shots_are_the_first_training_records_whichever_record_is_evaluated(mode: ScoringMode) -> None:
     lm = fakes.Recorder()
-    answer(lm, asked(mode, IDS[:2], shots=3))
-    answer(lm, asked(mode, IDS[7:8], shots=3))
+    evaluate(lm, eval_request(mode, IDS[:2], shots=3))
+    evaluate(lm, eval_request(mode, IDS[7:8], shots=3))
     ask, train = Ask(mode=mode), load_split(SAMPLE, "obqa", "train")
     head = "".join(f"{ask.prompt(r)} {ask.label_target(r)}\n\n" for r in train[:3])
-    prompts = {args[0] for args in lm.asked}
+    prompts = {args[0] for args in lm.requests}
     assert prompts == {head + ask.prompt(record) for record in (RECORDS[0], RECORDS[1], RECORDS[7])}
 
 
 def test_long_texts_of_shots_are_cut() -> None:
     lm = fakes.Recorder()
     pubmed = load_split(SAMPLE, "pubmedqa", "test")
-    answer(
-        lm, asked("multiple_choice", (pubmed[0].id,), task="pubmedqa", shots=1, shot_max_words=5, max_context_words=7)
+    evaluate(
+        lm,
+        eval_request(
+            "multiple_choice", (pubmed[0].id,), task="pubmedqa", shots=1, shot_max_words=5, max_context_words=7
+        ),
     )
-    shot, question = lm.asked[0][0].split("\n\n")
+    shot, question = lm.requests[0][0].split("\n\n")
     first = load_split(SAMPLE, "pubmedqa", "train")[0]
     assert shot.startswith(" ".join(first.context.split()[-5:]) + "\n")
     assert question.startswith(" ".join(pubmed[0].context.split()[-7:]) + "\n")
@@ -167,14 +171,14 @@ def test_a_record_among_its_own_shots_is_noticed() -> None:
         "resps": [[(0.0, False)]],
     }
     with pytest.raises(AssertionError, match="own few-shot"):
-        runner._prediction(asked("multiple_choice", ("x",), shots=1), sample, {})
+        runner._prediction(eval_request("multiple_choice", ("x",), shots=1), sample, {})
 
 
 def test_braces_and_spaces_in_a_question_reach_the_model_untouched() -> None:
     from lm_eval.tasks import TaskManager
 
-    task = runner.build_task(asked("multiple_choice", IDS[:1]))
-    assert isinstance(runner._manager("obqa"), TaskManager)
+    task = runner.build_task(eval_request("multiple_choice", IDS[:1]))
+    assert isinstance(runner._task_manager("obqa"), TaskManager)
     odd = {"prompt": "{{ 7*7 }} {% if x %}  42 \n ", "options": ["{{a}}", " b "], "target": 1, "id": "i"}
     assert task.doc_to_text(odd) == odd["prompt"] and task.doc_to_choice(odd) == odd["options"]
     requests: Any = task.construct_requests(odd, task.fewshot_context(odd, 0))
@@ -183,32 +187,32 @@ def test_braces_and_spaces_in_a_question_reach_the_model_untouched() -> None:
 
 def test_paper_style_and_other_markers() -> None:
     lm = fakes.Recorder()
-    answer(lm, asked("cloze", IDS[:1], style="paper"))
-    assert lm.asked[0][0] == f"predict: Question: {RECORDS[0].question}"
+    evaluate(lm, eval_request("cloze", IDS[:1], style="paper"))
+    assert lm.requests[0][0] == f"predict: Question: {RECORDS[0].question}"
     lm = fakes.Recorder()
-    answer(lm, asked("cloze", IDS[:1], markers={"label": "\nA:"}))
-    assert lm.asked[0][0] == f"Question: {RECORDS[0].question}\nA:"
+    evaluate(lm, eval_request("cloze", IDS[:1], markers={"label": "\nA:"}))
+    assert lm.requests[0][0] == f"Question: {RECORDS[0].question}\nA:"
 
 
 def test_wrong_requests_are_refused() -> None:
     with pytest.raises(UserError, match="no record 'obqa/test/nowhere'"):
-        answer(fakes.Recorder(), asked("multiple_choice", ("obqa/test/nowhere",)))
+        evaluate(fakes.Recorder(), eval_request("multiple_choice", ("obqa/test/nowhere",)))
     with pytest.raises(UserError, match="at least one id"):
-        asked("multiple_choice", ())
+        eval_request("multiple_choice", ())
     with pytest.raises(UserError, match="twice"):
-        asked("multiple_choice", IDS[:1] * 2)
+        eval_request("multiple_choice", IDS[:1] * 2)
     with pytest.raises(UserError, match="few-shot"):
-        asked("multiple_choice", ("obqa/train/1",), split="train", shots=2)
+        eval_request("multiple_choice", ("obqa/train/1",), split="train", shots=2)
     with pytest.raises(UserError, match="unknown task"):
-        answer(fakes.Recorder(), asked("multiple_choice", task="obq"))
+        evaluate(fakes.Recorder(), eval_request("multiple_choice", task="obq"))
 
 
-def test_asking_is_quiet_and_leaves_random_numbers_and_logging_alone(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_is_quiet_and_leaves_random_numbers_and_logging_alone(capfd: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    state, drawn = torch.random.get_rng_state(), random.getstate()
+    state, python_state = torch.random.get_rng_state(), random.getstate()
     level = logging.getLogger("lm_eval").level
-    answer(fakes.perfect(RECORDS, "generate"), asked("generate"))
-    assert torch.equal(state, torch.random.get_rng_state()) and random.getstate() == drawn
+    evaluate(fakes.perfect(RECORDS, "generate"), eval_request("generate"))
+    assert torch.equal(state, torch.random.get_rng_state()) and random.getstate() == python_state
     assert logging.getLogger("lm_eval").level == level
     assert capfd.readouterr() == ("", "")

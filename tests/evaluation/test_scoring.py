@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tinyllm_bench.data.records import Prediction, TaskRecord
-from tinyllm_bench.evaluation.scoring import TaskScore, best, option_scores, score
+from tinyllm_bench.evaluation.scoring import TaskScore, argmax, option_scores, score
 
 
 def record(number: int, answer: int) -> TaskRecord:
@@ -31,7 +31,7 @@ def gen(number: int, answer: int | None, correct: bool, stopped: str = "stop") -
 
 
 def test_best_takes_the_lowest_index_on_a_tie() -> None:
-    assert best([1.0, 3.0, 3.0]) == 1 and best([0.0, 0.0]) == 0 and best([-2.0, -1.0]) == 1
+    assert argmax([1.0, 3.0, 3.0]) == 1 and argmax([0.0, 0.0]) == 0 and argmax([-2.0, -1.0]) == 1
 
 
 def test_cloze_counts_ties_plain_accuracy_and_gold_probability() -> None:

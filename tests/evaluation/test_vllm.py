@@ -13,8 +13,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Prediction, ScoringMode
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluation.lm_eval_models import VllmLM, hf_lm
-from tinyllm_bench.evaluation.request import Asked
-from tinyllm_bench.evaluation.runner import answer
+from tinyllm_bench.evaluation.runner import EvalRequest, evaluate
 from tinyllm_bench.generation.vllm import VllmEngine, backend_for
 from tinyllm_bench.generation.worker import forget_failures, vllm_installed
 from tinyllm_bench.testing import tiny_models
@@ -25,8 +24,8 @@ HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}  # vLLM's CPU atten
 needs_vllm = pytest.mark.skipif(not vllm_installed(), reason="needs vLLM")
 
 
-def asked(mode: ScoringMode, **more: Any) -> Asked:
-    return Asked(**{"task": "obqa", "mode": mode, "split": "test", "ids": IDS, "source": SAMPLE, **more})
+def eval_request(mode: ScoringMode, **more: Any) -> EvalRequest:
+    return EvalRequest(**{"task": "obqa", "mode": mode, "split": "test", "ids": IDS, "source": SAMPLE, **more})
 
 
 def pair(seed: int, **changes: Any) -> tuple[Any, Any]:
@@ -61,9 +60,10 @@ def test_vllm_and_transformers_agree_before_and_after_a_reload(tied: bool, engin
         lm = VllmLM(engine)
         assert engine.loaded == ("built" if step == 0 else "reloaded")
         for mode in ("cloze", "multiple_choice", "generate"):
-            ours = answer(lm, asked(mode, max_new_tokens=24))
+            ours = evaluate(lm, eval_request(mode, max_new_tokens=24))
             same_answers(
-                ours, answer(hf_lm(model, tokenizer, batch_size=8, device="cpu"), asked(mode, max_new_tokens=24))
+                ours,
+                evaluate(hf_lm(model, tokenizer, batch_size=8, device="cpu"), eval_request(mode, max_new_tokens=24)),
             )
             found[step, mode] = ours
     assert found[0, "cloze"] != found[1, "cloze"]
@@ -78,13 +78,13 @@ def test_refusals_and_a_death_in_the_child_are_clear(engine: VllmEngine, tmp_pat
     engine.load(tiny_models.saved(pair(0, max_position_embeddings=64), tmp_path / "short"))
     lm = VllmLM(engine)
     with pytest.raises(UserError, match="more than the model's limit"):
-        answer(lm, asked("multiple_choice"))
+        evaluate(lm, eval_request("multiple_choice"))
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
     with pytest.raises(UserError, match="the vLLM process died at 'score'.*backend.engine=hf"):
-        answer(lm, asked("cloze", ids=IDS[:1]))
+        evaluate(lm, eval_request("cloze", ids=IDS[:1]))
     engine.load(tmp_path / "short")
-    assert len(answer(VllmLM(engine), asked("cloze", ids=IDS[:1]))) == 1
+    assert len(evaluate(VllmLM(engine), eval_request("cloze", ids=IDS[:1]))) == 1
 
 
 def test_the_backend_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,14 +114,14 @@ def test_a_vllm_that_cannot_start_is_paid_for_once(monkeypatch: pytest.MonkeyPat
     other = tiny_models.saved(pair(0, num_hidden_layers=1), tmp_path / "other")
     with VllmEngine() as engine:
         monkeypatch.setattr(engine._child, "_module", "tests.models.echo_child")  # cannot load
-        said = []
+        errors = []
         for place in (folder, folder, other):
             with pytest.raises(UserError) as refused:
                 engine.load(place)
-            said.append(str(refused.value))
-    assert said[0].startswith("vLLM failed at 'load'") and said[0].endswith("Or use backend.engine=hf.")
-    assert said[1] == said[2] == f"vLLM is not tried again in this run: {said[0]}"
-    assert not any("\n" in line for line in said)
+            errors.append(str(refused.value))
+    assert errors[0].startswith("vLLM failed at 'load'") and errors[0].endswith("Or use backend.engine=hf.")
+    assert errors[1] == errors[2] == f"vLLM is not tried again in this run: {errors[0]}"
+    assert not any("\n" in line for line in errors)
 
 
 def test_the_engine_that_errors_name_can_be_chosen(tiny_llama_dir: Path) -> None:

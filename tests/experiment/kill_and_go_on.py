@@ -147,7 +147,7 @@ def attempt(student: Path, place: Path, stage: str, at: int) -> dict[str, Any]:
 def main(student: Path, out: Path) -> None:
     """All attempts: per stage three seeded points."""
     torch.set_num_threads(1)
-    runner._manager("obqa")  # lm-eval's index of tasks is built once, not in every fork
+    runner._task_manager("obqa")  # lm-eval's index of tasks is built once, not in every fork
     annotate.CHUNK, predict.CHUNK = 5, 3  # several writes for 24 and 16 records
     counts = reference(student, out / "reference")
     done = []

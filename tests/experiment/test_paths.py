@@ -15,7 +15,7 @@ from tinyllm_bench.base.events import PrerequisiteStarted
 from tinyllm_bench.base.files import read_json
 from tinyllm_bench.data.records import Annotation
 from tinyllm_bench.data.sources import load_split
-from tinyllm_bench.evaluation.sampled_answers import gold_key, path_report, paths_of, read_key
+from tinyllm_bench.evaluation.sampled_answers import gold_answer_key, parse_key, policy_report, reasoning_paths
 from tinyllm_bench.experiment.annotate import annotate, taught
 from tinyllm_bench.experiment.predict import load_predictions, predictions_file
 from tinyllm_bench.experiment.verified_texts import rationale_target, verified
@@ -42,9 +42,9 @@ def test_all_five_policies_are_reported_from_one_set_of_paths(tiny_llama_dir: Pa
     assert {f"accuracy_{policy}" for policy in POLICIES} <= record.paths.keys()
     assert {"paths_executed", "paths_agreement", "paths_oracle", "paths_tokens"} <= record.paths.keys()
     predictions = load_predictions(predictions_file(cell, outcome.folder))
-    kinds = [(path.channel, path.greedy) for path in paths_of(predictions[0])]
+    kinds = [(path.channel, path.greedy) for path in reasoning_paths(predictions[0])]
     assert kinds == [(COT, True), (COT, False), (COT, False), (POT, True), (POT, False), (POT, False)]
-    assert path_report(predictions, cell.records("test"), (COT, POT), every=True) == pytest.approx(record.paths)
+    assert policy_report(predictions, cell.records("test"), (COT, POT), every=True) == pytest.approx(record.paths)
     assert [(said.kind, said.used) for said in record.annotations] == [("rationale", 24), ("program", 24)]
     assert record.budget and record.budget.tokens_by_channel.keys() == {COT, POT}
 
@@ -132,7 +132,7 @@ def said(record: Any, kind: str, text: str, **more: Any) -> Annotation:
 def test_only_right_paths_are_learned_and_each_rejection_has_its_name(tiny_llama_dir: Path) -> None:
     cell = cell_of(tiny_llama_dir)
     (record, *_) = svamp(1)
-    gold = gold_key(record)
+    gold = gold_answer_key(record)
     texts = [
         ("rationale", f"One adds them. The answer is {gold}.", None),
         ("rationale", "The answer is 987654.", "wrong_answer"),
@@ -179,15 +179,15 @@ def test_with_two_options_a_program_must_agree_with_the_teacher_s_text(tiny_llam
 def test_what_follows_an_answer_is_kept() -> None:
     record = svamp(1)[0]
     found = rationale_target("The answer is 5. We get it by adding 2 and 3.", record)
-    assert found == f"The answer is 5. We get it by adding 2 and 3. The answer is {gold_key(record)}."
+    assert found == f"The answer is 5. We get it by adding 2 and 3. The answer is {gold_answer_key(record)}."
 
 
 @pytest.mark.parametrize("text", ["Add 2 and 3.\nThe answer is $5.", "Add 2 and 3. The answer is 5", "Add 2 and 3"])
 def test_a_rationale_ends_in_the_answer_in_one_line(text: str) -> None:
     record = svamp(1)[0]
     target = rationale_target(text, record)
-    assert target == f"Add 2 and 3. The answer is {gold_key(record)}."
-    assert read_key(target, record) == gold_key(record)
+    assert target == f"Add 2 and 3. The answer is {gold_answer_key(record)}."
+    assert parse_key(target, record) == gold_answer_key(record)
 
 
 def test_without_the_sandbox_nothing_starts(tiny_llama_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -238,7 +238,7 @@ def test_the_table_is_one_preset(tiny_llama_dir: Path) -> None:
 def test_an_over_fitted_student_answers_by_both_modes(tiny_llama_dir: Path, tmp_path: Path) -> None:
     """Mode control on eight questions: text for one prompt, a program for the other, both right."""
     from tinyllm_bench.answers.sandbox import Sandbox
-    from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths
+    from tinyllm_bench.evaluation.sampled_answers import DecodingConfig, sample_answers
     from tinyllm_bench.experiment.sample_answers import student_specs
     from tinyllm_bench.generation.hf import HfSampler
     from tinyllm_bench.models.load import load_model
@@ -250,11 +250,11 @@ def test_an_over_fitted_student_answers_by_both_modes(tiny_llama_dir: Path, tmp_
     records = cell.asked_records("train")
     with Sandbox() as box:
         for channel in (COT, POT):
-            how = HowToAsk(
+            how = DecodingConfig(
                 channels=(channel,), policy=f"single_{channel}", samples={COT: 1, POT: 1}, temperature=1.0, top_p=1.0,
                 max_new_tokens=150, every=False, seed=0,
             )  # fmt: skip
-            found = ask_paths(records, cell.ask, {channel: generate}, how, box)
+            found = sample_answers(records, cell.ask, {channel: generate}, how, box)
             assert sum(one.correct for one in found) >= 0.95 * len(records)
             codes = box.prepare([one.samples[0].text.strip() for one in found])
             found_codes = [(one.code is not None, text.samples[0].text) for one, text in zip(codes, found, strict=True)]

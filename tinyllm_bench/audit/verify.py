@@ -32,8 +32,8 @@ from tinyllm_bench.base.reading import check_inside
 from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.data.sources import Source, find_source
-from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths
-from tinyllm_bench.evaluation.scoring import decided
+from tinyllm_bench.evaluation.sampled_answers import DecodingConfig, sample_answers
+from tinyllm_bench.evaluation.scoring import with_answer
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.identity import GUESSES
 from tinyllm_bench.experiment.plan_cells import resolved_cell, with_teachers
@@ -517,7 +517,7 @@ def _more(names: Sequence[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def _decoding(cell: Cell, architecture: str | None) -> HowToAsk | None:
+def _decoding(cell: Cell, architecture: str | None) -> DecodingConfig | None:
     """How texts were sampled for a policy; the architecture tells how programs were written, so no model is opened."""
     if cell.method is None or cell.method.decoding().policy is None:
         return None
@@ -528,10 +528,10 @@ def _decoding(cell: Cell, architecture: str | None) -> HowToAsk | None:
 
 
 def _incomplete(
-    cell: Cell, how: HowToAsk | None, stored: Sequence[Prediction], records: Mapping[str, TaskRecord]
+    cell: Cell, how: DecodingConfig | None, stored: Sequence[Prediction], records: Mapping[str, TaskRecord]
 ) -> Iterator[_Differs]:
     """Predictions that cannot be decided again: of another mode, or without what decides them."""
-    wanted = {LABEL: (1, 0)} if how is None else {c: (int(greedy), n) for c, (greedy, n) in how.wanted().items()}
+    wanted = {LABEL: (1, 0)} if how is None else {c: (int(greedy), n) for c, (greedy, n) in how.texts_needed().items()}
     for one in stored:
         record = records[one.record_id]
         if one.mode != cell.mode:
@@ -557,7 +557,7 @@ def _incomplete(
 
 
 def _decided_again(
-    cell: Cell, how: HowToAsk | None, stored: Sequence[Prediction], records: Mapping[str, TaskRecord]
+    cell: Cell, how: DecodingConfig | None, stored: Sequence[Prediction], records: Mapping[str, TaskRecord]
 ) -> list[Prediction]:
     """The predictions as they follow from stored log-probabilities and texts, in the stored order.
 
@@ -568,11 +568,11 @@ def _decided_again(
     if cell.name in GUESSES:
         return guesser(cell)([record.id for record in asked])
     if how is None:
-        return [decided(one, record.choices, record.gold_key) for one, record in zip(stored, asked, strict=True)]
+        return [with_answer(one, record.choices, record.gold_key) for one, record in zip(stored, asked, strict=True)]
     generate = {channel: _stored_texts(stored, channel) for channel in how.channels}
     with ExitStack() as stack:
         sandbox: Any = stack.enter_context(Sandbox()) if POT in how.channels else None
-        return ask_paths(asked, cell.ask, generate, how, sandbox)
+        return sample_answers(asked, cell.ask, generate, how, sandbox)
 
 
 def _stored_texts(stored: Sequence[Prediction], channel: str) -> Generate:

@@ -1,6 +1,6 @@
-"""Answers by rationales and programs: texts are sampled, programs are run in the sandbox, and a policy decides.
+"""Answers by sampled chain-of-thought and programs: texts are sampled, programs run in the sandbox, a policy decides.
 
-Every path stands in the prediction with its answer key, so that each policy can be worked out again from a record.
+Every text is part of the prediction, with its answer key, so that each policy can be computed from a record again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HowToAsk:
-    """Which texts are sampled and how they decide.
+class DecodingConfig:
+    """Which texts are sampled, and the policy that decides between them.
 
-    channels: what the student was taught (`cot`, `pot`); samples: sampled texts per channel; every: sample what any
-    policy needs, so that all of them can be reported; layout: how programs were written for a student that loses
-    newlines.
+    channels: those that the student was trained on (`cot`, `pot`); samples: sampled texts per channel; every: sample
+    what any policy needs, so that all of them can be reported; layout: how programs are written for a student whose
+    tokenizer loses newlines.
     """
 
     channels: tuple[str, ...]
@@ -42,41 +42,46 @@ class HowToAsk:
     seed: int
     layout: Layout | None = None
 
-    def wanted(self) -> dict[str, tuple[bool, int]]:
-        """Per channel, whether the greedy text is written and how many are sampled."""
-        policies = possible(self.channels) if self.every else (self.policy,)
-        found = [needed(policy, self.samples) for policy in policies]
+    def texts_needed(self) -> dict[str, tuple[bool, int]]:
+        """Per channel, whether the greedy text is needed and how many sampled ones are."""
+        policies = policies_for(self.channels) if self.every else (self.policy,)
+        counts = [needed(policy, self.samples) for policy in policies]
         return {
             channel: (
-                any(one.get(channel, (False, 0))[0] for one in found),
-                max(one.get(channel, (False, 0))[1] for one in found),
+                any(of_policy.get(channel, (False, 0))[0] for of_policy in counts),
+                max(of_policy.get(channel, (False, 0))[1] for of_policy in counts),
             )
             for channel in self.channels
         }
 
 
-def possible(channels: Sequence[str]) -> tuple[Policy, ...]:
-    """The policies that a student of these channels can be read by; the two that compare need both."""
+def policies_for(channels: Sequence[str]) -> tuple[Policy, ...]:
+    """The policies that these channels allow; those that compare rationales with programs need both."""
     if set(channels) >= {COT, POT}:
         return POLICIES
     return ("single_cot", "vote") if COT in channels else ("single_pot", "vote")
 
 
-def ask_paths(
-    records: Sequence[TaskRecord], ask: Ask, generate: Mapping[str, Generate], how: HowToAsk, sandbox: Sandbox
+def sample_answers(
+    records: Sequence[TaskRecord],
+    ask: Ask,
+    generate: Mapping[str, Generate],
+    decoding: DecodingConfig,
+    sandbox: Sandbox,
 ) -> list[Prediction]:
     """Predictions for some records; `generate` writes the texts of each channel (an ensemble has two students).
 
     Raises:
-        UserError: a prompt that leaves no room for what is to be written.
+        UserError: a prompt that leaves no space for the answer.
     """
-    texts = {channel: _texts(records, ask, generate[channel], how, channel) for channel in how.channels}
-    keys = {channel: _keys(records, texts[channel], how, channel, sandbox) for channel in how.channels}
+    needed_texts = decoding.texts_needed()
+    texts = {channel: _texts(records, ask, generate[channel], decoding, channel) for channel in decoding.channels}
+    keys = {channel: _answer_keys(records, texts[channel], decoding, channel, sandbox) for channel in decoding.channels}
     predictions = []
     for number, record in enumerate(records):
         samples = []
-        for channel in how.channels:
-            greedy, _ = how.wanted()[channel]
+        for channel in decoding.channels:
+            greedy, _ = needed_texts[channel]
             for place, (text, key) in enumerate(zip(texts[channel][number], keys[channel][number], strict=True)):
                 samples.append(
                     Sample(
@@ -90,21 +95,24 @@ def ask_paths(
                         hit_limit=text.finish == "length",
                     )
                 )
-        predictions.append(_decided(record, samples, how.policy))
+        predictions.append(_with_decision(record, samples, decoding.policy))
     return predictions
 
 
 def _texts(
-    records: Sequence[TaskRecord], ask: Ask, generate: Generate, how: HowToAsk, channel: str
+    records: Sequence[TaskRecord], ask: Ask, generate: Generate, decoding: DecodingConfig, channel: str
 ) -> list[list[Completion]]:
     """Per record the greedy text, if a policy needs it, then the sampled ones in the order of their seeds."""
-    greedy, samples = how.wanted()[channel]
+    greedy, samples = decoding.texts_needed()[channel]
     sampling = SamplingConfig(
-        temperature=how.temperature, top_p=how.top_p, max_new_tokens=how.max_new_tokens, stop=("\n\n",)
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        max_new_tokens=decoding.max_new_tokens,
+        stop=("\n\n",),
     )
     requests = []
     for record in records:
-        prompt, seed = ask.prompt(record, channel), seed_of(f"{how.seed}/{record.id}/{channel}")
+        prompt, seed = ask.prompt(record, channel), seed_of(f"{decoding.seed}/{record.id}/{channel}")
         if greedy:
             requests.append(GenerationRequest(prompt, replace(sampling, temperature=0.0, top_p=1.0)))
         requests += [GenerationRequest(prompt, sampling, seed_of(f"{seed}/{number}")) for number in range(samples)]
@@ -118,39 +126,60 @@ def _texts(
 
 
 def seed_of(text: str) -> int:
-    """A seed of 31 bits that depends on nothing but a text."""
+    """A seed of 31 bits that depends on a text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
 
 
-def _keys(
-    records: Sequence[TaskRecord], texts: Sequence[Sequence[Completion]], how: HowToAsk, channel: str, sandbox: Sandbox
+def _answer_keys(
+    records: Sequence[TaskRecord],
+    texts: Sequence[Sequence[Completion]],
+    decoding: DecodingConfig,
+    channel: str,
+    sandbox: Sandbox,
 ) -> list[list[str | None]]:
+    """The answer key of each text: rationales are parsed, programs run (all of them in one call of the sandbox)."""
     if channel != POT:
-        return [[read_key(text.text, record) for text in found] for record, found in zip(records, texts, strict=True)]
-    flat = [
-        (record, decode_program(text.text.strip(), how.layout))
-        for record, found in zip(records, texts, strict=True)
-        for text in found
+        return [[parse_key(text.text, record) for text in own] for record, own in zip(records, texts, strict=True)]
+    programs = [
+        (record, decode_program(text.text.strip(), decoding.layout))
+        for record, own in zip(records, texts, strict=True)
+        for text in own
     ]
-    results = sandbox.map([code for _, code in flat], [inputs_for(record.choices) for record, _ in flat])
-    keys = iter([answer_of(result, record.choices).key for (record, _), result in zip(flat, results, strict=True)])
-    return [[next(keys) for _ in found] for found in texts]
+    results = sandbox.map([code for _, code in programs], [inputs_for(record.choices) for record, _ in programs])
+    keys = iter([answer_of(result, record.choices).key for (record, _), result in zip(programs, results, strict=True)])
+    return [[next(keys) for _ in own] for own in texts]
 
 
-def read_key(text: str, record: TaskRecord) -> str | None:
-    """The answer key of a text, read by the parser of the record's kind; None where nothing could be read."""
-    found = read(text, record.choices).key
-    return key_of(found, record.choices) if isinstance(found, int) else found
+def parse_key(text: str, record: TaskRecord) -> str | None:
+    """The answer key of a text, by the parser of the record's kind; None where it finds no answer."""
+    key = read(text, record.choices).key
+    return key_of(key, record.choices) if isinstance(key, int) else key
 
 
-def gold_key(record: TaskRecord) -> str:
+def gold_answer_key(record: TaskRecord) -> str:
     """The answer key of the right answer."""
     gold = record.gold_key
     return key_of(gold, record.choices) if isinstance(gold, int) else gold
 
 
-def paths_of(prediction: Prediction) -> list[Path]:
-    """The paths of a prediction."""
+def _with_decision(record: TaskRecord, samples: Sequence[Sample], policy: Policy) -> Prediction:
+    """The prediction that a policy makes of a question's texts."""
+    unanswered = Prediction(record_id=record.id, mode="generate", answer=None, correct=False, samples=tuple(samples))
+    decision = decide(reasoning_paths(unanswered), policy)
+    answer: int | str | None = decision.key
+    if decision.key is not None and (index := index_of(decision.key, record.choices)) is not None:
+        answer = index
+    return replace(
+        unanswered,
+        answer=answer,
+        correct=answer == record.gold_key,
+        parsed_by=None if answer is None else f"{policy}: {decision.rule}",
+        stopped="limit" if answer is None and any(sample.hit_limit for sample in samples) else "stop",
+    )
+
+
+def reasoning_paths(prediction: Prediction) -> list[Path]:
+    """The texts of a prediction as the policies compare them."""
     return [
         Path(
             channel=sample.channel,
@@ -163,40 +192,20 @@ def paths_of(prediction: Prediction) -> list[Path]:
     ]
 
 
-def _decided(record: TaskRecord, samples: Sequence[Sample], policy: Policy) -> Prediction:
-    bare = Prediction(record_id=record.id, mode="generate", answer=None, correct=False, samples=tuple(samples))
-    found = decide(paths_of(bare), policy)
-    answer = None if found.key is None else _answer(found.key, record)
-    return Prediction(
-        record_id=record.id,
-        mode="generate",
-        answer=answer,
-        correct=answer == record.gold_key,
-        samples=tuple(samples),
-        parsed_by=None if answer is None else f"{policy}: {found.rule}",
-        stopped="limit" if answer is None and any(sample.hit_limit for sample in samples) else "stop",
-    )
-
-
-def _answer(key: str, record: TaskRecord) -> int | str:
-    index = index_of(key, record.choices)
-    return key if index is None else index
-
-
-def path_report(
+def policy_report(
     predictions: Sequence[Prediction], records: Sequence[TaskRecord], channels: Sequence[str], *, every: bool
 ) -> dict[str, float]:
-    """Accuracy by every policy that the paths allow (`accuracy_<policy>`), and what the paths are like.
+    """Accuracy by every policy that the texts allow (`accuracy_<policy>`), and measures of the texts (`paths_<name>`).
 
-    `tokens_<policy>` are the tokens per question that a policy took.
+    `tokens_<policy>` are the tokens per question that a policy used.
     """
-    gold = {record.id: gold_key(record) for record in records}
-    questions = [(paths_of(prediction), gold[prediction.record_id]) for prediction in predictions]
+    gold = {record.id: gold_answer_key(record) for record in records}
+    questions = [(reasoning_paths(prediction), gold[prediction.record_id]) for prediction in predictions]
     report: dict[str, float] = {}
-    for policy in possible(channels) if every else ():
-        outcomes = [(decide(paths, policy), right) for paths, right in questions]
-        report[f"accuracy_{policy}"] = sum(found.key == right for found, right in outcomes) / len(outcomes)
-        used = sum(path.tokens for found, _ in outcomes for path in found.used)
-        report[f"tokens_{policy}"] = used / len(outcomes)
+    for policy in policies_for(channels) if every else ():
+        decisions = [(decide(paths, policy), right) for paths, right in questions]
+        report[f"accuracy_{policy}"] = sum(decision.key == right for decision, right in decisions) / len(decisions)
+        used = sum(path.tokens for decision, _ in decisions for path in decision.used)
+        report[f"tokens_{policy}"] = used / len(decisions)
     facts: PathFacts = facts_of(questions)
     return report | {f"paths_{name}": value for name, value in facts._asdict().items() if value is not None}

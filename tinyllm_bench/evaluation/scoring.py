@@ -10,15 +10,15 @@ from tinyllm_bench.data.records import Prediction, TaskRecord
 
 
 def shared_gold(records: Sequence[TaskRecord]) -> tuple[int, ...]:
-    """The numbers of the right answers where all questions have the same closed answers (yes, no, maybe) in one order.
+    """The indices of the right answers where all questions have the same closed choices (yes, no, maybe) in one order.
 
-    Empty elsewhere: a number means something else in every question there.
+    Empty for other tasks: there an index means something else in every question.
     """
     kinds = {record.choices for record in records}
     return tuple(record.answer for record in records) if len(kinds) == 1 and kind_of(*kinds) == "yes_no" else ()
 
 
-def best(values: Sequence[float]) -> int:
+def argmax(values: Sequence[float]) -> int:
     """The index of the largest value; the lowest such index on a tie."""
     return max(range(len(values)), key=lambda i: (values[i], -i))
 
@@ -32,16 +32,17 @@ def option_scores(prediction: Prediction) -> tuple[float, ...]:
     )
 
 
-def decided(prediction: Prediction, choices: Sequence[str], gold: int | str) -> Prediction:
-    """The prediction with the answer that its log-probabilities or its one text give; ties go to the lowest index.
+def with_answer(prediction: Prediction, choices: Sequence[str], gold: int | str) -> Prediction:
+    """The prediction with the answer that follows from its log-probabilities or its one text; a tie goes to the lowest
+    index.
 
     A text is read by the parser, or must be one of `choices_read` to the letter where the prediction has any.
     """
     if prediction.mode == "generate":
         text = prediction.samples[0].text
-        found = to_the_letter(text, prediction.choices_read) if prediction.choices_read else read(text, choices)
-        return replace(prediction, answer=found.key, correct=found.key == gold, parsed_by=found.rule)
-    index = best(option_scores(prediction))
+        parsed = to_the_letter(text, prediction.choices_read) if prediction.choices_read else read(text, choices)
+        return replace(prediction, answer=parsed.key, correct=parsed.key == gold, parsed_by=parsed.rule)
+    index = argmax(option_scores(prediction))
     rule = "logprob_per_char" if prediction.mode == "cloze" else "logprob"
     return replace(prediction, answer=index, correct=index == gold, parsed_by=rule)
 
@@ -71,7 +72,7 @@ class TaskScore:
 
     @property
     def accuracy(self) -> float:
-        """Share of all questions answered rightly; unparsed ones count as not right."""
+        """Share of all questions answered correctly; unparsed ones count as incorrect."""
         return self.correct / self.n if self.n else 0.0
 
     @property
@@ -80,39 +81,34 @@ class TaskScore:
         return None if self.plain_correct is None else self.plain_correct / max(self.n, 1)
 
 
-def _gold_probability(scores: Sequence[float], gold: int) -> float:
-    top = max(scores)
-    weights = [math.exp(score - top) for score in scores]
-    return weights[gold] / math.fsum(weights)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
-
-
 def score(predictions: Sequence[Prediction], records: Iterable[TaskRecord], *, context_cut: int = 0) -> TaskScore:
-    """Score predictions against their records (any order; records may be more than were asked).
+    """Score predictions against their records (in any order; there may be more records than predictions).
 
-    `context_cut` is passed on: how many of the asked records lost words of their context.
+    `context_cut` is passed on: how many of the records lost words of their context.
 
     Raises:
         AssertionError: a prediction without a record, or whose `correct` disagrees with the record.
     """
-    asked = {record.id: record for record in records}
+    by_id = {record.id: record for record in records}
     for prediction in predictions:
-        right = prediction.answer == asked[prediction.record_id].gold_key
-        assert prediction.correct == right, prediction.record_id
-    scored = [(option_scores(p), asked[p.record_id].answer, p) for p in predictions if p.option_logprobs]
-    correct = sum(p.correct for p in predictions)
+        correct = prediction.answer == by_id[prediction.record_id].gold_key
+        assert prediction.correct == correct, prediction.record_id
+    scored = [(option_scores(p), by_id[p.record_id].answer, p) for p in predictions if p.option_logprobs]
+    n_correct = sum(p.correct for p in predictions)
     unparsed = sum(p.answer is None for p in predictions)
+    gold_probabilities = []
+    for scores, gold, _ in scored:
+        top = max(scores)
+        weights = [math.exp(value - top) for value in scores]  # softmax, without overflow
+        gold_probabilities.append(weights[gold] / math.fsum(weights))
     return TaskScore(
         n=len(predictions),
-        correct=correct,
-        wrong=len(predictions) - correct - unparsed,
+        correct=n_correct,
+        wrong=len(predictions) - n_correct - unparsed,
         unparsed=unparsed,
         hit_token_limit=sum(p.stopped == "limit" for p in predictions),
         context_cut=context_cut,
         ties=sum(scores.count(max(scores)) > 1 for scores, _, _ in scored),
-        plain_correct=sum(best(p.option_logprobs) == answer for _, answer, p in scored) if scored else None,
-        gold_probability=_mean([_gold_probability(scores, answer) for scores, answer, _ in scored]),
+        plain_correct=sum(argmax(p.option_logprobs) == answer for _, answer, p in scored) if scored else None,
+        gold_probability=math.fsum(gold_probabilities) / len(scored) if scored else None,
     )

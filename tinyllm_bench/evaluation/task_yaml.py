@@ -1,4 +1,4 @@
-"""Writes the small YAML files by which lm-eval knows our tasks: one per task and mode, one group per suite
+"""Writes the small YAML files that register our tasks with lm-eval: one per task and mode, one group per suite
 and mode.
 
 lm-eval registers one task per file, so the files are made from the tasks' own facts: `python -m
@@ -36,7 +36,7 @@ def folder() -> Path:
 
 
 def task_text(info: TaskInfo, mode: ScoringMode, *, shared: str = "") -> str:
-    """One task's YAML; `shared` is the folder of the shared files, with a slash, where it is another one."""
+    """One task's YAML; `shared` is the folder of the shared files, with a slash, where it is another folder."""
     base = "_generate_yaml" if mode == "generate" else "_choice_yaml"
     return (
         f"{_NOTE}include: {shared}{base}\n"
@@ -82,7 +82,7 @@ def drift(home: Path) -> list[str]:
 
 
 def main() -> None:
-    """Write the files that differ and remove the ones that no task asks for."""
+    """Write the files that differ and remove those that belong to no task."""
     home, made = folder(), files()
     if not made:
         raise UserError(f"no task in {home}")

@@ -12,7 +12,7 @@ from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import ScoringMode, Split, TaskInfo, TaskRecord, cut_context
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.data.subsets import stratified_subset
-from tinyllm_bench.evaluation.request import Asked
+from tinyllm_bench.evaluation.runner import EvalRequest
 from tinyllm_bench.experiment.identity import identity_of
 from tinyllm_bench.experiment.settings import BenchConfig
 from tinyllm_bench.models.specs import ModelSpec
@@ -71,10 +71,10 @@ class Cell:
         """The same records as they are asked, passages cut to `data.max_context_words`."""
         return tuple(cut_context(record, self.config.data.max_context_words) for record in self.records(split))
 
-    def eval_request(self, split: Split, ids: Sequence[str], *, shots: int = 0, chat: bool = False) -> Asked:
+    def eval_request(self, split: Split, ids: Sequence[str], *, shots: int = 0, chat: bool = False) -> EvalRequest:
         """How the records of a split with these ids are asked, with so many examples and through the chat template."""
         config = self.config
-        return Asked(
+        return EvalRequest(
             task=self.task.name,
             mode=self.mode,
             split=split,

@@ -17,7 +17,7 @@ from tinyllm_bench.data.facts import SplitFacts
 from tinyllm_bench.data.prompts import LABEL, rationale_channel
 from tinyllm_bench.data.records import SCORING_MODES, Annotation, ScoringMode, TaskInfo
 from tinyllm_bench.data.sources import Source, find_source, load_split, manifest
-from tinyllm_bench.evaluation.sampled_answers import possible
+from tinyllm_bench.evaluation.sampled_answers import policies_for
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.cell_teachers import (
     check_signal,
@@ -330,7 +330,7 @@ def _students(cell: Cell) -> Mapping[str, Cell]:
         share = 1 / len(decoding.members)
         made = [_training_cell(cell, {**settings, **member}, share) for member in decoding.members]
     else:
-        (policy, *_) = possible(decoding.channels)  # a training has one, though it is not used to read anything
+        (policy, *_) = policies_for(decoding.channels)  # a training has one, though it is not used to read anything
         made = [_training_cell(cell, {**settings, "policy": policy}, 1.0)] * len(decoding.channels)
     return dict(zip(decoding.channels, made, strict=True))
 

@@ -22,8 +22,8 @@ from tinyllm_bench.base.files import append_checked, canonical_json, read_checke
 from tinyllm_bench.base.reading import read_bytes, strict_json
 from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
 from tinyllm_bench.evaluation.reference_baselines import guess_majority, guess_random
-from tinyllm_bench.evaluation.runner import answer
-from tinyllm_bench.evaluation.sampled_answers import ask_paths
+from tinyllm_bench.evaluation.runner import evaluate
+from tinyllm_bench.evaluation.sampled_answers import sample_answers
 from tinyllm_bench.experiment.cell import Cell, device_of
 from tinyllm_bench.experiment.sample_answers import how_to_ask, joint_digest, student_specs
 from tinyllm_bench.experiment.verified_texts import layout_of
@@ -266,7 +266,7 @@ class StudentAsker:
     def ask(self, ids: Sequence[str]) -> list[Prediction]:
         """Answers to test records."""
         shots = self.cell.config.eval.shots if self.cell.name == "few_shot" else 0
-        return answer(self.asker.lm, self.cell.eval_request("test", ids, shots=shots, chat=self.asker.chat))
+        return evaluate(self.asker.lm, self.cell.eval_request("test", ids, shots=shots, chat=self.asker.chat))
 
 
 class PathAsker:
@@ -297,7 +297,7 @@ class PathAsker:
         records = {record.id: record for record in self.cell.asked_records("test")}
         generate = {channel: self.askers[spec].generate for channel, spec in student_specs(self.cell).items()}
         how = how_to_ask(self.cell, layout_of(self.cell))
-        return ask_paths([records[i] for i in ids], self.cell.ask, generate, how, self.engines.sandbox())
+        return sample_answers([records[i] for i in ids], self.cell.ask, generate, how, self.engines.sandbox())
 
 
 def _make_room(loaded: Loaded) -> None:

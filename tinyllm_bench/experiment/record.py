@@ -8,7 +8,7 @@ from tinyllm_bench.answers.programs import kind_of
 from tinyllm_bench.data.checks import clusters, overlap
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.evaluation.reference_baselines import chance, expected
-from tinyllm_bench.evaluation.sampled_answers import path_report
+from tinyllm_bench.evaluation.sampled_answers import policy_report
 from tinyllm_bench.evaluation.scoring import TaskScore, score, shared_gold
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.identity import protocol_of
@@ -129,7 +129,7 @@ def score_fields(cell: Cell, predictions: Sequence[Prediction]) -> dict[str, Any
     found = score(predictions, records, context_cut=sum(one.context != whole[one.id].context for one in records))
     paths: dict[str, float] = {}
     if cell.method is not None and (decoding := cell.method.decoding()).policy is not None:
-        paths = path_report(predictions, records, decoding.channels, every=decoding.every)
+        paths = policy_report(predictions, records, decoding.channels, every=decoding.every)
     return {
         "score": _score(found),
         "secondary": _secondary(found, predictions, records),

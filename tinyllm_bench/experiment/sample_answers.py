@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tinyllm_bench.answers.codec import Layout
 from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.base.files import digest
-from tinyllm_bench.evaluation.sampled_answers import HowToAsk, ask_paths, possible
+from tinyllm_bench.evaluation.sampled_answers import DecodingConfig, policies_for, sample_answers
 from tinyllm_bench.experiment.verified_texts import layout_of
 from tinyllm_bench.models.load import Loaded
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from tinyllm_bench.models.lm import LM
 
 
-def how_to_ask(cell: "Cell", layout: Layout | None, *, greedy: bool = False) -> HowToAsk:
+def how_to_ask(cell: "Cell", layout: Layout | None, *, greedy: bool = False) -> DecodingConfig:
     """The cell's policy, for a student that writes programs in `layout` (`layout_of`); `greedy`: the cheapest that uses
     every channel, for looks at validation.
     """
     assert cell.method is not None
     decoding = cell.method.decoding()
-    policies: Any = possible(decoding.channels)
+    policies: Any = policies_for(decoding.channels)
     quick = "pot_then_cot" if "pot_then_cot" in policies else policies[0]
-    return HowToAsk(
+    return DecodingConfig(
         channels=decoding.channels,
         policy=quick if greedy else decoding.policy,  # type: ignore[arg-type]
         samples=decoding.samples,
@@ -59,7 +59,7 @@ def path_validator(cell: "Cell", loaded: Loaded) -> "Callable[[LM], ValidationSc
 
         generate = HfSampler(Loaded(student.plain, loaded.tokenizer)).generate
         with Sandbox() as sandbox:
-            predictions = ask_paths(valid, cell.ask, dict.fromkeys(how.channels, generate), how, sandbox)
+            predictions = sample_answers(valid, cell.ask, dict.fromkeys(how.channels, generate), how, sandbox)
         return ValidationScore(sum(one.correct for one in predictions) / len(predictions), None, len(predictions))
 
     return validate

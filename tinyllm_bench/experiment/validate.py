@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Split
-from tinyllm_bench.evaluation.runner import answer
+from tinyllm_bench.evaluation.runner import evaluate
 from tinyllm_bench.evaluation.scoring import score
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.sample_answers import path_validator
@@ -66,7 +66,7 @@ def validator(cell: Cell, loaded: Loaded, gold: Sequence[Group]) -> Callable[[LM
             layout=config.eval.layout,
             cut_tokens=config.data.cut_tokens,
         )
-        found = score(answer(asker, asked), valid)
+        found = score(evaluate(asker, asked), valid)
         loss = gold_loss(student, loaded, gold) if config.train.select == "loss" else None
         return ValidationScore(found.accuracy, found.gold_probability, found.n, loss)
 

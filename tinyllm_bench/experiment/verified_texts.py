@@ -16,7 +16,7 @@ from tinyllm_bench.answers.sandbox import Sandbox
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import LETTERS
 from tinyllm_bench.data.records import Annotation, TaskRecord
-from tinyllm_bench.evaluation.sampled_answers import gold_key, read_key
+from tinyllm_bench.evaluation.sampled_answers import gold_answer_key, parse_key
 from tinyllm_bench.models.load import Loaded, is_encoder_decoder
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ def _rationale(said: Annotation, record: TaskRecord) -> Annotation:
 
 def _wrong(said: Annotation, record: TaskRecord) -> str | None:
     """What a live teacher named is known; of recorded text it is read."""
-    key = read_key(said.answer if said.answer is not None else said.text, record)
+    key = parse_key(said.answer if said.answer is not None else said.text, record)
     if key is None:
         return "no_answer"
-    return None if key == gold_key(record) else "wrong_answer"
+    return None if key == gold_answer_key(record) else "wrong_answer"
 
 
 def rationale_target(text: str, record: TaskRecord) -> str:
@@ -92,7 +92,7 @@ def _programs(
     for (a, one), result in zip(able, results, strict=True):
         record = records[a.record_id]
         key = answer_of(result, record.choices)
-        reason = key.reason or ("wrong_answer" if key.key != gold_key(record) else _degenerate(one, record))
+        reason = key.reason or ("wrong_answer" if key.key != gold_answer_key(record) else _degenerate(one, record))
         found[id(a)] = replace(a, rejected=reason) if reason else replace(a, text=encode_program(one, layout))
     return found
 

@@ -110,7 +110,7 @@ class RunRecord(Part):
     cannot be measured (recorded text). `clusters` number the items that share a passage or a question, empty where none
     do; `gold` are the numbers of the items' right answers where all have the same named ones (yes, no, maybe), empty
     elsewhere; `paths` are accuracies by every policy and what the paths are like
-    (`evaluation.sampled_answers.path_report`).
+    (`evaluation.sampled_answers.policy_report`).
     """
 
     schema_version: Literal[1] = 1

@@ -369,7 +369,7 @@ class _Forecaster:
         """Seconds of answering the test questions that are left."""
         seconds = self._answer_seconds(cell, parameters, cell.asked_records("test")[answered:])
         if cell.students:  # a policy asks several texts of each question
-            wanted = how_to_ask(cell, None).wanted()
+            wanted = how_to_ask(cell, None).texts_needed()
             seconds *= sum(bool(greedy) + sampled for greedy, sampled in wanted.values())
         return seconds * (1 + cell.config.eval.shots if cell.name == "few_shot" else 1)
 
