@@ -6,21 +6,20 @@
 import inspect
 import json
 import re
-import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
+from tinyllm_bench.base.config import allowed
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "reference"
 MARK = "<!-- written by scripts/reference_pages.py; edits are lost -->"
-KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
-SIGNS = {"Ge": ("ge", "at least"), "Gt": ("gt", "above"), "Le": ("le", "at most"), "Lt": ("lt", "below")}
 
 
 def cell(text: str) -> str:
@@ -86,32 +85,6 @@ def cli_page() -> str:
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
-
-
-def _bounds(metadata: list[Any]) -> str:
-    signs = [(SIGNS[type(one).__name__], one) for one in metadata if type(one).__name__ in SIGNS]
-    return " and ".join(f"{word} {getattr(one, name):g}" for (name, word), one in signs)
-
-
-def allowed(kind: Any, metadata: list[Any]) -> str:
-    """In words, which values a field takes."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        extra = [part for one in inner[1:] for part in getattr(one, "metadata", [one])]
-        return allowed(inner[0], [*metadata, *extra])
-    if origin is Literal:
-        return ", ".join(f"`{one}`" for one in inner)
-    if origin in (Union, types.UnionType):
-        return " or ".join(allowed(one, metadata if one in (int, float) else []) for one in inner)
-    if origin is tuple and inner[-1] is not Ellipsis:
-        return f"list of {len(inner)}: {', '.join(allowed(one, []) for one in inner)}"
-    if origin in (list, tuple):
-        return f"list of {allowed(inner[0], [])}"
-    if origin is dict:
-        return f"mapping from {allowed(inner[0], [])} to {allowed(inner[1], [])}"
-    if inspect.isclass(kind) and issubclass(kind, BaseModel):
-        return "group"
-    return f"{KINDS[kind]} {_bounds(metadata)}".strip()
 
 
 def inner_model(field: FieldInfo) -> type[BaseModel] | None:

@@ -1,12 +1,22 @@
 """Layers: order, origin, refusals."""
 
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from tinyllm_bench.base.config import Layer, as_assignments, flatten, parse_assignments, parse_yaml, read_yaml, resolve
+from tinyllm_bench.base.config import (
+    Layer,
+    as_assignments,
+    flatten,
+    parse_assignments,
+    parse_yaml,
+    read_settings,
+    read_yaml,
+    resolve,
+)
 from tinyllm_bench.base.errors import UserError
 
 
@@ -46,7 +56,7 @@ def test_a_shared_layer_is_not_changed_by_merging() -> None:
     [
         ({"iner": {}}, r"unknown setting \(here\) 'iner'. Did you mean 'inner'\?"),
         ({"inner": {"rat": 1}}, r"unknown setting \(here\) 'inner.rat'. Did you mean 'inner.rate'\?"),
-        ({"inner": {"steps": "many"}}, r"inner.steps='many' \(here\): input should be a valid integer"),
+        ({"inner": {"steps": "many"}}, r"inner.steps='many' \(here\): allowed: whole number$"),
     ],
 )
 def test_wrong_settings_name_layer_value_and_what_is_allowed(values: dict[str, object], text: str) -> None:
@@ -221,6 +231,68 @@ def test_true_is_no_number_in_a_file_either() -> None:
         resolve(Typed, [Layer("--config", {"inner": {"rate": True}})])
     with pytest.raises(UserError, match=r"numbers.1=true \(--config\)"):
         resolve(Typed, [Layer("--config", {"numbers": [1, True]})])
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("amount=[", "amount='[' (command line): allowed: whole number or `all`"),
+        ("weight=-1", "weight=-1 (command line): allowed: number at least 0 or mapping from text to number at least 0"),
+        ("weight={a: -1}", "allowed: number at least 0 or mapping"),
+        ("modules={a: b}", "(command line): allowed: text or list of text"),
+        ("names=a", "names='a' (command line): allowed: list of text"),
+        ("numbers=[a]", "numbers='a' (command line): allowed: list of number"),
+        ("prices={m: [1]}", "allowed: mapping from text to list of 2: number, number"),
+        ("inner=3", "inner='3' (command line): allowed: group, as inner.NAME=VALUE"),
+        ("maybe=x", "allowed: group or null, as maybe.NAME=VALUE"),
+        ("flag=2", "flag='2' (command line): allowed: true or false"),
+        ("kind=off", "input should be 'no', 'on' or '1'"),
+        ("number=1e-400", "number='1e-400': closer to 0 than a number can be"),
+        ("whole=\u0663", "allowed: whole number"),
+    ],
+)
+def test_a_refusal_names_the_setting_its_layer_and_what_is_allowed(written: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        typed(written)
+    assert said in str(caught.value) and "instance of" not in str(caught.value)
+
+
+def test_a_list_nested_too_deep_is_refused_at_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match="not valid YAML"):
+        typed("names=" + "[" * 20_000)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("text", [*CHANGED[:15], "1:30:00", "2026-01-02", "+1", "1.", ".inf", "0b11"])
+def test_a_file_of_settings_keeps_plain_values_as_they_are_written(tmp_path: Path, text: str) -> None:
+    if "#" in text:
+        return  # a comment of YAML
+    (tmp_path / "c.yaml").write_text(f"text: {text}\nnames: [{text}]\ntexts: {{{text}: {text}}}\n", encoding="utf-8")
+    found = resolve(Typed, [Layer("--config", read_settings(tmp_path / "c.yaml"))]).config
+    assert (found.text, found.names, found.texts) == (text, (text,), {text: text})
+
+
+def test_a_file_of_settings_reads_numbers_as_the_command_line_does(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "whole: 010\nnumber: 1e-4\nflag: yes\nmaybe_text: ~\nmaybe:\nbase: &b {rate: 1}\ninner: {<<: *b, steps: 2}\n"
+    )
+    values = read_settings(file)
+    del values["base"]
+    found = resolve(Typed, [Layer("--config", values)]).config
+    assert (found.whole, found.number, found.flag, found.maybe_text, found.maybe) == (10, 1e-4, True, None, None)
+    assert found.inner == Inner(rate=1, steps=2)
+    for line in ("whole: 1:30", "whole: 2026-01-02", "number: true", "number: " + "9" * 5000, "text: null"):
+        file.write_text(line)
+        with pytest.raises(UserError, match=line[:4]):
+            resolve(Typed, [Layer("--config", read_settings(file))])
+
+
+@pytest.mark.parametrize("text", ["[]", "0", "false", "''"])
+def test_an_empty_list_is_no_file_of_settings(text: str) -> None:
+    with pytest.raises(UserError, match="must be a mapping"):
+        parse_yaml(text, "here")
 
 
 @pytest.mark.parametrize("text", ["alpha", "=3", ".x=1", "a..b=1", "a.=1"])

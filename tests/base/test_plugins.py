@@ -117,6 +117,45 @@ def test_a_file_that_offers_nothing_is_broken(site: Site, tmp_path: Path, code: 
     assert plugins.broken_files() == {tmp_path / "empty.py": says}
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "class Odd(Exception):\n    def __repr__(self): raise ValueError('x')\nraise Odd",
+        "raise BaseException('x')",
+        "raise GeneratorExit",
+        "def __getattr__(name): raise RuntimeError(name)",
+    ],
+)
+def test_nothing_that_a_file_raises_gets_further(site: Site, tmp_path: Path, code: str) -> None:
+    file = write(tmp_path / "odd.py", code)
+    plugins.add_file(file)
+    assert list(plugins.broken_files()) == [file]
+
+
+def test_what_a_file_prints_is_no_part_of_our_output(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugins.add_file(write(tmp_path / "loud.py", "print('hello')\nTEACHER = print"))
+    assert plugins.names("teacher")
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+@pytest.mark.parametrize("kind", ["loop", "huge", "pipe"])
+def test_a_file_that_is_no_program_is_refused_at_once(
+    site: Site, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "odd.py"
+    if kind == "loop":
+        file.symlink_to(file)
+    elif kind == "pipe":
+        os.mkfifo(file)
+    else:
+        with file.open("wb") as opened:
+            opened.truncate(1 << 40)
+    monkeypatch.setenv("TINYLLM_BENCH_PLUGINS", str(file))
+    assert list(plugins.broken_files()) == [file]
+
+
 def test_a_file_that_is_not_there_is_the_users_mistake(site: Site, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--plugin .*nowhere\.py: no such file; name a Python file that holds METHOD"):
         plugins.add_file(tmp_path / "nowhere.py")

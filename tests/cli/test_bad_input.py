@@ -33,7 +33,7 @@ def assert_refused(result: CommandResult, *parts: str) -> None:
         (("--seeds", "two"), ("--seeds", "see tinyllm-bench run --help")),
         (("--sed", "1"), ("--sed", "--seeds")),
         (("--backend", "onnx"), ("backend.engine='onnx'", "'auto', 'hf' or 'vllm'")),
-        (("--config", "nowhere.yaml"), ("config file not found: nowhere.yaml",)),
+        (("--config", "nowhere.yaml"), ("file not found: nowhere.yaml",)),
         (("student.model=dir:/no/such/folder",), ("dir:/no/such/folder", "no such folder")),
         (("student.model=gpt",), ("gpt",)),
         (("student.model=bundled:smollm9",), ("smollm9", "smollm2-135m")),

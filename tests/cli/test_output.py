@@ -71,3 +71,30 @@ def test_what_is_shown_of_a_record_does_not_act(call: Call, tmp_path: Path, text
         result = call(*command)
         assert not HIDDEN.search(result.out + result.err), command
     assert call("compare", *folders, "--json").out and json.loads(call("compare", *folders, "--json").out)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--method", "x" * 10**5),
+        ("--task", "x " * 10**5),
+        ("--config", "9" * 5000),
+        ("--seeds", "9" * 5000),
+        ("--" + "y" * 10**5,),
+        ("method={}",),
+        ("method={1: 2}",),
+        ("method=" + "[" * 5000,),
+    ],
+    ids=lambda arguments: " ".join(arguments)[:20],
+)
+def test_an_error_shows_the_ends_of_what_is_very_long(call: Call, small: list[Any], arguments: tuple[str, ...]) -> None:
+    said = call("run", "--method", "finetune", "--task", "obqa", *small, "--dry-run", *arguments)
+    assert said.status == (0 if arguments == ("method={}",) else 2), said.err
+    assert len(said.err) < 5000 and said.err.count("\n") == said.status / 2
+
+
+@pytest.mark.parametrize("text", ["method:", "method: {1: 2}", "method: {~: 2}"])
+def test_a_group_of_methods_settings_may_be_empty(call: Call, small: list[Any], tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    said = call("run", "--method", "finetune", "--task", "obqa", *small, "--dry-run", "--config", tmp_path / "c.yaml")
+    assert (said.status, said.err.count("\n")) == ((0, 0) if text == "method:" else (2, 1)), said.err

@@ -5,6 +5,7 @@ of a method < `--config` file < `key=value`. A value of the command line is read
 never by what YAML would make of it: `#2` and `1:30` stay the texts that they are, and `true` is no number.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -30,10 +31,16 @@ class Layer(NamedTuple):
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """A YAML mapping; anything else is a user error that names the file."""
+    return _mapping(text, where, yaml.SafeLoader)
+
+
+def _mapping(text: str, where: str, loader: type[yaml.SafeLoader]) -> dict[str, Any]:
     try:
-        values = strict_yaml(text) or {}
+        values = strict_yaml(text, loader)
     except ValueError as error:
         raise UserError(f"{where} is not valid YAML: {error}") from None
+    if values is None:
+        return {}
     if not isinstance(values, dict):
         raise UserError(f"{where} must be a mapping of settings, not {type(values).__name__}")
     return values
@@ -50,6 +57,27 @@ class Written(str):
     """A value as it was typed: the declared type of the setting that it is for decides what it means."""
 
     __slots__ = ()
+
+
+class _SettingsLoader(yaml.SafeLoader):
+    """Plain values stay as they are written, but for null and `<<`: YAML would make 8 of 010 and 90 of 1:30."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in pairs if tag.endswith((":null", ":merge"))]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _as_written(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    return Written(node.value) if node.style is None else str(node.value)
+
+
+_SettingsLoader.add_constructor("tag:yaml.org,2002:str", _as_written)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A person's YAML file of settings; its plain values are `Written`, as those of the command line are."""
+    return _mapping(read_text(path), str(path), _SettingsLoader)
 
 
 def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
@@ -80,10 +108,9 @@ def _listed(text: Written, path: str) -> Any:
         f"{_short(f'{path}={text}')}: the value is not valid YAML; put a text with special marks in quotes"
     )
     try:
-        loader = yaml.BaseLoader(text)
+        node = yaml.BaseLoader(text).get_single_node()  # first: it gives up where it is nested too deep
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.BaseLoader)):
             raise wrong
-        node = loader.get_single_node()
         if node is None or node.end_mark.index != len(text.rstrip()):  # a comment follows
             raise wrong
         return _built(node, wrong)
@@ -181,10 +208,55 @@ def resolve(model: type[BaseModel], layers: Iterable[Layer]) -> Resolved:
     try:
         return Resolved(model.model_validate(merged), origin)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        where = origin.get(key, "the settings")
-        raise UserError(f"{key}={_short(first['input'])} ({where}): {first['msg'].lower()}") from None
+        raise _refusal(model, error, origin) from None
+
+
+def _refusal(model: type[BaseModel], error: ValidationError, origin: Mapping[str, str]) -> UserError:
+    """The error of the first value that a setting does not take: where it was set, and what is allowed."""
+    first = error.errors()[0]
+    names, group, field, parts = [], model, None, list(first["loc"])
+    while parts and group is not None and parts[0] in group.model_fields:
+        names.append(str(parts.pop(0)))
+        field, group = group.model_fields[names[-1]], _inner_model(group, names[-1])
+    key = ".".join(names)
+    layer = next((layer for path, layer in origin.items() if f"{path}.".startswith(f"{key}.")), "the settings")
+    if first["type"] == "missing" and group is None and field is not None and not parts:
+        return UserError(
+            f"{key} is needed ({layer} sets its group); allowed: {allowed(field.annotation, field.metadata)}"
+        )
+    told = f"{key}={_short(first['input'])} ({layer})"
+    if field is None or first["type"] in ("value_error", "literal_error"):
+        return UserError(f"{told}: {first['msg'].removeprefix('Value error, ').lower()}")
+    what = allowed(field.annotation, field.metadata)
+    return UserError(f"{told}: allowed: {what}" + f", as {key}.NAME=VALUE" * ("group" in what.split()))
+
+
+_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def allowed(kind: Any, metadata: Sequence[Any] = ()) -> str:
+    """In words, which values a setting of a type takes, with pydantic's bounds."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        extra = [part for one in inner[1:] for part in getattr(one, "metadata", [one])]
+        return allowed(inner[0], [*metadata, *extra])
+    if origin is Literal:
+        return ", ".join(f"`{one}`" for one in inner)
+    if origin in (Union, UnionType):
+        return " or ".join(allowed(one, metadata if one in (int, float) else ()) for one in inner)
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return f"list of {len(inner)}: {', '.join(allowed(one) for one in inner)}"
+    if origin in (list, tuple):
+        return f"list of {allowed(inner[0])}"
+    if origin is dict:
+        return f"mapping from {allowed(inner[0])} to {allowed(inner[1])}"
+    if _is_model(kind):
+        return "group"
+    bounds = [
+        f"{word} {getattr(one, name):g}" for one in metadata for name, word in _BOUNDS.items() if hasattr(one, name)
+    ]
+    return f"{_WORDS.get(kind, getattr(kind, '__name__', str(kind)))} {' and '.join(bounds)}".strip()
 
 
 def _short(value: Any, most: int = 100) -> str:
@@ -280,12 +352,15 @@ def _meant(text: Written, kinds: Sequence[Any], path: str) -> Any:
         return text
     if Any in kinds and text in ("true", "false", "null"):
         return {"true": True, "false": False, "null": None}[text]
-    if not {int, float, Any}.isdisjoint(kinds):
+    if text.isascii() and not {int, float, Any}.isdisjoint(kinds):
         for number in (int, float):
             try:
-                return number(text)
+                found = number(text)
             except ValueError:
                 continue
+            if found == 0 and re.match("[^eE]*[1-9]", text):
+                raise UserError(f"{path}={_short(str(text))}: closer to 0 than a number can be; write 0")
+            return found
     return text
 
 

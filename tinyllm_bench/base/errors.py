@@ -16,9 +16,9 @@ class UserError(ValueError):
         super().__init__(redacted(message))
 
 
-def unknown_name(kind: str, value: str, known: Iterable[str]) -> UserError:
+def unknown_name(kind: str, value: object, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist: says what does, and the nearest one."""
     names = sorted(known)
-    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UserError(f"unknown {kind} {value!r}.{hint} Known: {', '.join(names) or 'none'}.")

@@ -22,7 +22,9 @@ of the wrong type or lacks something is told about in one warning and left out; 
 says why. A package is imported when its name is asked for, or everything of its kind is; a file, to know its names.
 """
 
+import contextlib
 import functools
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -38,13 +40,14 @@ from types import ModuleType
 from typing import Any
 
 from tinyllm_bench.base.errors import UserError, unknown_name
-from tinyllm_bench.base.files import digest, digest_file
+from tinyllm_bench.base.files import digest, digest_file, read_text
+from tinyllm_bench.base.reading import read_bytes
 
 KINDS = ("method", "task", "teacher", "reporter")
 VARIABLE = "TINYLLM_BENCH_PLUGINS"
 _FOLDERS = {"method": "baselines", "task": "tasks"}  # beside the package in a checkout, inside it in a wheel
 _PACKAGE = __name__.partition(".")[0]
-_BROKEN = (Exception, SystemExit)  # what importing somebody's code may raise
+_MOST_BYTES = 16 << 20  # of a plugin file
 _importing: set[Path] = set()
 _faults: dict[str, Callable[[str, Any], str | None]] = {}
 _reserved: dict[str, frozenset[str]] = {}
@@ -182,7 +185,7 @@ def home(kind: str, name: str) -> Traversable:
 def method_defaults(name: str) -> str:
     """The text of `<method>.yaml` beside a method; empty for one that has none."""
     file = home("method", name) / f"{name}.yaml"
-    return file.read_text() if file.is_file() else ""
+    return read_text(file) if file.is_file() else ""
 
 
 @functools.cache
@@ -197,7 +200,7 @@ def warn(text: str) -> None:
 def plugin_files() -> list[Path]:
     """The plugin files that were named, each once."""
     named = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
-    return list(dict.fromkeys(Path(text).expanduser().resolve() for text in named))
+    return list(dict.fromkeys(Path(os.path.realpath(Path(text).expanduser())) for text in named))
 
 
 def add_file(file: Path) -> None:
@@ -227,7 +230,10 @@ def _module(file: Path) -> ModuleType | str:
 
 @functools.cache
 def _imported(file: Path) -> ModuleType | str:
-    _file_code(file)
+    try:
+        _file_code(file)
+    except UserError as error:
+        return str(error)
     name = f"tinyllm_bench_plugin_{file.stem}_{digest(str(file))[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -236,14 +242,14 @@ def _imported(file: Path) -> ModuleType | str:
     sys.modules[name] = module  # dataclasses, pydantic and `inspect.getsource` look there
     _importing.add(file)
     try:
-        spec.loader.exec_module(module)
-    except _BROKEN as error:
+        run_others_code(lambda: spec.loader.exec_module(module))
+    except OthersError as error:
         del sys.modules[name]
-        return f"does not load: {error!r}"
+        return f"does not load: {error}"
     finally:
         _importing.discard(file)
-    offered = [word for kind in KINDS for word in (kind.upper(), f"{kind.upper()}S") if hasattr(module, word)]
-    wrong = [word for word in offered if word.endswith("S") and not isinstance(getattr(module, word), Mapping)]
+    offered = [word for kind in KINDS for word in (kind.upper(), f"{kind.upper()}S") if word in vars(module)]
+    wrong = [word for word in offered if word.endswith("S") and not isinstance(vars(module)[word], Mapping)]
     if wrong or not offered:
         return f"{wrong[0]} is no mapping of names" if wrong else "holds no METHOD, TASK, TEACHER or REPORTER"
     return module
@@ -253,8 +259,9 @@ def _of_file(kind: str, file: Path) -> list[Plugin]:
     module = _module(file)
     if isinstance(module, str):
         return []
-    one = {file.stem: getattr(module, kind.upper())} if hasattr(module, kind.upper()) else {}
-    offered = {**one, **getattr(module, f"{kind.upper()}S", {})}
+    said = vars(module)
+    one = {file.stem: said[kind.upper()]} if kind.upper() in said else {}
+    offered = {**one, **said.get(f"{kind.upper()}S", {})}
 
     def plugin(name: str, thing: Any) -> Plugin:
         return Plugin(
@@ -267,7 +274,7 @@ def _of_file(kind: str, file: Path) -> list[Plugin]:
 @functools.cache
 def _file_code(file: Path) -> str:
     """Digest of a file as it was when it was first looked at."""
-    return digest_file(file)
+    return hashlib.sha256(read_bytes(file, most=_MOST_BYTES)).hexdigest()
 
 
 # --- packages ---------------------------------------------------------------------------------------------------------
@@ -308,6 +315,32 @@ def _package_code(name: str) -> str:
     return digest([[name, digest_file(file)] for name, file in sorted(found)])
 
 
+# --- somebody else's code ---------------------------------------------------------------------------------------------
+
+
+class OthersError(Exception):
+    """What somebody else's code raised, in words."""
+
+
+def run_others_code(function: Callable[[], Any]) -> Any:
+    """What a function of a plugin returns. What it prints goes to standard error: ours holds JSON, perhaps.
+
+    Raises:
+        OthersError: it raised anything but an interruption by the user.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return function()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        try:
+            said = repr(error)
+        except Exception:  # somebody else's, too
+            said = type(error).__name__
+        raise OthersError(said) from error
+
+
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
@@ -332,9 +365,9 @@ def _checked(plugin: Plugin) -> Any:
     if rivals:
         raise UserError(f"{said} has a name that {rivals[0]!r} has too; remove or rename one of them")
     try:
-        found = plugin.load()
-    except _BROKEN as error:
-        raise UserError(f"{said} does not load: {error!r}") from error
+        found = run_others_code(plugin.load)
+    except OthersError as error:
+        raise UserError(f"{said} does not load: {error}") from error
     fault = _fault(kind, name, found)
     if fault:
         raise UserError(f"{said} cannot be used: {fault}")

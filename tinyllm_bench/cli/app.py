@@ -189,5 +189,5 @@ def run_app() -> int:
         if "\n" in text:  # no command was given: the error is the help page
             echo(text, err=True)
         else:
-            echo(f"error: {text} (see {context.command_path if context else 'tinyllm-bench'} --help)", err=True)
+            echo_error(f"error: {text} (see {context.command_path if context else 'tinyllm-bench'} --help)")
         return 2

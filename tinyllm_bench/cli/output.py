@@ -1,6 +1,7 @@
 """The one way to a terminal: whatever is printed, no character of it acts there."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,18 @@ def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     typer.echo(terminal(text), err=err, nl=nl)
 
 
+_LONGEST_WORD, _LONGEST_LINE = 300, 4000  # characters
+
+
 def echo_error(text: object) -> None:
-    """Print an error, or a warning, in one line, whatever it quotes."""
-    typer.echo(visible(" ".join(str(text).split("\n"))), err=True)
+    """Print an error, or a warning, in one line, whatever it quotes; very long values are shown by their ends."""
+    line = visible(" ".join(str(text).split("\n")))
+    line = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda found: _ends(found[0], _LONGEST_WORD), line)
+    typer.echo(_ends(line, _LONGEST_LINE), err=True)
+
+
+def _ends(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}[...]{text[-most // 4 :]}"
 
 
 def echo_json(value: Any) -> None:

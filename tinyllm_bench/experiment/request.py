@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tinyllm_bench.base import plugins
-from tinyllm_bench.base.config import Layer, Resolved, group_of, parse_assignments, parse_yaml, read_yaml, resolve
+from tinyllm_bench.base.config import Layer, Resolved, group_of, parse_assignments, parse_yaml, read_settings, resolve
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.plugins import load_method, load_task, method_defaults, names
 from tinyllm_bench.experiment.settings import BenchConfig, BudgetConfig, InitConfig
@@ -138,7 +138,7 @@ def _layers(
         *([Layer(f"preset {preset.name}, method {method}", preset.methods.get(method, {}))] if method else []),
         Layer(f"preset {preset.name}, variant", variant),
         *([Layer(f"table, method {method}", request.own.get(method, {}))] if method else []),
-        *([Layer("--config", read_yaml(request.config_file))] if request.config_file else []),
+        *([Layer("--config", read_settings(request.config_file))] if request.config_file else []),
         Layer("command line", given),
         Layer("command line", parse_assignments(request.assignments)),
         Layer("init", made_for),
@@ -224,7 +224,8 @@ def _at_commit(text: str) -> str:
 
 def method_keys(method: str, kind: type[Method], asked: Any) -> dict[str, Any]:
     """The part of `method.*` that is meant for one method: `alpha` for all that have it, `<name>.alpha` for one."""
-    everyone = {k: v for k, v in _group("method", asked).items() if k not in names("method")}
+    asked = _group("method", asked)
+    everyone = {k: v for k, v in asked.items() if k not in names("method")}
     common = {k: v for k, v in everyone.items() if k in kind.Config.model_fields}
     return {**common, **_group(f"method.{method}", asked.get(method))}
 
@@ -242,7 +243,7 @@ def check_method_keys(request: Request, methods: Iterable[str]) -> None:
     selected = list(methods)
     fields = {name: set(load_method(name).Config.model_fields) for name in selected}
     sources = [parse_assignments(request.assignments)]
-    sources += [read_yaml(request.config_file)] if request.config_file else []
+    sources += [read_settings(request.config_file)] if request.config_file else []
     for source in sources:
         for key in _group("method", source.get("method")):
             if key in names("method"):
