@@ -210,7 +210,7 @@ def main() -> None:
     """Rewrite the reference in place."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for file, text in pages().items():
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

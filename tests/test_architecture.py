@@ -251,6 +251,19 @@ def test_no_path_of_an_authors_machine() -> None:
     assert found == {}
 
 
+def test_every_text_names_its_encoding() -> None:
+    """Without one it is the machine's, which may be another one than UTF-8."""
+    found = []
+    for file in (*CORE, *(ROOT / "scripts").glob("*.py")):
+        for node in ast.walk(tree_of(file)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                named = len(node.args) or any(one.arg == "encoding" for one in node.keywords)
+                wants = {"read_text": not named, "write_text": not any(one.arg == "encoding" for one in node.keywords)}
+                if wants.get(node.func.attr):
+                    found.append(f"{label(file)}:{node.lineno}")
+    assert found == []
+
+
 def test_texts_are_generated_in_one_place() -> None:
     """One call site makes vLLM's sampling parameters, one its engine, one calls transformers' `generate`."""
     sites: dict[str, list[str]] = {"SamplingParams": [], "LLM": [], "model.generate": []}

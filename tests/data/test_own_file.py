@@ -127,7 +127,7 @@ def test_a_missing_file_is_one_clear_line(source: Source) -> None:
         (lambda rows: [{**one, "id": None} for one in rows], ["row 1 of", "field 'id' is null"]),
         (lambda rows: [{**one, "question": 7} for one in rows], ["row 1 of", "'question' is the number 7, not text"]),
         (lambda rows: [{**one, "gold": None} for one in rows], ["row 1 of", "None, not a finite number"]),
-        (lambda rows: [{**one, "gold": 10**400} for one in rows], ["row 1 of", "not a finite number"]),
+        (lambda rows: [{**one, "gold": 10**400} for one in rows], ["line 1: a number of 401 digits"]),
         (lambda rows: [{**one, "gold": float("nan")} for one in rows], ["row 1 of", "nan, not a finite number"]),
         (lambda rows: [{**one, "gold": "five"} for one in rows], ["row 1 of", "'five', not a finite number"]),
         (lambda rows: [{**one, "gold": True} for one in rows], ["row 1 of", "True, not a finite number"]),

@@ -138,7 +138,9 @@ def test_a_folder_in_place_of_a_file_is_refused(folder: Path) -> None:
     ("text", "words"),
     [
         ("[" * 100_000, "nested too deep"),
-        (f"[{'9' * 5000}]", "a number of thousands of digits"),
+        (f"[{'9' * 5000}]", "a number of 5000 digits"),
+        ('[{"id": 1, "id": 2}]', "the key 'id' stands twice"),
+        ('{"id": 1}\n{"id": 2, "question": "a", "question": "b"}', "line 2: the key 'question' stands twice"),
         ('["\\ud800"]', "half a character"),
         ("", "0 rows"),
         ('{"id": 1}', "1 rows"),

@@ -204,7 +204,7 @@ def test_retry_after_is_obeyed_up_to_a_limit() -> None:
     soon = formatdate(time.time() + 100, usegmt=True)
     asked = [Reply(status=429, headers={"Retry-After": text}) for text in ("17", soon, "86400", "soon", "nan")]
     assert isinstance(only([*asked, words("ok")], waits=waits, attempts=6), Completion)
-    assert waits[0] == 17 and 90 < waits[1] <= 100 and waits[2] == 300
+    assert waits[0] == 17 and 90 < waits[1] <= 100 and 4 <= waits[2] <= 5  # a day is not waited for
     assert 8 <= waits[3] <= 9 and 16 <= waits[4] <= 17
 
 

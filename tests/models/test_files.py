@@ -175,3 +175,60 @@ def test_a_run_s_student_must_be_what_its_training_saved(folder: Path, tmp_path:
     for opened in (check_spec, load_model):
         with pytest.raises(UserError, match="is not what the training of this run saved"):
             opened(run, runs=runs)
+
+
+# --- files that are damaged, endless or odd ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 10**5, "nested too deep"),
+        ("[]", "no JSON object"),
+        ('{"a": 1, "a": 2}', "stands twice"),
+        ('{"vocab_size": ' + "9" * 5000 + "}", "a number of 5000 digits"),
+        ("\xff", "not UTF-8"),
+    ],
+)
+def test_a_configuration_that_is_no_object_is_refused_with_the_reason(folder: Path, text: str, words: str) -> None:
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    assert words in refusal(folder)
+
+
+def test_infinity_in_a_configuration_is_read(folder: Path) -> None:
+    changed(folder / "config.json", time_step_limit=[0.0, float("inf")])
+    assert "config.json" in model_files("here", folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "config.json"])
+def test_a_file_beside_the_weights_that_fills_the_memory_is_refused(folder: Path, name: str) -> None:
+    with (folder / name).open("wb") as file:
+        file.truncate(1 << 40)
+    assert "MB" in refusal(folder) and name in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer_config.json", "[" * 10**5),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": 3, "merges": []}}'),
+    ],
+)
+def test_whatever_transformers_raises_is_one_line(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    for opened in (load_model, load_shape):
+        with pytest.raises(UserError, match="cannot be loaded: ") as refused:
+            opened(spec(folder))
+        assert "\n" not in str(refused.value)
+
+
+def test_transformers_reports_nothing_of_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "\x1b[31mred": torch.zeros(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+    load_model(spec(folder))
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err

@@ -217,7 +217,7 @@ def reader_command(limits: Limits) -> list[str]:
 def _write_launcher(folder: Path, interpreter: str, limits: Limits) -> str:
     """Monty starts a file, not a command: write one."""
     launcher = folder / "monty"
-    launcher.write_text(f'#!/bin/sh\nexec {shlex.join(launch_command(limits, interpreter))} "$@"\n')
+    launcher.write_text(f'#!/bin/sh\nexec {shlex.join(launch_command(limits, interpreter))} "$@"\n', encoding="utf-8")
     launcher.chmod(0o700)
     return str(launcher)
 

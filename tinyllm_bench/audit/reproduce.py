@@ -124,7 +124,7 @@ def load_reproduction(name: str) -> Reproduction:
     """
     if name not in reproductions():
         raise unknown_name("table", name, reproductions())
-    text = (files("tinyllm_bench.audit") / "reproductions" / f"{name}.yaml").read_text()
+    text = (files("tinyllm_bench.audit") / "reproductions" / f"{name}.yaml").read_text(encoding="utf-8")
     return Reproduction.model_validate({"name": name, **parse_yaml(text, f"table {name}")})
 
 

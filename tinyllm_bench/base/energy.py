@@ -32,7 +32,7 @@ def joules() -> float | None:
 def _packages() -> float | None:
     try:
         files = [folder / "energy_uj" for folder in sorted(Path("/").glob(_PACKAGES.lstrip("/")))]
-        counts = [int(file.read_text()) for file in files]
+        counts = [int(file.read_text(encoding="utf-8")) for file in files]
     except (OSError, ValueError):
         return None
     return sum(counts) / 1e6 if counts else None

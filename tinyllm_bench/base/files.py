@@ -199,23 +199,14 @@ def parse_json(text: str, *, line: int | None = None) -> Any:
     """The value of a JSON text that people may have written; `line` is its number where it is a line of a file.
 
     Raises:
-        ValueError: a few words on what is wrong and where: no JSON, nested too deep, a number of thousands of digits,
-            or half a character (a lone surrogate, which UTF-8 has no form for).
+        ValueError: as `strict_json`, but for NaN and Infinity, in a few words that say where.
     """
-    where = "" if line is None else f" (line {line})"
     try:
-        value = json.loads(text)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON (line {line or error.lineno})") from None
-    except RecursionError:
-        raise ValueError(f"JSON nested too deep{where}") from None
-    except UnicodeEncodeError:
-        raise ValueError(f"JSON with half a character, such as a lone \\ud800{where}") from None
-    except ValueError:
-        raise ValueError(f"JSON with a number of thousands of digits{where}") from None
-    return value
+        return strict_json(text, infinite=True)
+    except ValueError as error:
+        told = str(error)
+        where = told if line is None else f"line {line}" if told.startswith("line ") else f"line {line}: {told}"
+        raise ValueError(f"not valid JSON ({where})") from None
 
 
 def json_lines(text: str) -> Iterator[Any]:

@@ -69,8 +69,10 @@ def _check_regular(path: str | Path, state: os.stat_result) -> None:
         raise UserError(f"{path} is {what}; name a file")
 
 
-def strict_json(data: bytes | str) -> Any:
+def strict_json(data: bytes | str, *, infinite: bool = False) -> Any:
     """The value of a JSON text in which every reader finds the same: nothing that only some of them accept.
+
+    Python writes NaN and Infinity; `infinite` takes them too.
 
     Raises:
         ValueError: in a few words what is wrong: no UTF-8, no JSON, a key that stands twice, NaN or Infinity, a number
@@ -78,9 +80,8 @@ def strict_json(data: bytes | str) -> Any:
     """
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
-        found = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_real
-        )
+        other: dict[str, Any] = {} if infinite else {"parse_constant": _constant, "parse_float": _real}
+        found = json.loads(text, object_pairs_hook=_object, parse_int=_integer, **other)
         if "\\u" in text:
             json.dumps(found, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:

@@ -70,7 +70,9 @@ def make_package(kind: Literal["method", "task"], name: str, to: Path) -> None:
     for template, place in _FILES[kind].items():
         file = folder / place.format(name=name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(_render(template, kind=kind, name=name, class_name=class_name, version=__version__))
+        file.write_text(
+            _render(template, kind=kind, name=name, class_name=class_name, version=__version__), encoding="utf-8"
+        )
     shown = str(folder) if folder.is_absolute() else f"./{folder}"  # bare, pip would take it for a package's name
     echo(f"wrote {shown}")
     install, tested = shlex.quote(f"{shown}[test]"), shlex.quote(shown)
@@ -80,6 +82,6 @@ def make_package(kind: Literal["method", "task"], name: str, to: Path) -> None:
 def _render(template: str, **values: Any) -> str:
     from jinja2 import Environment, StrictUndefined
 
-    text = (files("tinyllm_bench.cli") / "scaffold" / f"{template}.j2").read_text()
+    text = (files("tinyllm_bench.cli") / "scaffold" / f"{template}.j2").read_text(encoding="utf-8")
     jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     return jinja.from_string(text).render(values)

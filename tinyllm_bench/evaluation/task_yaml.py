@@ -77,7 +77,7 @@ def files() -> dict[str, str]:
 def drift(home: Path) -> list[str]:
     """Names of YAML files in `home` that are missing, edited or left over, in order."""
     made = files()
-    there = {path.name: path.read_text() for path in home.glob("*.yaml")}
+    there = {path.name: path.read_text(encoding="utf-8") for path in home.glob("*.yaml")}
     return sorted(name for name in made.keys() | there.keys() if made.get(name) != there.get(name))
 
 

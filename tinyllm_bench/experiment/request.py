@@ -91,7 +91,7 @@ def load_preset(name: str) -> Preset:
     """A preset by name."""
     if name not in preset_names():
         raise unknown_name("preset", name, preset_names())
-    text = (files("tinyllm_bench.experiment") / "presets" / f"{name}.yaml").read_text()
+    text = (files("tinyllm_bench.experiment") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     return Preset(name=name, **parse_yaml(text, f"preset {name}"))
 
 

@@ -20,7 +20,7 @@ from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequ
 
 KEY_VARIABLE = "TINYLLM_BENCH_API_KEY"
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between tries, doubled each time
-_LONGEST_ASKED_WAIT = 300.0  # seconds for which a server's Retry-After is obeyed
+_LONGEST_ASKED_WAIT = 300.0  # seconds; a Retry-After of more is not obeyed, so that the run ends and can go on later
 
 T = TypeVar("T")
 Answer = Completion | Failed
@@ -123,7 +123,7 @@ def _wait(state: tenacity.RetryCallState) -> float:
     """Seconds until the next try: growing and never alike, or as long as the server asks if that is longer."""
     error = state.outcome.exception() if state.outcome else None
     asked = (error.wait or 0.0) if isinstance(error, Again) else 0.0
-    return max(_backoff(state), min(asked, _LONGEST_ASKED_WAIT))
+    return max(_backoff(state), asked if asked <= _LONGEST_ASKED_WAIT else 0.0)
 
 
 class _Workers:

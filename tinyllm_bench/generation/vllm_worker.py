@@ -8,13 +8,13 @@ engine of another shape.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyllm_bench.base.files import digest, digest_file
 from tinyllm_bench.generation.worker import CPU_BLOCK_SIZE, CPU_MAX_MODEL_LEN, serve
+from tinyllm_bench.models.files import read_object
 from tinyllm_bench.models.load import RELATIVE_POSITIONS_LIMIT
 
 # Tokens of one forward pass of an engine for scoring. vLLM does not count the distributions over a prompt when it plans
@@ -25,7 +25,7 @@ _NOT_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "
 
 def shape_of(folder: Path) -> str:
     """What two folders must share to use one engine: the model's configuration and the tokenizer's files."""
-    config = json.loads((folder / "config.json").read_text())
+    config = read_object(str(folder), folder / "config.json")
     tokenizer = {file.name: digest_file(file) for file in sorted(folder.glob("tokenizer*"))}
     return digest([{key: value for key, value in config.items() if key not in _NOT_SHAPE}, tokenizer])
 

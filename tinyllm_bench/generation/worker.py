@@ -204,7 +204,7 @@ class Child:
         return process
 
     def _failure(self, what: str) -> ChildFailed:
-        text = self._log.read_text(errors="replace") if self._log and self._log.is_file() else ""
+        text = self._log.read_text(encoding="utf-8", errors="replace") if self._log and self._log.is_file() else ""
         lines = [line.strip() for line in text.splitlines() if line.strip()][-3:]
         return ChildFailed(f"{what}; its log ends: {' | '.join(lines)[-600:] or 'nothing'}. {self._instead}".strip())
 

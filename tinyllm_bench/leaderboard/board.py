@@ -64,7 +64,7 @@ def board_config(folder: Path) -> BoardConfig:
 
 
 def _default_config() -> str:
-    return Path(__file__).with_name("board.yaml").read_text()
+    return Path(__file__).with_name("board.yaml").read_text(encoding="utf-8")
 
 
 def board_add(paths: Sequence[Path], folder: Path, *, replace: bool = False) -> list[Path]:

@@ -149,7 +149,7 @@ def _teacher(info: TeacherInfo) -> str:
 
 
 def _read(name: str) -> str:
-    return _TEMPLATES.joinpath(name).read_text()
+    return _TEMPLATES.joinpath(name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:

@@ -7,7 +7,6 @@ adapter's folder is not read.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import warnings
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import write_json
+from tinyllm_bench.base.files import read_json, write_json
 from tinyllm_bench.models.files import ADAPTER_CONFIG as CONFIG
-from tinyllm_bench.models.files import only
+from tinyllm_bench.models.files import only, read_object
 from tinyllm_bench.models.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -86,13 +85,7 @@ def _settings(spec: ModelSpec) -> dict[str, Any]:
         whole = (folder / "config.json").is_file()
         fix = f"it is a whole model: write dir:{folder}" if whole else "give the folder that save_pretrained wrote"
         raise UserError(f"{spec.text}: {folder} has no {CONFIG}; {fix}")
-    try:
-        settings = json.loads((folder / CONFIG).read_text())
-    except ValueError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{spec.text}: {folder / CONFIG} is damaged; copy or save the adapter again")
-    return settings
+    return read_object(spec.text, folder / CONFIG)
 
 
 def save_adapter(wrapped: PeftModel, folder: Path) -> None:
@@ -106,7 +99,7 @@ def save_adapter(wrapped: PeftModel, folder: Path) -> None:
     for file in folder.iterdir():
         if file.name not in (CONFIG, WEIGHTS):
             file.unlink()
-    settings = json.loads((folder / CONFIG).read_text())
+    settings = read_json(folder / CONFIG)
     write_json(folder / CONFIG, {**settings, "base_model_name_or_path": None})
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
 
@@ -209,7 +202,7 @@ def _readable(spec: ModelSpec) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, TypeError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # as in `load.readable`
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         line = next((line for line in lines if line.startswith("size mismatch")), lines[0])
         raise UserError(f"{spec.text}: the adapter cannot be merged into this model: {line}") from error

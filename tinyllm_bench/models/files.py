@@ -5,7 +5,6 @@ and an adapter beside a model is put on without a word. So the files are chosen 
 given a folder of links to exactly these (`only`). The same list is a model's identity.
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import digest_file
+from tinyllm_bench.base.files import decode, digest_file, parse_json
+from tinyllm_bench.base.reading import read_bytes
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -24,6 +24,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 _SMALL = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 _TEMPLATES = "additional_chat_templates"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_MOST_BYTES = 256 << 20  # of a file that holds no weights; the largest tokenizers take a tenth of it
 _FIX = "safetensors only: load it once where you trust it and save_pretrained it again"
 
 
@@ -93,6 +94,12 @@ def model_files(where: str, folder: Path, *, weights: bool = True) -> dict[str, 
     found = sorted([*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja")])
     names = [str(file.relative_to(folder)) for file in found if file.is_file()]
     small = [name for name in names if is_small(name) and (name != INDEX or WEIGHTS not in heavy)]
+    for name in small:
+        if (size := (folder / name).stat().st_size) > _MOST_BYTES:
+            raise UserError(
+                f"{where}: {folder / name} holds {size / 1e6:,.0f} MB, more than the {_MOST_BYTES >> 20} MiB of any"
+                " file beside the weights; copy or fetch it again"
+            )
     return {name: folder / name for name in [*small, *heavy]}
 
 
@@ -103,11 +110,12 @@ def read_object(where: str, file: Path) -> dict[str, Any]:
         UserError: it holds anything else.
     """
     try:
-        found = json.loads(file.read_text())
-    except (ValueError, OSError, RecursionError):
-        found = None
+        # Not strict: some published configurations hold Infinity.
+        found = parse_json(decode(read_bytes(file, most=_MOST_BYTES), str(file)))
+    except ValueError as error:
+        raise UserError(f"{where}: {file} is damaged ({error}); copy or fetch it again") from None
     if not isinstance(found, dict):
-        raise UserError(f"{where}: {file} is damaged; copy or fetch the model again")
+        raise UserError(f"{where}: {file} is damaged (no JSON object); copy or fetch it again")
     return found
 
 

@@ -4,7 +4,6 @@ A branch or a tag can mean another model tomorrow, so a spec is resolved to a co
 hub is asked, or its cache here where that cannot be. The files of that commit are then a folder like any other.
 """
 
-import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.models.files import CONFIG, INDEX, WEIGHTS, is_small, weight_files
+from tinyllm_bench.models.files import CONFIG, INDEX, WEIGHTS, is_small, read_object, weight_files
 from tinyllm_bench.models.specs import ModelSpec, at_revision
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -52,7 +51,7 @@ def _commit(spec: ModelSpec) -> str | None:
             return _listing(spec.location, revision).commit
     file = _cache_of(spec) / "refs" / revision
     with suppress(OSError, UnicodeDecodeError):
-        said = file.read_text().strip()
+        said = file.read_text(encoding="utf-8").strip()
         return said if _COMMIT.fullmatch(said) else None
     return None
 
@@ -174,6 +173,5 @@ def hub_config(spec: ModelSpec) -> dict[str, Any] | None:
     with suppress(Exception):
         if folder is None or not (folder / CONFIG).is_file():
             folder = _download(spec, _listed(spec).commit, [CONFIG])
-        found = json.loads((folder / CONFIG).read_text())
-        return found if isinstance(found, dict) else None
+        return read_object(spec.text, folder / CONFIG)
     return None

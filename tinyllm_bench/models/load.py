@@ -217,14 +217,16 @@ def _load_weights(spec: ModelSpec, name: str, where: dict[str, Any], dtype: Any)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars of transformers: ours says what goes on."""
+    """Without the progress bars and reports of transformers: ours says what goes on, and what does not fit."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
@@ -236,9 +238,10 @@ def readable(spec: ModelSpec) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{spec.text} cannot be loaded: {line}") from error
+    except Exception as error:  # the files are somebody's, and what they make transformers raise may be anything
+        line = next(iter(str(error).strip().split("\n")), "")
+        kind = "" if line and isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__} "
+        raise UserError(f"{spec.text} cannot be loaded: {kind}{line}".strip()) from error
 
 
 def _set_pad(spec: ModelSpec, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -103,7 +103,7 @@ def _free_memory() -> int:
 
     free = int(psutil.virtual_memory().available)
     try:
-        limit, used = ((_GROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = ((_GROUP / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
     except OSError:
         return free
     return min(free, int(limit) - int(used)) if limit.isdecimal() else free

@@ -43,7 +43,7 @@ def make_method(kind: str | type[Method], **settings: Any) -> Method:
 @functools.cache
 def sample_task() -> str:
     """The task whose sample is trained on."""
-    text = (files("tinyllm_bench.testing") / "sample.yaml").read_text()
+    text = (files("tinyllm_bench.testing") / "sample.yaml").read_text(encoding="utf-8")
     return str(parse_yaml(text, "sample.yaml")["task"])
 
 
