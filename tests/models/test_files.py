@@ -195,6 +195,33 @@ def test_a_configuration_that_is_no_object_is_refused_with_the_reason(folder: Pa
     assert words in refusal(folder)
 
 
+@pytest.mark.parametrize("count", [10**9, 0, -1, "2", None, 2.5, True, [2]])
+def test_a_number_of_layers_that_no_model_has_is_refused_before_they_are_built(folder: Path, count: Any) -> None:
+    changed(folder / "config.json", num_hidden_layers=count)
+    assert f"num_hidden_layers={count}; allowed: 1 to 10,000" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("config.json", {"num_attention_heads": 7}),
+        ("config.json", {"quantization_config": 3}),
+        ("config.json", {"text_config": 3}),
+        ("config.json", {"rope_scaling": {"rope_type": "nosuch"}}),
+        ("generation_config.json", {"eos_token_id": [[1]]}),
+        ("generation_config.json", {"pad_token_id": "x"}),
+        ("tokenizer_config.json", {"pad_token": []}),
+        ("tokenizer_config.json", {"eos_token": None}),
+    ],
+)
+def test_a_value_that_transformers_cannot_use_is_one_line(folder: Path, name: str, values: dict[str, Any]) -> None:
+    changed(folder / name, **values)
+    try:
+        load_model(spec(folder))
+    except UserError as refused:
+        assert "\n" not in str(refused)
+
+
 def test_infinity_in_a_configuration_is_read(folder: Path) -> None:
     changed(folder / "config.json", time_step_limit=[0.0, float("inf")])
     assert "config.json" in model_files("here", folder)

@@ -214,7 +214,9 @@ def resolve(model: type[BaseModel], layers: Iterable[Layer]) -> Resolved:
 def _refusal(model: type[BaseModel], error: ValidationError, origin: Mapping[str, str]) -> UserError:
     """The error of the first value that a setting does not take: where it was set, and what is allowed."""
     first = error.errors()[0]
-    names, group, field, parts = [], model, None, list(first["loc"])
+    names: list[str] = []
+    parts, field = list(first["loc"]), None
+    group: type[BaseModel] | None = model
     while parts and group is not None and parts[0] in group.model_fields:
         names.append(str(parts.pop(0)))
         field, group = group.model_fields[names[-1]], _inner_model(group, names[-1])

@@ -241,8 +241,9 @@ def _imported(file: Path) -> ModuleType | str:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses, pydantic and `inspect.getsource` look there
     _importing.add(file)
+    execute = spec.loader.exec_module
     try:
-        run_others_code(lambda: spec.loader.exec_module(module))
+        run_others_code(lambda: execute(module))
     except OthersError as error:
         del sys.modules[name]
         return f"does not load: {error}"

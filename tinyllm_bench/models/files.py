@@ -25,6 +25,8 @@ _SMALL = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 _TEMPLATES = "additional_chat_templates"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MOST_BYTES = 256 << 20  # of a file that holds no weights; the largest tokenizers take a tenth of it
+_LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n_layers")
+_MOST_LAYERS = 10_000  # each is built before a weight is read
 _FIX = "safetensors only: load it once where you trust it and save_pretrained it again"
 
 
@@ -121,6 +123,12 @@ def read_object(where: str, file: Path) -> dict[str, Any]:
 
 def _check_config(where: str, config: Mapping[str, Any]) -> None:
     """Refuse a configuration that would have other weights or somebody's code loaded."""
+    for name in _LAYERS:
+        if name in config and not (type(config[name]) is int and 0 < config[name] <= _MOST_LAYERS):
+            raise UserError(
+                f"{where}: its {CONFIG} says {name}={str(config[name])[:40]}; allowed: 1 to {_MOST_LAYERS:,}; copy or"
+                " fetch it again"
+            )
     if "transformers_weights" in config:
         raise UserError(f"{where}: its {CONFIG} names other weights (transformers_weights); name them {WEIGHTS}")
     for name, value in _settings(config):

@@ -148,7 +148,7 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
     with opened(spec, runs) as (name, where), quiet(), readable(spec):
         model = _load_weights(spec, name, where, getattr(torch, dtype))
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
-    settle(spec, model, tokenizer)
+        settle(spec, model, tokenizer)
     if spec.adapter is not None:
         model = apply_adapter(model, spec)
     module: Any = model

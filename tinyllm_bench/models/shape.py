@@ -35,7 +35,7 @@ def load_shape(spec: ModelSpec, *, dtype: str = "float32", runs: Path = RUNS) ->
                 model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
         with suppress(OSError):  # a model without the file takes what its configuration says
             model.generation_config = GenerationConfig.from_pretrained(name, **where)
-    settle(spec, model, tokenizer)
+        settle(spec, model, tokenizer)
     return Loaded(model.eval(), tokenizer)
 
 
