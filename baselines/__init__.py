@@ -1,1 +1,1 @@
-"""Distillation methods, one file each; loaded by `tinyllm_bench.base.plugins.load_method`."""
+"""Distillation methods, one file each, loaded by `tinyllm_bench.base.plugins.load_method`."""

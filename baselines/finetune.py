@@ -1,7 +1,7 @@
 """Label-only fine-tuning: the baseline that every distillation method must beat.
 
-Loss: L = CE(S(x, p_A), A), the token mean of cross-entropy on the gold answer (the alpha = 0 arm of TinyLLM,
-arXiv:2402.04616, "full fine-tuning").
+L = CE(S(x, p_A), A), the token mean of the cross-entropy on the gold answer ("full fine-tuning" in TinyLLM,
+arXiv:2402.04616, which is TinyLLM with alpha = 0).
 """
 
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 
 class Finetune(Method):
-    """Learn the gold answer, nothing else."""
+    """Train on the gold answer alone."""
 
     paper = "arXiv:2402.04616, full fine-tuning"
 
     def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
-        """One label example."""
+        """The gold answer."""
         return [ask.example(record, LABEL, ask.label_target(record))]
 
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
-        """Cross-entropy on the label."""
+        """Cross-entropy on the gold answer."""
         return [Term(channel, 1.0, total) for channel, total in channel_cross_entropy(batch, student).items()]
 
 

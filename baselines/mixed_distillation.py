@@ -1,13 +1,13 @@
-"""Mixed Distillation: rationales (CoT) and programs (PoT) of one teacher in one student, combined when it answers.
+"""Mixed Distillation: rationales (CoT) and programs (PoT) of one teacher in one student, combined at inference.
 
-Paper: arXiv:2312.10730 (EMNLP 2024 Findings, 2024.findings-emnlp.91). Only its abstracts were read: two abilities
-are distilled into one model by multi-task learning; one path, or several of both kinds, answer. Loss weights, prompts,
-filters, numbers of samples, temperature and the treatment of ties are ours, and so is everything in
+Paper: arXiv:2312.10730 (EMNLP 2024 Findings, 2024.findings-emnlp.91). Only its abstracts were read: both abilities are
+distilled into one model by multi-task learning, which answers by one reasoning path or by several of both kinds. Loss
+weights, prompts, filters, numbers of samples, temperature and tie-breaking are ours, and so is everything in
 mixed_distillation.yaml that says so.
 
-L = sum over modes m of lambda_m * (token mean of cross-entropy over the mode's targets in the mini-batch), lambda
-renormalised over the modes that are there. One mean over all tokens would give programs, about three times shorter, a
-quarter of the weight.
+L = sum over modes m of lambda_m * (token mean of cross-entropy over the mode's targets in the mini-batch), with lambda
+renormalised over the modes present. One mean over all tokens would give programs, which are about three times shorter,
+a quarter of the weight.
 """
 
 from collections.abc import Sequence
@@ -39,21 +39,18 @@ from tinyllm_bench import (
 if TYPE_CHECKING:
     from tinyllm_bench import LM, Batch
 
-_NEEDS: dict[str, frozenset[Literal["rationale", "program", "response"]]] = {
-    COT: frozenset({"rationale"}),
-    POT: frozenset({"program"}),
-    LABEL: frozenset(),
-}
+# The kind of annotation that a mode's targets are.
+KINDS: dict[str, Literal["rationale", "program"]] = {COT: "rationale", POT: "program"}
 
 
 class MixedDistillationConfig(MethodConfig):
     """Settings.
 
-    cot_weight, pot_weight, label_weight: lambda of each mode, 0 for a mode that is not taught; balance: `paired` takes
-    questions that have a target in every mode, `union` all; sampling: `paired` keeps a question's targets in one
-    mini-batch, `mixed` shuffles them apart. The rest only decides how a trained student is read: policy; n_cot, n_pot:
-    sampled texts of a vote; report_all: sample for every policy and report each; ensemble: two students, each taught
-    one mode with half of the budget, vote together.
+    cot_weight, pot_weight, label_weight: lambda of each mode, 0 to leave it out; balance: `paired` takes only questions
+    with a target in every mode, `union` all; sampling: `paired` keeps a question's targets in one mini-batch, `mixed`
+    shuffles them independently. The others concern inference only. policy: how an answer is chosen; n_cot, n_pot:
+    sampled texts of a vote; report_all: sample for every policy and report each; ensemble: a vote of two students,
+    each trained on one mode with half of the budget.
     """
 
     teacher: str | None = None
@@ -72,7 +69,7 @@ class MixedDistillationConfig(MethodConfig):
     ensemble: bool = False
 
     @model_validator(mode="after")
-    def _can_be_read(self) -> Self:
+    def _check_policy(self) -> Self:
         needed = {"single_cot": (COT,), "single_pot": (POT,), "pot_then_cot": (COT, POT)}.get(self.policy, ())
         weights = {COT: self.cot_weight, POT: self.pot_weight}
         if not any(weights.values()):
@@ -86,22 +83,22 @@ class MixedDistillationConfig(MethodConfig):
 
 
 class MixedDistillation(Method):
-    """Learn a teacher's rationales and programs."""
+    """Train on a teacher's rationales and programs."""
 
     paper = "arXiv:2312.10730"
     Config = MixedDistillationConfig
-    reading_settings = frozenset(
+    inference_settings = frozenset(
         {"policy", "n_cot", "n_pot", "temperature", "top_p", "max_new_tokens", "report_all", "ensemble"}
     )
 
     @property
     def scoring_modes(self) -> tuple[ScoringMode, ...]:
-        """The student writes; nothing is ranked."""
+        """Answers are generated, never ranked."""
         return ("generate",)
 
     @property
-    def scatters(self) -> bool:
-        """Whether a question's targets are shuffled apart."""
+    def shuffles_examples(self) -> bool:
+        """Whether a question's targets are shuffled independently of each other."""
         return self.config.sampling == "mixed"
 
     def _weights(self) -> dict[str, float]:
@@ -110,52 +107,56 @@ class MixedDistillation(Method):
         return {channel: weight for channel, weight in weights.items() if weight > 0}
 
     def needs(self) -> Needs:
-        """Rationales, programs or both, as the modes are taught."""
-        return Needs(annotations=frozenset().union(*(_NEEDS[channel] for channel in self._weights())))
+        """Rationales, programs or both, as the weights say."""
+        weights = self._weights()
+        return Needs(annotations=frozenset(kind for channel, kind in KINDS.items() if channel in weights))
 
     def uses(self, teachers: Sequence[str]) -> tuple[str, ...]:
-        """The one teacher: the only one given, or `method.mixed_distillation.teacher`."""
+        """The only teacher given, or `method.mixed_distillation.teacher`."""
         return (choose_teacher("mixed_distillation", self.config.teacher, teachers),)
 
     def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
-        """One example for each mode that is taught and has a usable text, several where the teacher gave several."""
-        by_kind = {COT: "rationale", POT: "program"}
+        """An example for every usable text of a trained mode; a teacher may give several of one kind."""
+        weights = self._weights()
         texts = {
-            channel: [a for a in annotations if a.kind == kind]
-            for channel, kind in by_kind.items()
-            if channel in self._weights()
+            channel: [annotation for annotation in annotations if annotation.kind == kind]
+            for channel, kind in KINDS.items()
+            if channel in weights
         }
         if self.config.balance == "paired" and not all(texts.values()):
             return []
-        found = [
-            ask.example(record, channel, a.text, ends=not a.is_cut) for channel, said in texts.items() for a in said
+        examples = [
+            ask.example(record, channel, annotation.text, ends=not annotation.is_cut)
+            for channel, of_channel in texts.items()
+            for annotation in of_channel
         ]
-        if LABEL in self._weights():
-            found.append(ask.example(record, LABEL, ask.label_target(record)))
-        return found
+        if LABEL in weights:
+            examples.append(ask.example(record, LABEL, ask.label_target(record)))
+        return examples
 
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
-        """lambda_m * CE_m, lambda renormalised over the modes of the whole mini-batch."""
+        """lambda_m * CE_m, with lambda renormalised over the modes that the whole mini-batch has."""
         weights = self._weights()
         total = sum(weights[channel] for channel, tokens in step.tokens.items() if tokens > 0)
         sums = channel_cross_entropy(batch, student)
         return [Term(channel, weights[channel] / total, sums[channel]) for channel in sums]
 
     def decoding(self) -> Decoding:
-        """Paths of the modes that are taught, and the policy that decides."""
+        """Sampled texts of the trained modes, and the policy that chooses the answer."""
         config = self.config
-        channels = tuple(channel for channel in self._weights() if channel != LABEL)
-        apart: tuple[dict[str, Any], ...] = ({"pot_weight": 0.0, "policy": "single_cot"},)
-        apart += ({"cot_weight": 0.0, "policy": "single_pot"},)
+        single_mode: tuple[dict[str, Any], ...] = (
+            {"pot_weight": 0.0, "policy": "single_cot", "ensemble": False},
+            {"cot_weight": 0.0, "policy": "single_pot", "ensemble": False},
+        )
         return Decoding(
-            channels=channels,
+            channels=tuple(channel for channel in self._weights() if channel != LABEL),
             policy=config.policy,
             samples={COT: config.n_cot, POT: config.n_pot},
             temperature=config.temperature,
             top_p=config.top_p,
             max_new_tokens=config.max_new_tokens,
             every=config.report_all,
-            members=tuple({**one, "ensemble": False} for one in apart) if config.ensemble else (),
+            members=single_mode if config.ensemble else (),
         )
 
 

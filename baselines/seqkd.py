@@ -1,9 +1,9 @@
-"""Sequence-level knowledge distillation: the student learns what the teacher writes, by plain cross-entropy.
+"""Sequence-level knowledge distillation: the student is trained on the teacher's answers with plain cross-entropy.
 
-Paper: Kim and Rush, arXiv:1606.07947 (there the teacher decodes by beam search); here, as in the released code of
+Paper: Kim and Rush, arXiv:1606.07947, where the teacher decodes by beam search. Here, as in the released code of
 MiniLLM (arXiv:2306.08543), one text per question is sampled at temperature 1. What that code's scripts call SeqKD adds
 word-level KD on the same texts: that is `kd` with `method.kd.response=teacher`.
-The teacher answers the student's own prompt, and sees no gold answer. Its tokenizer does not matter.
+The teacher answers the student's own prompt and does not see the gold answer. It may have any tokenizer.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class SeqkdConfig(MethodConfig):
 
 
 class Seqkd(Method):
-    """Learn what the teacher answers."""
+    """Train on the teacher's answers."""
 
     paper = "arXiv:1606.07947"
     Config = SeqkdConfig
@@ -47,11 +47,11 @@ class Seqkd(Method):
         return Needs(annotations=annotations_for("teacher"))
 
     def uses(self, teachers: Sequence[str]) -> tuple[str, ...]:
-        """The one teacher: the only one given, or `method.seqkd.teacher`."""
+        """The only teacher given, or `method.seqkd.teacher`."""
         return (choose_teacher("seqkd", self.config.teacher, teachers),)
 
     def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
-        """The teacher's answer; nothing where it gave none."""
+        """The teacher's answer, if there is a usable one."""
         return response_examples(record, annotations, ask, "teacher")
 
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:

@@ -78,19 +78,19 @@ if TYPE_CHECKING:
     from tinyllm_bench.training.method import TeacherSignal as TeacherSignal
     from tinyllm_bench.training.method import Term as Term
     from tinyllm_bench.training.method import annotations_for as annotations_for
+    from tinyllm_bench.training.method import check_teacher_names as check_teacher_names
     from tinyllm_bench.training.method import choose_teacher as choose_teacher
     from tinyllm_bench.training.method import label_and_rationales as label_and_rationales
     from tinyllm_bench.training.method import response_examples as response_examples
     from tinyllm_bench.training.method import scoring_modes_for as scoring_modes_for
-    from tinyllm_bench.training.method import unknown_teachers as unknown_teachers
     from tinyllm_bench.training.policy_gradient import clipped_policy_loss_NT as clipped_policy_loss_NT
     from tinyllm_bench.training.policy_gradient import importance_log_weight_NT as importance_log_weight_NT
     from tinyllm_bench.training.policy_gradient import returns_NT as returns_NT
     from tinyllm_bench.training.policy_gradient import rewards_NT as rewards_NT
     from tinyllm_bench.training.policy_gradient import whitened_NT as whitened_NT
-    from tinyllm_bench.training.rollouts import happens as happens
-    from tinyllm_bench.training.rollouts import named as named
-    from tinyllm_bench.training.rollouts import probe as probe
+    from tinyllm_bench.training.rollouts import bernoulli as bernoulli
+    from tinyllm_bench.training.rollouts import keyed_examples as keyed_examples
+    from tinyllm_bench.training.rollouts import sample_diagnostics as sample_diagnostics
     from tinyllm_bench.training.rollouts import with_sampled_text as with_sampled_text
 
 __version__ = "0.1.0"
@@ -109,13 +109,13 @@ _MODULES = {
     "generation.requests": "Completion GenerationRequest SamplingConfig",
     "training.method": "Average Decoding Method MethodConfig Needs Step "
     "Response TeacherSignal Term annotations_for choose_teacher label_and_rationales scoring_modes_for "
-    "response_examples unknown_teachers",
+    "response_examples check_teacher_names",
     "training.batching": "Batch Group",
     "training.losses": "PerPosition averaged channel_cross_entropy channel_sums cross_entropy_N cross_entropy_of",
     "training.divergences": "DivergenceConfig divergence_of",
     "training.cross_tokenizer": "CrossTokenizer check_one_divergence divergence_from signal_for",
     "training.policy_gradient": "clipped_policy_loss_NT importance_log_weight_NT returns_NT rewards_NT whitened_NT",
-    "training.rollouts": "named happens probe with_sampled_text",
+    "training.rollouts": "bernoulli keyed_examples sample_diagnostics with_sampled_text",
     "models.tokens": "Encoded",
     "testing": "MethodContract TaskContract loss_terms",
 }

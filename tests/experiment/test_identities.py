@@ -39,11 +39,11 @@ class Side(NamedTuple):
 IDENTITIES: dict[str, tuple[Side, Side]] = {
     "kd with alpha 0 is finetune": (Side("kd", ("method.kd.alpha=0",)), Side("finetune")),
     "gkd with lambda 0 is kd with jsd, per sequence": (
-        Side("gkd", ("method.gkd.student_share=0",)),
+        Side("gkd", ("method.gkd.lmbda=0",)),
         Side("kd", ("method.kd.alpha=1", JSD, "method.kd.average=sequence")),
     ),
     "gkd with lambda 0 is kd with jsd, per token": (
-        Side("gkd", ("method.gkd.student_share=0", "method.gkd.average=token")),
+        Side("gkd", ("method.gkd.lmbda=0", "method.gkd.average=token")),
         Side("kd", ("method.kd.alpha=1", JSD)),
     ),
     "dss is tinyllm with one teacher": (Side("dss", (TERSE,)), Side("tinyllm", (TERSE,))),
@@ -94,7 +94,7 @@ def test_what_has_no_weight_is_not_asked_for(tiny_llama_dir: Path, teacher: str)
         ("tinyllm", (BOTH, "method.tinyllm.alpha={terse: 0, stepwise: 0}")),
         ("dss", ("method.dss.rationale_weight=0",)),
         ("minillm", ("method.minillm.response=rationale", "method.minillm.max_new_tokens=8")),
-        ("gkd", ("method.gkd.response=rationale", "method.gkd.student_share=1", "method.gkd.max_new_tokens=8")),
+        ("gkd", ("method.gkd.response=rationale", "method.gkd.lmbda=1", "method.gkd.max_new_tokens=8")),
     ):
         cell = one_cell(tiny_llama_dir, teacher, *SHORT, *settings, method=method)
         assert cell.teachers == () and cell.teacher_from is None, method

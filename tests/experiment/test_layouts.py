@@ -38,7 +38,7 @@ def test_both_layouts_train_the_same_student(tiny_llama_dir: Path, tmp_path: Pat
     assert same_losses == pytest.approx(losses, rel=1e-4)
     assert len(losses) > 3
     assert same_values == pytest.approx(values, rel=1e-3)
-    for record, layout, reason in ((separate, "separate", "asked for"), (shared, "shared", None)):
+    for record, layout, reason in ((separate, "separate", "requested"), (shared, "shared", None)):
         assert record.training is not None and record.backend is not None
         assert (record.training.layout, record.training.layout_reason) == (layout, reason)
         assert (record.backend.layout, record.backend.layout_reason) == (layout, reason)

@@ -113,7 +113,7 @@ def test_the_order_of_all_layers(tmp_path: Path) -> None:
         group = {
             "student": {"init": {"epochs": upto}},
             "train": {"batch_records": upto},
-            "method": {"student_share": 0.1},
+            "method": {"lmbda": 0.1},
         }
         of = [name for place, name in enumerate(layers) if place <= upto]
         preset = Preset(
@@ -135,7 +135,7 @@ def test_the_order_of_all_layers(tmp_path: Path) -> None:
         one = found(upto)
         assert one.origin["student.init.epochs"] == name
         assert upto == 0 or one.config.train.batch_records == one.config.student.init.epochs == upto
-        assert upto == 0 or (one.origin["method.student_share"], one.config.method["student_share"]) == (name, 0.1)
+        assert upto == 0 or (one.origin["method.lmbda"], one.config.method["lmbda"]) == (name, 0.1)
         assert (
             one.origin["method.temperature"] == "preset p, method gkd"
             and one.origin["method.max_new_tokens"] == "gkd.yaml"

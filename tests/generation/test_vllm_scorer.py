@@ -17,7 +17,7 @@ from tinyllm_bench.generation.top_k import Rows, Scored, top_k
 from tinyllm_bench.generation.vllm import EngineOptions, VllmEngine, top_k_rows
 from tinyllm_bench.generation.vllm_worker import CHUNK_TOKENS, engine_options, read_position, rows_of
 from tinyllm_bench.testing import tiny_models
-from tinyllm_bench.training.logit_cache import Header, LogitCache, check_rows
+from tinyllm_bench.training.logit_cache import LogitCache, LogitCacheHeader, check_rows
 
 K = 8
 ENTRIES = tiny_models.BPE_ENTRIES
@@ -125,7 +125,7 @@ def test_a_text_longer_than_one_pass_is_scored_whole(scorer: VllmEngine, folder:
 @pytest.mark.slow
 @needs_vllm
 def test_a_logit_cache_takes_the_rows(scorer: VllmEngine, tmp_path: Path) -> None:
-    header = Header(teacher="t", tokenizer="x", template="y", vocabulary=ENTRIES, k=K, precision="float32")
+    header = LogitCacheHeader(teacher="t", tokenizer="x", template="y", vocabulary=ENTRIES, k=K, precision="float32")
     cache = LogitCache.create(header, tmp_path / "cache")
     rows = list(scorer.score(PAIRS))
     assert cache.add(Scored(str(i), *pair, rows[i]) for i, pair in enumerate(PAIRS)) == len(PAIRS) - 1

@@ -54,7 +54,7 @@ def test_all_three_generators_come_back() -> None:
     state = random_state()
     draws = [random.random(), float(np.random.rand()), float(torch.rand(()))]
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
-    restore_random_state(*state)
+    restore_random_state(state)
     assert [random.random(), float(np.random.rand()), float(torch.rand(()))] == draws
 
 

@@ -16,14 +16,26 @@ import torch
 import tinyllm_bench.training
 from benchmarks import foreign_losses
 from tests.conformance import make_vectors
-from tinyllm_bench.training.conformance import LossFunction, Outcome, Vector, ours, read_vectors, run_conformance
+from tinyllm_bench.training.conformance import (
+    ConformanceResult,
+    LossFunction,
+    Vector,
+    ours,
+    read_vectors,
+    run_conformance,
+)
 
 TRAINING = Path(tinyllm_bench.training.__file__).parent
 COPY = "training_with_a_bug"
 
-# name of the bug: file, what stands there, what the bug makes of it, a vector that must notice
+# name of the bug: file, the right code, the code with the bug, a vector that must detect it
 BUGS = {
-    "padding in the mask": ("conformance.py", "logits_BTV[mask] if", "logits_BTV.flatten(0, 1) if", "forward_kl"),
+    "padding in the mask": (
+        "conformance.py",
+        "return logits_BTV[positions]",
+        "return logits_BTV.flatten(0, 1)",
+        "forward_kl",
+    ),
     "shifted labels": (
         "batching.py",
         "tuple(path[len(item.prompt) - 1 :])",
@@ -57,8 +69,9 @@ BUGS = {
     ),
     "EOS masked": (
         "conformance.py",
-        "return values_N.sum() /",
-        'return (values_N[batch.target_ids_N != options["pad_id"]] if batch else values_N).sum() /',
+        "values_N = cross_entropy_N(_at_targets(student_logits, batch), batch.target_ids_N)",
+        "values_N = cross_entropy_N(_at_targets(student_logits, batch), batch.target_ids_N)"
+        '[batch.target_ids_N != options["pad_id"]]',
         "sequence_cross_entropy",
     ),
     "missing vocabulary padding": (
@@ -96,13 +109,13 @@ def answer_of(folder: Path) -> LossFunction:
     return module.ours
 
 
-def failed(outcomes: list[Outcome]) -> dict[str, str]:
-    return {one.vector: one.verdict for one in outcomes if not one.passed}
+def failed(results: list[ConformanceResult]) -> dict[str, str]:
+    return {one.vector: one.verdict for one in results if not one.passed}
 
 
 def test_ours_agrees_with_every_vector_to_a_billionth() -> None:
-    outcomes = run_conformance(tolerance=1e-9)
-    assert {one.verdict for one in outcomes} == {"agrees"} and len(outcomes) == len(read_vectors()) > 40
+    results = run_conformance(tolerance=1e-9)
+    assert {one.verdict for one in results} == {"agrees"} and len(results) == len(read_vectors()) > 40
 
 
 def test_a_copy_without_a_bug_agrees(copied: Path) -> None:
@@ -115,9 +128,9 @@ def test_each_bug_is_noticed(bug: str, copied: Path) -> None:
     source = (copied / name).read_text()
     assert source.count(right) == 1, "the bug has lost its place"
     (copied / name).write_text(source.replace(right, wrong))
-    outcomes = run_conformance(answer_of(copied))
-    assert failed(outcomes)[vector] in ("value differs", "gradient differs")  # noticed, not merely broken
-    assert any(one.passed for one in outcomes)
+    results = run_conformance(answer_of(copied))
+    assert failed(results)[vector] in ("value differs", "gradient differs")  # noticed, not merely broken
+    assert any(one.passed for one in results)
 
 
 def test_vectors_are_what_their_maker_makes(tmp_path: Path) -> None:
@@ -203,8 +216,8 @@ def test_a_mask_is_a_bool_tensor_and_an_impossible_token_is_minus_infinity() -> 
 
 
 def test_the_loss_of_transformers_agrees() -> None:
-    outcomes = run_conformance(foreign_losses.huggingface)
-    assert {one.vector: one.verdict for one in outcomes if one.passed is not None} == {
+    results = run_conformance(foreign_losses.huggingface)
+    assert {one.vector: one.verdict for one in results if one.passed is not None} == {
         "sequence_cross_entropy": "agrees",
         "sequence_accumulation": "agrees",
     }
@@ -216,6 +229,6 @@ def test_the_loss_of_transformers_agrees() -> None:
 def test_strangers_disagree_only_where_it_is_explained(name: str, package: str) -> None:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed; it is no part of this project")
-    outcomes = run_conformance(getattr(foreign_losses, name))
-    assert sorted(failed([one for one in outcomes if one.passed is not None])) == sorted(foreign_losses.WHY[name])
-    assert sum(one.passed is True for one in outcomes) >= 9
+    results = run_conformance(getattr(foreign_losses, name))
+    assert sorted(failed([one for one in results if one.passed is not None])) == sorted(foreign_losses.WHY[name])
+    assert sum(one.passed is True for one in results) >= 9

@@ -12,10 +12,10 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.training.cross_losses import (
     LOSSES,
-    Crossed,
-    Crossing,
-    Lead,
-    Side,
+    ColumnMap,
+    CrossLoss,
+    Prefix,
+    TokenizerPair,
     overlap_N,
     span_projection_N,
     uld_N,
@@ -26,22 +26,22 @@ STUDENT, TEACHER = numerals(), splitting()
 SPAN_LOSSES = [span_projection_N, overlap_N]
 
 
-def said(text: str, *, tokenizer: Any = STUDENT, ended: bool = True) -> Encoded:
+def encoded(text: str, *, tokenizer: Any = STUDENT, ended: bool = True) -> Encoded:
     ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     return Encoded("r", "label", (5, 6), (*ids, tokenizer.eos_token_id) if ended else ids, not ended)
 
 
 def view(*texts: str, teacher: Any = TEACHER, ended: bool = True) -> CrossView:
-    items = [said(text, ended=ended) for text in texts]
+    items = [encoded(text, ended=ended) for text in texts]
     return make_view(items, STUDENT, teacher, ["Q:" for _ in texts])
 
 
-def crossing(**settings: Any) -> Crossing:
-    return Crossing(STUDENT, TEACHER, **settings)
+def tokenizer_pair(**settings: Any) -> TokenizerPair:
+    return TokenizerPair(STUDENT, TEACHER, **settings)
 
 
-def random_logits(seen: CrossView, *, teacher: Any = TEACHER) -> tuple[Tensor, Tensor]:
-    rows = len(seen.spans.student_ids_N), len(seen.spans.teacher_ids_M)
+def random_logits(aligned: CrossView, *, teacher: Any = TEACHER) -> tuple[Tensor, Tensor]:
+    rows = len(aligned.spans.student_ids_N), len(aligned.spans.teacher_ids_M)
     student = torch.randn(rows[0], len(STUDENT), dtype=torch.float64, requires_grad=True)
     return student, torch.randn(rows[1], len(teacher), dtype=torch.float64)
 
@@ -58,90 +58,90 @@ def token(tokenizer: Any, entry: str) -> int:
 
 @pytest.mark.parametrize("loss", SPAN_LOSSES)
 def test_one_tokenizer_on_both_sides_is_plain_forward_kl(loss: Any) -> None:
-    seen = view("the cat sat 347 日本", " answer", teacher=STUDENT)
-    student, teacher = random_logits(seen, teacher=STUDENT)
-    assert seen.align_ratio == 1 and torch.equal(seen.spans.student_ids_N, seen.spans.teacher_ids_M)
-    found = loss(student, teacher, seen.spans, Crossing(STUDENT, numerals()))
+    aligned = view("the cat sat 347 日本", " answer", teacher=STUDENT)
+    student, teacher = random_logits(aligned, teacher=STUDENT)
+    assert aligned.align_ratio == 1 and torch.equal(aligned.spans.student_ids_N, aligned.spans.teacher_ids_M)
+    result = loss(student, teacher, aligned.spans, TokenizerPair(STUDENT, numerals()))
     logq, logp = student.log_softmax(-1), teacher.log_softmax(-1)
     expected = functional.kl_div(logq, logp, reduction="none", log_target=True).sum(-1)
-    torch.testing.assert_close(found.loss_N, expected, rtol=1e-12, atol=1e-12)
-    gradients = [torch.autograd.grad(x.sum(), student, retain_graph=True)[0] for x in (found.loss_N, expected)]
+    torch.testing.assert_close(result.loss_N, expected, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(x.sum(), student, retain_graph=True)[0] for x in (result.loss_N, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
-    assert float(found.covered) / found.groups == pytest.approx(1)
+    assert float(result.covered) / result.groups == pytest.approx(1)
 
 
 def test_the_teacher_reads_its_own_prompt_and_the_student_s_response() -> None:
-    items = [said(" the cat"), said(" 347", ended=False)]
-    seen = make_view(items, STUDENT, TEACHER, ["Q: which?", "<turn>\nQ: how many?"], add_bos=True)
-    read = [TEACHER.decode(item.prompt) for item in seen.teacher.items]
+    items = [encoded(" the cat"), encoded(" 347", ended=False)]
+    aligned = make_view(items, STUDENT, TEACHER, ["Q: which?", "<turn>\nQ: how many?"], add_bos=True)
+    read = [TEACHER.decode(item.prompt) for item in aligned.teacher.items]
     assert read == ["<bos>Q: which?", "<bos><turn>\nQ: how many?"]
-    assert [TEACHER.decode(item.target) for item in seen.teacher.items] == [" the cat<eos>", " 347"]
-    assert seen.teacher.target_ids_N.tolist() == seen.spans.teacher_ids_M.tolist()
-    for row, place in zip(seen.teacher.target_row_N, seen.teacher.target_position_N, strict=True):
-        assert seen.teacher.attention_mask_BT[row, place] == 1
-    assert (seen.tokens, seen.single, seen.grouped) == (3 + 2, 3 + 1, 5)
+    assert [TEACHER.decode(item.target) for item in aligned.teacher.items] == [" the cat<eos>", " 347"]
+    assert aligned.teacher.target_ids_N.tolist() == aligned.spans.teacher_ids_M.tolist()
+    for row, place in zip(aligned.teacher.target_row_N, aligned.teacher.target_position_N, strict=True):
+        assert aligned.teacher.attention_mask_BT[row, place] == 1
+    assert (aligned.tokens, aligned.single, aligned.grouped) == (3 + 2, 3 + 1, 5)
     # " the"=0, " cat"=1, end=2; " "=3 and "347"=4 beside "3", "4", "7"
-    assert seen.spans.student_G2.tolist() == [[n, n] for n in range(5)]
-    assert seen.spans.teacher_G2.tolist() == [[0, 0], [1, 1], [2, 2], [3, 3], [4, 6]]
-    assert seen.spans.leads == (None, None, None, None, Lead("teacher", b"34"))
+    assert aligned.spans.student_G2.tolist() == [[n, n] for n in range(5)]
+    assert aligned.spans.teacher_G2.tolist() == [[0, 0], [1, 1], [2, 2], [3, 3], [4, 6]]
+    assert aligned.spans.prefixes == (None, None, None, None, Prefix("teacher", b"34"))
 
 
 def test_a_response_that_grows_onto_the_prompt_is_tokenised_apart() -> None:
-    (item,) = make_view([said("at")], STUDENT, TEACHER, ["the c"]).teacher.items
+    (item,) = make_view([encoded("at")], STUDENT, TEACHER, ["the c"]).teacher.items
     assert TEACHER.decode(item.prompt) == "the c" and TEACHER.decode(item.target) == "at<eos>"
 
 
 def test_sampled_ids_are_aligned_as_they_are() -> None:
     ids = [token(STUDENT, entry) for entry in ("c", "a", "t", "3", "47")]  # the tokenizer would write " cat", "347"
     item = Encoded("r", "label", (5,), (*ids, STUDENT.eos_token_id), False)
-    seen = make_view([item], STUDENT, TEACHER, ["Q:"])
-    assert seen.spans.student_ids_N.tolist() == list(item.target)
-    assert seen.spans.student_G2.tolist() == [[0, 2], [3, 3], [4, 4], [5, 5]]
-    assert seen.spans.leads == (Lead("student", b"ca"), None, Lead("teacher", b"4"), None)
+    aligned = make_view([item], STUDENT, TEACHER, ["Q:"])
+    assert aligned.spans.student_ids_N.tolist() == list(item.target)
+    assert aligned.spans.student_G2.tolist() == [[0, 2], [3, 3], [4, 4], [5, 5]]
+    assert aligned.spans.prefixes == (Prefix("student", b"ca"), None, Prefix("teacher", b"4"), None)
 
 
 def test_a_number_beside_its_digits_is_compared_by_the_chain_rule() -> None:
-    seen = view("347", ended=False)
-    student, teacher = (x.detach() for x in random_logits(seen))
-    found = span_projection_N(student, teacher, seen.spans, crossing())
+    aligned = view("347", ended=False)
+    student, teacher = (x.detach() for x in random_logits(aligned))
+    result = span_projection_N(student, teacher, aligned.spans, tokenizer_pair())
     q, p = student.softmax(-1)[0], teacher.softmax(-1)
     digits = [token(TEACHER, digit) for digit in "0123456789"]
     before = p[0, digits[3]] * p[1, digits[4]]
     ours = torch.stack([q[token(STUDENT, f"34{digit}")] for digit in range(10)])
     theirs = before * p[2, digits]
     ours, theirs = (torch.cat([x, 1 - x.sum()[None]]) for x in (ours, theirs))
-    assert float(found.loss_N[0]) == pytest.approx(float((theirs * (theirs / ours).log()).sum()), rel=1e-9)
-    assert float(found.covered) == pytest.approx(float(theirs[:-1].sum()))
+    assert float(result.loss_N[0]) == pytest.approx(float((theirs * (theirs / ours).log()).sum()), rel=1e-9)
+    assert float(result.covered) == pytest.approx(float(theirs[:-1].sum()))
 
 
 def test_pieces_beside_a_whole_word_are_compared_by_the_chain_rule() -> None:
-    seen = view("photosynthesis", ended=False)
-    assert seen.spans.student_G2.tolist() == [[0, 1]] and seen.spans.teacher_G2.tolist() == [[0, 0]]
-    student, teacher = (x.detach() for x in random_logits(seen))
-    found = span_projection_N(student, teacher, seen.spans, crossing())
+    aligned = view("photosynthesis", ended=False)
+    assert aligned.spans.student_G2.tolist() == [[0, 1]] and aligned.spans.teacher_G2.tolist() == [[0, 0]]
+    student, teacher = (x.detach() for x in random_logits(aligned))
+    result = span_projection_N(student, teacher, aligned.spans, tokenizer_pair())
     q, p = student.softmax(-1), teacher.softmax(-1)[0]
     ends = ["s", "sy", "syn", "synt", "synth", "synthe", "synthes", "synthesi", "synthesis"]
     ends = [end for end in ends if end in STUDENT.get_vocab()]
     ours = q[0, token(STUDENT, "photo")] * torch.stack([q[1, token(STUDENT, end)] for end in ends])
     theirs = torch.stack([p[token(TEACHER, f"photo{end}")] for end in ends])
     ours, theirs = (torch.cat([x, 1 - x.sum()[None]]) for x in (ours, theirs))
-    assert float(found.loss_N[0]) == 0  # a group's loss stands at its last position
-    assert float(found.loss_N[1]) == pytest.approx(float((theirs * (theirs / ours).log()).sum()), rel=1e-9)
+    assert float(result.loss_N[0]) == 0  # a group's loss stands at its last position
+    assert float(result.loss_N[1]) == pytest.approx(float((theirs * (theirs / ours).log()).sum()), rel=1e-9)
 
 
-@pytest.mark.parametrize("rows", ["split", "first"])
+@pytest.mark.parametrize("rule", ["split", "first"])
 @pytest.mark.parametrize("number", [10, 99, 347, 999])
-def test_a_teacher_that_splits_digits_does_not_take_the_student_s_numbers_away(number: int, rows: Any) -> None:
+def test_a_teacher_that_splits_digits_does_not_take_the_student_s_numbers_away(number: int, rule: Any) -> None:
     """Losses that part the vocabulary in matched and unmatched push such tokens down: X-Token's finding on GSM8K."""
-    seen = view(str(number))
-    pair = crossing(rows=rows)
+    aligned = view(str(number))
+    pair = tokenizer_pair(split_rule=rule)
     logits = torch.zeros(2, len(STUDENT), dtype=torch.float64, requires_grad=True)
-    teacher = sure(seen.spans.teacher_ids_M, len(TEACHER))
+    teacher = sure(aligned.spans.teacher_ids_M, len(TEACHER))
     optimiser = torch.optim.SGD([logits], lr=20.0)
     before = float(logits.detach().softmax(-1)[0, token(STUDENT, str(number))])
     for _ in range(60):
         optimiser.zero_grad()
-        span_projection_N(logits, teacher, seen.spans, pair).loss_N.sum().backward()
+        span_projection_N(logits, teacher, aligned.spans, pair).loss_N.sum().backward()
         optimiser.step()
     after = logits.detach().softmax(-1)
     own = float(after[0, token(STUDENT, str(number))])
@@ -151,163 +151,174 @@ def test_a_teacher_that_splits_digits_does_not_take_the_student_s_numbers_away(n
 
 def test_all_to_the_first_digit_is_what_the_teacher_counts_and_split_is_not() -> None:
     """At a place where the text goes on with one digit, `347` is compared by what the teacher's `3` covers."""
-    seen = view("3", ended=False)
-    teacher = sure(seen.spans.teacher_ids_M, len(TEACHER), 1 - 1e-9)
+    aligned = view("3", ended=False)
+    teacher = sure(aligned.spans.teacher_ids_M, len(TEACHER), 1 - 1e-9)
     student = sure(torch.tensor([token(STUDENT, "347")]), len(STUDENT), 1 - 1e-9)
     losses = {
-        rows: span_projection_N(student, teacher, seen.spans, crossing(rows=rows)).loss_N for rows in ("first", "split")
+        rule: span_projection_N(student, teacher, aligned.spans, tokenizer_pair(split_rule=rule)).loss_N
+        for rule in ("first", "split")
     }
     assert float(losses["first"][0]) == pytest.approx(0, abs=1e-6)
     assert float(losses["split"][0]) == pytest.approx(float(torch.tensor(3.0).log()), rel=1e-4)
 
 
 def test_a_word_that_the_student_writes_in_pieces_counts_for_its_first_piece() -> None:
-    seen = view("photo", ended=False)
+    aligned = view("photo", ended=False)
     student = sure(torch.tensor([token(STUDENT, "photo")]), len(STUDENT), 1 - 1e-9)
     teacher = sure(torch.tensor([token(TEACHER, "photosynthesis")]), len(TEACHER), 1 - 1e-9)
-    found = {name: float(LOSSES[name](student, teacher, seen.spans, crossing()).loss_N[0]) for name in LOSSES}
-    assert found["span_projection"] == pytest.approx(0, abs=1e-6)
-    assert found["overlap"] > 5  # there the word is rest on one side and a column on the other
+    result = {name: float(LOSSES[name](student, teacher, aligned.spans, tokenizer_pair()).loss_N[0]) for name in LOSSES}
+    assert result["span_projection"] == pytest.approx(0, abs=1e-6)
+    assert result["overlap"] > 5  # there the word is rest on one side and a column on the other
 
 
 def test_special_tokens_of_the_teacher_alone_only_take_weight_away() -> None:
-    seen = view("cat", ended=False)
+    aligned = view("cat", ended=False)
     both = torch.tensor([token(TEACHER, "<bos>"), token(TEACHER, "cat")])
     halves = torch.full((1, len(TEACHER)), -60.0, dtype=torch.float64)
     halves[0, both] = 0.0
     whole = sure(both[1:], len(TEACHER), 1 - 1e-15)
-    pulls = []
+    gradients = []
     for teacher in (halves, whole):
         flat = torch.zeros(1, len(STUDENT), dtype=torch.float64, requires_grad=True)
-        found = span_projection_N(flat, teacher, seen.spans, crossing())
-        (pull,) = torch.autograd.grad(found.loss_N.sum(), flat)
-        pulls.append(torch.cat([pull[0], found.loss_N.detach(), found.covered[None]]))
-    torch.testing.assert_close(2 * pulls[0], pulls[1], rtol=1e-6, atol=1e-9)
+        result = span_projection_N(flat, teacher, aligned.spans, tokenizer_pair())
+        (gradient,) = torch.autograd.grad(result.loss_N.sum(), flat)
+        gradients.append(torch.cat([gradient[0], result.loss_N.detach(), result.covered[None]]))
+    torch.testing.assert_close(2 * gradients[0], gradients[1], rtol=1e-6, atol=1e-9)
 
 
 def test_a_sampled_token_that_cannot_be_does_not_touch_other_groups() -> None:
-    seen = view("photosynthesis the photosynthesis", ended=False)
-    student, teacher = (x.detach() for x in random_logits(seen))
-    last = int(seen.spans.student_G2[-1, 1])
-    kept = span_projection_N(student, teacher, seen.spans, crossing()).loss_N[last]
-    student[0, seen.spans.student_ids_N[0]] = -torch.inf
-    found = span_projection_N(student, teacher, seen.spans, crossing()).loss_N
-    assert bool(found.isfinite().all())
-    torch.testing.assert_close(found[last], kept)
+    aligned = view("photosynthesis the photosynthesis", ended=False)
+    student, teacher = (x.detach() for x in random_logits(aligned))
+    last = int(aligned.spans.student_G2[-1, 1])
+    expected = span_projection_N(student, teacher, aligned.spans, tokenizer_pair()).loss_N[last]
+    student[0, aligned.spans.student_ids_N[0]] = -torch.inf
+    result = span_projection_N(student, teacher, aligned.spans, tokenizer_pair()).loss_N
+    assert bool(result.isfinite().all())
+    torch.testing.assert_close(result[last], expected)
 
 
 def test_a_row_s_weights_are_one_and_at_most_four() -> None:
-    pair = crossing()
-    for projection in (pair.whole, pair.exact, pair.after(Lead("teacher", b"3")), pair.after(Lead("student", b"c"))):
-        side: Side
-        for side in projection[:2]:
-            weights = torch.zeros(int(side.tokens_E.max()) + 1).index_add(0, side.tokens_E, side.log_weights_E.exp())
+    pair = tokenizer_pair()
+    for projection in (
+        pair.whole,
+        pair.exact,
+        pair.after(Prefix("teacher", b"3")),
+        pair.after(Prefix("student", b"c")),
+    ):
+        column_map: ColumnMap
+        for column_map in projection[:2]:
+            weights = torch.zeros(int(column_map.tokens_E.max()) + 1).index_add(
+                0, column_map.tokens_E, column_map.log_weights_E.exp()
+            )
             assert bool(((weights - 1).abs() < 1e-6).logical_or(weights == 0).all())
-            assert int(side.tokens_E.bincount().max()) <= 4
-            assert side.columns_E.unique().tolist() == list(range(side.size))
+            assert int(column_map.tokens_E.bincount().max()) <= 4
+            assert column_map.columns_E.unique().tolist() == list(range(column_map.size))
     assert not pair.whole.student.one_to_one and pair.exact.student.one_to_one
 
 
 @pytest.mark.parametrize("loss", list(LOSSES.values()))
 def test_a_loss_is_not_negative_and_its_gradient_is_right(loss: Any) -> None:
-    seen = view("the photosynthesis 47 🙂", " cat")
-    student, teacher = random_logits(seen)
-    pair = crossing()
-    found: Crossed = loss(student, teacher, seen.spans, pair)
-    assert float(found.loss_N.detach().min()) >= 0 and 0 < float(found.covered) <= found.groups
-    gradient = torch.autograd.grad(found.loss_N.sum(), student)[0]
+    aligned = view("the photosynthesis 47 🙂", " cat")
+    student, teacher = random_logits(aligned)
+    pair = tokenizer_pair()
+    result: CrossLoss = loss(student, teacher, aligned.spans, pair)
+    assert float(result.loss_N.detach().min()) >= 0 and 0 < float(result.covered) <= result.groups
+    gradient = torch.autograd.grad(result.loss_N.sum(), student)[0]
     assert float(gradient.sum(-1).abs().max()) < 1e-9  # a constant added to logits changes nothing
     for _ in range(5):
         step = 1e-6 * torch.randn_like(student)
-        ends = [float(loss(student.detach() + sign * step, teacher, seen.spans, pair).loss_N.sum()) for sign in (1, -1)]
+        ends = [
+            float(loss(student.detach() + sign * step, teacher, aligned.spans, pair).loss_N.sum()) for sign in (1, -1)
+        ]
         assert (ends[0] - ends[1]) / 2 == pytest.approx(float((gradient * step).sum()), rel=1e-4, abs=1e-12)
 
 
 @pytest.mark.parametrize("loss", list(LOSSES.values()))
 def test_rows_beyond_the_vocabularies_and_impossible_tokens_change_nothing(loss: Any) -> None:
-    seen = view("the cat 347")
-    student, teacher = random_logits(seen)
+    aligned = view("the cat 347")
+    student, teacher = random_logits(aligned)
     student = student.detach()
     student[:, 1], teacher[:, 3] = -torch.inf, -torch.inf
     padded = functional.pad(student, (0, 7), value=3.0).requires_grad_()
-    found = loss(padded, functional.pad(teacher, (0, 9), value=3.0), seen.spans, crossing())
-    torch.testing.assert_close(found.loss_N, loss(student, teacher, seen.spans, crossing()).loss_N)
-    found.loss_N.sum().backward()
+    result = loss(padded, functional.pad(teacher, (0, 9), value=3.0), aligned.spans, tokenizer_pair())
+    torch.testing.assert_close(result.loss_N, loss(student, teacher, aligned.spans, tokenizer_pair()).loss_N)
+    result.loss_N.sum().backward()
     assert padded.grad is not None and bool(padded.grad.isfinite().all())
     assert float(padded.grad[:, len(STUDENT) :].abs().max()) == 0
 
 
 def test_probabilities_too_small_for_a_number_still_pull() -> None:
-    seen = view("347", ended=False)
+    aligned = view("347", ended=False)
     student = torch.zeros(1, len(STUDENT))
     student[0, token(STUDENT, "cat")] = 500.0
     student.requires_grad_()
-    found = span_projection_N(student, sure(seen.spans.teacher_ids_M, len(TEACHER)).float(), seen.spans, crossing())
-    found.loss_N.sum().backward()
-    assert float(found.loss_N.detach()[0]) > 400 and float(student.grad[0, token(STUDENT, "347")]) < -0.9  # type: ignore[index]
+    teacher = sure(aligned.spans.teacher_ids_M, len(TEACHER)).float()
+    result = span_projection_N(student, teacher, aligned.spans, tokenizer_pair())
+    result.loss_N.sum().backward()
+    assert float(result.loss_N.detach()[0]) > 400 and float(student.grad[0, token(STUDENT, "347")]) < -0.9  # type: ignore[index]
 
 
 @pytest.mark.parametrize("loss", list(LOSSES.values()))
 def test_a_chunk_has_the_losses_of_its_positions(loss: Any) -> None:
-    seen = view("the photosynthesis 47 🙂", " cat", "347")
-    student, teacher = random_logits(seen)
+    aligned = view("the photosynthesis 47 🙂", " cat", "347")
+    student, teacher = random_logits(aligned)
     student = student.detach()
-    whole = loss(student, teacher, seen.spans, crossing())
+    whole = loss(student, teacher, aligned.spans, tokenizer_pair())
     for size in (1, 2, 3, 5):
         parts, groups = [], 0
         for start in range(0, len(student), size):
-            part, rows = seen.spans.within(slice(start, min(start + size, len(student))))
-            found = loss(student[start : start + size], teacher[rows], part, crossing())
-            parts.append(found.loss_N)
-            groups += found.groups
-        cut = {last for first, last in seen.spans.student_G2.tolist() if first // size != last // size}
+            part, rows = aligned.spans.within(slice(start, min(start + size, len(student))))
+            result = loss(student[start : start + size], teacher[rows], part, tokenizer_pair())
+            parts.append(result.loss_N)
+            groups += result.groups
+        cut = {last for first, last in aligned.spans.student_G2.tolist() if first // size != last // size}
         keep = torch.tensor([number not in cut or loss is uld_N for number in range(len(student))])
         torch.testing.assert_close(torch.cat(parts)[keep], whole.loss_N[keep])
         assert groups == whole.groups - (len(cut) if loss is span_projection_N else 0)
 
 
 def test_uld_is_the_distance_of_the_sorted_probabilities() -> None:
-    seen = view("the cat 347")
-    student, teacher = random_logits(seen)
-    found = uld_N(student, teacher, seen.spans, crossing())
+    aligned = view("the cat 347")
+    student, teacher = random_logits(aligned)
+    result = uld_N(student, teacher, aligned.spans, tokenizer_pair())
     q, p = student.softmax(-1).sort(-1, descending=True)[0], teacher.softmax(-1).sort(-1, descending=True)[0]
     wide = max(q.shape[1], p.shape[1])
     q, p = functional.pad(q, (0, wide - q.shape[1])), functional.pad(p, (0, wide - p.shape[1]))
-    pairs = len(seen.spans.student_ids_N) - 1  # not the end; the teacher's two digits more have no partner
-    torch.testing.assert_close(found.loss_N[:pairs], (q[:pairs] - p[:pairs]).abs().sum(-1))
-    assert float(found.loss_N.detach()[-1]) == 0 and found.groups == pairs
+    pairs = len(aligned.spans.student_ids_N) - 1  # not the end; the teacher's two digits more have no partner
+    torch.testing.assert_close(result.loss_N[:pairs], (q[:pairs] - p[:pairs]).abs().sum(-1))
+    assert float(result.loss_N.detach()[-1]) == 0 and result.groups == pairs
 
 
 @pytest.mark.parametrize("loss", list(LOSSES.values()))
 def test_a_batch_without_groups_has_no_loss_and_a_gradient_of_zero(loss: Any) -> None:
-    seen = view("", ended=False)
-    assert len(seen.spans.student_ids_N) == 0 == seen.align_ratio
+    aligned = view("", ended=False)
+    assert len(aligned.spans.student_ids_N) == 0 == aligned.align_ratio
     student = torch.zeros(2, len(STUDENT), requires_grad=True)
     spans = view("cat", ended=False).spans.within(slice(5, 7))[0]
-    found = loss(student, torch.zeros(0, len(TEACHER)), spans, crossing())
-    found.loss_N.sum().backward()
-    assert found.loss_N.tolist() == [0, 0] and found.groups == 0 and float(student.grad.abs().max()) == 0  # type: ignore[union-attr]
+    result = loss(student, torch.zeros(0, len(TEACHER)), spans, tokenizer_pair())
+    result.loss_N.sum().backward()
+    assert result.loss_N.tolist() == [0, 0] and result.groups == 0 and float(student.grad.abs().max()) == 0  # type: ignore[union-attr]
 
 
 def test_a_teacher_without_an_end_is_refused() -> None:
     endless = splitting()
     endless.eos_token = None
     with pytest.raises(UserError, match="end-of-text token; set eos_token"):
-        make_view([said("cat")], STUDENT, endless, ["Q:"])
+        make_view([encoded("cat")], STUDENT, endless, ["Q:"])
 
 
 @pytest.mark.bundled
 @pytest.mark.slow
 def test_the_bundled_pair_is_covered() -> None:
     smol, gemma = bundled()
-    pair = Crossing(smol, gemma)
+    pair = TokenizerPair(smol, gemma)
     texts = [" radiocarbon dating of 1,347 nails", " 日本 🙂"]
-    seen = make_view([said(text, tokenizer=smol) for text in texts], smol, gemma, ["Q:", "Q:"], add_bos=True)
-    assert seen.grouped == seen.tokens and 0.5 < seen.align_ratio < 1
-    assert all(item.prompt[0] == gemma.bos_token_id for item in seen.teacher.items)
-    teacher = sure(seen.spans.teacher_ids_M, len(gemma)).float()
-    student = torch.zeros(seen.tokens, len(smol), requires_grad=True)
-    found = span_projection_N(student, teacher, seen.spans, pair)
-    found.loss_N.sum().backward()
-    pulled = student.grad.gather(1, seen.spans.student_ids_N[:, None])  # type: ignore[union-attr]
-    assert float(pulled.max()) < 0 and float(found.covered) / found.groups > 0.99
+    aligned = make_view([encoded(text, tokenizer=smol) for text in texts], smol, gemma, ["Q:", "Q:"], add_bos=True)
+    assert aligned.grouped == aligned.tokens and 0.5 < aligned.align_ratio < 1
+    assert all(item.prompt[0] == gemma.bos_token_id for item in aligned.teacher.items)
+    teacher = sure(aligned.spans.teacher_ids_M, len(gemma)).float()
+    student = torch.zeros(aligned.tokens, len(smol), requires_grad=True)
+    result = span_projection_N(student, teacher, aligned.spans, pair)
+    result.loss_N.sum().backward()
+    gradients = student.grad.gather(1, aligned.spans.student_ids_N[:, None])  # type: ignore[union-attr]
+    assert float(gradients.max()) < 0 and float(result.covered) / result.groups > 0.99

@@ -16,7 +16,7 @@ from tinyllm_bench.testing.tiny_models import tiny_llama
 from tinyllm_bench.training.batching import Batch, collator_of
 from tinyllm_bench.training.cross_tokenizer import CrossTeacher, signal_for
 from tinyllm_bench.training.divergences import DivergenceConfig
-from tinyllm_bench.training.logit_cache import Header, LogitCache
+from tinyllm_bench.training.logit_cache import LogitCache, LogitCacheHeader
 from tinyllm_bench.training.method import Step
 from tinyllm_bench.training.teacher_signals import CachedTeacher, InMemoryTeacher, score_responses
 
@@ -59,17 +59,17 @@ def loss_and_gradient(
 
 @pytest.mark.parametrize("name", ["kd", "gkd"])
 @pytest.mark.parametrize("kind", ["span_projection", "overlap"])
-def test_one_tokenizer_through_the_crossing_is_plain_distillation(name: str, kind: Any) -> None:
+def test_one_tokenizer_through_the_projection_is_plain_distillation(name: str, kind: Any) -> None:
     """Forward KL, value and gradient."""
     tokenizer = numerals()
     student, model = llama_for(tokenizer), llama_for(tokenizer, seed=1)
     plain = make_method(name, divergence=DivergenceConfig())
-    across = make_method(name, cross_tokenizer=kind)
+    crossing_method = make_method(name, cross_tokenizer=kind)
     batch = batch_of(plain, tokenizer, student)
-    wanted = loss_and_gradient(plain, batch, student, InMemoryTeacher(model, vocabulary=len(tokenizer)))
+    expected = loss_and_gradient(plain, batch, student, InMemoryTeacher(model, vocabulary=len(tokenizer)))
     notes: Notes = {}
-    found = loss_and_gradient(across, batch, student, CrossTeacher(model, numerals(), tokenizer), notes)
-    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-9)
+    actual = loss_and_gradient(crossing_method, batch, student, CrossTeacher(model, numerals(), tokenizer), notes)
+    torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-9)
     assert notes["align_ratio"] == [(len(batch.target_ids_N),) * 2]
     assert sum(t for t, _ in notes["covered_mass"]) == pytest.approx(sum(n for _, n in notes["covered_mass"]))
 
@@ -78,17 +78,17 @@ def test_one_tokenizer_through_the_crossing_is_plain_distillation(name: str, kin
 def test_chunks_do_not_show(kind: Any) -> None:
     """Groups of tokens are never split: a chunk ends where an example does."""
     student, teacher = llama_for(numerals()), llama_for(splitting(), seed=1)
-    across, collator = make_method("kd", cross_tokenizer=kind), collator_of(student.plain, numerals())
+    crossing_method, collator = make_method("kd", cross_tokenizer=kind), collator_of(student.plain, numerals())
     texts = (" the photosynthesis 347", " 12 cats sat", " 日本 🙂 is the answer", " 999")
     ids = [tuple(numerals()(text)["input_ids"]) + (numerals().eos_token_id,) for text in texts]
     items = [Encoded(f"r{n}", "label", (5, 6), target, False) for n, target in enumerate(ids)]
     batch = collator.collate([row for item in items for row in collator.rows([item])])
     signal = CrossTeacher(teacher, splitting(), numerals())
     notes: Notes = {}
-    whole = loss_and_gradient(across, batch, student, signal, notes)
+    whole = loss_and_gradient(crossing_method, batch, student, signal, notes)
     small = LM(student.model, chunk_positions=3)
     assert len(small.chunks(len(batch.target_ids_N), [4, 9, 20])) > 2
-    torch.testing.assert_close(loss_and_gradient(across, batch, small, signal), whole, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(loss_and_gradient(crossing_method, batch, small, signal), whole, rtol=1e-8, atol=1e-9)
     ((single, tokens),) = notes["align_ratio"]
     assert 0 < single < tokens == len(batch.target_ids_N)
     assert 0 < notes["covered_mass"][0][0] <= notes["covered_mass"][0][1]
@@ -120,7 +120,7 @@ def test_the_teacher_reads_the_words_of_the_prompt_in_its_own_form() -> None:
 def cached(tmp_path: Path, teacher: InMemoryTeacher, batch: Batch, k: int, precision: Any = "float32") -> CachedTeacher:
     size = teacher.vocabulary
     assert size is not None
-    header = Header(teacher="t", tokenizer="x", template="y", vocabulary=size, k=k, precision=precision)
+    header = LogitCacheHeader(teacher="t", tokenizer="x", template="y", vocabulary=size, k=k, precision=precision)
     cache = LogitCache.create(header, tmp_path / f"{k}-{precision}")
     cache.add(score_responses(teacher, batch, k))
     return CachedTeacher(cache)
@@ -134,27 +134,27 @@ def test_a_cache_of_every_token_is_the_live_teacher(kind: Any, tmp_path: Path) -
     assert live is not None
     live.vocabulary = len(tokenizer)
     batch = batch_of(method, tokenizer, student)
-    kept = cached(tmp_path, live, batch, len(tokenizer))
-    wanted, found = (loss_and_gradient(method, batch, student, one) for one in (live, kept))
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    cache = cached(tmp_path, live, batch, len(tokenizer))
+    expected, actual = (loss_and_gradient(method, batch, student, teacher) for teacher in (live, cache))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_truncated_cache_bounds_the_loss_and_says_what_it_lacks(tmp_path: Path) -> None:
+def test_a_truncated_cache_bounds_the_loss_and_names_what_is_missing(tmp_path: Path) -> None:
     model, tokenizer = tiny_llama()
     student, method = LM(model), make_method("kd", alpha=1.0)
     live = make_signal(method, model)
     assert live is not None
     live.vocabulary = len(tokenizer)
     batch = batch_of(method, tokenizer, student)
-    kept = cached(tmp_path, live, batch, 64, "float16")
-    (whole, _), (part, gradient) = (loss_and_gradient(method, batch, student, one) for one in (live, kept))
+    cache = cached(tmp_path, live, batch, 64, "float16")
+    (whole, _), (part, gradient) = (loss_and_gradient(method, batch, student, teacher) for teacher in (live, cache))
     assert 0 < float(part) < float(whole) and bool(torch.isfinite(gradient).all())
     with pytest.raises(UserError, match="reverse_kl needs the teacher's probability of every token"):
-        loss_and_gradient(make_method("kd", divergence=DivergenceConfig(kind="reverse_kl")), batch, student, kept)
+        loss_and_gradient(make_method("kd", divergence=DivergenceConfig(kind="reverse_kl")), batch, student, cache)
     other = batch.items[0]._replace(target=(*batch.items[0].target, 5))
     collator = collator_of(model, tokenizer)
     with pytest.raises(UserError, match="fill it first"):
-        kept.on(collator.collate(collator.rows([other])))
+        cache.on(collator.collate(collator.rows([other])))
 
 
 def test_which_settings_a_cache_can_serve() -> None:
@@ -162,7 +162,7 @@ def test_which_settings_a_cache_can_serve() -> None:
     assert signal_for(DivergenceConfig(kind="reverse_kl"), "none") == "live"
     assert signal_for(DivergenceConfig(temperature=2.0), "none") == "live"
     assert signal_for(DivergenceConfig(), "overlap") == "live"
-    assert make_method("gkd").needs().signal == "on_policy" and make_method("gkd", student_share=0).rolls is False
+    assert make_method("gkd").needs().signal == "on_policy" and make_method("gkd", lmbda=0).is_on_policy is False
 
 
 def test_another_tokenizer_has_a_divergence_of_its_own() -> None:

@@ -12,10 +12,10 @@ import torch
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.generation.top_k import Rows, Scored, response_digest, tail_of, top_k
-from tinyllm_bench.training.logit_cache import Header, LogitCache
+from tinyllm_bench.training.logit_cache import LogitCache, LogitCacheHeader
 
 SIZE = 13
-HEADER = Header(teacher={"weights": "a1"}, tokenizer="t1", template="p1", vocabulary=SIZE, k=4)
+HEADER = LogitCacheHeader(teacher={"weights": "a1"}, tokenizer="t1", template="p1", vocabulary=SIZE, k=4)
 
 
 def scored(name: str, tokens: int = 3, *, k: int = 4) -> Scored:
@@ -104,7 +104,7 @@ def test_the_tail_of_kept_entries_alone() -> None:
 def test_a_cache_of_another_teacher_or_form_is_refused_by_what_differs(tmp_path: Path, other: dict[str, Any]) -> None:
     LogitCache.create(HEADER, tmp_path)
     ((name, value),) = other.items()
-    with pytest.raises(UserError, match=rf"made with {name} = .*this run has .*{re.escape(repr(value))}"):
+    with pytest.raises(UserError, match=rf"filled with {name} = .*this run has .*{re.escape(repr(value))}"):
         LogitCache.create(replace(HEADER, **other), tmp_path)
     assert replace(HEADER, **other).folder != HEADER.folder
     assert LogitCache.open(tmp_path, replace(HEADER, temperature=1)).header == HEADER  # 1 is 1.0

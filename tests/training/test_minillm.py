@@ -17,8 +17,8 @@ from tinyllm_bench.training.policy_gradient import returns_NT, rewards_NT
 from tinyllm_bench.training.teacher_signals import InMemoryTeacher
 
 
-class Drawn:
-    """A student, a teacher and a batch of drawn texts, all in float64."""
+class SampledBatch:
+    """A student, a teacher and a batch of sampled texts, all in float64."""
 
     def __init__(self, **settings: Any) -> None:
         model, tokenizer = tiny_llama()
@@ -64,8 +64,8 @@ def rows_of(batch: Batch, values_N: torch.Tensor) -> list[torch.Tensor]:
 
 def test_single_is_the_exact_reverse_kl_and_long_is_the_mean_of_what_follows() -> None:
     """At the first update q is what drew the texts, so that rho = q / p~ and no clip acts where alpha is 0."""
-    drawn = Drawn(teacher_mix=0.0)
-    batch, (logq_NV, logp_NV) = drawn.batch, drawn.log_probs()
+    case = SampledBatch(teacher_mix=0.0)
+    batch, (logq_NV, logp_NV) = case.batch, case.log_probs()
     ids = batch.target_ids_N[:, None]
     logq_N, logp_N = logq_NV.gather(1, ids)[:, 0], logp_NV.gather(1, ids)[:, 0]
     single = (logq_NV.exp() * (logq_NV - logp_NV)).sum()
@@ -74,23 +74,25 @@ def test_single_is_the_exact_reverse_kl_and_long_is_the_mean_of_what_follows() -
         rewards = (p_T - q_T).detach()
         for t in range(len(q_T) - 1):  # equation 6 as a true mean over the tokens after t
             long = long - rewards[t + 1 :].mean() * (q_T[t] - q_T[t].detach()).exp()
-    found = drawn.loss()
+    found = case.loss()
     torch.testing.assert_close(found, single + long, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(drawn.gradient(drawn.loss()), drawn.gradient(single + long), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(case.gradient(case.loss()), case.gradient(single + long), rtol=1e-4, atol=1e-5)
 
 
 def test_on_policy_distillation_is_a_setting() -> None:
-    """-(log p - log q) of the drawn token times the gradient of log q: nothing of other tokens, nothing to come."""
-    drawn = Drawn(single_weight=0, teacher_mix=0, gamma=0, include_current=True, length_normalize=False, epsilon=None)
-    batch, (logq_NV, logp_NV) = drawn.batch, drawn.log_probs()
+    """-(log p - log q) of the sampled token times the gradient of log q: nothing of other tokens, nothing to come."""
+    case = SampledBatch(
+        single_step_weight=0, teacher_mix=0, gamma=0, include_current=True, length_normalize=False, epsilon=None
+    )
+    batch, (logq_NV, logp_NV) = case.batch, case.log_probs()
     ids = batch.target_ids_N[:, None]
     logq_N, logp_N = logq_NV.gather(1, ids)[:, 0], logp_NV.gather(1, ids)[:, 0]
     wanted = -((logp_N - logq_N).detach() * logq_N).sum()
-    torch.testing.assert_close(drawn.gradient(drawn.loss()), drawn.gradient(wanted), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(case.gradient(case.loss()), case.gradient(wanted), rtol=1e-4, atol=1e-5)
 
 
 def test_the_paper_s_form_weighs_single_with_the_step_s_weight() -> None:
-    plain, weighed = Drawn(), Drawn(weigh_single=True)
+    plain, weighed = SampledBatch(), SampledBatch(single_step_importance_weights=True)
     batch, (logq_NV, logp_NV) = plain.batch, plain.log_probs()
     kl_N = (logq_NV.exp() * (logq_NV - logp_NV)).sum(-1)
     ids = batch.target_ids_N[:, None]
@@ -104,7 +106,7 @@ def test_parity_takes_the_released_code_s_values_and_lets_others_stand() -> None
     kind = load_method("minillm")
     released = kind.Config(parity="released_code")
     assert (released.gamma, released.include_current, released.discount_length) == (0.95, True, False)
-    assert (released.whiten, released.reward_limit, released.plain_kd) == (True, 50.0, 0.5)
+    assert (released.whiten, released.reward_limit, released.kd_ratio) == (True, 50.0, 0.5)
     assert kind.Config(parity="released_code", gamma=1.0).gamma == 1.0
     paper = kind.Config()
     assert (paper.gamma, paper.include_current, paper.whiten, paper.reward_limit) == (1.0, False, False, None)
@@ -113,9 +115,9 @@ def test_parity_takes_the_released_code_s_values_and_lets_others_stand() -> None
 
 def test_the_released_code_s_advantages() -> None:
     """R_t = r_t + 0.95 R_(t+1), divided by the tokens from t on, then whitened over the texts' tokens."""
-    drawn = Drawn(parity="released_code")
+    case = SampledBatch(parity="released_code")
     rows = []
-    for group in drawn.groups:
+    for group in case.groups:
         kept = group.items[0].rollout
         r = [p - q for p, q in zip(kept["logp"], kept["logq"], strict=True)]
         back = 0.0
@@ -126,7 +128,7 @@ def test_the_released_code_s_advantages() -> None:
         rows.append(torch.tensor(found[::-1], dtype=torch.float64))
     raw = torch.cat(rows)
     wanted = (raw - raw.mean()) / (raw.var(unbiased=False) + 1e-8).sqrt()
-    seen = torch.tensor([a for g in drawn.groups for a in g.items[0].rollout["advantage"]], dtype=torch.float64)
+    seen = torch.tensor([a for g in case.groups for a in g.items[0].rollout["advantage"]], dtype=torch.float64)
     torch.testing.assert_close(seen, wanted, rtol=1e-6, atol=1e-6)
 
 
@@ -142,7 +144,7 @@ def test_the_released_code_s_cut_is_of_log_ratios_already_divided() -> None:
 
 
 def test_advantages_are_means_of_what_follows_and_the_last_is_zero() -> None:
-    for group in Drawn().groups:
+    for group in SampledBatch().groups:
         kept = group.items[0].rollout
         rewards = torch.tensor([[p - q for p, q in zip(kept["logp"], kept["logq"], strict=True)]], dtype=torch.float64)
         wanted = returns_NT(rewards, torch.ones_like(rewards))[0].tolist()
@@ -151,23 +153,23 @@ def test_advantages_are_means_of_what_follows_and_the_last_is_zero() -> None:
 
 def test_a_round_without_a_question_takes_part_in_sums() -> None:
     """A process may have no question to draw for; the others still wait for its share of the sums."""
-    drawn, calls = Drawn(parity="released_code"), []
+    case, calls = SampledBatch(parity="released_code"), []
     step = Step(index=0, total=1, tokens={}, all_reduce=lambda t: calls.append(t) or t, seed_of=hash)  # type: ignore[func-returns-value]
-    assert drawn.method.rollout([], drawn.student, drawn.teacher, step) == [] and len(calls) == 2
+    assert case.method.rollout([], case.student, case.teacher, step) == [] and len(calls) == 2
 
 
 def test_plain_text_is_learned_beside_the_drawn() -> None:
-    drawn = Drawn(plain_weight=0.5)
-    plain = Encoded(drawn.groups[0].record_id, "plain", (3,), (9, 8, 7, 6), False)
-    drawn.groups[0] = Group(drawn.groups[0].record_id, (*drawn.groups[0].items, plain))
-    terms = {t.channel: t for t in drawn.method.loss(drawn.batch, drawn.student, drawn.teacher, drawn.step)}
-    batch, (logq_NV, logp_NV) = drawn.batch, drawn.log_probs()
+    case = SampledBatch(lm_coef=0.5)
+    plain = Encoded(case.groups[0].record_id, "plain", (3,), (9, 8, 7, 6), False)
+    case.groups[0] = Group(case.groups[0].record_id, (*case.groups[0].items, plain))
+    terms = {t.channel: t for t in case.method.loss(case.batch, case.student, case.teacher, case.step)}
+    batch, (logq_NV, logp_NV) = case.batch, case.log_probs()
     here = batch.channel_N == batch.channels.index("plain")
     ce = -logq_NV.gather(1, batch.target_ids_N[:, None])[:, 0][here].sum()
     assert terms["plain"].weight == 0.5
     torch.testing.assert_close(terms["plain"].sum, ce, rtol=1e-6, atol=1e-6)
-    both = make_method("minillm", plain_kd=0.5)
-    mixed = {t.channel: t for t in both.loss(batch, drawn.student, drawn.teacher, drawn.step)}
+    both = make_method("minillm", kd_ratio=0.5)
+    mixed = {t.channel: t for t in both.loss(batch, case.student, case.teacher, case.step)}
     kl = (logp_NV.exp() * (logp_NV - logq_NV)).sum(-1)[here].sum()
     torch.testing.assert_close(mixed["plain"].sum, 0.5 * ce + 0.5 * kl, rtol=1e-6, atol=1e-6)
 
@@ -184,7 +186,7 @@ def test_the_paper_s_round_has_sixteen_steps() -> None:
 
 
 def test_what_the_rollouts_were_like_is_noted() -> None:
-    drawn = Drawn()
-    tokens, texts = drawn.notes["rollout_length"]
-    assert texts == 3 and tokens == sum(len(group.items[0].target) for group in drawn.groups)
-    assert drawn.notes["rollout_reverse_kl"][1] == tokens
+    case = SampledBatch()
+    tokens, texts = case.notes["rollout_length"]
+    assert texts == 3 and tokens == sum(len(group.items[0].target) for group in case.groups)
+    assert case.notes["rollout_reverse_kl"][1] == tokens

@@ -156,4 +156,4 @@ def test_an_ensemble_is_two_students_of_one_mode_each() -> None:
     (cot, pot) = make_method(NAME, ensemble=True).decoding().members
     assert (cot["pot_weight"], pot["cot_weight"]) == (0.0, 0.0) and not cot["ensemble"]
     assert make_method(NAME).decoding().members == ()
-    assert make_method(NAME, sampling="mixed").scatters and not make_method(NAME).scatters
+    assert make_method(NAME, sampling="mixed").shuffles_examples and not make_method(NAME).shuffles_examples

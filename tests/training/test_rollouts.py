@@ -18,7 +18,7 @@ from tinyllm_bench.testing.tiny_models import tiny_llama, tiny_t5
 from tinyllm_bench.training.batching import Group, collator_of
 from tinyllm_bench.training.budget import make_plan
 from tinyllm_bench.training.method import Step
-from tinyllm_bench.training.rollouts import distinct, happens, probe, with_sampled_text
+from tinyllm_bench.training.rollouts import bernoulli, distinct_n, sample_diagnostics, with_sampled_text
 from tinyllm_bench.training.teacher_signals import InMemoryTeacher
 
 FAMILIES = {"llama": tiny_llama, "t5": tiny_t5}
@@ -147,7 +147,7 @@ def test_rows_beyond_the_vocabulary_are_never_drawn() -> None:
 def test_a_drawn_text_costs_what_the_same_text_of_the_data_set_costs(name: str, family: str) -> None:
     """DistiLLM's code shifts drawn texts otherwise than given ones, and never trains their end; ours has one path."""
     student, _, tokenizer = pair(family)
-    settings: dict[str, Any] = {"epsilon": None, "single_weight": 1.0} if name == "minillm" else {"student_share": 1.0}
+    settings: dict[str, Any] = {"epsilon": None, "single_step_weight": 1.0} if name == "minillm" else {"lmbda": 1.0}
     method = make_method(name, **settings)
     groups = make_groups(method, tokenizer, encoder_decoder=student.encoder_decoder, count=3)
     signal = make_signal(method, student.plain)
@@ -169,38 +169,44 @@ def test_a_drawn_text_costs_what_the_same_text_of_the_data_set_costs(name: str, 
 
 def test_a_share_of_the_questions_is_drawn_and_the_rest_is_given() -> None:
     student, _, tokenizer = pair("llama")
-    method = make_method("gkd", student_share=0.5)
+    method = make_method("gkd", lmbda=0.5)
     groups = make_groups(method, tokenizer, count=20)
     rolled = method.rollout(groups, student, InMemoryTeacher(student), step_of())
     drawn = [bool(group.items[0].rollout) for group in rolled]
     assert 3 <= sum(drawn) <= 17
     assert [g.record_id for g in rolled] == [g.record_id for g in groups]
     assert all(new == old for new, old, was in zip(rolled, groups, drawn, strict=True) if not was)
-    assert not make_method("gkd", student_share=0).rolls
+    assert not make_method("gkd", lmbda=0).is_on_policy
 
 
 def test_whether_something_happens_is_a_matter_of_the_seed() -> None:
-    assert 0.45 < sum(happens(seed, 0.5) for seed in range(2000)) / 2000 < 0.55
-    assert happens(7, 0.3) == happens(7, 0.3) and not happens(1, 0.0) and happens(1, 1.0)
+    assert 0.45 < sum(bernoulli(seed, 0.5) for seed in range(2000)) / 2000 < 0.55
+    assert bernoulli(7, 0.3) == bernoulli(7, 0.3) and not bernoulli(1, 0.0) and bernoulli(1, 1.0)
 
 
 def test_distinct_n_by_hand() -> None:
     texts = [(1, 2, 1, 2), (1, 2)]
-    assert distinct(texts, 1) == 2 / 6
-    assert distinct(texts, 2) == 2 / 4  # (1,2) three times, (2,1) once
-    assert distinct(texts, 5) == 1.0
+    assert distinct_n(texts, 1) == 2 / 6
+    assert distinct_n(texts, 2) == 2 / 4  # (1,2) three times, (2,1) once
+    assert distinct_n(texts, 5) == 1.0
 
 
 def test_the_probe_has_the_same_random_numbers_every_time() -> None:
     student, teacher, tokenizer = pair("llama")
     groups = make_groups(make_method("gkd"), tokenizer, count=4)
     signal = InMemoryTeacher(teacher, vocabulary=len(tokenizer))
-    first, again = (probe(groups, student, signal, channel="label", step=step_of(), max_new_tokens=6) for _ in range(2))
+    first, again = (
+        sample_diagnostics(groups, student, signal, channel="label", step=step_of(), max_new_tokens=6) for _ in range(2)
+    )
     assert first == again and first.keys() == {"reverse_kl", "length", "ended", "distinct_2", "distinct_4"}
     assert first["reverse_kl"] > 0 and 1 <= first["length"] <= 6
-    alike = probe(groups, student, InMemoryTeacher(student), channel="label", step=step_of(), max_new_tokens=6)
+    alike = sample_diagnostics(
+        groups, student, InMemoryTeacher(student), channel="label", step=step_of(), max_new_tokens=6
+    )
     assert alike["reverse_kl"] == pytest.approx(0, abs=1e-9)
-    assert probe([Group("r", ())], student, signal, channel="label", step=step_of(), max_new_tokens=6) == {}
+    assert (
+        sample_diagnostics([Group("r", ())], student, signal, channel="label", step=step_of(), max_new_tokens=6) == {}
+    )
 
 
 def test_numbers_stand_beside_the_rollout_tokens() -> None:
@@ -277,7 +283,7 @@ def test_the_ratio_of_the_first_inner_step_is_one(
 
 def test_a_question_is_drawn_as_often_as_it_stands_in_a_round(tmp_path: Path) -> None:
     """Four questions in a round of 16: 16 texts, not four that count four times."""
-    for name, settings in (("minillm", {"group_size": 2, "inner_epochs": 2}), ("gkd", {"student_share": 1.0})):
+    for name, settings in (("minillm", {"group_size": 2, "inner_epochs": 2}), ("gkd", {"lmbda": 1.0})):
         model, tokenizer = tiny_llama()
         method = make_method(name, **settings)
         groups = make_groups(method, tokenizer, count=4)
@@ -304,7 +310,7 @@ def test_a_question_is_drawn_as_often_as_it_stands_in_a_round(tmp_path: Path) ->
 
 def test_examples_of_one_question_draw_apart() -> None:
     student, _, tokenizer = pair("llama")
-    method = make_method("gkd", student_share=1.0)
+    method = make_method("gkd", lmbda=1.0)
     (group,) = make_groups(method, tokenizer, count=1)
     twice = [group._replace(items=group.items * 2), group._replace(occurrence=1)]
     rolled = method.rollout(twice, student, InMemoryTeacher(student), step_of())

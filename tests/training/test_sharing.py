@@ -23,7 +23,7 @@ def chosen(pair: tuple[Any, Any], asked: Any = "auto", *, training: bool = True)
 def test_a_model_that_can_shares(family: str, request: pytest.FixtureRequest) -> None:
     pair = request.getfixturevalue(family)
     assert chosen(pair) == chosen(pair, "shared") == ("shared", None)
-    assert chosen(pair, "separate") == ("separate", "asked for")
+    assert chosen(pair, "separate") == ("separate", "requested")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -51,14 +51,14 @@ def test_the_best_look_is_kept_and_ties_go_to_gold_probability_then_to_the_earli
     stopped = build(tmp_path / "stopped", Scripted(*scores))
     stopped.plan = Plan(rounds=stopped.plan.rounds, inner_epochs=1, seed=0, tokens=0, epochs=2)
     weights: dict[str, torch.Tensor] = {}
-    inner = stopped._evaluate_where_due
+    inner = stopped._evaluate_if_due
 
     def spy(done: int) -> None:
         inner(done)
         if done == 6:
             weights.update({key: p.detach().clone() for key, p in stopped.module.named_parameters()})
 
-    stopped._evaluate_where_due = spy  # type: ignore[method-assign]
+    stopped._evaluate_if_due = spy  # type: ignore[method-assign]
     stopped.run()
     assert all(torch.equal(after[key], weights[key]) for key in weights)
 
@@ -134,7 +134,7 @@ def test_a_loss_is_a_mean_over_texts_or_over_tokens(name: str, average: str, tmp
     """
     model, tokenizer = make_llama()
     model = model.double()
-    settings: dict[str, Any] = {"student_share": 0.0} if name == "gkd" else {"alpha": 1.0}
+    settings: dict[str, Any] = {"lmbda": 0.0} if name == "gkd" else {"alpha": 1.0}
     method = make_method(name, average=average, divergence={"kind": "jsd"}, **settings)
     texts = [tuple(range(20, 84)), (5, 6, 7, 8), (9, 8, 7, 6), (11, 12, 13, 14)]
     groups = [Group(f"r{n}", (Encoded(f"r{n}", "label", (3, 4, n), text, False),)) for n, text in enumerate(texts)]
@@ -202,7 +202,7 @@ def test_a_teacher_that_no_loss_reads_is_not_run_and_not_charged(tmp_path: Path)
     flops = []
     for number, single in enumerate((0.0, 1.0)):
         model, tokenizer = make_llama()
-        method = make_method("minillm", single_weight=single)
+        method = make_method("minillm", single_step_weight=single)
         groups = make_groups(method, tokenizer)
         trainer = make_trainer(model, tokenizer, method, groups, tmp_path / str(number))
         read: list[Any] = []

@@ -14,7 +14,7 @@ from tinyllm_bench.models.load import Loaded, spec_folder, tokenizer_digest
 from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.training.batching import Group, collator_of, micro_batches
-from tinyllm_bench.training.logit_cache import Header, LogitCache
+from tinyllm_bench.training.logit_cache import LogitCache, LogitCacheHeader
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.cell import Cell
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 _TEMPLATE = "plain"
 
 
-def header_of(cell: "Cell", student: Loaded) -> Header:
+def header_of(cell: "Cell", student: Loaded) -> LogitCacheHeader:
     """What the cell's cache is made for."""
     kept, teacher = cell.config.teacher.cache, cell.signal
     assert kept is not None and teacher is not None
     size = len(student.tokenizer)
-    return Header(
+    return LogitCacheHeader(
         teacher=[model_identity(teacher, cell.runs), cell.config.teacher.dtype],
         tokenizer=tokenizer_digest(student.tokenizer),
         template=digest(_TEMPLATE),

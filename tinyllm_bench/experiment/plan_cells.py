@@ -289,7 +289,7 @@ def with_teachers(cell: Cell, first: First) -> Cell:
     if not teachers and notes and not needs.annotations.isdisjoint({"rationale", "program"}):
         kinds = " and ".join(f"{kind}s" for kind in sorted(needs.annotations - {"response"}))
         raise UserError(f"{cell.name} needs {kinds} and no teacher has any for task {task}")
-    if method.rolls and config.student.lora is not None and config.student.lora.dropout:
+    if method.is_on_policy and config.student.lora is not None and config.student.lora.dropout:
         dropout = f"student.lora.dropout={config.student.lora.dropout:g}"
         notes = (*notes, f"{dropout} has no effect: {cell.name} samples texts")
     if needs.plain_text and config.data.plain_text is None:
@@ -325,7 +325,7 @@ def _students(cell: Cell) -> Mapping[str, Cell]:
     decoding = method.decoding()
     if decoding.policy is None:
         return {}
-    settings = {k: v for k, v in cell.config.method.items() if k not in type(method).reading_settings}
+    settings = {k: v for k, v in cell.config.method.items() if k not in type(method).inference_settings}
     if decoding.members:
         share = 1 / len(decoding.members)
         made = [_training_cell(cell, {**settings, **member}, share) for member in decoding.members]

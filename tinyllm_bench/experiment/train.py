@@ -109,7 +109,7 @@ def encode_groups(cell: Cell, loaded: Loaded, annotations: Sequence[Annotation])
         examples = cell.method.examples(record, by_record.get(record.id, []), cell.ask)
         groups.append(Group(record.id, tuple(encoder.encode(example) for example in examples)))
     groups = [group for group in groups if group.items]
-    if cell.method.scatters:
+    if cell.method.shuffles_examples:
         groups = [group._replace(items=(item,)) for group in groups for item in group.items]
     return with_plain_text(cell, groups, loaded.tokenizer, encoder_decoder=encoder.encoder_decoder)
 
@@ -135,7 +135,7 @@ def collator_for(cell: Cell, lm: LM, loaded: Loaded, signal: TeacherSignal | Non
             raise UserError("train.attention=flex needs a GPU; use train.attention=sdpa")
         lm.plain.set_attn_implementation("flex_attention")
     collator = collator_of(loaded.model, loaded.tokenizer)
-    samples = cell.method is not None and cell.method.rolls  # and is trained without dropout
+    samples = cell.method is not None and cell.method.is_on_policy  # and is trained without dropout
     layout, reason = choose_layout(lm, collator, asked.layout, training=not samples)
     if signal is not None and signal.lm is not None and layout == "shared":
         layout, reason = choose_layout(signal.lm, collator, asked.layout, training=False)
@@ -153,7 +153,7 @@ def plan_of(cell: Cell, groups: Sequence[Group], charged: float) -> Plan:
     assert method is not None
     name, amount = _left(cell, charged)
     limit, fixed = None, {}
-    if name == "student_tokens" and not method.rolls:
+    if name == "student_tokens" and not method.is_on_policy:
         fixed = {"student_tokens": round(amount)}
     elif name in ("student_tokens", "flops", "seconds"):
         limit = Limit(name, amount)  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ def _bought(cell: Cell, planned: CellForecast) -> Finding:
             severity, threshold = "warning", f"warning below {FEW_EPOCHS:g} epochs or {FEW_STEPS} steps"
             epoch = counts.tokens / epochs
             fix = f"one epoch takes {epoch:,.0f} tokens: raise the budget, or lower data.train_limit or the batch"
-        elif cell.method is not None and cell.method.rolls and counts.steps < FEW_SAMPLING_STEPS:
+        elif cell.method is not None and cell.method.is_on_policy and counts.steps < FEW_SAMPLING_STEPS:
             severity, threshold = "warning", f"warning below {FEW_SAMPLING_STEPS} steps on sampled texts"
             fix = f"one step takes {step:,.0f} tokens: raise the budget, or lower student.init or train.batch_records"
     return Finding(

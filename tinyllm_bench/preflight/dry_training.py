@@ -25,7 +25,7 @@ from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.preflight.machine import Speed
 from tinyllm_bench.teachers.teacher import Teacher, Unwritten
-from tinyllm_bench.training.batching import Collator, Group, Row, choose_layout, collator_of, step_micros
+from tinyllm_bench.training.batching import Collator, Group, Row, choose_layout, collator_of, step_micro_batches
 from tinyllm_bench.training.budget import FlopsPerToken, Plan, flops_per_token
 from tinyllm_bench.training.method import Method, Step
 
@@ -80,7 +80,7 @@ def _collator(cell: Cell, lm: LM, loaded: Loaded, teacher: Loaded | None) -> Col
     def layout(model: Any, *, training: bool) -> Any:
         return choose_layout(LM(small_copy(model)), small, cell.config.train.layout, training=training)[0]
 
-    chosen = layout(lm.plain, training=not cell.method.rolls)  # a student that samples trains without dropout
+    chosen = layout(lm.plain, training=not cell.method.is_on_policy)  # a student that samples trains without dropout
     reads_along = teacher is not None and cell.config.teacher.cache is None and cell.method.needs().same_tokenizer
     if teacher is not None and reads_along and chosen == "shared":
         chosen = layout(teacher.model, training=False)
@@ -212,7 +212,7 @@ class Sampling(NamedTuple):
     shares: Mapping[str, float]
     tokens: Mapping[str, float]
     with_teacher: bool
-    reread: bool
+    recompute_logq: bool
 
 
 def _sampling_of(method: Method, groups: Sequence[Group], lm: LM) -> Sampling:
@@ -229,16 +229,16 @@ def _sampling_of(method: Method, groups: Sequence[Group], lm: LM) -> Sampling:
     sample = [group._replace(items=tuple(map(within, group.items))) for group in groups[:_TRIED_QUESTIONS]]
     short = type(method)(method.config.model_copy(update={"max_new_tokens": 1}))
     student, teacher = LM(small), InMemoryTeacher(LM(small), vocabulary=rows)
-    reread: list[Group] = []
+    recompute_logq: list[Group] = []
 
     def note_reread(found: list[Group]) -> list[Group]:
-        reread.extend(found)
+        recompute_logq.extend(found)
         return found
 
     sampled = [
         item
         for number in range(-(-_TRIED // len(sample)))
-        for group in short.rollout(sample, student, teacher, replace(_trial_step(number), reread=note_reread))
+        for group in short.rollout(sample, student, teacher, replace(_trial_step(number), recompute_logq=note_reread))
         for item in group.items
     ]
     shares: dict[str, float] = {}
@@ -249,7 +249,7 @@ def _sampling_of(method: Method, groups: Sequence[Group], lm: LM) -> Sampling:
             given = [item for group in groups for item in group.items if item.channel == channel]
             shares[channel] = sum(of_channel) / len(of_channel)
             tokens[channel] = sum(min(len(item.target), method.max_sampled_tokens) for item in given) / len(given)
-    return Sampling(shares, tokens, any("logp" in item.rollout for item in sampled), bool(reread))
+    return Sampling(shares, tokens, any("logp" in item.rollout for item in sampled), bool(recompute_logq))
 
 
 def _trial_step(index: int) -> Step:
@@ -317,7 +317,7 @@ class DryTraining:
         self.lm = LM(adapted(cell, self.loaded))
         self.groups = encode_groups(cell, self.loaded, annotations)
         self.collator = _collator(cell, self.lm, self.loaded, self.teacher)
-        self.sampling = _sampling_of(self.method, self.groups, self.lm) if self.method.rolls else None
+        self.sampling = _sampling_of(self.method, self.groups, self.lm) if self.method.is_on_policy else None
         self._amounts: dict[int, Amounts] = {}
 
     @property
@@ -340,7 +340,7 @@ class DryTraining:
         """FLOPs of a token, as the trainer counts them."""
         teacher = self.teacher_in_memory
         theirs = 0 if teacher is None else sum(p.numel() for p in teacher.parameters())
-        return flops_per_token(self.lm, theirs, reads_teacher=self.method.reads_teacher)
+        return flops_per_token(self.lm, theirs, loss_uses_teacher=self.method.loss_uses_teacher)
 
     def counts(self, cell: Cell, charged: float, speed: Speed) -> Counts:
         """What the training of a cell takes.
@@ -379,7 +379,7 @@ class DryTraining:
         rows = []
         for group in (self.groups[index] for index in indices):
             rows.append(self.collator.rows([self._as_sampled(item) for item in group.items]))
-        return step_micros(rows, self.method, self.collator, self.cell.config.train)
+        return step_micro_batches(rows, self.method, self.collator, self.cell.config.train)
 
     def _as_sampled(self, item: Encoded) -> Encoded:
         if self.sampling is None or self.sampling.shares.get(item.channel, 0.0) < 0.5:
@@ -420,7 +420,7 @@ class DryTraining:
     def _sampling_flops(self, amounts: Amounts) -> float:
         if self.sampling is None:
             return 0.0
-        again = amounts.computed * self.rates.student if self.sampling.reread else 0.0
+        again = amounts.computed * self.rates.student if self.sampling.recompute_logq else 0.0
         return amounts.read * self.rates.sampled(self.sampling.with_teacher) + again
 
     def _of_mini(self, indices: Sequence[int]) -> Amounts:

@@ -196,7 +196,7 @@ class MethodContract:
         assert type(method).Config.model_validate(yaml.safe_load(text)) == method.config
         decoding = method.decoding()
         assert json.loads(json.dumps(dataclasses.asdict(decoding)))["channels"] == list(decoding.channels)
-        assert type(method).reading_settings <= set(type(method).Config.model_fields)
+        assert type(method).inference_settings <= set(type(method).Config.model_fields)
         with pytest.raises(ValueError, match="no_such_setting"):
             type(method).Config.model_validate({"no_such_setting": 1})
 

@@ -1,10 +1,11 @@
-"""From the examples of questions to tensors: rows, batches, micro-batches, and which layout a model can take.
+"""From the examples of questions to tensors: rows, batches, micro-batches, and the layouts that a model supports.
 
-1. Layout: the examples of one question become rows (sequences), each example apart or as branches of a shared prompt.
+1. Layout: the examples of one question become rows (sequences), each example separately or as branches of a shared
+   prompt.
 2. Batch: rows as padded tensors with their target positions.
 3. Micro-batches: a mini-batch in parts that fit into memory. Losses are sums that only the trainer divides, so the
    split changes memory and time, never the optimisation.
-4. Shared prompts are used where a model computes the same with them as without.
+4. Shared prompts are used only where a model computes the same with them as without.
 
 Shape suffixes: B rows, T positions, D decoder rows of an encoder-decoder, N target positions, V vocabulary.
 """
@@ -12,7 +13,7 @@ Shape suffixes: B rows, T positions, D decoder rows of an encoder-decoder, N tar
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,13 +30,13 @@ from tinyllm_bench.training.settings import Layout, LayoutChoice, TrainConfig
 if TYPE_CHECKING:
     from tinyllm_bench.training.method import Method
 
-# Tokens two examples must begin with in common before they share a row; fewer are not worth a longer row.
+# The smallest common prefix of two examples that share a row; a shorter one is not worth a longer row.
 MIN_SHARED = 8
 
 # --- 1. Layout ------------------------------------------------------------------------------------------------------
-# A shared row is a tree of tokens in depth-first order: what several examples begin with is written once, and every
-# example continues from there as a branch with positions of its own. Token j is visible to places j .. until[j] - 1,
-# the part of the row that grows out of it, and to nothing else; so no branch sees another.
+# A shared row is a prefix tree of tokens in depth-first order: a common prefix of several examples occurs once, and
+# every example continues from there as a branch with positions of its own. Token j is visible to places
+# j .. until[j] - 1, which are its subtree, and to nothing else; so no branch sees another.
 
 
 class Branch(NamedTuple):
@@ -46,9 +47,9 @@ class Branch(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One sequence that the student reads: ids, their positions, the place up to which each is visible, its examples.
+    """One input sequence of the student: ids, their positions, the place up to which each is visible, its examples.
 
-    Encoder-decoder: `ids` are the encoder's, and every branch is a decoder row of its own.
+    For an encoder-decoder, `ids` are the encoder's, and every branch is a decoder row of its own.
     """
 
     ids: tuple[int, ...]
@@ -64,25 +65,25 @@ class Row(NamedTuple):
 
     @property
     def is_tree(self) -> bool:
-        """Whether a mask is needed to keep its branches apart."""
+        """Whether its branches need a mask."""
         return any(until != len(self.ids) for until in self.until)
 
 
 def decoder_rows(items: Sequence[Encoded], layout: Layout, *, min_shared: int = MIN_SHARED) -> list[Row]:
-    """Rows of one question for a decoder-only student: prompts and targets are read in one sequence."""
+    """The rows of one question for a decoder-only student: prompts and targets in one sequence."""
     if layout == "separate":
-        return [_tree([item]) for item in items]
+        return [_prefix_tree([item]) for item in items]
     rows: list[list[Encoded]] = []
     for item in sorted(items, key=_sequence):
         if rows and common_prefix(_sequence(rows[-1][-1]), _sequence(item)) >= min_shared:
             rows[-1].append(item)
         else:
             rows.append([item])
-    return [_tree(row) for row in rows]
+    return [_prefix_tree(row) for row in rows]
 
 
 def side_by_side(rows: Sequence[Row]) -> Row:
-    """Rows one after another in one row; the mask keeps them apart, and each has positions of its own."""
+    """Rows packed into one, side by side: the mask separates them, and each has positions of its own."""
     starts = [0, *accumulate(len(row.ids) for row in rows)]
     placed = list(zip(rows, starts, strict=False))
     return Row(
@@ -98,49 +99,49 @@ def side_by_side(rows: Sequence[Row]) -> Row:
 
 
 def encoder_rows(items: Sequence[Encoded], layout: Layout) -> list[Row]:
-    """Rows of one question for an encoder-decoder: one per distinct input, with a decoder row for each target."""
+    """The rows of one question for an encoder-decoder: one per distinct input, with a decoder row for each target."""
     inputs: dict[tuple[int, ...] | int, list[Encoded]] = {}
     for number, item in enumerate(items):
         inputs.setdefault(item.prompt if layout == "shared" else number, []).append(item)
     rows = []
-    for same in inputs.values():
-        ids = same[0].prompt
-        branches = tuple(Branch(item, tuple(range(len(item.target)))) for item in same)
-        decoder_tokens = sum(len(item.target) for item in same)
+    for of_input in inputs.values():
+        ids = of_input[0].prompt
+        branches = tuple(Branch(item, tuple(range(len(item.target)))) for item in of_input)
+        decoder_tokens = sum(len(item.target) for item in of_input)
         rows.append(Row(ids, tuple(range(len(ids))), (len(ids),) * len(ids), branches, decoder_tokens))
     return rows
 
 
 def _sequence(item: Encoded) -> tuple[int, ...]:
-    """What a decoder-only model reads of an example; the last target token is only predicted."""
+    """The input of a decoder-only model for an example; the last target token is only predicted."""
     return (*item.prompt, *item.target[:-1])
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
+    """The length of the common prefix of two sequences."""
     limit = min(len(first), len(second))
     return next((n for n in range(limit) if first[n] != second[n]), limit)
 
 
-def _tree(items: Sequence[Encoded]) -> Row:
-    """The row of examples whose sequences are in sorted order, which is the depth-first order of their tree."""
+def _prefix_tree(items: Sequence[Encoded]) -> Row:
+    """The row of examples whose sequences are sorted, which is the depth-first order of their prefix tree."""
     ids: list[int] = []
     positions: list[int] = []
     until: list[int] = []
     branches: list[Branch] = []
-    path: list[int] = []  # the places of the last example's tokens
-    last: tuple[int, ...] = ()
+    path: list[int] = []  # the places of the previous example's tokens
+    previous: tuple[int, ...] = ()
     for item in items:
         sequence = _sequence(item)
-        shared = common_prefix(last, sequence)
-        for place in path[shared:]:
+        shared = common_prefix(previous, sequence)
+        for place in path[shared:]:  # their subtrees end here
             until[place] = len(ids)
         path = [*path[:shared], *range(len(ids), len(ids) + len(sequence) - shared)]
         ids += sequence[shared:]
         positions += range(shared, len(sequence))
         until += [0] * (len(sequence) - shared)
         branches.append(Branch(item, tuple(path[len(item.prompt) - 1 :])))
-        last = sequence
+        previous = sequence
     for place in path:
         until[place] = len(ids)
     return Row(tuple(ids), tuple(positions), tuple(until), tuple(branches))
@@ -150,9 +151,9 @@ def _tree(items: Sequence[Encoded]) -> Row:
 
 
 class Group(NamedTuple):
-    """All examples of one question: they meet the same optimiser step.
+    """All examples of one question, which are trained in the same optimiser step.
 
-    occurrence: how often the question came earlier in its round; where texts are sampled, each occurrence has its own.
+    occurrence: how often the question occurred earlier in its round; each occurrence gets sampled texts of its own.
     """
 
     record_id: str
@@ -161,12 +162,12 @@ class Group(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Names this occurrence among all of its round; what is random about it is seeded by it."""
+        """Identifies this occurrence in its round, to seed anything random about it."""
         return f"{self.record_id}#{self.occurrence}" if self.occurrence else self.record_id
 
     @property
     def tokens(self) -> int:
-        """Non-pad tokens through the student."""
+        """Prompt and target tokens of all examples."""
         return sum(item.tokens for item in self.items)
 
 
@@ -174,11 +175,11 @@ class Group(NamedTuple):
 class Batch:
     """One micro-batch.
 
-    Position n of the targets is predicted from row `target_row_N[n]` at place `target_position_N[n]`, should be
-    `target_ids_N[n]`, and belongs to example `items[item_N[n]]` and to channel `channels[channel_N[n]]`; for an
-    encoder-decoder these are places of `decoder_input_ids_DT`, whose row d reads the encoder's row `read_row_D[d]`.
-    Where examples share a prompt, `position_ids_BT` and `until_BT` are set: place j is visible to the places j up to,
-    not including, `until_BT[b, j]`. Otherwise they are None and a row is an ordinary sequence.
+    Target n is predicted in row `target_row_N[n]` at place `target_position_N[n]`, should be `target_ids_N[n]`, and
+    belongs to example `items[item_N[n]]` and to channel `channels[channel_N[n]]`. For an encoder-decoder these are
+    places of `decoder_input_ids_DT`, whose row d attends to the encoder's row `read_row_D[d]`.
+    If examples share a prompt, `position_ids_BT` and `until_BT` are set: place j is visible to the places j up to, not
+    including, `until_BT[b, j]`. Otherwise they are None and a row is an ordinary causal sequence.
     """
 
     input_ids_BT: Tensor
@@ -196,7 +197,7 @@ class Batch:
     items: tuple[Encoded, ...]
 
     def rollout_N(self, name: str) -> Tensor:
-        """A number per target position that a rollout stored, float32; 0 for examples that no rollout sampled."""
+        """A number per target position that a rollout stored, float32; 0 for examples that were not sampled."""
         numbers = [n for item in self.items for n in item.rollout.get(name, (0.0,) * len(item.target))]
         return torch.tensor(numbers, dtype=torch.float32, device=self.target_ids_N.device)
 
@@ -209,7 +210,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collator:
-    """Turns a question's examples into rows, and rows into a `Batch`, for one family of students."""
+    """Turns a question's examples into rows, and rows into a `Batch`, for decoder-only models or encoder-decoders."""
 
     encoder_decoder: bool
     pad_id: int
@@ -218,11 +219,11 @@ class Collator:
 
     @property
     def packs(self) -> bool:
-        """Whether one row may hold several questions, kept apart by the mask."""
+        """Whether a row may hold several questions, separated by the mask."""
         return self.layout == "shared" and not self.encoder_decoder
 
     def rows(self, items: Sequence[Encoded]) -> list[Row]:
-        """The sequences of one question's examples."""
+        """The rows of one question's examples."""
         return (encoder_rows if self.encoder_decoder else decoder_rows)(items, self.layout)
 
     def collate(self, rows: Sequence[Row]) -> Batch:
@@ -231,15 +232,24 @@ class Collator:
         owners = [number for number, row in enumerate(rows) for _ in row.branches]
         channels = tuple(dict.fromkeys(branch.item.channel for branch in branches))
         target_rows = list(range(len(branches))) if self.encoder_decoder else owners
-        trees = not self.encoder_decoder and any(row.is_tree for row in rows)
-        item_N = torch.arange(len(branches)).repeat_interleave(torch.tensor([len(b.item.target) for b in branches]))
+        has_trees = not self.encoder_decoder and any(row.is_tree for row in rows)
+        target_lengths = torch.tensor([len(branch.item.target) for branch in branches])
+        item_N = torch.arange(len(branches)).repeat_interleave(target_lengths)
         channel_of = torch.tensor([channels.index(branch.item.channel) for branch in branches])
+        until_BT = decoder_input_ids_DT = None
+        if has_trees:
+            # a padded place is visible to itself alone: a mask without any visible place would make attention NaN
+            width = max(len(row.ids) for row in rows)
+            until_BT = torch.tensor([[*row.until, *range(len(row.ids) + 1, width + 1)] for row in rows])
+        if self.encoder_decoder:
+            start = self.decoder_start_id if self.decoder_start_id is not None else self.pad_id
+            decoder_input_ids_DT = _pad([(start, *branch.item.target[:-1]) for branch in branches], self.pad_id)
         return Batch(
             input_ids_BT=_pad([row.ids for row in rows], self.pad_id),
             attention_mask_BT=_pad([(1,) * len(row.ids) for row in rows], 0),
-            position_ids_BT=_pad([row.positions for row in rows], 0) if trees else None,
-            until_BT=_padded_until([row.until for row in rows]) if trees else None,
-            decoder_input_ids_DT=self._decoder_inputs(branches) if self.encoder_decoder else None,
+            position_ids_BT=_pad([row.positions for row in rows], 0) if has_trees else None,
+            until_BT=until_BT,
+            decoder_input_ids_DT=decoder_input_ids_DT,
             read_row_D=torch.tensor(owners) if self.encoder_decoder else None,
             target_row_N=torch.tensor(target_rows)[item_N],
             target_position_N=torch.tensor([place for branch in branches for place in branch.places]),
@@ -250,13 +260,9 @@ class Collator:
             items=tuple(branch.item for branch in branches),
         )
 
-    def _decoder_inputs(self, branches: Sequence[Branch]) -> Tensor:
-        start = self.decoder_start_id if self.decoder_start_id is not None else self.pad_id
-        return _pad([(start, *branch.item.target[:-1]) for branch in branches], self.pad_id)
-
 
 def collator_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Collator:
-    """The collator of a model's family, in the separate layout."""
+    """The collator for a model, in the separate layout."""
     return Collator(
         encoder_decoder=bool(model.config.is_encoder_decoder),
         pad_id=tokenizer.pad_token_id or 0,
@@ -269,26 +275,20 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return torch.tensor([[*row, *([value] * (width - len(row)))] for row in rows])
 
 
-def _padded_until(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Padded places are visible to themselves alone: an empty row of the mask would make attention NaN."""
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *range(len(row) + 1, width + 1)] for row in rows])
-
-
 def count_targets(groups: Sequence[Group]) -> Mapping[str, int]:
-    """Target tokens per channel of a mini-batch."""
+    """The target tokens of a mini-batch, per channel."""
     return count_by_channel([item for group in groups for item in group.items])
 
 
 def count_examples(groups: Sequence[Group]) -> Mapping[str, int]:
-    """Examples per channel of a mini-batch."""
+    """The examples of a mini-batch, per channel."""
     return Counter(item.channel for group in groups for item in group.items)
 
 
 # --- 3. Micro-batches -----------------------------------------------------------------------------------------------
 
 
-def step_micros(
+def step_micro_batches(
     rows: Sequence[Sequence[Row]], method: "Method", collator: Collator, config: TrainConfig
 ) -> list[list[Row]]:
     """The micro-batches of one optimiser step, from the rows of its questions."""
@@ -306,132 +306,120 @@ def micro_batches(
     """Split the rows of one mini-batch's questions into micro-batches of at most `max_tokens` padded tokens.
 
     Rows of similar length come together. `keep_groups` leaves a question's rows in one micro-batch; a unit larger than
-    the limit is a micro-batch by itself. `pack` puts short rows side by side into the space that the longest leaves. A
-    micro-batch that is an eighth full is closed rather than padded by more than a quarter of its tokens.
+    the limit is a micro-batch by itself. `pack` fills the padding of a micro-batch with other rows, first fit in order
+    of falling width; it is then as wide as its first unit's longest row. A micro-batch that is an eighth full is closed
+    rather than padded by more than a quarter of its tokens.
     """
     units = [list(rows) for rows in groups] if keep_groups else [[row] for rows in groups for row in rows]
     units = sorted((unit for unit in units if unit), key=lambda unit: -max(row.width for row in unit))
-    if pack:
-        return _packed(units, max_tokens)
-    micros: list[list[Row]] = []
+    batches: list[list[list[Row]]] = []  # each a list of bins, the rows of a bin to be packed into one
     for unit in units:
-        last = micros[-1] if micros else []
-        rows = [*last, *unit]
-        widest = max(row.width for row in rows)
-        if last and _may_grow(len(rows) * widest, sum(row.width for row in rows), len(last) * widest, max_tokens):
-            last.extend(unit)
+        last = batches[-1] if batches else []
+        grown = _first_fit(last, unit) if pack else [*last, *([row] for row in unit)]
+        width = _width(last[0]) if last and pack else max(map(_width, grown))
+        padded, real = len(grown) * width, sum(map(_width, grown))
+        is_worth = padded <= 1.25 * real or len(last) * width < max_tokens // 8
+        if last and padded <= max_tokens and is_worth:
+            batches[-1] = grown
         else:
-            micros.append(list(unit))
-    return micros
+            batches.append(_first_fit([], unit) if pack else [[row] for row in unit])
+    return [[side_by_side(bin) if pack else bin[0] for bin in batch] for batch in batches]
 
 
-def _may_grow(padded: int, real: int, before: int, max_tokens: int) -> bool:
-    """Whether a micro-batch may grow to `padded` tokens, `real` of them no padding, from `before`."""
-    return padded <= max_tokens and (padded <= 1.25 * real or before < max_tokens // 8)
-
-
-def _packed(units: Sequence[list[Row]], max_tokens: int) -> list[list[Row]]:
-    """First fit in order of falling width; a micro-batch is as wide as its first unit's longest row."""
-    micros: list[list[list[Row]]] = []
-    for unit in units:
-        last = micros[-1] if micros else []
-        grown, width = _placed(last, unit), _width(last[0]) if last else 0
-        if last and _may_grow(len(grown) * width, sum(map(_width, grown)), len(last) * width, max_tokens):
-            micros[-1] = grown
-        else:
-            micros.append(_placed([], unit))
-    return [[side_by_side(bin) for bin in micro] for micro in micros]
-
-
-def _placed(bins: Sequence[Sequence[Row]], unit: Sequence[Row]) -> list[list[Row]]:
-    placed = [list(bin) for bin in bins]
+def _first_fit(bins: Sequence[Sequence[Row]], unit: Sequence[Row]) -> list[list[Row]]:
+    """Bins with a unit's rows added, the widest first: each to the first bin with space for it, or to a new one."""
+    filled = [list(bin) for bin in bins]
     for row in sorted(unit, key=lambda row: -row.width):
-        fitting = (bin for bin in placed if _width(bin) + row.width <= _width(placed[0]))
+        fitting = (bin for bin in filled if _width(bin) + row.width <= _width(filled[0]))
         if (bin := next(fitting, None)) is None:
-            placed.append([row])
+            filled.append([row])
         else:
             bin.append(row)
-    return placed
+    return filled
 
 
-def _width(rows: Sequence[Row]) -> int:
-    return sum(row.width for row in rows)
+def _width(bin: Sequence[Row]) -> int:
+    return sum(row.width for row in bin)
 
 
-# --- 4. Which layout a model can take -------------------------------------------------------------------------------
-# transformers hands a mask of four dimensions to a model unchecked, and a model that ignores it, or the positions,
-# raises no error; so shared prompts are used only after a comparison on random tokens, of two questions in one row. A
-# comparison that fails says no: separate rows are always right. It is as long as what it must find: a layer that
-# attends to the last 256 tokens alone is right on shorter texts.
+# --- 4. Which layouts a model supports ------------------------------------------------------------------------------
+# transformers passes a four-dimensional mask to a model unchecked, and a model that ignores it, or the positions,
+# raises no error. So shared prompts are used only if logits of random tokens, two questions in one row, equal those of
+# separate rows; separate rows are always right. The texts are longer than the attention windows that they must reveal:
+# a layer that attends to the last 256 tokens alone is right on shorter texts.
 
 _MASKABLE = ("sdpa", "eager", "flex_attention")
-# Largest difference of a logit, in parts of the largest logit: rounding of float32, and of 16 bits through many layers.
+# The largest difference of a logit relative to the largest logit: rounding of float32, and of 16 bits over many layers.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-_COARSE = 3e-2
-_WHOLE = ("full_attention", "global")
-# Settings whose names say how far a layer attends, and the longest window that is tried.
+_TOLERANCE_16_BITS = 3e-2
+_FULL_ATTENTION = ("full_attention", "global")
+# Settings whose names say how far a layer attends, and the longest window that is tested.
 _WINDOW = re.compile(r"window|local|chunk_size|block_size|attention_span")
-_LONGEST_TRIED = 4096
+_LONGEST_TESTED = 4096
 
 
-def choose_layout(lm: LM, collator: Collator, asked: LayoutChoice, *, training: bool) -> tuple[Layout, str | None]:
-    """The layout to use, and why it is not `shared` where the model cannot take that.
+def choose_layout(lm: LM, collator: Collator, requested: LayoutChoice, *, training: bool) -> tuple[Layout, str | None]:
+    """The layout to use, and the reason if it is not `shared`.
 
     Raises:
-        UserError: `shared` was requested and the model cannot take it.
+        UserError: `shared` was requested and the model does not support it.
     """
-    if asked == "separate":
-        return "separate", "asked for"
+    if requested == "separate":
+        return "separate", "requested"
     reason = why_separate(lm, collator, training=training)
     if reason is None:
         return "shared", None
-    if asked == "shared":
+    if requested == "shared":
         raise UserError(f"layout=shared: {reason}; use auto or separate")
     return "separate", reason
 
 
 def why_separate(lm: LM, collator: Collator, *, training: bool) -> str | None:
-    """Why this model must read every example as a sequence of its own; None if it may share prompts."""
+    """Why this model needs a separate sequence for every example; None if examples may share prompts."""
     config: Any = lm.plain.config
-    if training and (drop := _dropout(lm.plain)):
-        return f"the student trains with dropout {drop:g}, which would be sampled once for all examples of a question"
+    if training:
+        # the largest dropout rate, of dropout layers and of attention (a rate in most models, a layer in some)
+        layers = [module.p for module in lm.plain.modules() if isinstance(module, nn.Dropout)]
+        attention = [getattr(module, "attention_dropout", 0.0) for module in lm.plain.modules()]
+        dropout = max([0.0, *layers, *(rate for rate in attention if isinstance(rate, float))])
+        if dropout:
+            return (
+                f"the student trains with dropout {dropout:g}, which would be sampled once for all examples of a"
+                " question"
+            )
     if lm.encoder_decoder:
         return None
     kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or []
-    if any(kind not in _WHOLE for kind in kinds) or (not kinds and getattr(config, "sliding_window", None)):
+    if any(kind not in _FULL_ATTENTION for kind in kinds) or (not kinds and getattr(config, "sliding_window", None)):
         return f"model type {config.model_type!r} has layers that do not attend to the whole text"
-    window = max(_windows(config), default=0)
-    if window > _LONGEST_TRIED:
+    window = _longest_window(config)
+    if window > _LONGEST_TESTED:
         return f"model type {config.model_type!r} may attend to {window} tokens at most, too many to try it"
     if config._attn_implementation not in _MASKABLE:
         return f"attention {config._attn_implementation!r} takes no mask of four dimensions"
     try:
         same = _same_logits(lm, collator, window)
-    except Exception as error:  # whatever a model does with inputs that it does not know
+    except Exception as error:  # models raise all kinds of errors for inputs that they do not support
         line = next(iter(str(error).strip().splitlines()), "")
         return f"model type {config.model_type!r} fails with a shared prompt ({type(error).__name__}: {line[:200]})"
     return None if same else f"model type {config.model_type!r} computes other values with a shared prompt than without"
 
 
-def _windows(config: Any) -> Iterator[int]:
-    """How far layers may attend: every setting with a name for it that is below the longest text."""
+def _longest_window(config: Any) -> int:
+    """The longest attention window that a setting names, below the longest text; 0 if there is none."""
     config = config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None) or _LONGEST_TRIED + 1
-    for name, value in config.to_dict().items():
-        sliding = name == "sliding_window"  # checked by layer type before: no layer here uses it
-        if _WINDOW.search(name) and not sliding and type(value) is int and 1 < value < longest:
-            yield value
+    longest_text = getattr(config, "max_position_embeddings", None) or _LONGEST_TESTED + 1
+    windows = [
+        value
+        for name, value in config.to_dict().items()
+        if _WINDOW.search(name) and type(value) is int and 1 < value < longest_text
+        if name != "sliding_window"  # was checked by layer type: no layer here uses it
+    ]
+    return max(windows, default=0)
 
 
-def _dropout(model: nn.Module) -> float:
-    """The largest dropout rate that training would use: of dropout layers, and of attention that drops by itself."""
-    layers = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
-    attention = [getattr(module, "attention_dropout", 0.0) for module in model.modules()]  # a layer in some types
-    return max([0.0, *layers, *(rate for rate in attention if isinstance(rate, float))])
-
-
-def _probe(vocabulary: int, context_tokens: int, seed: int) -> list[Encoded]:
-    """Two levels of sharing: three examples of one context, two of which continue with the same words."""
+def _random_question(vocabulary: int, context_tokens: int, seed: int) -> list[Encoded]:
+    """Random examples with two levels of sharing: three have one context, and two of them a longer common prefix."""
     generator = random.Random(seed)
     context, more, *ends = ([generator.randrange(vocabulary) for _ in range(n)] for n in (context_tokens, 4, 5, 7, 6))
     prompts = sorted(([*context, *ends[0]], [*context, *more, *ends[1]], [*context, *more, *ends[2]]))
@@ -440,12 +428,13 @@ def _probe(vocabulary: int, context_tokens: int, seed: int) -> list[Encoded]:
 
 @torch.no_grad()
 def _same_logits(lm: LM, collator: Collator, window: int) -> bool:
-    """Whether logits are the same with a question's prompt shared and another question in the same row."""
+    """Whether logits are the same if examples share a prompt, with another question in the same row."""
     was_training = lm.training
     lm.eval()
     plain: Any = lm.plain
     vocabulary = int(plain.config.get_text_config().vocab_size)
-    questions = [_probe(vocabulary, size, seed) for seed, size in enumerate((MIN_SHARED + window, MIN_SHARED))]
+    lengths = (MIN_SHARED + window, MIN_SHARED)
+    questions = [_random_question(vocabulary, length, seed) for seed, length in enumerate(lengths)]
     logits: list[Tensor] = []
     try:
         for layout in ("separate", "shared"):
@@ -456,5 +445,5 @@ def _same_logits(lm: LM, collator: Collator, window: int) -> bool:
     finally:
         lm.train(was_training)
     separate_NV, shared_NV = logits
-    limit = _TOLERANCE.get(plain.dtype, _COARSE) * float(separate_NV.abs().max())
+    limit = _TOLERANCE.get(plain.dtype, _TOLERANCE_16_BITS) * float(separate_NV.abs().max())
     return bool((separate_NV - shared_NV).abs().max() <= limit)

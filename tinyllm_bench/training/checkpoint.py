@@ -1,6 +1,6 @@
 """Checkpoints without pickle: tensors in safetensors, the rest as JSON, the manifest written last.
 
-A folder `checkpoints/step-<n>` is complete only when its `manifest.json` exists; the newest complete one counts.
+A folder `checkpoints/step-<n>` is complete only if its `manifest.json` exists; training resumes from the newest one.
 """
 
 import random
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +27,10 @@ Sums = dict[str, tuple[float, float]]
 
 @dataclass(kw_only=True)
 class State:
-    """What a checkpoint holds of a run besides weights; `sums` are (sum, count) of the method's measurements,
-    `rollout_cost` what the last round's rollout took of the limit's unit."""
+    """The trainer's state in a checkpoint, besides tensors.
+
+    sums: (sum, count) of the method's measurements; rollout_cost: cost of the last rollout in the limit's unit.
+    """
 
     evaluations: list[Evaluation] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -46,7 +48,7 @@ class State:
     sums: Sums = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest of a checkpoint holds it."""
+        """As JSON for a checkpoint's manifest."""
         return asdict(self)
 
     @classmethod
@@ -56,61 +58,51 @@ class State:
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters that training changes, on the CPU."""
+    """Copies of the trained parameters, on the CPU."""
     return {name: p.detach().cpu().clone().contiguous() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def load_trainable(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put parameters of `trainable_state` back; names must match exactly."""
-    own = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if own.keys() != state.keys():
-        raise ValueError(f"checkpoint holds other parameters: {sorted(own.keys() ^ state.keys())[:3]}")
+    """Load parameters of `trainable_state`; names must match exactly."""
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if parameters.keys() != state.keys():
+        raise ValueError(f"checkpoint holds other parameters: {sorted(parameters.keys() ^ state.keys())[:3]}")
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in parameters.items():
             parameter.copy_(state[name])
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors to a temporary name and rename."""
+    """Write tensors atomically: to a temporary name, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     save_file(tensors, temporary)
     temporary.replace(path)
 
 
-def _optimizer_parts(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    state = optimizer.state_dict()
-    tensors = {
-        f"{index}|{key}": torch.as_tensor(value).detach().cpu().contiguous()
-        for index, values in state["state"].items()
-        for key, value in values.items()
-    }
-    return tensors, state["param_groups"]
+class RandomState(NamedTuple):
+    """The state of the Python, NumPy and torch generators: tensors, and the rest as JSON."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
 
 
-def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split("|")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State of the python, numpy and torch generators: byte tensors and JSON."""
+def random_state() -> RandomState:
+    """The current state of the generators."""
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state(legacy=True)
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
     for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         tensors[f"cuda{device}"] = torch.cuda.get_rng_state(device)
-    return tensors, {"python": [version, list(numbers), gauss], "numpy": [kind, *(float(x) for x in rest)]}
+    return RandomState(tensors, {"python": [version, list(numbers), gauss], "numpy": [kind, *(float(x) for x in rest)]})
 
 
-def restore_random_state(tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-    """Put the generators back where `random_state` found them."""
-    version, numbers, gauss = plain["python"]
+def restore_random_state(state: RandomState) -> None:
+    """Set the generators to a state of `random_state`."""
+    tensors, values = state
+    version, numbers, gauss = values["python"]
     random.setstate((version, tuple(numbers), gauss))
-    kind, position, has_gauss, cached = plain["numpy"]
+    kind, position, has_gauss, cached = values["numpy"]
     np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), int(position), int(has_gauss), cached))
     torch.set_rng_state(tensors["torch"])
     for name, tensor in tensors.items():
@@ -119,50 +111,61 @@ def restore_random_state(tensors: dict[str, Tensor], plain: dict[str, Any]) -> N
 
 
 def save_checkpoint(folder: Path, *, step: int, module: nn.Module, optimizer: Optimizer, state: State) -> None:
-    """Write one checkpoint and drop the older ones."""
-    place = folder / f"step-{step:08d}"
-    shutil.rmtree(place, ignore_errors=True)
-    optimizer_tensors, groups = _optimizer_parts(optimizer)
-    random_tensors, random_plain = random_state()
+    """Write a checkpoint and delete older ones."""
+    checkpoint = folder / f"step-{step:08d}"
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    optimizer_state = optimizer.state_dict()
+    optimizer_tensors = {
+        f"{index}|{key}": torch.as_tensor(value).detach().cpu().contiguous()
+        for index, values in optimizer_state["state"].items()
+        for key, value in values.items()
+    }
+    random_tensors, random_values = random_state()
     parts = {"weights": trainable_state(module), "optimizer": optimizer_tensors, "random": random_tensors}
     for name, tensors in parts.items():
-        save_tensors(place / f"{name}.safetensors", tensors)
-    digests = {name: digest_file(place / f"{name}.safetensors") for name in parts}
-    plain = {"step": step, "param_groups": groups, "random": random_plain, "state": state.to_json(), "digests": digests}
-    write_json(place / "manifest.json", plain)
-    for old in folder.glob("step-*"):
-        if old != place:
-            shutil.rmtree(old, ignore_errors=True)
+        save_tensors(checkpoint / f"{name}.safetensors", tensors)
+    manifest = {
+        "step": step,
+        "param_groups": optimizer_state["param_groups"],
+        "random": random_values,
+        "state": state.to_json(),
+        "digests": {name: digest_file(checkpoint / f"{name}.safetensors") for name in parts},
+    }
+    write_json(checkpoint / "manifest.json", manifest)
+    for other in folder.glob("step-*"):
+        if other != checkpoint:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path, *, module: nn.Module, optimizer: Optimizer) -> tuple[int, State] | None:
-    """Restore the newest complete and undamaged checkpoint of such an optimizer; None when there is none.
+    """Restore the newest complete and undamaged checkpoint; None if there is none.
 
     Returns:
-        The step it was taken after, and the trainer's state.
+        The number of steps done, and the trainer's state.
     """
-    for place in sorted(folder.glob("step-*"), reverse=True):
-        if not (place / "manifest.json").exists():
+    for checkpoint in sorted(folder.glob("step-*"), reverse=True):
+        if not (checkpoint / "manifest.json").exists():
             continue
-        manifest = read_json(place / "manifest.json")
-        if any(digest_file(place / f"{name}.safetensors") != want for name, want in manifest["digests"].items()):
+        manifest = read_json(checkpoint / "manifest.json")
+        digests = manifest["digests"].items()
+        if any(digest_file(checkpoint / f"{name}.safetensors") != expected for name, expected in digests):
             continue
-        if _sizes(manifest["param_groups"]) != _sizes(optimizer.param_groups):
-            continue  # of an earlier version, which grouped parameters otherwise
-        load_trainable(module, load_file(place / "weights.safetensors"))
         groups = [{**group, "betas": tuple(group["betas"])} for group in manifest["param_groups"]]
-        _restore_optimizer(optimizer, load_file(place / "optimizer.safetensors"), groups)
-        restore_random_state(load_file(place / "random.safetensors"), manifest["random"])
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
+            continue  # written by an earlier version, which grouped parameters differently
+        load_trainable(module, load_file(checkpoint / "weights.safetensors"))
+        optimizer_state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in load_file(checkpoint / "optimizer.safetensors").items():
+            index, key = name.split("|")
+            optimizer_state.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
+        restore_random_state(RandomState(load_file(checkpoint / "random.safetensors"), manifest["random"]))
         return manifest["step"], State.from_json(manifest["state"])
     return None
 
 
-def _sizes(groups: list[dict[str, Any]]) -> list[int]:
-    return [len(group["params"]) for group in groups]
-
-
 def remove_checkpoints(folder: Path) -> None:
-    """Drop what only an unfinished training needs: checkpoints with optimizer state, and the best weights."""
+    """Delete what only an unfinished training needs: checkpoints with optimizer state, and the best weights."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for best in folder.glob("best-*.safetensors"):
         best.unlink()
@@ -170,16 +173,16 @@ def remove_checkpoints(folder: Path) -> None:
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Whatever runs inside may seed the generators (lm-eval does); afterwards they are as they were before."""
-    tensors, plain = random_state()
+    """Restore the generators afterwards: code inside may seed them, as lm-eval does."""
+    state = random_state()
     try:
         yield
     finally:
-        restore_random_state(tensors, plain)
+        restore_random_state(state)
 
 
 def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch before a student's new parameters are made."""
+    """Seed Python, NumPy and torch before a student's new parameters are initialised."""
     random.seed(seed)
     set_seed(seed)
 
@@ -192,5 +195,5 @@ def add_sums(into: Sums, more: Mapping[str, tuple[float, float]]) -> None:
 
 
 def means_of(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Means by name, in the order of names; what was never counted is left out."""
+    """Means by name, sorted by name; without those whose count is 0."""
     return {name: total / count for name, (total, count) in sorted(sums.items()) if count}

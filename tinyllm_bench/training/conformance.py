@@ -1,23 +1,24 @@
-"""The loss-conformance kit: vectors with expected values and gradients, and a runner for anyone's loss function.
+"""The loss-conformance kit: test vectors with expected values and gradients, and a runner for any loss function.
 
-A vector is a JSON file in `vectors/`: inputs of one or more micro-batches, and what must come out. Expected values were
-worked out in 50 digits from the definitions and expected gradients by finite differences (`tests/conformance`).
+A vector is a JSON file in `vectors/`: inputs of one or more micro-batches, and the expected results. Expected values
+were computed to 50 digits from the definitions, and expected gradients by finite differences (`tests/conformance`).
 
-The one calling convention is `f(kind, student_logits, teacher_logits, mask, options)`, called once per micro-batch:
+The calling convention is `f(kind, student_logits, teacher_logits, mask, options)`, called once per micro-batch:
 
 - `kind`: a divergence (`forward_kl`, `reverse_kl`, `jsd`, `skew_forward_kl`, `skew_reverse_kl`, `total_variation`,
   `adaptive_kl`), `cross_entropy`, or a piece of policy gradient (`returns`, `whiten`, `importance_weight`, `ppo_clip`);
-- `student_logits`, `teacher_logits`: float64 tensors (texts, places, vocabulary), or None where the kind needs none;
-- `mask`: a bool tensor (texts, places), True at the places that count. None says that `options` hold `input_ids`,
-  `prompt_lengths`, `lengths`, `pad_id` and `eos_id`: a place predicts the next token; the response counts, its end of
-  sequence included;
-- `options`: settings under the names of `DivergenceConfig`, and `tokens` (what the sum is divided by: the counted
-  tokens of all micro-batches together), `vocabulary`, `top_k` (in place of teacher logits, for each text and place:
-  `ids`, `log_probs`, `tail`), or what a policy kind needs (see its vector).
+- `student_logits`, `teacher_logits`: float64 tensors (texts, positions, vocabulary), or None if the kind needs none;
+- `mask`: a bool tensor (texts, positions), True at the positions that count. None means that `options` have
+  `input_ids`, `prompt_lengths`, `lengths`, `pad_id` and `eos_id`: a position predicts the next token; the response
+  counts, including its end token;
+- `options`: settings under the names of `DivergenceConfig`, and `tokens` (the divisor of the sum: the counted tokens of
+  all micro-batches together), `vocabulary`, `top_k` (instead of teacher logits, for each text and position: `ids`,
+  `log_probs`, `tail`), or what a policy kind needs (see its vector).
 
-It returns a number: the micro-batch's share of the loss. `returns` and `whiten` return (texts, places). A tensor that
-hangs on `student_logits` has its gradient checked through autograd; a pair `(value, gradient)` brings its own; of any
-other result the value alone is checked. NotImplementedError says that the function does not offer this.
+It returns a number: the micro-batch's share of the loss. `returns` and `whiten` return (texts, positions). If the
+result is a tensor that depends on `student_logits`, its gradient is checked through autograd; a function may also
+return a pair `(value, gradient)`; of any other result only the value is checked. NotImplementedError means that the
+function does not support the kind.
 """
 
 import json
@@ -47,7 +48,7 @@ Verdict = Literal["agrees", "value agrees", "value differs", "gradient differs",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vector:
-    """One case: inputs per micro-batch, expected value (of their sum) and gradient (per micro-batch, or None)."""
+    """A test case: inputs per micro-batch, expected value (of their sum) and gradient (per micro-batch, or None)."""
 
     name: str
     about: str
@@ -59,8 +60,8 @@ class Vector:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a function made of a vector: both numbers in words, and the largest difference where it is one."""
+class ConformanceResult:
+    """The verdict on one vector: the expected and the actual result as text, and the largest difference."""
 
     vector: str
     about: str
@@ -71,19 +72,27 @@ class Outcome:
 
     @property
     def passed(self) -> bool | None:
-        """Whether it agrees; None where it is not offered."""
+        """Whether it agrees; None if the function does not support it."""
         return None if self.verdict == "not offered" else self.verdict in ("agrees", "value agrees")
 
 
-class _Answer(NamedTuple):
+class _Result(NamedTuple):
+    """A function's value, summed over micro-batches, and its gradients, one per micro-batch."""
+
     value: Tensor
     gradients: list[Tensor] | None
 
 
 def read_vectors() -> list[Vector]:
-    """All vectors of this package, in their order."""
-    places = sorted(files("tinyllm_bench.training").joinpath("vectors").iterdir(), key=lambda place: place.name)
-    return [_vector(json.loads(place.read_text(encoding="utf-8"))) for place in places if place.name.endswith(".json")]
+    """All vectors of this package, sorted by file name."""
+    vectors = []
+    folder = files("tinyllm_bench.training").joinpath("vectors")
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".json"):
+            content = json.loads(file.read_text(encoding="utf-8"))
+            about = {name: content[name] for name in ("name", "about", "kind", "tolerance")}
+            vectors.append(Vector(**about, calls=tuple(content["calls"]), **content["expected"]))
+    return vectors
 
 
 def run_conformance(
@@ -91,45 +100,42 @@ def run_conformance(
     *,
     vectors: Sequence[Vector] | None = None,
     tolerance: float | None = None,
-) -> list[Outcome]:
-    """Hold a function to every vector; by default our own losses. `tolerance` replaces the vectors' own."""
-    return [_outcome(against or ours, vector, tolerance) for vector in (read_vectors() if vectors is None else vectors)]
+) -> list[ConformanceResult]:
+    """Check a function (by default this package's losses) against all vectors; `tolerance` replaces theirs."""
+    return [_check(against or ours, vector, tolerance) for vector in (read_vectors() if vectors is None else vectors)]
 
 
-def _vector(raw: Mapping[str, Any]) -> Vector:
-    about = {name: raw[name] for name in ("name", "about", "kind", "tolerance")}
-    return Vector(**about, calls=tuple(raw["calls"]), **raw["expected"])
-
-
-def _outcome(function: LossFunction, vector: Vector, tolerance: float | None) -> Outcome:
+def _check(function: LossFunction, vector: Vector, tolerance: float | None) -> ConformanceResult:
+    """Check a function against one vector."""
     expected = _float64(vector.value)
 
-    def outcome(verdict: Verdict, got: str, error: float | None = None) -> Outcome:
+    def outcome(verdict: Verdict, got: str, error: float | None = None) -> ConformanceResult:
         names = {"vector": vector.name, "about": vector.about, "expected": _shown(expected)}
         error = error if error is not None and math.isfinite(error) else None
-        return Outcome(**names, verdict=verdict, got=got, error=error)
+        return ConformanceResult(**names, verdict=verdict, got=got, error=error)
 
     try:
-        answer = _answer(function, vector)
+        actual = _call(function, vector)
     except NotImplementedError as error:
         return outcome("not offered", str(error))
-    except Exception as error:  # a stranger's function may raise anything; its vector has failed, the others go on
+    except Exception as error:  # the function is not ours and may raise anything: only this vector has failed
         return outcome("fails", f"{type(error).__name__}: {' '.join(str(error).split())}"[:120])
     allowed = vector.tolerance if tolerance is None else tolerance
-    off = _difference(answer.value, expected)
-    if not off <= allowed:
-        return outcome("value differs", _shown(answer.value), off)
-    if vector.gradient is None or answer.gradients is None:
-        return outcome("value agrees" if vector.gradient is not None else "agrees", _shown(answer.value), off)
+    difference = _difference(actual.value, expected)
+    if not difference <= allowed:
+        return outcome("value differs", _shown(actual.value), difference)
+    if vector.gradient is None or actual.gradients is None:
+        return outcome("value agrees" if vector.gradient is not None else "agrees", _shown(actual.value), difference)
     expected_gradients = [_float64(gradient) for gradient in vector.gradient]
-    pairs = zip(answer.gradients, expected_gradients, strict=True)
-    gradient_off = max(_difference(gradient, expected) for gradient, expected in pairs)
-    verdict: Verdict = "agrees" if gradient_off <= allowed else "gradient differs"
-    return outcome(verdict, f"{_shown(answer.value)}, gradient off by {gradient_off:.1e}", max(off, gradient_off))
+    pairs = zip(actual.gradients, expected_gradients, strict=True)
+    gradient_difference = max(_difference(gradient, expected) for gradient, expected in pairs)
+    verdict: Verdict = "agrees" if gradient_difference <= allowed else "gradient differs"
+    got = f"{_shown(actual.value)}, gradient off by {gradient_difference:.1e}"
+    return outcome(verdict, got, max(difference, gradient_difference))
 
 
-def _answer(function: LossFunction, vector: Vector) -> _Answer:
-    """The function's values summed over micro-batches, and its gradient by each one's logits."""
+def _call(function: LossFunction, vector: Vector) -> _Result:
+    """The function's value summed over micro-batches, and its gradient in the logits of each."""
     values, gradients = [], []
     for call in vector.calls:
         student = _logits(call["student_logits"])
@@ -143,12 +149,12 @@ def _answer(function: LossFunction, vector: Vector) -> _Answer:
             gradient = torch.autograd.grad(value, student, allow_unused=True, materialize_grads=True)[0]
         values.append(value.detach().double())
         gradients.append(None if gradient is None else torch.as_tensor(gradient, dtype=torch.float64))
-    known = [gradient for gradient in gradients if gradient is not None]
-    return _Answer(torch.stack(values).sum(0), known if len(known) == len(gradients) else None)
+    present = [gradient for gradient in gradients if gradient is not None]
+    return _Result(torch.stack(values).sum(0), present if len(present) == len(gradients) else None)
 
 
 def _logits(rows: Any) -> Tensor | None:
-    """Nested lists as a tensor; `"-inf"` is an impossible token, for JSON has no number for it."""
+    """Nested lists as a tensor; an impossible token is the string `"-inf"`, which JSON has no number for."""
 
     def numbers(values: Any) -> Any:
         return [numbers(value) for value in values] if isinstance(values, list) else float(values)
@@ -160,11 +166,11 @@ def _float64(rows: Any) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def _difference(got: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative where the expected number is above 1; inf for NaN or for another shape."""
-    if got.shape != expected.shape or got.isnan().any():
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative for expected numbers above 1; inf for NaN or for another shape."""
+    if actual.shape != expected.shape or actual.isnan().any():
         return float("inf")
-    return float(((got - expected).abs() / expected.abs().clamp_min(1)).max())
+    return float(((actual - expected).abs() / expected.abs().clamp_min(1)).max())
 
 
 def _shown(value: Tensor) -> str:
@@ -180,36 +186,34 @@ def ours(
     kind: str, student_logits: Any, teacher_logits: Any, mask: Tensor | None, options: Mapping[str, Any]
 ) -> Tensor:
     """This package's losses in the calling convention of the kit."""
-    if kind in ("returns", "whiten"):
-        assert mask is not None
-        return _over_texts(kind, mask, options)
-    if kind in ("importance_weight", "ppo_clip"):
-        return _policy_NT(kind, student_logits, options)[mask].sum() / options["tokens"]
-    batch = _batch(options) if mask is None else None
-    student_NV = _at_targets(student_logits, mask, batch)
-    if kind == "cross_entropy":
-        assert batch is not None
-        values_N = cross_entropy_N(student_NV, batch.target_ids_N)
-    else:
-        if "top_k" in options:
-            teacher: Dense | TopK = _top_k(options["top_k"], mask)
-        else:
-            teacher = Dense(_at_targets(teacher_logits, mask, batch).log_softmax(-1))
-        settings = {name: options[name] for name in DivergenceConfig.model_fields if name in options}
-        values_N = divergence_N(
-            student_NV, teacher, DivergenceConfig(**{**settings, "kind": kind}), vocabulary=options.get("vocabulary")
-        )
+    match kind:
+        case "whiten":
+            assert mask is not None
+            return whitened_NT(_float64(options["values"]), mask)
+        case "returns":
+            assert mask is not None
+            rewards_NT = _float64(options["rewards"])
+            return returns_NT(rewards_NT, mask, gamma=options["gamma"], length_normalize=options["length_normalize"])
+        case "importance_weight" | "ppo_clip":
+            values_NT = _policy_values_NT(kind, student_logits, options)
+            return values_NT[mask].sum() / options["tokens"]
+        case "cross_entropy":
+            batch = _collate(options)
+            values_N = cross_entropy_N(_at_targets(student_logits, batch), batch.target_ids_N)
+        case _:
+            positions = _collate(options) if mask is None else mask
+            student_NV = _at_targets(student_logits, positions)
+            if "top_k" in options:
+                teacher: Dense | TopK = _top_k(options["top_k"], mask)
+            else:
+                teacher = Dense(_at_targets(teacher_logits, positions).log_softmax(-1))
+            settings = {name: options[name] for name in DivergenceConfig.model_fields if name in options}
+            config = DivergenceConfig(**{**settings, "kind": kind})
+            values_N = divergence_N(student_NV, teacher, config, vocabulary=options.get("vocabulary"))
     return values_N.sum() / options["tokens"]
 
 
-def _over_texts(kind: str, mask: Tensor, options: Mapping[str, Any]) -> Tensor:
-    if kind == "whiten":
-        return whitened_NT(_float64(options["values"]), mask)
-    rewards_NT = _float64(options["rewards"])
-    return returns_NT(rewards_NT, mask, gamma=options["gamma"], length_normalize=options["length_normalize"])
-
-
-def _policy_NT(kind: str, logits_NTV: Tensor, options: Mapping[str, Any]) -> Tensor:
+def _policy_values_NT(kind: str, logits_NTV: Tensor, options: Mapping[str, Any]) -> Tensor:
     actions_NT = torch.tensor(options["actions"])
     new_NT = logits_NTV.log_softmax(-1).gather(-1, actions_NT[..., None])[..., 0]
     old_NT, teacher_NT = _float64(options["old_log_probs"]), _float64(options["teacher_log_probs"])
@@ -219,20 +223,25 @@ def _policy_NT(kind: str, logits_NTV: Tensor, options: Mapping[str, Any]) -> Ten
     return clipped_policy_loss_NT(log_ratio_NT, _float64(options["advantages"]), epsilon=options["epsilon"])
 
 
-def _batch(options: Mapping[str, Any]) -> Batch:
-    """Through the collator that training uses, so that its shift and its padding are what is tested."""
+def _collate(options: Mapping[str, Any]) -> Batch:
+    """A batch of the collator that training uses, so that its shift and its padding are tested."""
     texts = zip(options["input_ids"], options["prompt_lengths"], options["lengths"], strict=True)
     items = [Encoded("vector", "label", tuple(ids[:start]), tuple(ids[start:end]), False) for ids, start, end in texts]
     collator = Collator(encoder_decoder=False, pad_id=options["pad_id"])
     return collator.collate(collator.rows(items))
 
 
-def _at_targets(logits_BTV: Tensor, mask: Tensor | None, batch: Batch | None) -> Tensor:
-    return logits_BTV[mask] if batch is None else logits_BTV[batch.target_row_N, batch.target_position_N]
+def _at_targets(logits_BTV: Tensor, positions: Tensor | Batch) -> Tensor:
+    """Logits at the positions of a mask, or at a batch's target positions."""
+    if isinstance(positions, Batch):
+        return logits_BTV[positions.target_row_N, positions.target_position_N]
+    return logits_BTV[positions]
 
 
 def _top_k(entries: Any, mask: Tensor | None) -> TopK:
-    def gathered(name: str, dtype: torch.dtype) -> Tensor:
-        return torch.tensor([[place[name] for place in row] for row in entries], dtype=dtype)[mask]
+    """The entries at the positions of a mask."""
 
-    return TopK(gathered("ids", torch.int32), gathered("log_probs", torch.float64), gathered("tail", torch.float64))
+    def column(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([[position[name] for position in text] for text in entries], dtype=dtype)[mask]
+
+    return TopK(column("ids", torch.int32), column("log_probs", torch.float64), column("tail", torch.float64))

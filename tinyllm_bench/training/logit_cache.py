@@ -1,14 +1,14 @@
 """A teacher's distributions over given responses, cached on disk: the top-k tokens and the mass of all others.
 
 Per response token: `k` ids (int32), their log-probabilities, the log of the mass outside them, and the log-probability
-of the response's own token, which may be outside (float16, or float32 where that must be exact). Numbers lie in one
-file per kind and are memory-mapped; `index.jsonl` says which rows are which response's and is written last, so what a
-killed process left behind is never read and is overwritten. A response's key is the digest of the teacher, of the
-ids it read and of the ids it scored: equal content is stored once, and a changed prompt is another response.
+of the response's own token, which may be outside (float16, or float32 if that must be exact). Each of these columns is
+a memory-mapped file; `index.jsonl` says which rows belong to which response and is written last, so that rows which a
+killed process left behind are never read and are overwritten. A response's key is the digest of the teacher, of the
+prompt's ids and of the scored ids: equal content is stored once, and a changed prompt is another response.
 
-One cache serves one teacher read in one way; a run that reads it otherwise is refused with what differs. Forward KL and
-skew KL train from it. Reverse KL does not unless k is the vocabulary, because it needs the teacher's probability
-wherever the student has some. On-policy methods cannot use it: what they score changes with every step.
+A cache is for one teacher with one set of settings; a run with others is refused with what differs. Forward KL and skew
+KL can be trained from it. Reverse KL cannot unless k is the vocabulary, because it needs the teacher's probability
+wherever the student has some. On-policy methods cannot use it: their texts change with every step.
 """
 
 import math
@@ -42,11 +42,11 @@ _HEADER, _INDEX = "header.json", "index.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
-    """All that decides a distribution besides the ids.
+class LogitCacheHeader:
+    """Everything that determines a distribution besides the ids.
 
     teacher: the model's identity (`models.identity`) or any JSON that represents it; tokenizer and template:
-    digests; vocabulary: entries of a distribution; softcap: of the logits, as the teacher has it.
+    digests; vocabulary: entries of a distribution; softcap: the teacher's soft cap of logits.
     """
 
     teacher: Any
@@ -59,7 +59,7 @@ class Header:
     precision: Precision = "float16"
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "softcap"):  # 1 and 1.0 are one cache
+        for name in ("temperature", "softcap"):  # 1 and 1.0 must give the same digest
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else float(value))
         if not 1 <= self.k <= self.vocabulary:
@@ -77,11 +77,13 @@ class Header:
 
     @property
     def folder(self) -> Path:
-        """Where such a cache lies by default."""
+        """The default folder of such a cache."""
         return cache_root() / "logits" / digest(asdict(self))[:16]
 
 
 class _Entry(NamedTuple):
+    """The rows of a response: the first, and their number."""
+
     start: int
     tokens: int
 
@@ -89,21 +91,21 @@ class _Entry(NamedTuple):
 class LogitCache:
     """The cached distributions of one teacher, in one folder."""
 
-    def __init__(self, folder: Path, header: Header) -> None:
+    def __init__(self, folder: Path, header: LogitCacheHeader) -> None:
         self.folder, self.header = folder, header
-        self._entries: dict[str, _Entry] = {}
-        self._named: dict[tuple[str, str], str] = {}
-        self._maps: dict[str, Any] = {}
-        self._state: tuple[int, int] | None = (-1, 0)
+        self._entries: dict[str, _Entry] = {}  # by the digest of the content
+        self._keys: dict[tuple[str, str], str] = {}  # that digest by record id and response digest
+        self._columns: dict[str, Any] = {}  # memory maps
+        self._index_version: tuple[int, int] | None = (-1, 0)
         self._identity = digest(asdict(header))
         self._load()
 
     @classmethod
-    def create(cls, header: Header, folder: Path | None = None) -> "LogitCache":
-        """The cache of a header, new or existing.
+    def create(cls, header: LogitCacheHeader, folder: Path | None = None) -> "LogitCache":
+        """The cache with a header, new or existing.
 
         Raises:
-            UserError: another cache lies in the folder.
+            UserError: the folder holds a cache with another header.
         """
         folder = folder or header.folder
         with locked(folder / _INDEX):
@@ -112,21 +114,27 @@ class LogitCache:
         return cls.open(folder, header)
 
     @classmethod
-    def open(cls, folder: Path, expected: Header | None = None) -> "LogitCache":
-        """The cache that lies in a folder.
+    def open(cls, folder: Path, expected: LogitCacheHeader | None = None) -> "LogitCache":
+        """The existing cache in a folder. Versions of packages may differ from those that it was filled with.
 
         Raises:
-            UserError: there is none, it is damaged, or it was made for something else; versions of packages may differ.
+            UserError: there is none, it is damaged, or its header is not the expected one.
         """
-        card = read_json(folder / _HEADER)
-        fields = Header.__dataclass_fields__
-        if not isinstance(card, dict) or card.get("format") != FORMAT or not fields.keys() <= card.keys():
+        content = read_json(folder / _HEADER)
+        fields = LogitCacheHeader.__dataclass_fields__
+        if not isinstance(content, dict) or content.get("format") != FORMAT or not fields.keys() <= content.keys():
             raise UserError(
-                f"{folder / _HEADER} is no header of a logit cache of format {FORMAT}; make the cache again"
+                f"{folder / _HEADER} is no header of a logit cache of format {FORMAT}; delete {folder} and fill"
+                " it again"
             )
-        header = Header(**{name: card[name] for name in fields})
-        if expected is not None:
-            _refuse_other(folder, asdict(header), asdict(expected))
+        header = LogitCacheHeader(**{name: content[name] for name in fields})
+        for name, value in asdict(expected).items() if expected is not None else ():
+            actual = getattr(header, name)
+            if canonical_json(actual) != canonical_json(value):
+                raise UserError(
+                    f"{folder}: this cache was filled with {name} = {actual!r}, this run has {value!r}; use the cache"
+                    " of this run, or fill one in another folder"
+                )
         return cls(folder, header)
 
     @property
@@ -146,79 +154,77 @@ class LogitCache:
             UserError: rows that do not fit the response or the cache.
         """
         responses = list(scored)
-        for one in responses:
-            check_rows(one, k=self.header.k, vocabulary=self.header.vocabulary)
+        for response in responses:
+            check_rows(response, k=self.header.k, vocabulary=self.header.vocabulary)
         with locked(self.folder / _INDEX):
             self._load()
-            lines, arrays, entries, start = [], [], dict(self._entries), self._end()
-            for one in responses:
-                name = (one.record_id, response_digest(one.prompt, one.response))
+            lines, new_rows, entries, end = [], [], dict(self._entries), self._end()
+            for response in responses:
+                name = (response.record_id, response_digest(response.prompt, response.response))
                 key = digest([self._identity, name[1]])
                 if key not in entries:
-                    entries[key] = _Entry(start, len(one.response))
-                    arrays.append(one.rows)
-                    start += len(one.response)
-                elif name in self._named:
+                    entries[key] = _Entry(end, len(response.response))
+                    new_rows.append(response.rows)
+                    end += len(response.response)
+                elif name in self._keys:
                     continue
                 lines.append([key, *name, *entries[key]])
-            self._write(arrays)
+            if new_rows:
+                self._append_rows(new_rows)
             if lines:
                 append_checked(self.folder / _INDEX, lines)
-            self._index_lines(lines)
-        return len(arrays)
+            self._add_to_index(lines)
+        return len(new_rows)
 
     def has(self, record_id: str, response: str) -> bool:
-        """Whether the distributions over a record's response are cached, by its `response_digest`."""
-        return (record_id, response) in self._named
+        """Whether the distributions over a record's response are cached; `response` is its `response_digest`."""
+        return (record_id, response) in self._keys
 
     def rows_for(self, record_id: str, response: str) -> Rows:
-        """The distributions over a record's response, by its `response_digest`.
+        """The distributions over a record's response; `response` is its `response_digest`.
 
         Raises:
             UserError: they are not cached.
         """
-        if (record_id, response) not in self._named:
+        if (record_id, response) not in self._keys:
             self._load()  # another process may have added it
-        key = self._named.get((record_id, response))
+        key = self._keys.get((record_id, response))
         if key is None:
             raise UserError(
                 f"{self.folder}: no distributions over this response of {record_id!r} (digest {response[:12]});"
                 " the prompt, the response or the tokenizer changed, or the cache is not complete: fill it first"
             )
         entry = self._entries[key]
-        columns = {kind: self._map(kind)[entry.start : entry.start + entry.tokens] for kind in self._kinds()}
+        columns = {name: self._column(name)[entry.start : entry.start + entry.tokens] for name in self._row_types()}
         return Rows(
             torch.from_numpy(columns["ids"].astype(np.int64)),
-            *(torch.from_numpy(columns[kind].astype(np.float32)) for kind in ("logp", "tail", "gold")),
+            *(torch.from_numpy(columns[name].astype(np.float32)) for name in ("logp", "tail", "gold")),
         )
 
-    def _kinds(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Type and shape of one row of each file; little-endian wherever it is written."""
+    def _row_types(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """The type and shape of a row of each column, in the order of `Rows`; little-endian on all machines."""
         number = np.dtype(self.header.precision).newbyteorder("<").str
-        wide, narrow = (self.header.k,), ()
-        return {"ids": ("<i4", wide), "logp": (number, wide), "tail": (number, narrow), "gold": (number, narrow)}
+        top_k = (self.header.k,)
+        return {"ids": ("<i4", top_k), "logp": (number, top_k), "tail": (number, ()), "gold": (number, ())}
 
-    def _file(self, kind: str) -> Path:
-        return self.folder / f"{kind}.{self._kinds()[kind][0].lstrip('<')}"
+    def _file(self, column: str) -> Path:
+        return self.folder / f"{column}.{self._row_types()[column][0].lstrip('<')}"
 
-    def _map(self, kind: str) -> Any:
-        if kind not in self._maps:
-            dtype, shape = self._kinds()[kind]
-            self._maps[kind] = np.memmap(self._file(kind), dtype=dtype, mode="r", shape=(self._end(), *shape))
-        return self._maps[kind]
+    def _column(self, name: str) -> Any:
+        if name not in self._columns:
+            dtype, shape = self._row_types()[name]
+            self._columns[name] = np.memmap(self._file(name), dtype=dtype, mode="r", shape=(self._end(), *shape))
+        return self._columns[name]
 
     def _end(self) -> int:
-        """First row that belongs to no response."""
+        """The first row that belongs to no response."""
         return max((entry.start + entry.tokens for entry in self._entries.values()), default=0)
 
-    def _write(self, arrays: Sequence[Rows]) -> None:
-        """Rows behind the last that the index names; what a killed process left there is cut off."""
-        if not arrays:
-            return
-        for kind, (dtype, shape) in self._kinds().items():
-            column = {"ids": 0, "logp": 1, "tail": 2, "gold": 3}[kind]
-            data = b"".join(plain_bytes(rows[column], dtype) for rows in arrays)
-            with open(self._file(kind), "ab") as file:
+    def _append_rows(self, new_rows: Sequence[Rows]) -> None:
+        """Write rows after the last one in the index; rows that a killed process left there are cut off."""
+        for number, (column, (dtype, shape)) in enumerate(self._row_types().items()):
+            data = b"".join(plain_bytes(rows[number], dtype) for rows in new_rows)
+            with open(self._file(column), "ab") as file:
                 file.truncate(self._end() * np.dtype(dtype).itemsize * math.prod(shape))
                 file.write(data)
                 file.flush()
@@ -226,62 +232,51 @@ class LogitCache:
 
     def _load(self) -> None:
         """Read the index again if another process added to it."""
-        index = self.folder / _INDEX
-        if self._state == _state(index):
+        if self._index_version == self._current_index_version():
             return
-        self._index_lines(read_checked(index))
-        for kind, (dtype, shape) in self._kinds().items():
+        self._add_to_index(read_checked(self.folder / _INDEX))
+        for column, (dtype, shape) in self._row_types().items():
             size = self._end() * np.dtype(dtype).itemsize * math.prod(shape)
-            if size and (not self._file(kind).exists() or self._file(kind).stat().st_size < size):
-                raise UserError(
-                    f"{self._file(kind)} is shorter than its index says; delete {self.folder} and fill it again"
-                )
+            file = self._file(column)
+            if size and (not file.exists() or file.stat().st_size < size):
+                raise UserError(f"{file} is shorter than its index says; delete {self.folder} and fill it again")
 
-    def _index_lines(self, lines: Iterable[Any]) -> None:
-        self._state = _state(self.folder / _INDEX)  # before reading: what is added meanwhile is read next time
+    def _add_to_index(self, lines: Iterable[Any]) -> None:
+        # taken before the lines are read: what is added meanwhile is read next time
+        self._index_version = self._current_index_version()
         for key, record_id, response, start, tokens in lines:
             self._entries[key] = _Entry(start, tokens)
-            self._named[record_id, response] = key
-        self._maps.clear()
+            self._keys[record_id, response] = key
+        self._columns.clear()
+
+    def _current_index_version(self) -> tuple[int, int] | None:
+        """Size and time of the index file; None if there is none."""
+        file = self.folder / _INDEX
+        return (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else None
 
 
-def _state(file: Path) -> tuple[int, int] | None:
-    if not file.exists():
-        return None
-    return file.stat().st_size, file.stat().st_mtime_ns
-
-
-def _refuse_other(folder: Path, actual: dict[str, Any], expected: dict[str, Any]) -> None:
-    for name, value in expected.items():
-        if canonical_json(actual[name]) != canonical_json(value):
-            raise UserError(
-                f"{folder}: this cache was made with {name} = {actual[name]!r}, this run has {value!r}; use the cache"
-                " that was made for this run, or fill one in another folder"
-            )
-
-
-def check_rows(one: Scored, *, k: int, vocabulary: int) -> None:
+def check_rows(scored: Scored, *, k: int, vocabulary: int) -> None:
     """Refuse rows that do not fit the response or the cache, or are no log-probabilities."""
-    wide = (len(one.response), k)
-    shapes = [tuple(part.shape) for part in one.rows]
-    if not one.response or shapes != [wide, wide, wide[:1], wide[:1]]:
+    shape = (len(scored.response), k)
+    shapes = [tuple(column.shape) for column in scored.rows]
+    if not scored.response or shapes != [shape, shape, shape[:1], shape[:1]]:
         raise UserError(
-            f"distributions over a response of {one.record_id!r} have the shapes {shapes}; needed: ids and logp"
-            f" {wide}, tail and gold {wide[:1]}, of at least one token"
+            f"distributions over a response of {scored.record_id!r} have the shapes {shapes}; needed: ids and logp"
+            f" {shape}, tail and gold {shape[:1]}, of at least one token"
         )
-    low, high = int(one.rows.ids_NK.min()), int(one.rows.ids_NK.max())
+    low, high = int(scored.rows.ids_NK.min()), int(scored.rows.ids_NK.max())
     if low < 0 or high >= vocabulary:
         raise UserError(
-            f"distributions over a response of {one.record_id!r} name the ids {low} to {high}; allowed: 0 to"
+            f"distributions over a response of {scored.record_id!r} name the ids {low} to {high}; allowed: 0 to"
             f" {vocabulary - 1}"
         )
-    if any(bool((part > 1e-3).any() or part.isnan().any()) for part in one.rows[1:]):
-        raise UserError(f"distributions over a response of {one.record_id!r} are no log-probabilities (NaN or > 0)")
+    if any(bool((column > 1e-3).any() or column.isnan().any()) for column in scored.rows[1:]):
+        raise UserError(f"distributions over a response of {scored.record_id!r} are no log-probabilities (NaN or > 0)")
 
 
-def plain_bytes(part: Tensor, dtype: str) -> bytes:
-    """Numbers as the file holds them; what float16 cannot hold becomes -inf, as the log of a probability of zero."""
-    numbers = part.detach().cpu()
+def plain_bytes(column: Tensor, dtype: str) -> bytes:
+    """Numbers as the file stores them; log-probabilities that float16 cannot represent become -inf."""
+    numbers = column.detach().cpu()
     numbers = numbers if dtype == "<i4" else numbers.double().clamp_max(0.0)
     with np.errstate(over="ignore"):
         return numbers.numpy().astype(dtype).tobytes()

@@ -1,4 +1,4 @@
-"""Losses: pure functions that return sums; only the trainer divides.
+"""Losses per target position and their sums per channel; only the trainer divides.
 
 Shape suffixes: N target positions, V vocabulary, C channels, L losses.
 """
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# A loss per target position of a chunk: (logits_NV, the chunk's rows among the batch's target positions) -> loss_N.
 PerPosition = Callable[[Tensor, slice], Tensor]
 
 if TYPE_CHECKING:
@@ -34,29 +35,29 @@ def channel_cross_entropy(batch: "Batch", student: "LM") -> dict[str, Tensor]:
 
 
 def cross_entropy_of(batch: "Batch") -> PerPosition:
-    """Token cross-entropy of a chunk of the batch's target positions."""
+    """Token cross-entropy as a loss per position."""
     return lambda logits_NV, rows: cross_entropy_N(logits_NV, batch.target_ids_N[rows])
 
 
 def averaged(losses: Sequence[PerPosition], batch: "Batch", per: "Average") -> list[PerPosition]:
-    """Losses per position for terms that are divided per token (as they are) or per sequence: over the example's
-    target tokens, so that their sum is the sum of the examples' own means."""
+    """Losses per position for terms `per` token (unchanged) or per sequence: divided by the example's target tokens, so
+    that their sum is the sum of the examples' means."""
     if per == "token":
         return list(losses)
     lengths_N = torch.bincount(batch.item_N)[batch.item_N]
 
-    def per_length(loss: PerPosition) -> PerPosition:
+    def by_length(loss: PerPosition) -> PerPosition:
         return lambda logits_NV, rows: loss(logits_NV, rows) / lengths_N[rows]
 
-    return [per_length(loss) for loss in losses]
+    return [by_length(loss) for loss in losses]
 
 
 def channel_sums(
     batch: "Batch", student: "LM", losses: Sequence[PerPosition], *, whole_items: bool = False
 ) -> list[dict[str, Tensor]]:
-    """Sums per channel of several losses per position, in one pass of the student.
+    """Sums per channel of several losses per position, in one forward pass of the student.
 
-    whole_items: losses of a position depend on its neighbours in the example, so no example is split between chunks.
+    whole_items: a position's loss depends on others of its example, so that no example may be split between chunks.
     """
 
     def per_chunk(logits_NV: Tensor, rows: slice) -> Tensor:
@@ -64,6 +65,6 @@ def channel_sums(
         sums_LC = torch.zeros(len(losses), len(batch.channels), dtype=values_LN.dtype, device=values_LN.device)
         return sums_LC.index_add(1, batch.channel_N[rows], values_LN)
 
-    borders = (batch.item_N.diff().nonzero()[:, 0] + 1).tolist() if whole_items else ()
-    sums_LC = student(batch, per_chunk, borders=borders)
+    item_starts = (batch.item_N.diff().nonzero()[:, 0] + 1).tolist() if whole_items else ()
+    sums_LC = student(batch, per_chunk, borders=item_starts)
     return [dict(zip(batch.channels, sums_C.unbind(), strict=True)) for sums_C in sums_LC.unbind()]

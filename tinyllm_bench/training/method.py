@@ -1,8 +1,8 @@
-"""The one interface between a distillation method and the machine.
+"""The interface of a distillation method, and what its implementations share.
 
-A method is text in (`examples`), optionally new text (`rollout`), a loss (`loss`) and how to read the student
-(`decoding`).
-It holds a config; never a model, a file or a device. Methods share functions, not parents.
+A method says what the student is trained on (`examples`), may replace it by sampled text (`rollout`), computes the loss
+(`loss`) and says how the trained student answers (`decoding`). It holds its settings; never a model, a file or a
+device. Methods share functions, not base classes.
 """
 
 from abc import ABC, abstractmethod
@@ -34,10 +34,10 @@ AnnotationKind = Literal["rationale", "program", "response"]
 
 
 class Term(NamedTuple):
-    """One summand of a loss, which the trainer divides by what the whole mini-batch has of its channel.
+    """One summand of a loss: a sum that the trainer turns into a mean over the whole mini-batch.
 
-    per: `token`, `sum` is over target tokens and divided by their number; `sequence`, it is over examples, each of them
-    the mean over its own target tokens, and divided by the number of examples.
+    per: what it is divided by, the target tokens of its channel (`token`), or the examples (`sequence`), where `sum` is
+    a sum of the examples' means over their own target tokens.
     """
 
     channel: str
@@ -50,10 +50,10 @@ class Term(NamedTuple):
 class Needs:
     """What must exist before training starts.
 
-    annotations: kinds of teacher text (`response`: what the teacher answers to the student's own prompt); signal: what
-    of a teacher's distributions is needed: `cached` the top-k tokens over given texts, so that they may be cached,
-    `live` every token's, `on_policy` over texts that are sampled during training; plain_text: texts of channel `plain`
-    beside the task's, where there are any; same_tokenizer: teacher and student must share one.
+    annotations: kinds of teacher text (`response`: the teacher's answer to the student's own prompt); signal: the
+    teacher's distributions: `cached`, top-k tokens over given texts, which may come from a cache; `live`, all tokens;
+    `on_policy`, over texts that are sampled during training; plain_text: texts of channel `plain` beside the task's, if
+    any are configured; same_tokenizer: teacher and student must share one.
     """
 
     annotations: frozenset[AnnotationKind] = frozenset()
@@ -64,15 +64,15 @@ class Needs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What a method may know of the optimiser step it is in.
+    """What a method may know of the current optimiser step, and what it may call.
 
-    total: steps of the whole run, an estimate where lengths are not known yet; tokens and examples: target tokens
-    and examples per channel of this mini-batch over all processes; all_reduce sums a tensor over processes;
-    seed_of(group.key) seeds anything random, so that results do not depend on batching and a question that comes
-    twice in a round is sampled twice; note(name, sum, count) puts a mean into the metrics; reread(groups) gives a
-    rollout's groups back with log q of their sampled tokens (`rollout["logq"]`) as the forward pass of training
-    computes it, in the very micro-batches that are trained, so that the importance ratio of the first inner step is
-    1. Processes call all_reduce and reread alike.
+    total: steps of the whole run, an estimate where lengths are not known yet. tokens, examples: target tokens and
+    examples per channel of this mini-batch, over all processes.
+    all_reduce sums a tensor over processes. seed_of(group.key) seeds anything random, so that results do not depend on
+    batching and a question that occurs twice in a round is sampled twice. note(name, sum, count) adds to a mean in the
+    metrics. recompute_logq(groups) returns a rollout's groups with log q of their sampled tokens (`rollout["logq"]`) as
+    the forward pass of training computes it, in the same micro-batches, so that the importance ratio of the first inner
+    step is 1. If one process calls all_reduce or recompute_logq, all must.
     """
 
     index: int
@@ -82,17 +82,17 @@ class Step:
     seed_of: Callable[[str], int]
     note: Callable[[str, float, float], None] = lambda name, total, count: None
     examples: Mapping[str, int] = field(default_factory=dict)
-    reread: "Callable[[list[Group]], list[Group]]" = lambda groups: groups
+    recompute_logq: "Callable[[list[Group]], list[Group]]" = lambda groups: groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """How a trained student is read; plain data that the run record keeps.
+    """How a trained student answers; plain data that is stored in the run record.
 
-    Without a policy the label channel answers, as the cell's mode asks. With one, texts of `channels` are written
-    (a greedy one, and `samples` per channel) and the policy decides (`answers.voting`); `every`: all policies that
-    the channels allow are reported. `members`: changes of the method's settings, one for each channel, where each
-    channel is another student, trained with its part of the budget.
+    Without a policy the label channel answers in the run's scoring mode. With one, texts of `channels` are generated
+    (one greedy, and `samples` per channel) and the policy chooses the answer (`answers.voting`); `every`: all policies
+    that the channels allow are reported. `members`: an ensemble, one set of changed settings per channel, each for a
+    student of its own, trained with its part of the budget.
     """
 
     channels: tuple[str, ...] = ("label",)
@@ -106,10 +106,10 @@ class Decoding:
 
 
 class TeacherSignal(Protocol):
-    """A teacher's distributions at a batch's target positions; never carries a gradient.
+    """A teacher's distributions at a batch's target positions, without gradient.
 
-    `vocabulary`: entries that exist, where a model's vocabulary is padded; None = all. `parameters`: of the model that
-    reads every batch; 0 where nothing is computed.
+    vocabulary: the tokenizer's size, where a model's vocabulary is padded; None for all entries. parameters: of the
+    model that runs on every batch; 0 where nothing is computed.
     """
 
     vocabulary: int | None
@@ -117,76 +117,75 @@ class TeacherSignal(Protocol):
 
     @property
     def lm(self) -> "LM | None":
-        """The teacher itself, to sample with it, where it reads the student's ids and is in memory."""
+        """The teacher model, to sample with it; None unless it is in memory and has the student's tokenizer."""
 
     def on(self, batch: "Batch") -> Any:
-        """Distributions in the student's order of target positions."""
+        """The distributions in the order of the batch's target positions."""
 
 
 class Method(ABC):
-    """How one paper trains a student.
+    """A distillation method.
 
-    group_size: mini-batches of one rollout round; inner_epochs: passes over a round; grouping: whether a question's
-    channels must stay in one micro-batch (`record`) or may be packed apart by length (`example`); reading_settings:
-    settings that only decide how a trained student is read, so that cells that differ in them share the training.
+    paper: its reference; Config: its settings; grouping: whether a question's examples must stay in one micro-batch
+    (`record`) or may be batched by length (`example`); inference_settings: settings that only affect how a trained
+    student answers, so that runs that differ in them alone share one training.
     """
 
     paper: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     grouping: ClassVar[Literal["record", "example"]] = "example"
-    reading_settings: ClassVar[frozenset[str]] = frozenset()
+    inference_settings: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: MethodConfig) -> None:
         self.config: Any = config
 
     @property
     def scoring_modes(self) -> tuple[ScoringMode, ...]:
-        """How a student of this configuration can be asked."""
+        """Scoring modes in which a student of this configuration can be evaluated."""
         return SCORING_MODES
 
     @property
-    def rolls(self) -> bool:
-        """Whether the student writes texts of its own during training; it is then trained without dropout, as it
-        samples."""
+    def is_on_policy(self) -> bool:
+        """Whether the student samples texts during training; it is then trained without dropout, as it samples."""
         return self.needs().signal == "on_policy"
 
     @property
-    def reads_teacher(self) -> bool:
-        """Whether the loss reads a white-box teacher over what is trained; what it takes is then counted in FLOPs."""
+    def loss_uses_teacher(self) -> bool:
+        """Whether the loss runs a white-box teacher on every batch, which then counts in the FLOPs."""
         return self.needs().signal != "none"
 
     @property
     def max_sampled_tokens(self) -> int:
-        """Tokens of the longest text that the student writes during training (`max_new_tokens`)."""
-        return getattr(self.config, "max_new_tokens", 0) if self.rolls else 0
+        """The limit of a text that the student samples during training (`max_new_tokens`); 0 if it samples none."""
+        return getattr(self.config, "max_new_tokens", 0) if self.is_on_policy else 0
 
     @property
-    def scatters(self) -> bool:
-        """Whether the examples of a question are shuffled apart instead of meeting one optimiser step.
+    def shuffles_examples(self) -> bool:
+        """Whether a question's examples are shuffled independently, instead of being in one optimiser step.
 
-        `train.batch_records` and the record's counts are then of examples.
+        `train.batch_records` and the record's counts are then in examples.
         """
         return False
 
     @property
     def group_size(self) -> int:
-        """Mini-batches per rollout round."""
+        """Mini-batches per round of rollouts."""
         return 1
 
     @property
     def inner_epochs(self) -> int:
-        """Passes over one round."""
+        """Passes over a round."""
         return 1
 
     def needs(self) -> Needs:
-        """What this configuration needs; checked before anything is loaded."""
+        """What this configuration requires; checked before anything is loaded."""
         return Needs()
 
     def uses(self, teachers: Sequence[str]) -> tuple[str, ...]:
-        """Which of the given teachers (keys) this configuration learns from: by default all, if it needs any.
+        """The keys of the given teachers that this configuration learns from: by default all, if it needs any.
 
         Raises:
-            UserError: none is given where one is needed.
+            UserError: a teacher is needed and none is given.
         """
         if not self.needs().annotations and self.needs().signal == "none":
             return ()
@@ -196,48 +195,49 @@ class Method(ABC):
 
     @abstractmethod
     def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
-        """What the student should imitate for this record: pure text, deterministic; rejected annotations are not
-        given.
+        """What the student is trained on for this record: deterministic text. `annotations` are those that no filter
+        rejected.
         """
 
-    def rollout(self, group: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step) -> "list[Group]":
-        """On-policy methods replace targets by sampled text; called once per round, without gradient, with the groups
-        that this process samples for."""
-        return group
+    def rollout(self, groups: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step) -> "list[Group]":
+        """On-policy methods replace targets by sampled text here. Called once per round, without gradient, with this
+        process's share of the round's groups."""
+        return groups
 
     def probe(
         self, groups: "list[Group]", student: "LM", teacher: TeacherSignal | None, step: Step
     ) -> Mapping[str, float]:
-        """Measurements on fixed validation questions at every evaluation, by name; they never select anything."""
+        """Measurements on fixed validation questions at every evaluation, by name; never used to select weights."""
         return {}
 
     @abstractmethod
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
-        """Terms of the loss on one micro-batch: sums over target tokens, differentiable in the student."""
+        """Terms of the loss on one micro-batch: sums, differentiable in the student."""
 
     def decoding(self) -> Decoding:
-        """How a trained student is read."""
+        """How a trained student answers."""
         return Decoding()
 
 
 def label_and_rationales(record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
-    """The gold answer, and one example per teacher's rationale that is given; one that was cut teaches no end."""
+    """The gold answer, and one example per rationale; a truncated rationale gets no end token."""
     label = ask.example(record, LABEL, ask.label_target(record))
-    return [
-        label,
-        *(ask.example(record, rationale_channel(a.teacher), a.text, ends=not a.is_cut) for a in annotations),
+    rationales = [
+        ask.example(record, rationale_channel(annotation.teacher), annotation.text, ends=not annotation.is_cut)
+        for annotation in annotations
     ]
+    return [label, *rationales]
 
 
-# What methods that learn from distributions imitate: a response to the question, in the label's channel. `answer` is
-# the gold answer as the task's mode asks for it. `rationale` is a teacher's rationale and the gold answer in one
-# line, to be read in `generate`: "... The answer is X." `teacher` is what the teacher itself answers to the student's
-# prompt, as in sequence-level distillation: the text as written, without an end where the teacher's limit cut it.
+# The response on which a method matches the teacher's distributions; it is in the label's channel. `answer` is the gold
+# answer in the scoring mode's form. `rationale` is a teacher's rationale followed by the gold answer, in one line, for
+# `generate`: "... The answer is X." `teacher` is the teacher's own answer to the student's prompt, as in sequence-level
+# distillation: the text as it was generated, without an end token if the length limit truncated it.
 Response = Literal["answer", "rationale", "teacher"]
 
 
 def annotations_for(response: Response) -> frozenset[AnnotationKind]:
-    """The kinds of teacher text that a response is made of."""
+    """The kinds of teacher text that such a response needs."""
     kinds: dict[Response, frozenset[AnnotationKind]] = {
         "answer": frozenset(),
         "rationale": frozenset({"rationale"}),
@@ -247,14 +247,14 @@ def annotations_for(response: Response) -> frozenset[AnnotationKind]:
 
 
 def scoring_modes_for(response: Response) -> tuple[ScoringMode, ...]:
-    """How a student that writes such responses can be asked: a rationale is text, not an option to be ranked."""
+    """Scoring modes of a student that is trained on such responses: options with rationales cannot be ranked."""
     return ("generate",) if response == "rationale" else SCORING_MODES
 
 
 def response_examples(
     record: TaskRecord, annotations: Sequence[Annotation], ask: Ask, response: Response
 ) -> list[Example]:
-    """The response to a question as one example; none where the teacher gave no usable text."""
+    """The response to a question as one example; none if the teacher's text is missing or empty."""
     if response == "answer":
         return [ask.example(record, LABEL, ask.label_target(record))]
     annotation = annotations[0] if annotations else None
@@ -262,19 +262,21 @@ def response_examples(
         return []
     if response == "teacher":
         return [ask.example(record, LABEL, annotation.text.strip(), ends=not annotation.is_cut)]
-    line = " ".join(annotation.text.split())  # an answer among choices is read from the first line alone
+    line = " ".join(
+        annotation.text.split()
+    )  # answers to multiple-choice questions are parsed from the first line alone
     stop = "" if line.endswith((".", "!", "?")) else "."
     return [ask.example(record, LABEL, f"{line}{stop} The answer is {ask.label_target(record)}.")]
 
 
 def choose_teacher(method: str, name: str | None, teachers: Sequence[str]) -> str:
-    """The one teacher of a single-teacher method.
+    """The teacher of a single-teacher method: `name`, or the only one given.
 
     Raises:
-        UserError: none is given, or several and none is chosen, or the chosen one is not given.
+        UserError: no teacher is given; several are and `name` is None; or `name` is not among them.
     """
     if name is not None:
-        unknown_teachers(method, [name], teachers)
+        check_teacher_names(method, [name], teachers)
         return name
     if len(teachers) != 1:
         given = ", ".join(teachers) or "none"
@@ -282,15 +284,19 @@ def choose_teacher(method: str, name: str | None, teachers: Sequence[str]) -> st
     return teachers[0]
 
 
-def unknown_teachers(method: str, names: Iterable[str], teachers: Sequence[str]) -> None:
-    """Refuse a teacher key in a method's settings that is not among the teachers given."""
+def check_teacher_names(method: str, names: Iterable[str], teachers: Sequence[str]) -> None:
+    """Refuse a teacher key in a method's settings that is not among the given teachers.
+
+    Raises:
+        UserError: with the keys that are given.
+    """
     for key in names:
         if key not in teachers:
             raise unknown_name(f"teacher in method.{method}", key, teachers)
 
 
-def _fault(name: str, loaded: Any) -> str | None:
-    """What keeps an object from being the method of a plugin."""
+def _plugin_error(name: str, loaded: Any) -> str | None:
+    """Why an object that a plugin offers is not a method; None if it is one."""
     if not (isinstance(loaded, type) and issubclass(loaded, Method)):
         return f"a method is a subclass of tinyllm_bench.Method, not {loaded!r}"
     config = getattr(loaded, "Config", None)
@@ -301,4 +307,4 @@ def _fault(name: str, loaded: Any) -> str | None:
     return f"it is missing {', '.join(missing)}" if missing else None
 
 
-plugins.define("method", fault=_fault)
+plugins.define("method", fault=_plugin_error)

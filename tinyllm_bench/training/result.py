@@ -1,4 +1,4 @@
-"""The result of a training run, and its file."""
+"""The result of a training run, and its file `train/result.json`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,7 +17,7 @@ RESULT_FILE = Path("train") / "result.json"
 
 
 class ValidationScore(NamedTuple):
-    """The student on the validation split; the fields are those of `Evaluation`."""
+    """The student's score on the validation split; the fields are those of `Evaluation`."""
 
     accuracy: float
     gold_probability: float | None
@@ -26,7 +26,8 @@ class ValidationScore(NamedTuple):
 
 
 def checkpoint_score(evaluation: Evaluation, select: Select) -> tuple[float, float, int]:
-    """Larger is better: accuracy, then gold probability, then earlier; or lower loss, then earlier."""
+    """A key to select the best checkpoint by (larger is better): accuracy, then gold probability, then the earlier one;
+    with `select: loss` the lower loss, then the earlier one."""
     if select == "loss":
         return (-float("inf") if evaluation.loss is None else -evaluation.loss, 0.0, -evaluation.step)
     return (evaluation.accuracy, evaluation.gold_probability or 0.0, -evaluation.step)
@@ -34,14 +35,14 @@ def checkpoint_score(evaluation: Evaluation, select: Select) -> tuple[float, flo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSummary:
-    """What the trainer did. The module holds the selected weights when it is returned.
+    """A training run in numbers.
 
-    Losses are weighted sums of mean nats per token; `seconds` are of training alone, without the evaluations.
-    `student_tokens` are the examples' own, `computed_tokens` those that went through the student: a shared prompt
-    counts once. `flops` is the estimate of `flops_per_token`, rollouts and a white-box teacher included. `records`
-    counts a question again each time it is trained on. `rollout_tokens` were sampled in `rollout_seconds` (within
-    `seconds`). `start` is the evaluation before the first step, of methods that roll out; it is never selected.
-    `measured` are the method's own measurements, means over all steps.
+    Losses are weighted sums of mean nats per token. `seconds` are without evaluations. `student_tokens` are counted
+    example by example; `computed_tokens` are those that the student computed, where a shared prompt counts once.
+    `flops` is the estimate of `flops_per_token`, with rollouts and a white-box teacher. `records` counts a question
+    each time it is trained on. `rollout_tokens` were sampled in `rollout_seconds`, which are part of `seconds`. `start`
+    is the evaluation before the first step of an on-policy method; it is never selected. `measured` are means over all
+    steps of the method's own measurements.
     """
 
     steps: int
@@ -63,11 +64,11 @@ class TrainingSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult(TrainingSummary):
-    """The result of the training stage, `train/result.json`: what the trainer did, and the student it made.
+    """The result of the training stage, `train/result.json`: the run in numbers, and the trained student.
 
-    `epochs` is how often each question was trained on on average; `targets_cut` were longer than the limit,
-    `targets_dropped` are programs that the student's tokenizer cannot write. `layout_reason` says why the layout is
-    not the shared one. Digests are of weights and tokenizer; `student_files` are the saved files' digests by name.
+    `epochs` is the mean number of times that a question was trained on; `targets_cut` were longer than the limit,
+    `targets_dropped` are programs that the student's tokenizer cannot encode. `layout_reason` is why the layout is not
+    `shared`. Digests are of weights and tokenizer; `student_files` are the saved files' digests by name.
     """
 
     initial_digest: str
@@ -91,19 +92,20 @@ def save_result(result: TrainResult, run: Path) -> None:
 
 
 @cache
-def _adapter() -> TypeAdapter[TrainResult]:
+def _type_adapter() -> TypeAdapter[TrainResult]:
+    """Built once: it takes milliseconds."""
     return TypeAdapter(TrainResult)
 
 
 def load_result(run: Path) -> TrainResult:
-    """The result that a run's folder holds.
+    """The training result in a run's folder.
 
     Raises:
         UserError: it is damaged.
     """
     try:
-        return _adapter().validate_python(read_json(run / RESULT_FILE))
+        return _type_adapter().validate_python(read_json(run / RESULT_FILE))
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
-        place = ".".join(map(str, detail["loc"]))
-        raise UserError(f"{run / RESULT_FILE}: {place}: {detail['msg']}; delete the folder {run}") from error
+        field = ".".join(map(str, detail["loc"]))
+        raise UserError(f"{run / RESULT_FILE}: {field}: {detail['msg']}; delete the folder {run}") from error

@@ -14,13 +14,13 @@ class TrainConfig(BaseModel):
     """How the student is trained; the same for every method of a comparison.
 
     `evaluations` are the shares of the run after which the student is evaluated on the validation split; `eval_every`
-    evaluates after every so many steps and at the end instead. `select: best` takes the most accurate weights, `loss`
-    those with the lowest validation loss (of the gold answers), `last` the end. `weight_decay` is AdamW's, of matrices
-    alone: norms and biases have none; `betas` are its decays. The learning rate rises linearly over `warmup` (a share
-    of the run) or `warmup_steps`, then falls linearly or along a cosine to 0, or stays (`scheduler`).
-    `micro_batch_tokens` is a memory limit in padded tokens and does not change the optimisation; nor does `layout`:
-    `shared` computes what a question's examples begin with in common once (`auto`: where the student can).
-    `attention: flex` is FlexAttention, for GPUs.
+    evaluates every so many steps and at the end instead. `select: best` takes the most accurate weights, `loss` those
+    with the lowest validation loss (of the gold answers), `last` those of the end. `weight_decay` is AdamW's, for
+    matrices only: norms and biases have none; `betas` are its decay rates. The learning rate rises linearly over
+    `warmup` (a share of the run) or `warmup_steps`, then falls to 0 linearly or along a cosine, or stays constant
+    (`scheduler`). `micro_batch_tokens` is a memory limit in padded tokens and does not change the optimisation; nor
+    does `layout`: `shared` computes the common prompt of a question's examples once (`auto`: if the student supports
+    it). `attention: flex` is FlexAttention, for GPUs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,7 +44,7 @@ class TrainConfig(BaseModel):
     checkpoint_seconds: float = Field(300.0, ge=0, le=1e9)
 
     @model_validator(mode="after")
-    def _one_warmup(self) -> Self:
+    def _check_warmup(self) -> Self:
         if self.warmup and self.warmup_steps is not None:
             raise ValueError("warmup (a share) and warmup_steps are both set; set warmup=0 or warmup_steps=null")
         return self

@@ -1,4 +1,4 @@
-"""White-box teachers: distributions at a batch's target positions, in memory or from a cache.
+"""White-box teachers: distributions at a batch's target positions, from a model in memory or from a cache.
 
 Shape suffixes: N target positions, H hidden size, V vocabulary, K top-k tokens.
 """
@@ -18,21 +18,24 @@ from tinyllm_bench.training.logit_cache import LogitCache
 
 
 class Distributions:
-    """A teacher's distributions at all target positions of one batch; computed chunk by chunk."""
+    """A teacher's distributions at all target positions of one batch, computed chunk by chunk.
 
-    def __init__(self, make: Callable[[slice], Tensor]) -> None:
-        self._make = make
+    logits: gives those of some target positions.
+    """
+
+    def __init__(self, logits: Callable[[slice], Tensor]) -> None:
+        self._logits = logits
 
     @torch.no_grad()
     def rows(self, rows: slice) -> Dense:
-        """Log-probabilities of some target positions, float32 at least."""
-        return Dense(torch.log_softmax(self._make(rows), dim=-1))
+        """Log-probabilities at some target positions, float32 at least."""
+        return Dense(torch.log_softmax(self._logits(rows), dim=-1))
 
 
 class InMemoryTeacher:
-    """A teacher in memory that shares the student's tokenizer and reads the very batch that the student reads.
+    """A teacher in memory that shares the student's tokenizer and runs on the same batches.
 
-    `vocabulary` is the tokenizer's size: rows beyond it are padding, on either side.
+    vocabulary: the tokenizer's size; logits beyond it are padding.
     """
 
     def __init__(self, lm: LM, *, vocabulary: int | None = None) -> None:
@@ -45,15 +48,15 @@ class InMemoryTeacher:
         """Distributions in the order of the batch's target positions; hidden states are stored, logits are not."""
         hidden_NH = self.lm.at_targets(batch)
 
-        def make(rows: slice) -> Tensor:
+        def logits(rows: slice) -> Tensor:
             logits_NV = self.lm.logits(hidden_NH[rows])
             return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
 
-        return Distributions(make)
+        return Distributions(logits)
 
 
 class CachedTeacher:
-    """A teacher's cached distributions over the very responses that the student learns; its weights are not loaded."""
+    """A teacher's cached distributions over the student's training responses; its weights are not loaded."""
 
     lm = None
 
@@ -68,37 +71,39 @@ class CachedTeacher:
         Raises:
             UserError: a response that is not cached.
         """
-        responses = [self.cache.rows_for(i.record_id, response_digest(i.prompt, i.target)) for i in batch.items]
+        responses = [
+            self.cache.rows_for(item.record_id, response_digest(item.prompt, item.target)) for item in batch.items
+        ]
         device = batch.target_ids_N.device
-        ids_NK, logp_NK, tail_N, _ = (torch.cat(part).to(device) for part in zip(*responses, strict=True))
+        ids_NK, logp_NK, tail_N, _ = (torch.cat(column).to(device) for column in zip(*responses, strict=True))
         return TopK(ids_NK, logp_NK, tail_N)
 
 
 @torch.no_grad()
 def score_responses(teacher: InMemoryTeacher, batch: Batch, k: int) -> list[Scored]:
-    """The teacher's top-k tokens at every position of a batch's examples, with the mass of all others."""
-    distributions, parts = teacher.on(batch), []
+    """The teacher's top-k tokens at every target position of a batch, and the mass of all others, by example."""
+    distributions, chunks = teacher.on(batch), []
     for rows in teacher.lm.chunks(len(batch.target_ids_N)):
         logp_NV = distributions.rows(rows).logp_NV[:, : teacher.vocabulary].log_softmax(-1)
         gold_N = logp_NV.gather(1, batch.target_ids_N[rows, None])[:, 0]
-        parts.append(Rows(*top_k(logp_NV, k), gold_N))
-    joined = Rows(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
-    items = batch.item_N.cpu()
+        chunks.append(Rows(*top_k(logp_NV, k), gold_N))
+    columns = [torch.cat(column).cpu() for column in zip(*chunks, strict=True)]
+    item_N = batch.item_N.cpu()
     return [
-        Scored(item.record_id, item.prompt, item.target, Rows(*(column[items == n] for column in joined)))
-        for n, item in enumerate(batch.items)
+        Scored(item.record_id, item.prompt, item.target, Rows(*(column[item_N == number] for column in columns)))
+        for number, item in enumerate(batch.items)
     ]
 
 
 def check_same_family(student: LM, teacher: LM) -> None:
-    """Refuse a teacher that cannot read the student's batches.
+    """Refuse a teacher that cannot run on the student's batches.
 
     Raises:
-        UserError: one is an encoder-decoder and the other is not.
+        UserError: one of the two is an encoder-decoder and the other is not.
     """
     if student.encoder_decoder != teacher.encoder_decoder:
         kinds: Any = {True: "an encoder-decoder", False: "decoder-only"}
         raise UserError(
             f"the teacher is {kinds[teacher.encoder_decoder]} and the student {kinds[student.encoder_decoder]}: they"
-            " cannot read the same batch; choose both of one family"
+            " cannot run on the same batch; choose both of one family"
         )
