@@ -150,6 +150,15 @@ def test_rejected_texts_are_counted_on_the_data(
     assert all(word in line for word in ("obqa", "llama-2-7b", "4,957", "1,914", "prompt_junk 1,696"))
 
 
+def test_as_published_says_which_texts_and_ends_it_does_not_learn() -> None:
+    table = tables.load_reproduction("tinyllm")
+    cells = tables.judge(table, [], REPORTED, ("obqa",), own_student=False)
+    page = tables.table_text(table, "as_published", cells, REPORTED, preset="cpu", student="x", own=False)
+    deviations = [line for line in page.splitlines() if line.startswith("- the released code")]
+    assert any("trains" in line and "texts that are 'nan'" in line for line in deviations)
+    assert any("cuts at 256 tokens" in line and "end token" in line for line in deviations)
+
+
 def test_as_published_the_first_tokens_of_a_whole_prompt_are_read(release: Path, tiny_t5_dir: Path) -> None:
     """The released code cuts the end of a prompt, so the passage's beginning must be there."""
     one = ("teachers=[replay:release#flan-t5-xl]", "data.markers={'rationale:flan-t5-xl': 'explain: '}")

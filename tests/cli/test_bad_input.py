@@ -202,3 +202,12 @@ def test_rationales_of_other_questions_are_refused(call: Call, asked: list[Any],
     sample = 'teachers=["replay:sample#terse"]'
     result = call("run", "--method", "tinyllm", "--task", "obqa", "--preset", "quickstart", sample, *asked[9:])
     assert result.status == 2 and result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "doctor"])
+def test_a_student_as_its_own_teacher(call: Call, small: list[Any], tiny_llama_dir: Path, command: str) -> None:
+    taught = "{method: finetune, epochs: 1}"
+    own = (f"teacher.model=dir:{tiny_llama_dir}", f"teacher.init={taught}", f"student.init={taught}")
+    result = call(command, "--method", "gkd", "--task", "obqa", *small, *own)
+    assert_refused(result, "gkd on obqa: teacher and student are the same weights", "teacher.init.train_limit")
+    assert not Path(small[small.index("--runs-dir") + 1]).exists()
