@@ -404,3 +404,10 @@ def test_no_error_about_what_was_typed_shows_a_key(address: str, tmp_path: Path)
     with pytest.raises(UserError) as caught:
         read_yaml(file)
     assert "hidden" not in str(caught.value)
+
+
+def test_a_key_that_an_error_cuts_in_two_is_not_shown() -> None:
+    """Its end, which tells that it is one, lies behind the cut."""
+    with pytest.raises(UserError) as caught:
+        parse_assignments([f"{'x' * 60} https://hidden{'y' * 60}@host"])
+    assert str(caught.value).startswith(f"'{'x' * 60} https://***") and "hidden" not in str(caught.value)
