@@ -25,8 +25,8 @@ from tinyllm_bench.generation.requests import Completion, GenerationRequest, Sam
 from tinyllm_bench.generation.vllm import EngineOptions, VllmEngine
 from tinyllm_bench.models.load import spec_folder
 from tinyllm_bench.models.specs import parse_spec
-from tinyllm_bench.teachers import prompts as elicit
-from tinyllm_bench.teachers.few_shot import ShotConfig, Shots
+from tinyllm_bench.teachers.few_shot import ShotConfig, ShotSelector
+from tinyllm_bench.teachers.prompts import annotation_prompt, stop_texts
 
 
 class Form(NamedTuple):
@@ -48,10 +48,11 @@ def make_requests(task: str, count: int, select: str, new: int) -> list[Generati
     source = find_source("auto" if os.environ.get("TINYLLM_BENCH_DATA") else "sample", None)
     records = load_split(source, task, "train")
     texts = load_rationales(source, task, "train", rationale_keys(source, task)[0])
-    shots = Shots(ShotConfig.model_validate({"select": select, "shots": 2}), records, texts)
-    asked = records[-count:]  # fixed demonstrations are the first records
-    sampling = SamplingConfig(max_new_tokens=new, stop=elicit.stops("forced"))
-    return [GenerationRequest(elicit.prompt(record, shots.of(record), "forced"), sampling, 0) for record in asked]
+    shots = ShotSelector(ShotConfig.model_validate({"select": select, "shots": 2}), records, texts)
+    sampling = SamplingConfig(max_new_tokens=new, stop=stop_texts("forced"))
+    questions = records[-count:]  # fixed demonstrations are the first records
+    prompts = [annotation_prompt(record, shots.select(record), "forced") for record in questions]
+    return [GenerationRequest(prompt, sampling, 0) for prompt in prompts]
 
 
 def measure(forms: Mapping[str, Form], requests: Sequence[GenerationRequest], rounds: int) -> dict[str, Measured]:

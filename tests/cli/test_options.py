@@ -78,11 +78,7 @@ def test_outputs_of_other_commands(call: Call, places: list[Path], tmp_path: Pat
         for command in (("board", "build", "--board-dir"), ("new", "method", "some_method", "--to")):
             assert_refused(call(*command, place), str(place))
         assert_refused(call("reproduce", "minillm", "--runs-dir", place, "--task", ""), "--task")
-        assert_refused(
-            call("teachers", "report", "--task", "obqa", "--preset", "quickstart", "--page", place / "x"), "x"
-        )
         assert_refused(call("teachers", "pack", "nobody", "--to", place / "x.jsonl.zst"), "x.jsonl.zst")
     folder = tmp_path / "folder"
     folder.mkdir()
-    result = call("teachers", "report", "--task", "obqa", "--preset", "quickstart", "--page", folder)
-    assert_refused(result, "--page", "is a folder; name a file")
+    assert_refused(call("teachers", "pack", "nobody", "--to", folder), "--to", "is a folder; name a file")

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Call
+from tests.leaderboard.test_hostile import ALL, HIDDEN
 from tests.teachers.test_cache import REQUESTS, FakeGenerator, fill
 from tinyllm_bench.cli.teachers import show_reports, teachers_import, teachers_info, teachers_pack
+from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.data.sources import Source
 from tinyllm_bench.teachers.cache import TextCache, texts_folder
-from tinyllm_bench.teachers.quality import replayed_reports
-from tinyllm_bench.teachers.quality_report import TeacherReport
+from tinyllm_bench.teachers.quality import TeacherReport, replayed_reports, teacher_reports
 
 IDENTITY = {"model": "a model", "chat": "auto"}
 
@@ -22,8 +23,8 @@ def reports() -> list[TeacherReport]:
     return replayed_reports(Source("sample"), ["obqa", "arc"], None, ("empty", "short"), samples=1)
 
 
-def test_tables_for_each_task(reports: list[TeacherReport], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    show_reports(reports, as_json=False, page=tmp_path / "page.html")
+def test_tables_for_each_task(reports: list[TeacherReport], capsys: pytest.CaptureFixture[str]) -> None:
+    show_reports(reports, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     heads = [line.split() for line in lines if "(train)" in line]
     assert [head[0] for head in heads] == ["obqa", "arc"]
@@ -34,22 +35,36 @@ def test_tables_for_each_task(reports: list[TeacherReport], tmp_path: Path, caps
     assert sum(line.startswith(f"{reports[0].teacher}, obqa/train/") for line in lines) == 1
 
 
-def test_the_page_is_written_and_json_stays_json(
-    reports: list[TeacherReport], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = tmp_path / "new" / "teachers.html"
-    show_reports(reports, as_json=True, page=page)
+def test_reports_as_json(reports: list[TeacherReport], capsys: pytest.CaptureFixture[str]) -> None:
+    show_reports(reports, as_json=True)
     assert json.loads(capsys.readouterr().out) == [report.model_dump(mode="json") for report in reports]
-    assert page.read_text().startswith("<!doctype html>")
-    show_reports(reports, as_json=False, page=page)
-    assert f"page: {page}" in capsys.readouterr().out
 
 
-def test_the_report_prints_a_table_and_writes_a_page(call: Call, tmp_path: Path) -> None:
+def test_a_sample_is_shown_in_full(reports: list[TeacherReport], capsys: pytest.CaptureFixture[str]) -> None:
+    (sample,) = reports[0].samples
+    show_reports(reports, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index(f"{reports[0].teacher}, {sample.record_id}")
+    question, facts, text = (line.strip() for line in lines[start + 1 : start + 4])
+    assert question.startswith(sample.question) and all(choice in question for choice in sample.choices)
+    assert f"right answer: {sample.gold}" in facts and "rejected by: " in facts
+    assert text == " ".join(sample.text.split()) and len(text) > 20
+
+
+@pytest.mark.parametrize("text", ALL, ids=ascii)
+def test_no_text_of_a_teacher_acts_on_the_terminal(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = TaskRecord(id=text, task=text, split="train", question=text, choices=(text, "tin"), answer=0)
+    annotations = [Annotation(record_id=text, teacher=text, kind="rationale", text=text, answer=text)]
+    hostile = teacher_reports(annotations, {text: record}, ("empty",))
+    show_reports(hostile, as_json=False)
+    show_reports(hostile, as_json=True)
+    assert not HIDDEN.search(capsys.readouterr().out)
+
+
+def test_the_report_prints_a_table(call: Call, tmp_path: Path) -> None:
     result = call("teachers", "report", "--task", "obqa", "--preset", "quickstart", "--runs-dir", tmp_path)
     assert result.status == 0, result.err
     assert "obqa (train)" in result.out and "terse" in result.out and "stepwise" in result.out
-    assert "<table" in (tmp_path / "teachers.html").read_text()
 
 
 def test_the_report_as_json(call: Call, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.evaluation.lm_eval_models import VllmLM, hf_lm
 from tinyllm_bench.evaluation.runner import EvalRequest, evaluate
 from tinyllm_bench.generation.vllm import VllmEngine, backend_for
-from tinyllm_bench.generation.worker import forget_failures, vllm_installed
+from tinyllm_bench.generation.vllm_worker import forget_failures, vllm_installed
 from tinyllm_bench.testing import tiny_models
 
 SAMPLE = Source(kind="sample")
@@ -99,7 +99,7 @@ def test_the_backend_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
         backend_for("vllm", "generate", True)
     with pytest.raises(UserError, match=r"unknown backend 'vlm'.*Did you mean 'vllm'"):
         backend_for("vlm", "generate", False)  # type: ignore[arg-type]
-    monkeypatch.setattr("tinyllm_bench.generation.worker.find_spec", lambda _: None)
+    monkeypatch.setattr("tinyllm_bench.generation.vllm_worker.find_spec", lambda _: None)
     assert backend_for("auto", "generate", False) == "hf"
     with pytest.raises(UserError, match="pip install"):
         backend_for("vllm", "cloze", False)
@@ -113,7 +113,7 @@ def test_a_vllm_that_cannot_start_is_paid_for_once(monkeypatch: pytest.MonkeyPat
     folder = tiny_models.saved(pair(0), tmp_path / "one")
     other = tiny_models.saved(pair(0, num_hidden_layers=1), tmp_path / "other")
     with VllmEngine() as engine:
-        monkeypatch.setattr(engine._child, "_module", "tests.models.echo_child")  # cannot load
+        monkeypatch.setattr(engine._worker, "_module", "tests.generation.echo_worker")  # cannot load
         errors = []
         for place in (folder, folder, other):
             with pytest.raises(UserError) as refused:

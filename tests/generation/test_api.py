@@ -15,7 +15,7 @@ import pytest
 from tests.teachers.fake_server import MODEL, FakeServer, Reply, words
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.generation.api import ApiGenerator
-from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, SamplingConfig
+from tinyllm_bench.generation.requests import Completion, FailedRequest, GenerationRequest, SamplingConfig
 
 SECRET = "sk-this-must-never-be-seen"
 BUSY = Reply(status=429, body={"error": {"message": "slow down"}})
@@ -39,14 +39,14 @@ def generator(server: FakeServer, waits: list[float] | None = None, **more: Any)
     return ApiGenerator(server.url, MODEL, **{"concurrency": 1, "attempts": 3, "sleep": noted.append, **more})
 
 
-def written(server: FakeServer, asked: list[GenerationRequest], **more: Any) -> dict[int, Completion | Failed]:
+def written(server: FakeServer, batch: list[GenerationRequest], **more: Any) -> dict[int, Completion | FailedRequest]:
     with generator(server, **more) as one:
-        answers = list(one.generate(asked))
-    assert len(answers) == len(dict(answers)) == len(asked)
+        answers = list(one.generate(batch))
+    assert len(answers) == len(dict(answers)) == len(batch)
     return dict(answers)
 
 
-def only(script: list[Reply], **more: Any) -> Completion | Failed:
+def only(script: list[Reply], **more: Any) -> Completion | FailedRequest:
     with FakeServer(script) as server:
         return written(server, requests(1), **more)[0]
 
@@ -59,21 +59,23 @@ def test_a_chat_request_says_everything_that_was_asked() -> None:
     assert answer[:4] == ("A hen lays eggs.", 7, 3, "stop") and 0 < answer.seconds < 30
     expected = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 33, "stop": ["\nQuestion:", "\n#"], "seed": 100}
     message = {"messages": [{"role": "user", "content": "prompt 0"}], "model": MODEL}
-    assert server.asked == [("/v1/chat/completions", {**expected, **message})]
+    assert server.requests_sent == [("/v1/chat/completions", {**expected, **message})]
 
 
 def test_a_base_model_is_asked_for_a_completion() -> None:
     with FakeServer() as server:
         answer = written(server, requests(1), chat=False)[0]
     assert isinstance(answer, Completion) and answer.text == "echo of prompt 0"
-    path, body = server.asked[0]
+    path, body = server.requests_sent[0]
     assert path == "/v1/completions" and body["prompt"] == "prompt 0" and not {"messages", "stop"} & set(body)
 
 
 def test_the_limit_the_filter_and_what_a_server_leaves_out() -> None:
     cut = only([words("on and", finish_reason="length")])
     assert isinstance(cut, Completion) and cut.finish == "length"
-    assert only([words("", finish_reason="content_filter")]) == Failed("the server's content filter held the text back")
+    assert only([words("", finish_reason="content_filter")]) == FailedRequest(
+        "the server's content filter held the text back"
+    )
     assert only([words("")]) == Completion("", 7, 3, "stop", pytest.approx(0, abs=30))
     silent = only([Reply(body={"choices": [{"message": {"content": "three words here"}}]})])
     assert isinstance(silent, Completion) and silent[1:4] == (2, 3, "stop")
@@ -84,7 +86,7 @@ def test_more_stop_texts_than_a_server_takes_are_cut_here() -> None:
     with FakeServer([words("Yes.\nE and more", finish_reason="length")]) as server:
         answer = written(server, requests(1, stop=stops))[0]
     assert isinstance(answer, Completion) and answer.text == "Yes." and answer.finish == "stop"
-    assert server.asked[0][1]["stop"] == list(stops[:4])
+    assert server.requests_sent[0][1]["stop"] == list(stops[:4])
 
 
 @pytest.mark.parametrize(
@@ -109,17 +111,17 @@ def test_trouble_that_passes_is_asked_again_and_trouble_that_lasts_fails(trouble
     assert isinstance(answer, Completion) and answer.text == "at last"
     assert len(waits) == 2 and 1 <= waits[0] <= 2 and 2 <= waits[1] <= 3
     failed = only([trouble] * 3)
-    assert isinstance(failed, Failed) and failed.reason.endswith(", 3 times")
+    assert isinstance(failed, FailedRequest) and failed.reason.endswith(", 3 times")
 
 
 def test_reasons_are_the_servers_own_words() -> None:
-    assert only([BUSY] * 3) == Failed("the server answers 429 (slow down), 3 times")
-    assert only([BROKEN] * 3) == Failed("the server answers 500 (oops), 3 times")
-    assert only([Reply(body={"error": {"message": "up\nstream"}})] * 3) == Failed(
+    assert only([BUSY] * 3) == FailedRequest("the server answers 429 (slow down), 3 times")
+    assert only([BROKEN] * 3) == FailedRequest("the server answers 500 (oops), 3 times")
+    assert only([Reply(body={"error": {"message": "up\nstream"}})] * 3) == FailedRequest(
         "the reply holds no text (up stream), 3 times"
     )
     too_long = Reply(status=400, body={"error": {"message": "maximum context length is 64"}})
-    assert only([too_long]) == Failed("the server answers 400 (maximum context length is 64)")
+    assert only([too_long]) == FailedRequest("the server answers 400 (maximum context length is 64)")
 
 
 def test_a_silent_server_times_out() -> None:
@@ -127,7 +129,9 @@ def test_a_silent_server_times_out() -> None:
         answer = written(server, requests(1), timeout=0.2)[0]
         assert isinstance(answer, Completion) and answer.text == "awake"
         server.script = [Reply(hold=True)] * 2
-        assert written(server, requests(1), timeout=0.2, attempts=2)[0] == Failed("no answer within 0.2 s, 2 times")
+        assert written(server, requests(1), timeout=0.2, attempts=2)[0] == FailedRequest(
+            "no answer within 0.2 s, 2 times"
+        )
 
 
 @pytest.mark.parametrize("slow", ["head", "body"])
@@ -136,7 +140,7 @@ def test_a_server_that_drips_times_out_as_a_whole(slow: str) -> None:
     with FakeServer([drip, drip]) as server:
         began = time.monotonic()
         answer = written(server, requests(1), timeout=0.5, attempts=2)[0]
-    assert answer == Failed("no answer within 0.5 s, 2 times") and time.monotonic() - began < 10
+    assert answer == FailedRequest("no answer within 0.5 s, 2 times") and time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("slow", ["head", "body"])
@@ -154,13 +158,15 @@ def test_a_slow_server_within_the_limit_is_waited_for() -> None:
 
 def test_a_reply_without_end_is_cut_off() -> None:
     endless = Reply(body=b" " * (1 << 16), endless=True)
-    assert only([endless], attempts=1) == Failed("the reply is larger than 16 MiB, 1 times")
+    assert only([endless], attempts=1) == FailedRequest("the reply is larger than 16 MiB, 1 times")
 
 
 def test_a_compressed_reply_is_not_unpacked() -> None:
     bomb = gzip.compress(b" " * (1 << 26))
     reply = Reply(body=bomb, headers={"Content-Encoding": "gzip"})
-    assert only([reply], attempts=1) == Failed("the reply is compressed ('gzip'), which nobody asked for, 1 times")
+    assert only([reply], attempts=1) == FailedRequest(
+        "the reply is compressed ('gzip'), which was not requested, 1 times"
+    )
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -169,7 +175,7 @@ def test_the_key_is_sent_to_no_other_host(status: int, monkeypatch: pytest.Monke
     with FakeServer() as other, FakeServer([Reply(status=status, headers={"Location": other.url})]) as server:
         with pytest.raises(UserError, match=f"cannot serve .* it answers {status}"), generator(server) as one:
             list(one.generate(requests(1)))
-        assert other.keys == [] and SECRET not in repr(other.asked)
+        assert other.keys == [] and SECRET not in repr(other.requests_sent)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +184,7 @@ def test_the_key_is_sent_to_no_other_host(status: int, monkeypatch: pytest.Monke
     ids=["deep list", "long number", "deep choices", "no text", "empty"],
 )
 def test_a_reply_that_cannot_be_read_is_one_reason(body: bytes) -> None:
-    assert only([Reply(body=body)], attempts=1) == Failed("the reply is not a JSON object, 1 times")
+    assert only([Reply(body=body)], attempts=1) == FailedRequest("the reply is not a JSON object, 1 times")
 
 
 @pytest.mark.parametrize("count", [True, -1, 10**30, 1.5, "7", None])
@@ -192,7 +198,7 @@ def test_odd_counts_of_tokens_are_words(count: Any) -> None:
 def test_closing_while_a_request_is_under_way_ends_at_once() -> None:
     with FakeServer([Reply(hold=True)]) as server, generator(server, timeout=60) as one:
         threading.Thread(target=lambda: list(one.generate(requests(1))), daemon=True).start()
-        while not server.asked:
+        while not server.requests_sent:
             time.sleep(0.01)
         began = time.monotonic()
         one.__exit__(None, None, None)
@@ -202,8 +208,8 @@ def test_closing_while_a_request_is_under_way_ends_at_once() -> None:
 def test_retry_after_is_obeyed_up_to_a_limit() -> None:
     waits: list[float] = []
     soon = formatdate(time.time() + 100, usegmt=True)
-    asked = [Reply(status=429, headers={"Retry-After": text}) for text in ("17", soon, "86400", "soon", "nan")]
-    assert isinstance(only([*asked, words("ok")], waits=waits, attempts=6), Completion)
+    replies = [Reply(status=429, headers={"Retry-After": text}) for text in ("17", soon, "86400", "soon", "nan")]
+    assert isinstance(only([*replies, words("ok")], waits=waits, attempts=6), Completion)
     assert waits[0] == 17 and 90 < waits[1] <= 100 and 4 <= waits[2] <= 5  # a day is not waited for
     assert 8 <= waits[3] <= 9 and 16 <= waits[4] <= 17
 
@@ -251,7 +257,7 @@ def test_an_unknown_model_while_writing_ends_everything() -> None:
         assert next(answers)[0] == 0
         with pytest.raises(UserError, match=r"404 \(no such model\).*api:URL#MODEL"):
             next(answers)
-        assert len(server.asked) == 2
+        assert len(server.requests_sent) == 2
 
 
 def test_a_server_that_dies_half_way_and_comes_back() -> None:
@@ -309,8 +315,8 @@ def test_the_key_is_in_no_reason_no_log_and_no_repr(caplog: pytest.LogCaptureFix
     script = [Reply(status=status, body=telling) for status in (400, 500, 429, 200)]
     with FakeServer(script) as server, generator(server, attempts=1) as one:
         answers = dict(one.generate(requests(4)))
-        assert [type(answer) for answer in answers.values()] == [Failed] * 4 and SECRET not in repr(answers)
-        assert all("you sent ***" in answer.reason for answer in answers.values() if isinstance(answer, Failed))
+        assert [type(answer) for answer in answers.values()] == [FailedRequest] * 4 and SECRET not in repr(answers)
+        assert all("you sent ***" in answer.reason for answer in answers.values() if isinstance(answer, FailedRequest))
         server.script = [Reply(status=404, body=telling)]
         with pytest.raises(UserError) as caught:
             list(one.generate(requests(1)))
@@ -325,7 +331,7 @@ def test_leaving_early_begins_nothing_new() -> None:
         for _ in one.generate(requests(50)):
             break
         time.sleep(0.1)
-        assert len(server.asked) < 50
+        assert len(server.requests_sent) < 50
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])

@@ -3,13 +3,17 @@
 import pytest
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.encoding import before_stop, prompt_ids, too_long, uses_chat
+from tinyllm_bench.generation.encoding import before_stop, cut_at_stop, prompt_ids, too_long, trim, uses_chat
 from tinyllm_bench.testing.tiny_models import bpe_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+def ids(text: str) -> list[int]:
+    return list(bpe_tokenizer()(text).input_ids)
 
 
 def test_a_chat_template_is_used_when_there_is_one_and_it_is_wished() -> None:
@@ -53,3 +57,14 @@ def test_special_tokens_of_a_prompt_are_text_and_those_of_the_template_control()
     assert plain.count(end) == spelled.count(end) == 1
     assert tokenizer.decode(spelled) == "<|user|>Why <eos> now?<eos>\n<|assistant|>"
     assert end not in prompt_ids(tokenizer, "Why <eos> now?", chat=False, lead=False)
+
+
+def test_trim_and_cut_count_tokens() -> None:
+    assert trim([5, 6, 7, 6], {6, 9}) == ([5], True)
+    assert trim([5, 7], {6, 9}) == ([5, 7], False)
+    text = ids("It rains.\nQuestion: why?")
+    needed = cut_at_stop(bpe_tokenizer(), text, ["\nQuestion:", "\nQ:"])
+    assert needed is not None
+    assert "\nQuestion:" in bpe_tokenizer().decode(text[:needed])
+    assert "\nQuestion:" not in bpe_tokenizer().decode(text[: needed - 1])
+    assert cut_at_stop(bpe_tokenizer(), text, ["\nAnswer:"]) is None

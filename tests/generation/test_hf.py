@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.generation.test_encoding import TEMPLATE
+from tests.generation.test_encoding import TEMPLATE, ids
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.hf import HfGenerator
-from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, SamplingConfig
+from tinyllm_bench.generation.hf import HfGenerator, StopTexts
+from tinyllm_bench.generation.requests import Completion, FailedRequest, GenerationRequest, SamplingConfig
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.testing import tiny_models
 
@@ -42,11 +42,11 @@ def requests(prompts: Sequence[str] = PROMPTS, **sampling: Any) -> list[Generati
     ]
 
 
-def written(folder: Path, asked: Sequence[GenerationRequest], **options: Any) -> list[Any]:
+def written(folder: Path, items: Sequence[GenerationRequest], **options: Any) -> list[Any]:
     with HfGenerator(spec(folder), **options) as generator:
-        answers = dict(generator.generate(asked))
-    assert sorted(answers) == list(range(len(asked)))
-    return [answers[n] for n in range(len(asked))]
+        answers = dict(generator.generate(items))
+    assert sorted(answers) == list(range(len(items)))
+    return [answers[n] for n in range(len(items))]
 
 
 def texts(answers: Sequence[Completion]) -> list[str]:
@@ -69,12 +69,12 @@ def test_greedy_texts_do_not_depend_on_the_batch_and_counts_are_exact(
     found = written(folder, requests(), batch=3)
     tokenizer = pair[1]
     for answer, prompt in zip(found, PROMPTS, strict=True):
-        ids = alone(pair, prompt)
-        ended = tokenizer.eos_token_id in ids
+        new_ids = alone(pair, prompt)
+        ended = tokenizer.eos_token_id in new_ids
         assert answer.tokens_in == len(tokenizer(prompt).input_ids)
-        assert answer.tokens_out == (ids.index(tokenizer.eos_token_id) + 1 if ended else 12)
+        assert answer.tokens_out == (new_ids.index(tokenizer.eos_token_id) + 1 if ended else 12)
         assert answer.finish == ("stop" if ended else "length") and answer.seconds > 0
-        assert answer.text == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+        assert answer.text == tokenizer.decode(new_ids, skip_special_tokens=True).rstrip("\ufffd")
     assert len(set(texts(found))) == len(PROMPTS)  # else the comparison would say little
 
 
@@ -84,16 +84,16 @@ def test_an_end_token_and_a_stop_text_end_one_row_and_leave_the_others(tiny_llam
     end = next(token for token in whole[0] if all(token not in row for row in whole[1:]))
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
     folder = tiny_models.saved(tiny_llama, tmp_path / "ends")
-    said = [tokenizer.decode(row) for row in whole]
+    decoded = [tokenizer.decode(row) for row in whole]
     stop = next(
         text
         for n in range(3, 12)
-        if "\ufffd" not in (text := tokenizer.decode(whole[1][n - 2 : n])) and sum(text in one for one in said) == 1
+        if "\ufffd" not in (text := tokenizer.decode(whole[1][n - 2 : n])) and sum(text in one for one in decoded) == 1
     )
     found = written(folder, requests(stop=(stop, "never written")))
     assert found[0].finish == "stop" and found[0].tokens_out == whole[0].index(end) + 1
     assert found[0].text == tokenizer.decode(whole[0][: whole[0].index(end)])
-    assert found[1].finish == "stop" and found[1].text == said[1].split(stop)[0] and found[1].tokens_out < 12
+    assert found[1].finish == "stop" and found[1].text == decoded[1].split(stop)[0] and found[1].tokens_out < 12
     assert stop in tokenizer.decode(whole[1][: found[1].tokens_out])
     assert stop not in tokenizer.decode(whole[1][: found[1].tokens_out - 1])
     ended = [tokenizer.eos_token_id in row for row in whole[2:]]
@@ -103,14 +103,14 @@ def test_an_end_token_and_a_stop_text_end_one_row_and_leave_the_others(tiny_llam
 
 @pytest.mark.slow
 def test_a_drawn_text_depends_on_its_own_seed_alone(tiny_llama_dir: Path) -> None:
-    asked = requests(temperature=1.0, top_p=0.95)
+    sampled = requests(temperature=1.0, top_p=0.95)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    found = written(tiny_llama_dir, asked)
+    found = written(tiny_llama_dir, sampled)
     assert torch.equal(before, torch.get_rng_state())
-    assert texts(written(tiny_llama_dir, asked[::-1], batch=2)) == texts(found)[::-1]
-    assert texts(written(tiny_llama_dir, [*asked[:2], *requests()[:2]]))[:2] == texts(found)[:2]
-    assert texts(written(tiny_llama_dir, [request._replace(seed=99) for request in asked])) != texts(found)
+    assert texts(written(tiny_llama_dir, sampled[::-1], batch=2)) == texts(found)[::-1]
+    assert texts(written(tiny_llama_dir, [*sampled[:2], *requests()[:2]]))[:2] == texts(found)[:2]
+    assert texts(written(tiny_llama_dir, [request._replace(seed=99) for request in sampled])) != texts(found)
     assert texts(written(tiny_llama_dir, requests())) != texts(found)
 
 
@@ -129,10 +129,10 @@ def test_a_draw_may_take_any_token_and_top_p_narrows_it(tiny_llama_dir: Path) ->
 def test_a_prompt_that_is_too_long_fails_alone_and_is_never_cut(tmp_path: Path) -> None:
     folder = tiny_models.saved(tiny_models.tiny_llama(max_position_embeddings=64), tmp_path / "short")
     found = written(folder, requests(["A hen", "long " * 60, "Water boils"]))
-    assert isinstance(found[1], Failed) and "new ones are more than the model's limit of 64" in found[1].reason
+    assert isinstance(found[1], FailedRequest) and "new ones are more than the model's limit of 64" in found[1].reason
     assert isinstance(found[0], Completion) and isinstance(found[2], Completion)
     read = written(folder, [GenerationRequest("A hen", SamplingConfig(max_new_tokens=100), 0)])
-    assert isinstance(read[0], Failed) and "and 100 new ones" in read[0].reason
+    assert isinstance(read[0], FailedRequest) and "and 100 new ones" in read[0].reason
 
 
 def test_a_chat_model_reads_its_own_template(tmp_path: Path, tiny_llama_dir: Path) -> None:
@@ -157,3 +157,13 @@ def test_a_batch_that_does_not_fit_names_the_setting(tiny_llama_dir: Path, monke
         monkeypatch.setattr(type(generator._loaded.model), "generate", full)
         with pytest.raises(UserError, match="batch of 5 prompts does not fit.*lower annotations.batch"):
             list(generator.generate(requests()))
+
+
+@pytest.mark.parametrize("spelled", ["whole", "by bytes"])
+def test_rows_end_at_their_own_stop_text_and_prompts_do_not_count(spelled: str) -> None:
+    prompt, tails = "Question: 1\n", ["so.\nQuestion:", "yes, well\n#", "no Question: in"]
+    by_byte: Any = lambda text: [token for character in text for token in ids(character)]  # noqa: E731
+    rows = [ids(prompt) + (by_byte if spelled == "by bytes" else ids)(tail) for tail in tails]
+    criteria = StopTexts(tiny_models.bpe_tokenizer(), ["\nQuestion:", "", "\n#"], len(ids(prompt)))
+    assert [bool(criteria(torch.tensor([row]), None)) for row in rows] == [True, True, False]
+    assert not StopTexts(tiny_models.bpe_tokenizer(), (), 0)(torch.tensor([rows[0]]), None)

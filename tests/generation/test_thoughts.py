@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinyllm_bench.generation.encoding import left_out
+from tinyllm_bench.generation.encoding import special_tokens
 from tinyllm_bench.generation.thoughts import marks_thought, opened_thought, without_thoughts
 from tinyllm_bench.testing.tiny_models import bpe_tokenizer
 
@@ -53,5 +53,5 @@ def test_a_template_that_begins_a_thought_is_seen() -> None:
 def test_special_tokens_that_mark_a_thought_stay_in_a_text() -> None:
     tokenizer = bpe_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]", "<|im_end|>"]})
-    gone = left_out(tokenizer)
+    gone = special_tokens(tokenizer)
     assert "<|im_end|>" in gone.values() and not {"[THINK]", "[/THINK]"} & set(gone.values())

@@ -20,7 +20,7 @@ from tinyllm_bench.models.adapters import CONFIG, WEIGHTS
 from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.models.load import Loaded, check_spec, load_model, save_model, weights_digest
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
-from tinyllm_bench.teachers.open import _why_not_vllm, live_key
+from tinyllm_bench.teachers.teacher import _why_not_vllm, live_key
 from tinyllm_bench.testing import tiny_models
 
 IDS = torch.arange(2, 40).reshape(2, 19)

@@ -1,4 +1,4 @@
-"""Fills one cache with a slow generator, in as many processes and with as many kills as asked. Used by test_cache.py.
+"""Fills one cache with a slow generator, in many processes and with many kills. Used by test_cache.py.
 
     python cache_and_kill.py fill FOLDER NAME OTHER    fill it, as NAME, from when the process OTHER is ready too
     python cache_and_kill.py kill FOLDER               ten fills that SIGKILL ends at seeded moments, then a whole one
@@ -71,7 +71,7 @@ def fill(folder: Path, name: str) -> int:
 
 
 def texts_in(folder: Path) -> dict[str, str]:
-    """Every kept text by its key; damage is an error."""
+    """Every cached text by its key; damage is an error."""
     return {row["key"]: row["text"] for row in cache_in(folder).rows()}
 
 
@@ -91,13 +91,13 @@ def killed_fill(folder: Path, name: str, after: float) -> bool:
 
 
 def kill(folder: Path) -> dict[str, Any]:
-    """Ten killed fills, and what was kept after each; then a whole one."""
+    """Ten killed fills, and the cached texts after each; then a whole one."""
     moments = random.Random("cache/kill")
-    kept, killed = [], []
+    cached, killed = [], []
     for attempt in range(KILLS):
         killed.append(killed_fill(folder, f"killed-{attempt}", moments.uniform(0.01, 0.2)))
-        kept.append(texts_in(folder))
-    return {"killed": killed, "kept": kept, "end": fill(folder, "whole")}
+        cached.append(texts_in(folder))
+    return {"killed": killed, "cached": cached, "end": fill(folder, "whole")}
 
 
 def meet(folder: Path, own: str, other: str) -> None:

@@ -38,8 +38,8 @@ def words(text: str, **more: Any) -> Reply:
 class FakeServer:
     """A context manager. `script` holds the replies of the first POSTs; later ones echo the end of their prompt.
 
-    `asked` collects `(path, body)` of every POST, `keys` the Authorization headers. With `dies_after` the server is
-    gone for good once it has answered that many POSTs. `meanwhile` is called before each POST is answered.
+    `requests_sent` collects `(path, body)` of every POST, `keys` the Authorization headers. With `dies_after` the
+    server is gone for good once it has answered that many POSTs. `meanwhile` is called before each POST is answered.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class FakeServer:
         self.script, self.key, self.dies_after = list(script), key, dies_after
         self._meanwhile = meanwhile
         self.models = models or Reply(body={"object": "list", "data": [{"id": MODEL}, {"id": "other"}]})
-        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.requests_sent: list[tuple[str, dict[str, Any]]] = []
         self.keys: list[str | None] = []
         self._lock, self._released, self._dead = threading.Lock(), threading.Event(), threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
@@ -91,7 +91,7 @@ class FakeServer:
         if not (reply.drop or reply.hold):
             _send(handler, reply)
         with self._lock:
-            done = self.dies_after is not None and len(self.asked) >= self.dies_after
+            done = self.dies_after is not None and len(self.requests_sent) >= self.dies_after
         if done:
             self.die()
 
@@ -100,7 +100,7 @@ class FakeServer:
             return Reply(status=401, body={"error": {"message": f"wrong key: {handler.headers.get('Authorization')}"}})
         if body is None:
             return self.models
-        self.asked.append((handler.path, body))
+        self.requests_sent.append((handler.path, body))
         if self.script:
             return self.script.pop(0)
         return words(f"echo of {body.get('prompt') or body['messages'][0]['content']}")

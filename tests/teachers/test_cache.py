@@ -1,4 +1,4 @@
-"""Texts are written once, kept as they come, found again by what was asked, and never mixed up."""
+"""Texts are generated once, cached as they come, found again by their requests, and never mixed up."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.teachers import cache_and_kill
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.events import AnnotationFailed, AnnotationProgress, Event
 from tinyllm_bench.base.files import append_checked, checked_line, locked, read_checked
-from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, SamplingConfig
+from tinyllm_bench.generation.requests import Completion, FailedRequest, GenerationRequest, SamplingConfig
 from tinyllm_bench.teachers.cache import TextCache, text_key, texts_folder
 
 TEACHER = {"model": "a model", "chat": "auto"}
@@ -26,17 +26,17 @@ REQUESTS = [
     GenerationRequest(f"Question {n}: where does a river end?\nAnswer:", SamplingConfig(stop=("\n\n",)), 0)
     for n in range(40)
 ]
-Answer = Completion | Failed | BaseException
+Answer = Completion | FailedRequest | BaseException
 
 
 class FakeGenerator:
-    """Answers from a script by prompt, everything else with the prompt's second word; counts what it is asked."""
+    """Answers from a script by prompt, everything else with the prompt's second word; records its requests."""
 
     engine = "fake"
 
     def __init__(self, script: Mapping[str, Answer] | None = None, batch: int = 8) -> None:
         self.script, self.batch = script or {}, batch
-        self.asked: list[GenerationRequest] = []
+        self.requested: list[GenerationRequest] = []
         self.opened = self.closed = 0
 
     def __enter__(self) -> Self:
@@ -46,10 +46,10 @@ class FakeGenerator:
     def __exit__(self, *error: object) -> None:
         self.closed += 1
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | FailedRequest]]:
         assert len(requests) <= self.batch
         for index, request in reversed(list(enumerate(requests))):
-            self.asked.append(request)
+            self.requested.append(request)
             answer = self.script.get(
                 request.prompt, Completion(f"to the sea {request.prompt.split()[1]}", 9, 4, "stop", 0.5)
             )
@@ -71,7 +71,7 @@ def fill(
 
 
 def forbidden() -> Any:
-    raise AssertionError("the generator was made although nothing is missing")
+    raise AssertionError("the generator was opened although nothing is missing")
 
 
 def a_shard(cache: TextCache) -> Path:
@@ -88,10 +88,10 @@ def rewrite(shard: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 # --- writing and finding ----------------------------------------------------------------------------------------------
 
 
-def test_every_wish_gets_its_text_and_is_asked_once(cache: TextCache) -> None:
+def test_every_request_gets_its_text_and_is_generated_once(cache: TextCache) -> None:
     generator, events = FakeGenerator(), list[Event]()
     rows = fill(cache, generator, [*REQUESTS, *REQUESTS], report=events.append)
-    assert len(rows) == 40 == len(generator.asked) == len(set(generator.asked))
+    assert len(rows) == 40 == len(generator.requested) == len(set(generator.requested))
     for request in REQUESTS:
         row = rows[text_key(TEACHER, request)]
         assert (row["prompt"], row["text"]) == (request.prompt, f"to the sea {request.prompt.split()[1]}")
@@ -101,16 +101,16 @@ def test_every_wish_gets_its_text_and_is_asked_once(cache: TextCache) -> None:
     assert events == [AnnotationProgress(cache.name, done, 40) for done in range(1, 41)]
 
 
-def test_what_is_kept_is_not_asked_again_and_no_writer_is_made(cache: TextCache) -> None:
+def test_cached_texts_are_not_generated_again_and_no_generator_is_opened(cache: TextCache) -> None:
     first = fill(cache, FakeGenerator())
     again = cache.fill(REQUESTS, forbidden, on_error="stop", report=lambda event: None)
     assert again == first
     more = FakeGenerator()
     fill(cache, more, [*REQUESTS, REQUESTS[0]._replace(seed=1)])
-    assert [request.seed for request in more.asked] == [1]
+    assert [request.seed for request in more.requested] == [1]
 
 
-def test_nothing_wished_makes_nothing(cache: TextCache) -> None:
+def test_no_request_writes_nothing(cache: TextCache) -> None:
     assert cache.fill([], forbidden, on_error="stop", report=lambda event: None) == {}
     assert not cache.folder.exists()
 
@@ -130,7 +130,7 @@ def test_all_that_decides_a_text_is_in_its_key() -> None:
     assert text_key(dict(reversed(TEACHER.items())), request) == keys[0]
 
 
-def test_rows_say_what_they_cost_and_who_made_them(cache: TextCache) -> None:
+def test_rows_hold_their_cost_and_provenance(cache: TextCache) -> None:
     counter = iter(range(100, 1000))
     row = next(iter(fill(cache, FakeGenerator(), REQUESTS[:1], meter=lambda: float(next(counter))).values()))
     assert row["joules"] == 101.0  # 100 was read when the batch began
@@ -138,11 +138,11 @@ def test_rows_say_what_they_cost_and_who_made_them(cache: TextCache) -> None:
     assert next(iter(fill(cache, FakeGenerator(), REQUESTS[1:2]).values()))["joules"] is None
 
 
-def test_a_text_that_is_no_unicode_is_kept_all_the_same(cache: TextCache) -> None:
+def test_a_text_that_is_no_unicode_is_cached_all_the_same(cache: TextCache) -> None:
     broken = Completion("a \ud83d\ude00 b \ud800 c", 1, 1, "stop", 0.1)
     row = next(iter(fill(cache, FakeGenerator({REQUESTS[0].prompt: broken}), REQUESTS[:1]).values()))
     assert row["text"] == "a \U0001f600 b \ufffd c"
-    assert [kept["text"] for kept in cache.rows()] == [row["text"]]
+    assert [cached["text"] for cached in cache.rows()] == [row["text"]]
 
 
 def test_the_folder_is_named_by_the_teachers_identity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -172,43 +172,43 @@ def test_reading_five_thousand_texts_is_fast(cache: TextCache) -> None:
 
 
 def test_stop_ends_with_the_reason_and_keeps_the_rest_of_the_batch(cache: TextCache) -> None:
-    failing = FakeGenerator({REQUESTS[7].prompt: Failed("no text came")}, batch=40)
-    with pytest.raises(UserError, match=r"a-model failed on 1 of 40 prompts: no text came.*the same command goes on"):
+    failing = FakeGenerator({REQUESTS[7].prompt: FailedRequest("no text came")}, batch=40)
+    with pytest.raises(UserError, match=r"a-model failed on 1 of 40 prompts: no text came.*the same command resumes"):
         fill(cache, failing)
     assert failing.closed == 1
     second = FakeGenerator()
     assert len(fill(cache, second)) == 40
-    assert second.asked == [REQUESTS[7]]
+    assert second.requested == [REQUESTS[7]]
 
 
-def test_skip_goes_on_counts_and_asks_again_next_time(cache: TextCache) -> None:
-    script = {REQUESTS[n].prompt: Failed(f"reason {n}") for n in (3, 4)}
+def test_skip_continues_counts_and_tries_again_next_time(cache: TextCache) -> None:
+    script = {REQUESTS[n].prompt: FailedRequest(f"reason {n}") for n in (3, 4)}
     events: list[Any] = []
     first = FakeGenerator(script, batch=3)
     assert len(fill(cache, first, on_error="skip", report=events.append)) == 38
-    assert len(first.asked) == 40
+    assert len(first.requested) == 40
     assert events[-1] in [AnnotationFailed(cache.name, 2, 40, reason) for reason in ("reason 3", "reason 4")]
     second = FakeGenerator()
     assert len(fill(cache, second, on_error="skip")) == 40
-    assert {request.prompt for request in second.asked} == set(script)
+    assert {request.prompt for request in second.requested} == set(script)
 
 
 def test_a_teacher_that_dies_half_way_loses_nothing(cache: TextCache) -> None:
     dead = {REQUESTS[20].prompt: UserError("the server is gone.")}
     with pytest.raises(
-        UserError, match=r"^the server is gone\. What was annotated is kept; the same command goes on\.$"
+        UserError, match=r"^the server is gone\. What was annotated is cached; the same command resumes\.$"
     ):
         fill(cache, FakeGenerator(dead))
-    kept = {row["key"] for row in cache.rows()}
-    assert 0 < len(kept) < 40
+    cached = {row["key"] for row in cache.rows()}
+    assert 0 < len(cached) < 40
     events: list[Any] = []
     rows = fill(cache, FakeGenerator(dead), on_error="skip", report=events.append)
-    assert kept <= rows.keys() and text_key(TEACHER, REQUESTS[20]) not in rows
+    assert cached <= rows.keys() and text_key(TEACHER, REQUESTS[20]) not in rows
     assert events[-1] == AnnotationFailed(cache.name, 40 - len(rows), events[-1].total, "the server is gone.")
     assert len(fill(cache, FakeGenerator())) == 40
 
 
-def test_a_teacher_that_cannot_be_had_is_an_error_of_both(cache: TextCache) -> None:
+def test_a_teacher_that_is_not_available_is_an_error_of_both(cache: TextCache) -> None:
     class Unreachable(FakeGenerator):
         def __enter__(self) -> Self:
             raise UserError("nobody listens there")
@@ -218,9 +218,9 @@ def test_a_teacher_that_cannot_be_had_is_an_error_of_both(cache: TextCache) -> N
             fill(cache, Unreachable(), on_error=on_error)
 
 
-def test_a_writer_that_leaves_one_out_does_not_loop_for_ever(cache: TextCache) -> None:
+def test_a_generator_that_leaves_one_out_does_not_loop_for_ever(cache: TextCache) -> None:
     class Forgetful(FakeGenerator):
-        def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+        def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | FailedRequest]]:
             yield from list(super().generate(requests))[1:]
 
     rows = fill(cache, Forgetful(batch=10), on_error="skip")
@@ -230,10 +230,10 @@ def test_a_writer_that_leaves_one_out_does_not_loop_for_ever(cache: TextCache) -
 def test_an_interruption_keeps_what_was_written_and_frees_the_locks(cache: TextCache) -> None:
     with pytest.raises(KeyboardInterrupt):
         fill(cache, FakeGenerator({REQUESTS[30].prompt: KeyboardInterrupt()}))
-    kept = list(cache.rows())
+    cached = list(cache.rows())
     second = FakeGenerator()
     assert len(fill(cache, second)) == 40
-    assert len(second.asked) == 40 - len(kept) < 40
+    assert len(second.requested) == 40 - len(cached) < 40
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_half_a_line_is_written_again(cache: TextCache) -> None:
     shard.write_bytes(b"".join(lines[:-1]) + lines[-1][:-20])
     second = FakeGenerator()
     assert len(fill(cache, second)) == 40
-    assert len(second.asked) == 1
+    assert len(second.requested) == 1
     assert len(list(cache.rows())) == 40
 
 
@@ -307,15 +307,15 @@ def test_what_another_process_holds_is_waited_for_and_not_written(cache: TextCac
     held.__enter__()
 
     class Releasing(FakeGenerator):
-        def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+        def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | FailedRequest]]:
             yield from super().generate(requests)
-            if len(self.asked) == 40 - len(done.read(shard)):
+            if len(self.requested) == 40 - len(done.read(shard)):
                 append_checked(cache.folder / shard.name, done.read(shard).values())
                 held.__exit__(None, None, None)
 
     generator = Releasing()
     assert len(fill(cache, generator)) == 40
-    assert len(generator.asked) == 40 - len(done.read(shard))
+    assert len(generator.requested) == 40 - len(done.read(shard))
 
 
 def start(*arguments: Any) -> subprocess.Popen[str]:
@@ -367,14 +367,14 @@ def test_a_process_takes_over_what_a_killed_one_held(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_kill_at_ten_moments_loses_at_most_what_is_in_flight(tmp_path: Path) -> None:
     finish(start("kill", tmp_path))
-    told = json.loads((tmp_path / "attempts.json").read_text())
-    kept, requests = told["kept"], len(cache_and_kill.REQUESTS)
-    assert told["killed"] == [True] * cache_and_kill.KILLS and told["end"] == requests
+    attempts = json.loads((tmp_path / "attempts.json").read_text())
+    cached, requests = attempts["cached"], len(cache_and_kill.REQUESTS)
+    assert attempts["killed"] == [True] * cache_and_kill.KILLS and attempts["end"] == requests
     end = cache_and_kill.texts_in(tmp_path)
     assert len(end) == requests
-    for texts in kept:  # what was once kept stays as it is: each text names who wrote it and when
+    for texts in cached:  # what was once kept stays as it is: each text names who wrote it and when
         assert texts.items() <= end.items()
-    assert 5 < len(kept[-1]) < requests  # the kills came while it worked
+    assert 5 < len(cached[-1]) < requests  # the kills came while it worked
     assert sum(calls(tmp_path).values()) - requests <= cache_and_kill.KILLS
     lines = sum(len(list(read_checked(file))) for file in tmp_path.rglob("?.jsonl"))
-    assert lines == requests  # nothing stands there twice
+    assert lines == requests  # no text is there twice

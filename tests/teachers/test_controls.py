@@ -12,9 +12,9 @@ from tinyllm_bench.teachers.controls import apply_control
 
 
 def given(task: str) -> tuple[list[Annotation], dict[str, TaskRecord]]:
-    said = sample_annotations(make_method("tinyllm"), task)
+    by_channel = sample_annotations(make_method("tinyllm"), task)
     records = {r.id: r for r in load_split(SAMPLE, task, "train")}
-    return [a for annotations in said.values() for a in annotations], records
+    return [a for annotations in by_channel.values() for a in annotations], records
 
 
 @pytest.mark.parametrize("task", names("task"))
@@ -68,11 +68,11 @@ def test_rejected_texts_stay_rejected_and_no_control_is_no_change() -> None:
 
 def test_a_text_that_was_cut_is_cut_wherever_it_goes() -> None:
     records = {record.id: record for record in sample_records(8)}
-    said = [
+    annotations = [
         Annotation(record_id=key, teacher="t", kind="rationale", text=f"text {n}", finish=("stop", "length")[n % 2])
         for n, key in enumerate(records)
     ]
-    cut = {one.text for one in said if one.is_cut}
-    shuffled = [one for one in apply_control("shuffled", said, records) if one.rejected is None]
+    cut = {one.text for one in annotations if one.is_cut}
+    shuffled = [one for one in apply_control("shuffled", annotations, records) if one.rejected is None]
     assert shuffled and all(one.is_cut == (one.text in cut) for one in shuffled)
-    assert not any(one.is_cut for one in apply_control("gold", said, records)), "a gold answer is whole"
+    assert not any(one.is_cut for one in apply_control("gold", annotations, records)), "a gold answer is whole"

@@ -1,4 +1,4 @@
-"""In-context examples: which questions are shown, and never the one that is asked."""
+"""In-context examples: which questions are shown, and never the question itself."""
 
 import random
 import time
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import TaskRecord
-from tinyllm_bench.teachers.few_shot import Select, ShotConfig, Shots
+from tinyllm_bench.teachers.few_shot import Select, ShotConfig, ShotSelector
 
 SELECTS: tuple[Select, ...] = ("random", "fixed", "nearest", "stratified")
 WORDS = ("kettle", "river", "moss", "copper", "lantern", "spider", "violin", "harvest", "glacier", "pepper")
@@ -31,13 +31,13 @@ def made(number: int, question: str = "", answer: int = 0, choices: tuple[str, .
 POOL = [made(i, answer=i % 3) for i in range(12)]
 
 
-def shown_ids(shots: Shots, record: TaskRecord) -> list[str]:
-    return [one.record.id for one in shots.of(record)]
+def shown_ids(shots: ShotSelector, record: TaskRecord) -> list[str]:
+    return [one.record.id for one in shots.select(record)]
 
 
 @pytest.mark.parametrize("select", SELECTS)
 def test_the_record_itself_is_never_shown(select: Select) -> None:
-    shots = Shots(ShotConfig(select=select, shots=11), POOL, None)
+    shots = ShotSelector(ShotConfig(select=select, shots=11), POOL, None)
     for record in POOL:
         shown = shown_ids(shots, record)
         assert sorted([*shown, record.id]) == sorted(one.id for one in POOL), "eleven of twelve: all the others"
@@ -46,57 +46,57 @@ def test_the_record_itself_is_never_shown(select: Select) -> None:
 @pytest.mark.parametrize("select", SELECTS)
 def test_nor_is_one_that_asks_the_same_in_other_letters(select: Select) -> None:
     twins = [made(20 + i, f"  Why is   the MOSS {'wet' if i % 2 else 'Wet'}? ", answer=i % 3) for i in range(6)]
-    shots = Shots(ShotConfig(select=select, shots=4), [*twins, *POOL[:4]], None)
-    asked = made(99, "why is the moss wet?")
-    assert sorted(shown_ids(shots, asked)) == sorted(one.id for one in POOL[:4])
+    shots = ShotSelector(ShotConfig(select=select, shots=4), [*twins, *POOL[:4]], None)
+    record = made(99, "why is the moss wet?")
+    assert sorted(shown_ids(shots, record)) == sorted(one.id for one in POOL[:4])
 
 
 @pytest.mark.parametrize("select", SELECTS)
 def test_no_question_is_shown_twice(select: Select) -> None:
-    shots = Shots(
+    shots = ShotSelector(
         ShotConfig(select=select, shots=3), [*POOL[:3], *(made(20 + i, "Is it raining?") for i in range(9))], None
     )
     for i in range(20):
-        questions = [one.record.question for one in shots.of(made(100 + i, "Is it raining in the river?"))]
+        questions = [one.record.question for one in shots.select(made(100 + i, "Is it raining in the river?"))]
         assert len(set(questions)) == 3
 
 
 @pytest.mark.parametrize("select", SELECTS)
 def test_the_order_of_work_changes_nothing(select: Select) -> None:
     config = ShotConfig(select=select, shots=3, seed=5)
-    forwards, backwards = Shots(config, POOL, None), Shots(config, POOL, None)
-    first = {record.id: forwards.of(record) for record in POOL}
+    forwards, backwards = ShotSelector(config, POOL, None), ShotSelector(config, POOL, None)
+    first = {record.id: forwards.select(record) for record in POOL}
     random.seed(123)
-    assert {record.id: backwards.of(record) for record in reversed(POOL)} == first
+    assert {record.id: backwards.select(record) for record in reversed(POOL)} == first
 
 
 def test_random_draws_anew_for_each_record_and_each_seed() -> None:
-    def drawn(seed: int) -> list[list[str]]:
-        return [shown_ids(Shots(ShotConfig(seed=seed), POOL, None), record) for record in POOL]
+    def shown_with(seed: int) -> list[list[str]]:
+        return [shown_ids(ShotSelector(ShotConfig(seed=seed), POOL, None), record) for record in POOL]
 
-    assert len({tuple(ids) for ids in drawn(0)}) > 6
-    assert drawn(0) != drawn(1)
+    assert len({tuple(ids) for ids in shown_with(0)}) > 6
+    assert shown_with(0) != shown_with(1)
 
 
 def test_random_favours_nobody() -> None:
-    shots = Shots(ShotConfig(shots=3), POOL, None)
+    shots = ShotSelector(ShotConfig(shots=3), POOL, None)
     counts = Counter(one for i in range(400) for one in shown_ids(shots, made(1000 + i, f"Other question {i}?")))
     assert set(counts) == {one.id for one in POOL}
     assert all(60 <= count <= 140 for count in counts.values()), counts  # 100 expected
 
 
 def test_fixed_takes_the_first_and_the_next_one_in_place_of_the_record() -> None:
-    shots = Shots(ShotConfig(select="fixed"), POOL, None)
+    shots = ShotSelector(ShotConfig(select="fixed"), POOL, None)
     assert shown_ids(shots, POOL[7]) == ["toy/train/0", "toy/train/1"]
     assert shown_ids(shots, POOL[0]) == ["toy/train/1", "toy/train/2"]
 
 
 def test_fixed_takes_the_named_in_their_order_then_the_spare_one() -> None:
     named = ShotConfig(select="fixed", ids=("toy/train/9", "toy/train/4", "toy/train/8"))
-    shots = Shots(named, POOL, None)
+    shots = ShotSelector(named, POOL, None)
     assert shown_ids(shots, POOL[0]) == ["toy/train/9", "toy/train/4"]
     assert shown_ids(shots, POOL[9]) == ["toy/train/4", "toy/train/8"]
-    no_spare = Shots(named.model_copy(update={"ids": named.ids[:2]}), POOL, None)
+    no_spare = ShotSelector(named.model_copy(update={"ids": named.ids[:2]}), POOL, None)
     assert shown_ids(no_spare, POOL[9]) == ["toy/train/4", "toy/train/0"]
 
 
@@ -106,44 +106,44 @@ def test_nearest_shows_the_most_alike_last() -> None:
         made(30, "Which metal bends when the smith heats it?"),
         made(31, "Which animal sleeps through the winter?"),
     ]
-    shots = Shots(ShotConfig(select="nearest"), pool, None)
-    asked = made(99, "Which metal glows when the smith heats it?", choices=("tin", "iron"))
-    assert shown_ids(shots, asked) == ["toy/train/31", "toy/train/30"]
+    shots = ShotSelector(ShotConfig(select="nearest"), pool, None)
+    record = made(99, "Which metal glows when the smith heats it?", choices=("tin", "iron"))
+    assert shown_ids(shots, record) == ["toy/train/31", "toy/train/30"]
 
 
 @pytest.mark.parametrize("question", ["Quite unheard of, zzz!", "???"])
 def test_nearest_to_nothing_is_the_pool_s_order(question: str) -> None:
-    shots = Shots(ShotConfig(select="nearest"), POOL, None)
-    asked = made(99, question, choices=("yea", "nay"))
-    assert shown_ids(shots, asked) == ["toy/train/1", "toy/train/0"]
+    shots = ShotSelector(ShotConfig(select="nearest"), POOL, None)
+    record = made(99, question, choices=("yea", "nay"))
+    assert shown_ids(shots, record) == ["toy/train/1", "toy/train/0"]
 
 
 def test_nearest_works_where_no_question_has_a_word() -> None:
     pool = [made(i, "?" * (i + 1) + "!" * (i + 1) + "-", choices=("+", "-")) for i in range(4)]
-    assert len(shown_ids(Shots(ShotConfig(select="nearest"), pool, None), POOL[0])) == 2
+    assert len(shown_ids(ShotSelector(ShotConfig(select="nearest"), pool, None), POOL[0])) == 2
 
 
 def test_nearest_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    Shots(ShotConfig(select="nearest"), POOL, None).of(POOL[0])
+    ShotSelector(ShotConfig(select="nearest"), POOL, None).select(POOL[0])
     assert capfd.readouterr() == ("", "")
 
 
 def test_stratified_spreads_positions() -> None:
     pool = [made(i, answer=0 if i < 9 else i % 3) for i in range(12)]
-    shots = Shots(ShotConfig(select="stratified", shots=4), pool, None)
+    shots = ShotSelector(ShotConfig(select="stratified", shots=4), pool, None)
     for record in pool:
-        counts = Counter(one.record.answer for one in shots.of(record))
+        counts = Counter(one.record.answer for one in shots.select(record))
         most = [1, 1, 2] if record.answer == 0 else [1, 3]
         assert sorted(counts.values()) == most, "positions 1 and 2 have one record each"
 
 
 def test_stratified_spreads_texts_where_the_choices_are_closed() -> None:
     pool = [made(i, choices=("Yes", "No") if i % 2 else ("no", "yes"), answer=0) for i in range(12)]
-    shots = Shots(ShotConfig(select="stratified", shots=4), pool, None)
+    shots = ShotSelector(ShotConfig(select="stratified", shots=4), pool, None)
     for record in pool:
-        said = [one.record.choices[0].lower() for one in shots.of(record)]
+        said = [one.record.choices[0].lower() for one in shots.select(record)]
         assert Counter(said) == {"yes": 2, "no": 2}
-    orders = {tuple(one.record.choices[0].lower() for one in shots.of(record)) for record in pool}
+    orders = {tuple(one.record.choices[0].lower() for one in shots.select(record)) for record in pool}
     assert len(orders) > 2, "no fixed order of answers"
 
 
@@ -156,18 +156,18 @@ def test_rationales_come_along_without_their_trigger_and_the_rest_is_not_shown()
         "toy/train/4": "It is light.",
         "toy/train/5": "It is dry.",
     }
-    shots = Shots(ShotConfig(rationales="replay:sample#any"), POOL, texts)
-    said = {one.record.id: one.rationale for record in POOL for one in shots.of(record)}
+    shots = ShotSelector(ShotConfig(rationales="replay:sample#any"), POOL, texts)
+    said = {one.record.id: one.rationale for record in POOL for one in shots.select(record)}
     assert said == {"toy/train/0": "It is heavy.", "toy/train/4": "It is light.", "toy/train/5": "It is dry."}
 
 
 def test_without_texts_there_is_no_rationale() -> None:
-    assert [one.rationale for one in Shots(ShotConfig(), POOL, None).of(POOL[0])] == [None, None]
+    assert [one.rationale for one in ShotSelector(ShotConfig(), POOL, None).select(POOL[0])] == [None, None]
 
 
 def test_no_shots_need_no_pool() -> None:
-    shots = Shots(ShotConfig(shots=0), (), None)
-    assert shots.of(POOL[0]) == () and shots.digest
+    shots = ShotSelector(ShotConfig(shots=0), (), None)
+    assert shots.select(POOL[0]) == () and shots.digest
 
 
 @pytest.mark.parametrize(
@@ -192,13 +192,13 @@ def test_no_shots_need_no_pool() -> None:
 )
 def test_what_cannot_be_shown_is_refused(config: dict, pool: list, texts: dict | None, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        Shots(ShotConfig(**config), pool, texts)
+        ShotSelector(ShotConfig(**config), pool, texts)
 
 
 def test_a_record_whose_own_question_was_changed_may_leave_too_few() -> None:
-    shots = Shots(ShotConfig(shots=2), POOL[:3], None)
+    shots = ShotSelector(ShotConfig(shots=2), POOL[:3], None)
     with pytest.raises(UserError, match="toy/train/0: only 1 other questions"):
-        shots.of(replace(POOL[0], question=POOL[1].question))
+        shots.select(replace(POOL[0], question=POOL[1].question))
 
 
 @pytest.mark.parametrize(
@@ -221,31 +221,33 @@ def test_the_digest_follows_everything_that_a_prompt_depends_on() -> None:
     texts = {record.id: f"Reason {record.id}." for record in POOL}
     other = {**texts, "toy/train/3": "Another reason."}
     digests = [
-        Shots(ShotConfig(), POOL, None).digest,
-        Shots(ShotConfig(shots=3), POOL, None).digest,
-        Shots(ShotConfig(seed=1), POOL, None).digest,
-        Shots(ShotConfig(select="nearest"), POOL, None).digest,
-        Shots(ShotConfig(select="fixed"), POOL, None).digest,
-        Shots(ShotConfig(select="fixed", ids=("toy/train/1", "toy/train/2")), POOL, None).digest,
-        Shots(ShotConfig(), POOL[1:], None).digest,
-        Shots(ShotConfig(), [*POOL[1:], replace(POOL[0], context="A passage.")], None).digest,
-        Shots(ShotConfig(), [replace(POOL[0], answer=2), *POOL[1:]], None).digest,
-        Shots(ShotConfig(), POOL, texts).digest,
-        Shots(ShotConfig(), POOL, other).digest,
-        Shots(ShotConfig(shots=0), POOL, None).digest,
+        ShotSelector(ShotConfig(), POOL, None).digest,
+        ShotSelector(ShotConfig(shots=3), POOL, None).digest,
+        ShotSelector(ShotConfig(seed=1), POOL, None).digest,
+        ShotSelector(ShotConfig(select="nearest"), POOL, None).digest,
+        ShotSelector(ShotConfig(select="fixed"), POOL, None).digest,
+        ShotSelector(ShotConfig(select="fixed", ids=("toy/train/1", "toy/train/2")), POOL, None).digest,
+        ShotSelector(ShotConfig(), POOL[1:], None).digest,
+        ShotSelector(ShotConfig(), [*POOL[1:], replace(POOL[0], context="A passage.")], None).digest,
+        ShotSelector(ShotConfig(), [replace(POOL[0], answer=2), *POOL[1:]], None).digest,
+        ShotSelector(ShotConfig(), POOL, texts).digest,
+        ShotSelector(ShotConfig(), POOL, other).digest,
+        ShotSelector(ShotConfig(shots=0), POOL, None).digest,
     ]
     assert len(set(digests)) == len(digests)
-    assert Shots(ShotConfig(rationales="replay:here#a"), POOL, texts).digest == digests[9], "texts, not where they lie"
-    assert Shots(ShotConfig(shots=0, seed=7), (), None).digest == digests[-1], "nothing is shown"
+    assert ShotSelector(ShotConfig(rationales="replay:here#a"), POOL, texts).digest == digests[9], (
+        "texts, not where they lie"
+    )
+    assert ShotSelector(ShotConfig(shots=0, seed=7), (), None).digest == digests[-1], "nothing is shown"
 
 
 def test_a_large_pool_is_quick() -> None:
     pool = [made(i, answer=i % 3) for i in range(16_000)]
-    shots = [Shots(ShotConfig(select=select), pool, None) for select in ("random", "stratified")]
+    shots = [ShotSelector(ShotConfig(select=select), pool, None) for select in ("random", "stratified")]
     for one in shots:
-        one.of(pool[0])
+        one.select(pool[0])
     start = time.process_time()
     for one in shots:
         for record in pool[:500]:
-            one.of(record)
+            one.select(record)
     assert time.process_time() - start < 2, "a whole shuffle for each record takes 8 s here"

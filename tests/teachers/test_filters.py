@@ -6,7 +6,7 @@ import pytest
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Annotation, TaskRecord
-from tinyllm_bench.teachers.filters import FILTERS, NEEDS, Candidate, body, check_names, rejected_by, rejections
+from tinyllm_bench.teachers.filters import FILTERS, NEEDS, Candidate, apply_filters, body, check_names, rejected_by
 
 TRIGGER = "Let's think step by step."
 DEFAULTS = ("empty", "nan", "short", "prompt_junk")
@@ -247,12 +247,12 @@ def annotation(record_id: str, text: str, **settings: Any) -> Annotation:
     return Annotation(**{"record_id": record_id, "teacher": "t", "kind": "rationale", "text": text, **settings})
 
 
-def reasons(said: list[Annotation], *filters: str, **known: Any) -> list[str | None]:
-    return [a.rejected for a in rejections(said, {RAKE.id: RAKE, STUDY.id: STUDY}, filters, **known)]
+def reasons(annotations: list[Annotation], *filters: str, **known: Any) -> list[str | None]:
+    return [a.rejected for a in apply_filters(annotations, {RAKE.id: RAKE, STUDY.id: STUDY}, filters, **known)]
 
 
 def test_duplicates_are_found_over_the_whole_list_and_per_teacher() -> None:
-    said = [
+    annotations = [
         annotation(RAKE.id, GOOD),
         annotation(STUDY.id, f"{TRIGGER} {GOOD.upper()}"),
         annotation(STUDY.id, GOOD, teacher="another"),
@@ -260,22 +260,25 @@ def test_duplicates_are_found_over_the_whole_list_and_per_teacher() -> None:
         annotation(STUDY.id, "", sample=1),
         annotation(RAKE.id, "", sample=2),
     ]
-    assert reasons(said, "duplicate") == [None, "duplicate", None, None, None, None]
-    assert reasons(said) == [None] * 6
+    assert reasons(annotations, "duplicate") == [None, "duplicate", None, None, None, None]
+    assert reasons(annotations) == [None] * 6
 
 
 def test_rejections_name_the_first_reason_and_keep_the_text() -> None:
-    said = [annotation(RAKE.id, "The answer is (a)", finish="length"), annotation(STUDY.id, GOOD, rejected="old")]
-    assert reasons(said, "cut", "unfinished") == ["cut", None]
-    assert reasons(said, "unfinished", "cut") == ["unfinished", None]
-    assert reasons(said, "contradicts_gold") == ["contradicts_gold", None]
-    assert [a.text for a in rejections(said, {RAKE.id: RAKE}, ("cut",))] == [a.text for a in said]
+    annotations = [
+        annotation(RAKE.id, "The answer is (a)", finish="length"),
+        annotation(STUDY.id, GOOD, rejected="old"),
+    ]
+    assert reasons(annotations, "cut", "unfinished") == ["cut", None]
+    assert reasons(annotations, "unfinished", "cut") == ["unfinished", None]
+    assert reasons(annotations, "contradicts_gold") == ["contradicts_gold", None]
+    assert [a.text for a in apply_filters(annotations, {RAKE.id: RAKE}, ("cut",))] == [a.text for a in annotations]
 
 
 def test_rejections_know_the_prompt() -> None:
     shown = "Bees fly from flower to flower and carry pollen on their hairy legs to the next flower of a kind"
-    said = [annotation(RAKE.id, f"Well: {shown}."), annotation(STUDY.id, f"Well: {shown}.")]
-    assert reasons(said, "prompt_echo", prompts={RAKE.id: shown}) == ["prompt_echo", None]
+    annotations = [annotation(RAKE.id, f"Well: {shown}."), annotation(STUDY.id, f"Well: {shown}.")]
+    assert reasons(annotations, "prompt_echo", prompts={RAKE.id: shown}) == ["prompt_echo", None]
 
 
 def test_only_the_named_filters_act() -> None:
@@ -288,7 +291,7 @@ def test_only_the_named_filters_act() -> None:
     [
         lambda: rejected_by("x", ("emty",)),
         lambda: check_names(("empty", "emty")),
-        lambda: rejections([], {}, ("emty",)),
+        lambda: apply_filters([], {}, ("emty",)),
     ],
 )
 def test_an_unknown_filter_is_named(call: Any) -> None:

@@ -11,15 +11,18 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Annotation, Split, TaskRecord
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.models.specs import parse_spec
-from tinyllm_bench.teachers import own_answers as conclusions
-from tinyllm_bench.teachers import prompts as elicit
-from tinyllm_bench.teachers.few_shot import ShotConfig, Shots
+from tinyllm_bench.teachers.few_shot import Demonstration, ShotConfig, ShotSelector
 from tinyllm_bench.teachers.filters import Candidate, named_answers, rejected_by
-from tinyllm_bench.teachers.open import Place, open_program_teacher, open_teacher
-from tinyllm_bench.teachers.prompts import Demonstration, Reply, prompt
+from tinyllm_bench.teachers.prompts import PromptKind, Reply, annotation_prompt, read_reply, without_answer
 from tinyllm_bench.teachers.quality import replayed_reports, teacher_reports
 from tinyllm_bench.teachers.settings import AnnotationConfig
-from tinyllm_bench.teachers.teacher import ReplayTeacher, recorded_annotations
+from tinyllm_bench.teachers.teacher import (
+    ReplayTeacher,
+    TeacherContext,
+    open_program_teacher,
+    open_teacher,
+    recorded_annotations,
+)
 
 SAMPLE = Source("sample")
 TRAIN = load_split(SAMPLE, "svamp", "train")
@@ -27,12 +30,12 @@ RECORD = TaskRecord(id="t/train/1", task="t", split="train", question="How many 
 SETTINGS = AnnotationConfig()
 
 
-def place(task: str, **changes: Any) -> Place:
+def context(task: str, **changes: Any) -> TeacherContext:
     here = {"source": SAMPLE, "data_dir": None, "max_context_words": 160, "device": "cpu", "runs": Path("runs")}
-    return Place(task=task, **{**here, **changes})
+    return TeacherContext(task=task, **{**here, **changes})
 
 
-def said(text: str, answer: str | None = None) -> Candidate:
+def candidate(text: str, answer: str | None = None) -> Candidate:
     return Candidate(text, record=RECORD, answer=answer)
 
 
@@ -44,8 +47,8 @@ def quiet(_: Any) -> None:
 
 
 def test_recorded_programs_are_another_kind_of_annotation() -> None:
-    teacher = open_program_teacher(parse_spec("replay:sample#stepwise", role="teacher"), SETTINGS, place("svamp"))
-    prose = open_teacher(parse_spec("replay:sample#stepwise", role="teacher"), SETTINGS, place("svamp"))
+    teacher = open_program_teacher(parse_spec("replay:sample#stepwise", role="teacher"), SETTINGS, context("svamp"))
+    prose = open_teacher(parse_spec("replay:sample#stepwise", role="teacher"), SETTINGS, context("svamp"))
     assert teacher is not None and prose is not None
     assert (teacher.kind, prose.kind, teacher.recorded, teacher.gold_visible) == ("program", "rationale", True, True)
     found = teacher.annotate(TRAIN, report=quiet)
@@ -56,12 +59,12 @@ def test_recorded_programs_are_another_kind_of_annotation() -> None:
 
 def test_where_there_are_no_programs_no_teacher_is_opened() -> None:
     spec = parse_spec("replay:sample#terse", role="teacher")
-    assert open_program_teacher(spec, SETTINGS, place("svamp")) is None
-    assert open_program_teacher(spec, SETTINGS, place("obqa")) is None
+    assert open_program_teacher(spec, SETTINGS, context("svamp")) is None
+    assert open_program_teacher(spec, SETTINGS, context("obqa")) is None
     with pytest.raises(UserError, match="names no programs; add #NAME, one of: stepwise"):
-        open_program_teacher(parse_spec("replay:sample", role="teacher"), SETTINGS, place("gsm8k"))
+        open_program_teacher(parse_spec("replay:sample", role="teacher"), SETTINGS, context("gsm8k"))
     with pytest.raises(UserError, match="has no recorded programs; name some, such as replay:sample#stepwise"):
-        open_program_teacher(parse_spec("bundled:smollm2-135m", role="teacher"), SETTINGS, place("gsm8k"))
+        open_program_teacher(parse_spec("bundled:smollm2-135m", role="teacher"), SETTINGS, context("gsm8k"))
 
 
 def test_a_sample_teacher_saw_the_gold_and_its_text_stays_as_it_is() -> None:
@@ -71,7 +74,7 @@ def test_a_sample_teacher_saw_the_gold_and_its_text_stays_as_it_is() -> None:
 
 @pytest.mark.release
 @pytest.mark.parametrize("kind", ["rationale", "program"])
-def test_blind_teachers_are_said_to_be_blind_and_their_answers_are_read(release: Path, kind: Any) -> None:
+def test_blind_teachers_are_marked_and_their_answers_are_read(release: Path, kind: Any) -> None:
     if not (release.parent / plugins.load_task("svamp").file.path).is_file():
         pytest.skip("needs the task's own file beside the release folder")
     source = Source("release", str(release))
@@ -81,7 +84,7 @@ def test_blind_teachers_are_said_to_be_blind_and_their_answers_are_read(release:
     right = sum(a.answer == record.number for a, record in zip(found, records, strict=True))
     assert right == (659 if kind == "rationale" else 0)
     spec = parse_spec(f"replay:{release}#gpt4", role="teacher")
-    opened = (open_teacher if kind == "rationale" else open_program_teacher)(spec, SETTINGS, place("svamp"))
+    opened = (open_teacher if kind == "rationale" else open_program_teacher)(spec, SETTINGS, context("svamp"))
     assert opened is not None and opened.gold_visible is False
     human = ReplayTeacher("human", "replay:release#human", source, ())
     one = load_split(source, "gsm8k", "train")[:1]
@@ -102,14 +105,14 @@ def test_the_digest_of_read_answers_names_who_reads_them(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("candidate", "name", "rejected"),
     [
-        (said("9 - 4 = 5. The answer is $5."), "contradicts_gold", False),
-        (said("9 - 3 = 6. The answer is $6."), "contradicts_gold", True),
-        (said("She has 6 or so."), "contradicts_gold", False),
-        (said("If the answer is 6, she lied. It is 5."), "contradicts_gold", False),
-        (said("words", "5.0"), "wrong_answer", False),
-        (said("words", "$6"), "wrong_answer", True),
-        (said("words"), "wrong_answer", False),
-        (said("How many pens has Ada?"), "prompt_echo", True),
+        (candidate("9 - 4 = 5. The answer is $5."), "contradicts_gold", False),
+        (candidate("9 - 3 = 6. The answer is $6."), "contradicts_gold", True),
+        (candidate("She has 6 or so."), "contradicts_gold", False),
+        (candidate("If the answer is 6, she lied. It is 5."), "contradicts_gold", False),
+        (candidate("words", "5.0"), "wrong_answer", False),
+        (candidate("words", "$6"), "wrong_answer", True),
+        (candidate("words"), "wrong_answer", False),
+        (candidate("How many pens has Ada?"), "prompt_echo", True),
     ],
 )
 def test_filters_know_numbers(candidate: Candidate, name: str, rejected: bool) -> None:
@@ -121,14 +124,14 @@ def test_named_numbers_stop_at_an_invented_question() -> None:
 
 
 def test_stratified_shots_spread_the_numbers() -> None:
-    shots = Shots(ShotConfig(select="stratified", shots=6), TRAIN, None)
-    shown = [one.record.number for one in shots.of(RECORD)]
+    shots = ShotSelector(ShotConfig(select="stratified", shots=6), TRAIN, None)
+    shown = [one.record.number for one in shots.select(RECORD)]
     assert len(set(shown)) == len(shown) == 6
 
 
 def test_the_digest_of_shots_knows_the_number() -> None:
     other = [*TRAIN[:-1], TaskRecord(id=TRAIN[-1].id, task="svamp", split="train", question="?", number="1")]
-    assert Shots(ShotConfig(), TRAIN, None).digest != Shots(ShotConfig(), other, None).digest
+    assert ShotSelector(ShotConfig(), TRAIN, None).digest != ShotSelector(ShotConfig(), other, None).digest
 
 
 # --- prompts and replies of live teachers -----------------------------------------------------------------------------
@@ -136,18 +139,20 @@ def test_the_digest_of_shots_knows_the_number() -> None:
 
 def test_prompts_show_no_options_and_the_number_where_the_letter_was() -> None:
     shown = (Demonstration(TRAIN[0], "9 - 4 = 5. The answer is 5."),)
-    assert prompt(RECORD, shown, "forced") == (
+    assert annotation_prompt(RECORD, shown, "forced") == (
         f"Question:\n{TRAIN[0].question}\nAnswer:\n5\nRationale:\nLet's think step by step. 9 - 4 = 5.\n\n"
         "Question:\nHow many pens has Ada?\nAnswer:\n5\nRationale:\nLet's think step by step."
     )
-    free = prompt(RECORD, shown, "free")
+    free = annotation_prompt(RECORD, shown, "free")
     assert "think step by step. 9 - 4 = 5. The answer is 5.\n\nQuestion:" in free
-    then = prompt(RECORD, shown, "rationale_then_answer")
+    then = annotation_prompt(RECORD, shown, "rationale_then_answer")
     assert "such as: Answer: 12\n\n" in then and "\nRationale:\n9 - 4 = 5.\nAnswer: 5\n\n" in then
-    program = prompt(RECORD, (), "program")
+    program = annotation_prompt(RECORD, (), "program")
     assert "`choices`" not in program and program.endswith("Question:\nHow many pens has Ada?\nProgram:\n```python")
-    for kind in get_args(elicit.Kind):
-        assert "(a)" not in prompt(RECORD, shown, kind) and "Options:" not in prompt(RECORD, shown, kind)
+    for kind in get_args(PromptKind):
+        assert "(a)" not in annotation_prompt(RECORD, shown, kind) and "Options:" not in annotation_prompt(
+            RECORD, shown, kind
+        )
 
 
 @pytest.mark.parametrize(
@@ -164,12 +169,12 @@ def test_prompts_show_no_options_and_the_number_where_the_letter_was() -> None:
     ],
 )
 def test_replies_are_read(kind: Any, text: str, reply: Reply) -> None:
-    assert elicit.read(kind, text, RECORD) == reply
+    assert read_reply(kind, text, RECORD) == reply
 
 
 def test_only_the_sentence_that_names_the_number_goes() -> None:
-    assert conclusions.take("9 - 4 = 5. So the answer is 5.0 pens. Done.", ()) == ("9 - 4 = 5. Done.", {"5"})
-    assert conclusions.take("9 - 4 = 5", ()) == ("9 - 4 = 5", set())
+    assert without_answer("9 - 4 = 5. So the answer is 5.0 pens. Done.", ()) == ("9 - 4 = 5. Done.", {"5"})
+    assert without_answer("9 - 4 = 5", ()) == ("9 - 4 = 5", set())
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------

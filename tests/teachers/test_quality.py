@@ -13,8 +13,16 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.data.sources import Source
 from tinyllm_bench.teachers.filters import FILTERS
-from tinyllm_bench.teachers.quality import cohen_kappa, replayed_reports, teacher_reports
-from tinyllm_bench.teachers.quality_report import Share, TeacherReport, agreement_lines, figure_rows, filter_rows
+from tinyllm_bench.teachers.quality import (
+    Share,
+    TeacherReport,
+    agreement_lines,
+    cohen_kappa,
+    figure_rows,
+    filter_rows,
+    replayed_reports,
+    teacher_reports,
+)
 
 DEFAULTS = ("empty", "nan", "short", "prompt_junk")
 TRIGGER = "Let's think step by step."
@@ -35,7 +43,7 @@ def record(number: int, task: str = "toy") -> TaskRecord:
 RECORDS = {one.id: one for one in (record(n) for n in range(12))}
 
 
-def said(number: int, text: str, **settings: Any) -> Annotation:
+def annotation(number: int, text: str, **settings: Any) -> Annotation:
     known = {"record_id": f"toy/train/{number}", "teacher": "alder", "kind": "rationale", "gold_visible": True}
     return Annotation(**{**known, "text": text, **settings})
 
@@ -47,7 +55,7 @@ def report(annotations: list[Annotation], filters: tuple[str, ...] = DEFAULTS, *
 
 def own(teacher: str, answers: list[str | None], **settings: Any) -> list[Annotation]:
     return [
-        said(n, f"It is what it is, number {n}.", teacher=teacher, answer=answer, gold_visible=False, **settings)
+        annotation(n, f"It is what it is, number {n}.", teacher=teacher, answer=answer, gold_visible=False, **settings)
         for n, answer in enumerate(answers)
     ]
 
@@ -62,7 +70,7 @@ TEXTS = [
 
 
 def test_shares_count_what_the_definitions_say() -> None:
-    found = report([said(n, text) for n, text in enumerate(TEXTS)])
+    found = report([annotation(n, text) for n, text in enumerate(TEXTS)])
     counts = {name: getattr(found, name).count for name in TeacherReport.model_fields if name in SHARES}
     assert counts == {
         "under_five_words": 3,
@@ -94,10 +102,12 @@ SHARES = (
 
 
 def test_each_filter_counts_alone_and_only_what_it_can_judge() -> None:
-    found = report([said(n, text) for n, text in enumerate(TEXTS)], ("empty",))
+    found = report([annotation(n, text) for n, text in enumerate(TEXTS)], ("empty",))
     assert found.alone["short"].count == 3 and found.alone["empty"].count == 1
     assert found.alone["cut"] == Share(count=0, of=0) and found.alone["cut"].share is None
-    cut = report([said(0, TEXTS[0], finish="length"), said(1, TEXTS[0], finish="stop"), said(2, TEXTS[4])])
+    cut = report(
+        [annotation(0, TEXTS[0], finish="length"), annotation(1, TEXTS[0], finish="stop"), annotation(2, TEXTS[4])]
+    )
     assert cut.alone["cut"] == Share(count=1, of=2)
     assert cut.alone["duplicate"] == Share(count=1, of=3)
     assert set(cut.alone) == set(FILTERS)
@@ -107,12 +117,12 @@ def test_each_filter_counts_alone_and_only_what_it_can_judge() -> None:
     ("text", "expected"), [("Iron gets red rust.", 1), (f"{TRIGGER} Iron gets red rust today.", 0)]
 )
 def test_five_words_are_enough(text: str, expected: int) -> None:
-    assert report([said(0, text)]).under_five_words.count == expected
+    assert report([annotation(0, text)]).under_five_words.count == expected
 
 
 @pytest.mark.parametrize(("end", "expected"), [*((end, 1) for end in '.!?")'), *((end, 0) for end in ",:'a(")])
 def test_what_counts_as_punctuation_at_the_end(end: str, expected: int) -> None:
-    assert report([said(0, f"Iron gets rust{end}\n")]).ends_on_punctuation.count == expected
+    assert report([annotation(0, f"Iron gets rust{end}\n")]).ends_on_punctuation.count == expected
 
 
 @pytest.mark.parametrize(
@@ -127,18 +137,20 @@ def test_what_counts_as_punctuation_at_the_end(end: str, expected: int) -> None:
     ],
 )
 def test_what_counts_as_an_invented_question(text: str, expected: int) -> None:
-    assert report([said(0, text)]).invented_question.count == expected
+    assert report([annotation(0, text)]).invented_question.count == expected
 
 
 def test_the_gold_text_is_compared_in_its_normal_form() -> None:
-    found = report([said(0, f"{TRIGGER} RUST."), said(1, "It is rust, not moss."), said(2, "Moss, I think.")])
+    found = report(
+        [annotation(0, f"{TRIGGER} RUST."), annotation(1, "It is rust, not moss."), annotation(2, "Moss, I think.")]
+    )
     assert (found.contains_gold.count, found.gold_only.count) == (2, 1)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 12])
 def test_lengths_are_those_of_numpy(size: int) -> None:
     lengths = [random.randint(1, 90) for _ in range(size)]
-    words = report([said(n, "rust " * length) for n, length in enumerate(lengths)]).words
+    words = report([annotation(n, "rust " * length) for n, length in enumerate(lengths)]).words
     assert words.mean == pytest.approx(statistics.fmean(lengths)) and words.max == max(lengths)
     assert words.median == pytest.approx(float(np.median(lengths)))
     assert words.p95 == pytest.approx(float(np.percentile(lengths, 95)))
@@ -148,15 +160,15 @@ def test_own_accuracy_is_of_named_answers_of_teachers_that_did_not_see_the_gold(
     found = report(own("alder", ["Rust", "tin.", "rust", None])).own
     interval = binomtest(2, 3).proportion_ci(method="wilson")
     assert found is not None
-    assert (found.asked, found.named, found.correct) == (4, 3, 2)
+    assert (found.texts, found.named, found.correct) == (4, 3, 2)
     assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
-    assert report([said(0, TEXTS[0], answer="rust")]).own is None
+    assert report([annotation(0, TEXTS[0], answer="rust")]).own is None
 
 
 def test_nothing_named_says_nothing() -> None:
     found = report(own("alder", [None, None]))
     assert found.own is not None and (found.own.named, found.own.low, found.own.high) == (0, 0.0, 1.0)
-    assert {row.label: row.cells[0].text for row in figure_rows([found])}["own accuracy"] == "-, 2 unread"
+    assert dict(figure_rows([found]))["own accuracy"] == "-, 2 unread"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -201,16 +213,16 @@ def _fields(annotation: Annotation) -> dict[str, Any]:
 
 
 def test_costs_are_sums_and_unknown_where_nobody_counted() -> None:
-    live = report([said(n, TEXTS[0], tokens_in=10, tokens_out=n, seconds=0.5) for n in range(3)])
+    live = report([annotation(n, TEXTS[0], tokens_in=10, tokens_out=n, seconds=0.5) for n in range(3)])
     assert (live.tokens_in, live.tokens_out, live.seconds) == (30, 3, 1.5)
-    replayed = report([said(0, TEXTS[0])])
+    replayed = report([annotation(0, TEXTS[0])])
     assert (replayed.tokens_in, replayed.tokens_out, replayed.seconds) == (None, None, None)
-    labels = [row.label for row in figure_rows([live, replayed])]
-    assert "tokens in" in labels and "tokens in" not in [row.label for row in figure_rows([replayed])]
+    labels = [row[0] for row in figure_rows([live, replayed])]
+    assert "tokens in" in labels and "tokens in" not in [row[0] for row in figure_rows([replayed])]
 
 
 def test_samples_depend_on_the_seed_and_not_on_the_order() -> None:
-    annotations = [said(n, f"It is number {n} of many.") for n in range(12)]
+    annotations = [annotation(n, f"It is number {n} of many.") for n in range(12)]
     shown = report(annotations, samples=4).samples
     assert len(shown) == 4 and shown == report(annotations[::-1], samples=4).samples
     assert shown != report(annotations, samples=4, seed=1).samples
@@ -218,21 +230,25 @@ def test_samples_depend_on_the_seed_and_not_on_the_order() -> None:
 
 
 def test_a_sample_carries_its_question_and_every_reason() -> None:
-    (shown,) = report([said(2, "Rust. The answer is (a)", finish="length")]).samples
+    (shown,) = report([annotation(2, "Rust. The answer is (a)", finish="length")]).samples
     assert (shown.question, shown.gold) == ("What grows on rake 2?", "moss")
     assert shown.reasons == ("cut", "unfinished", "contradicts_gold")
 
 
 def test_prompts_belong_to_a_teacher() -> None:
     words = "the long words that stand in front of each and every question that is sent to this one teacher"
-    annotations = [said(0, f"Now {words}."), said(0, f"Now {words}.", teacher="birch")]
+    annotations = [annotation(0, f"Now {words}."), annotation(0, f"Now {words}.", teacher="birch")]
     found = teacher_reports(annotations, RECORDS, (), prompts={"birch": {"toy/train/0": words}})
     assert [r.alone["prompt_echo"].count for r in found] == [0, 1]
 
 
 def test_tasks_and_teachers_are_told_apart() -> None:
     other = record(0, "play")
-    annotations = [said(0, TEXTS[0]), said(0, TEXTS[0], record_id=other.id), said(1, TEXTS[0], teacher="birch")]
+    annotations = [
+        annotation(0, TEXTS[0]),
+        annotation(0, TEXTS[0], record_id=other.id),
+        annotation(1, TEXTS[0], teacher="birch"),
+    ]
     found = teacher_reports(annotations, {**RECORDS, other.id: other}, ())
     assert [(r.task, r.teacher, r.n) for r in found] == [("toy", "alder", 1), ("toy", "birch", 1), ("play", "alder", 1)]
     assert teacher_reports([], RECORDS, ()) == []
@@ -271,8 +287,8 @@ def test_teachers_that_are_not_recorded_are_an_error(source: Any, keys: list[str
 
 
 def test_every_share_stands_in_the_rows() -> None:
-    found = report([said(n, text) for n, text in enumerate(TEXTS)])
-    shown = {row.label: row.cells[0].text for row in [*figure_rows([found]), *filter_rows([found])]}
+    found = report([annotation(n, text) for n, text in enumerate(TEXTS)])
+    shown = dict([*figure_rows([found]), *filter_rows([found])])
     assert shown["under five words"] == "60.0 % (3)" and shown["short"] == "60.0 % (3)"
     assert shown["cut"] == "-" and shown["own accuracy"] == "saw the gold"
 
@@ -310,6 +326,6 @@ def test_the_releases_figures_come_out_within_one_point(task: str, release: Path
 @pytest.mark.slow
 @pytest.mark.release
 def test_the_first_teachers_figures_come_out_too(release: Path) -> None:
-    wanted = {"obqa": 66, "arc": 65, "piqa": 57, "riddle": 53, "pubmedqa": 32, "bioasq": 98}
-    found = replayed_reports(Source("release", str(release)), list(wanted), ["flan-t5-xl"], DEFAULTS)
-    assert {r.task: 100 * (r.contains_gold.share or 0.0) for r in found} == pytest.approx(wanted, abs=1.0)
+    expected = {"obqa": 66, "arc": 65, "piqa": 57, "riddle": 53, "pubmedqa": 32, "bioasq": 98}
+    found = replayed_reports(Source("release", str(release)), list(expected), ["flan-t5-xl"], DEFAULTS)
+    assert {r.task: 100 * (r.contains_gold.share or 0.0) for r in found} == pytest.approx(expected, abs=1.0)

@@ -15,7 +15,7 @@ from tinyllm_bench.base.files import canonical_json
 from tinyllm_bench.generation.requests import Completion
 from tinyllm_bench.leaderboard.public import machine_paths
 from tinyllm_bench.teachers.cache import TextCache, text_key, texts_folder
-from tinyllm_bench.teachers.text_files import import_pack, info, kept_teachers, pack, read_header
+from tinyllm_bench.teachers.text_files import cached_teachers, import_pack, info, pack, read_header
 
 ONE, TWO = {"model": ["whole", {"model.safetensors": "ab12"}], "chat": "auto"}, {"model": "other", "chat": "never"}
 
@@ -92,11 +92,11 @@ def test_the_same_texts_make_the_same_pack_wherever_they_were_written_first(pack
 
 
 def test_a_pack_tells_nothing_of_this_machine(packed: Path, tmp_path: Path) -> None:
-    said = b"".join(lines_of(packed)).decode()
-    assert str(tmp_path) not in said and list(machine_paths(json.loads(lines_of(packed)[0]))) == []
+    text = b"".join(lines_of(packed)).decode()
+    assert str(tmp_path) not in text and list(machine_paths(json.loads(lines_of(packed)[0]))) == []
     served = {"model": {"served": "/srv/models/somebody"}, "chat": "auto"}
     fill(cache_at("somebody", served), FakeGenerator(), REQUESTS[:1])
-    with pytest.raises(UserError, match="somebody is named by a place on this machine"):
+    with pytest.raises(UserError, match="somebody is identified by a path of this machine"):
         pack(["somebody"], tmp_path / "b.jsonl.zst", private=machine_paths)
     assert not (tmp_path / "b.jsonl.zst").exists()
 
@@ -104,7 +104,7 @@ def test_a_pack_tells_nothing_of_this_machine(packed: Path, tmp_path: Path) -> N
 def test_folders_names_and_models_of_one_name(elsewhere: Callable[[str], None], tmp_path: Path) -> None:
     for identity in (ONE, TWO):
         fill(cache_at("same", identity), FakeGenerator(), REQUESTS[:3])
-    assert len(kept_teachers()["same"]) == 2
+    assert len(cached_teachers()["same"]) == 2
     folder = texts_folder("same", TWO)
     assert pack([folder], tmp_path / "a.jsonl.zst", private=machine_paths).texts == 3
     assert pack(["same", folder], tmp_path / "b.jsonl.zst", private=machine_paths).texts == 6
@@ -112,12 +112,12 @@ def test_folders_names_and_models_of_one_name(elsewhere: Callable[[str], None], 
 
 def test_wrong_requests(elsewhere: Callable[[str], None], tmp_path: Path) -> None:
     fill(cache_at("one", ONE), FakeGenerator(), REQUESTS[:1])
-    with pytest.raises(UserError, match=r"unknown teacher with kept texts 'onee'. Did you mean 'one'"):
+    with pytest.raises(UserError, match=r"unknown teacher with cached texts 'onee'. Did you mean 'one'"):
         pack(["onee"], tmp_path / "a.jsonl.zst", private=machine_paths)
     with pytest.raises(UserError, match=r"a pack is named \*\.jsonl\.zst, such as a\.jsonl\.zst"):
         pack(["one"], tmp_path / "a.zip", private=machine_paths)
-    cache_at("none", TWO).introduce()
-    with pytest.raises(UserError, match="no texts are kept of none"):
+    cache_at("none", TWO).write_identity()
+    with pytest.raises(UserError, match="no texts are cached of none"):
         pack(["none"], tmp_path / "a.jsonl.zst", private=machine_paths)
     with pytest.raises(UserError, match="No such file"):
         import_pack(tmp_path / "a.jsonl.zst")
@@ -132,7 +132,7 @@ def test_a_truncated_pack_adds_nothing(packed: Path, share: float) -> None:
     packed.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(UserError, match="texts.jsonl.zst"):
         import_pack(packed)
-    assert kept_teachers() == {}
+    assert cached_teachers() == {}
 
 
 @pytest.mark.parametrize("missing", [1, 4])
@@ -166,7 +166,7 @@ def test_an_edited_pack_adds_nothing(packed: Path, line: int, changes: dict[str,
     edited(packed, line, **changes)
     with pytest.raises(UserError, match=words):
         import_pack(packed)
-    assert kept_teachers() == {}
+    assert cached_teachers() == {}
 
 
 @pytest.mark.parametrize("name", ["../../out", "/out", "..", "", ".hidden", "a/b", "a\\b"])
@@ -202,9 +202,9 @@ def test_swapped_lines_and_odd_json_are_noticed(packed: Path) -> None:
 def test_another_text_under_the_same_key_is_never_overwritten(packed: Path) -> None:
     own = Completion("to the lake", 9, 4, "stop", 0.5)
     fill(cache_at("two", TWO), FakeGenerator({REQUESTS[5].prompt: own}), REQUESTS[:10])
-    with pytest.raises(UserError, match=r"texts differ from those kept in .*set TINYLLM_BENCH_CACHE"):
+    with pytest.raises(UserError, match=r"texts differ from those cached in .*set TINYLLM_BENCH_CACHE"):
         import_pack(packed)
-    assert [*kept_teachers()] == ["two"]  # of the other teacher nothing was added either
+    assert [*cached_teachers()] == ["two"]  # of the other teacher nothing was added either
     assert fill(cache_at("two", TWO), None, REQUESTS[5:6])[text_key(TWO, REQUESTS[5])]["text"] == "to the lake"
 
 

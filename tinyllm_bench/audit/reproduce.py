@@ -104,7 +104,7 @@ def rejected_texts(cells: Sequence[Cell]) -> list[Rejected]:
     for cell in cells:
         for teacher in cell.teachers:
             if teacher.kind != "program" and (cell.task.name, teacher.key) not in found:
-                texts, _ = teacher.kept(load_split(cell.source, cell.task.name, "train"))
+                texts, _ = teacher.cached(load_split(cell.source, cell.task.name, "train"))
                 reasons = Counter(text.rejected for text in texts if text.rejected is not None)
                 found[cell.task.name, teacher.key] = Rejected(cell.task.name, teacher.key, len(texts), dict(reasons))
     return list(found.values())

@@ -6,7 +6,6 @@ and every renderer calls it; `leaderboard.latex.latex` is that of LaTeX.
 
 import json
 import re
-from html import escape
 from typing import Any
 
 # Controls (C0, DEL, C1), characters without a width, of direction, of lines and paragraphs, tags, halves of characters.
@@ -39,11 +38,6 @@ def all_visible(value: Any) -> Any:
     if isinstance(value, dict):
         return {all_visible(key): all_visible(inner) for key, inner in value.items()}
     return [all_visible(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def html(text: str) -> str:
-    """Text of an HTML page or of an attribute in quotes."""
-    return escape(terminal(text))
 
 
 class Markdown(str):

@@ -6,77 +6,62 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinyllm_bench.base.files import check_writable, write_text
+from tinyllm_bench.base.files import check_writable
 from tinyllm_bench.cli.console import Console
 from tinyllm_bench.cli.options import AsJson, takes_request
 from tinyllm_bench.cli.output import echo, echo_json, echo_rows
+from tinyllm_bench.data.prompts import LETTERS
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.request import Request
-    from tinyllm_bench.teachers.quality_report import Row, TeacherReport
-
-SAMPLE_CHARACTERS = 100
+    from tinyllm_bench.teachers.quality import SampleText, TeacherReport
 
 
 @takes_request(without=("method", "seeds", "backend"))
-def teachers_report(
-    request: "Request",
-    *,
-    page: Annotated[
-        Path | None, typer.Option("--page", help="HTML page to write; default: RUNS_DIR/teachers.html.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+def teachers_report(request: "Request", *, as_json: AsJson = False) -> None:
     """Report each teacher's quality per task: accuracy, lengths, rejection reasons, agreement and sample texts."""
     from tinyllm_bench.experiment.teacher_report import reports_of
 
-    page = page or request.runs / "teachers.html"
-    check_writable(page, "--page", file=True)
     with Console() as console:
         reports = reports_of(request, report=console.event)
-    show_reports(reports, as_json=as_json, page=page)
+    show_reports(reports, as_json=as_json)
 
 
-def show_reports(reports: "Sequence[TeacherReport]", *, as_json: bool, page: Path) -> None:
-    """Write the page and print the reports, as tables or as JSON."""
-    from tinyllm_bench.teachers.quality_page import quality_page
-    from tinyllm_bench.teachers.quality_report import by_task
+def show_reports(reports: "Sequence[TeacherReport]", *, as_json: bool) -> None:
+    """Print the reports, as tables with sample texts or as JSON."""
+    from tinyllm_bench.teachers.quality import by_task
 
-    write_text(page, quality_page(reports))
     if as_json:
         echo_json([report.model_dump(mode="json") for report in reports])
         return
-    texts = [_task_text(task, reports_of_task) for task, reports_of_task in by_task(reports).items()]
-    echo("\n".join(texts))
-    echo(f"page: {page} (for local use: it quotes the data set; do not publish it)")
+    echo("\n".join(_task_text(task, reports_of_task) for task, reports_of_task in by_task(reports).items()))
 
 
 def _task_text(task: str, reports: "Sequence[TeacherReport]") -> str:
-    from tinyllm_bench.teachers.quality_report import agreement_lines, figure_rows, filter_rows
+    from tabulate import tabulate
+
+    from tinyllm_bench.teachers.quality import agreement_lines, figure_rows, filter_rows
 
     teachers = [report.teacher for report in reports]
-    samples = []
-    for report in reports:
-        for sample in report.samples:
-            text = " ".join(sample.text.split())
-            if len(text) > SAMPLE_CHARACTERS:
-                text = f"{text[: SAMPLE_CHARACTERS - 3]}..."
-            reasons = f" [{', '.join(sample.reasons)}]" if sample.reasons else ""
-            samples.append(f"{report.teacher}, {sample.record_id}{reasons}: {text}")
+    filters = ", ".join(dict.fromkeys(name for report in reports for name in report.filters)) or "none"
     parts = [
-        _table(f"{task} ({reports[0].split})", teachers, figure_rows(reports)),
-        _table("rejected by each filter alone", teachers, filter_rows(reports)),
+        tabulate(figure_rows(reports), headers=[f"{task} ({reports[0].split})", *teachers], disable_numparse=True),
+        tabulate(filter_rows(reports), headers=["rejected by each filter alone", *teachers], disable_numparse=True),
+        f"filters in use: {filters}",
         "\n".join(agreement_lines(reports)),
-        "\n".join(samples),
+        *(_sample_text(report.teacher, sample) for report in reports for sample in report.samples),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _table(title: str, teachers: Sequence[str], rows: "Sequence[Row]") -> str:
-    from tabulate import tabulate
-
-    lines = [[row.label, *(cell.text for cell in row.cells)] for row in rows]
-    return tabulate(lines, headers=[title, *teachers], disable_numparse=True)
+def _sample_text(teacher: str, sample: "SampleText") -> str:
+    """One text in full, with its question and what is known of it, each on a line of its own."""
+    options = "".join(f" ({letter}) {choice}" for letter, choice in zip(LETTERS, sample.choices, strict=False))
+    facts = [f"right answer: {sample.gold}", f"rejected by: {', '.join(sample.reasons) or 'no filter'}"]
+    if sample.answer is not None:
+        facts.insert(1, f"the teacher's answer: {sample.answer}")
+    lines = [f"{sample.question}{options}", "; ".join(facts), sample.text]
+    return "\n".join([f"{teacher}, {sample.record_id}", *(f"  {' '.join(line.split())}" for line in lines)])
 
 
 def teachers_pack(

@@ -26,7 +26,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.evaluation.runner import Finish
 from tinyllm_bench.generation.encoding import check_length
 from tinyllm_bench.generation.hf import complete, evaluating
-from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, SamplingConfig
+from tinyllm_bench.generation.requests import Completion, FailedRequest, GenerationRequest, SamplingConfig
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded
 from tinyllm_bench.models.tokens import Encoded, cut_behind, text_ids, without_control
@@ -272,12 +272,12 @@ def _greedy_prompts(requests: Sequence[Any], encode: Callable[[str], list[int]],
 
 
 def _texts(
-    prompts: Sequence[_GreedyPrompt], answers: Iterable[tuple[int, Completion | Failed]]
+    prompts: Sequence[_GreedyPrompt], answers: Iterable[tuple[int, Completion | FailedRequest]]
 ) -> tuple[dict[str, Finish], list[str]]:
     """How the text of each prompt ended, and the texts in the order of the requests."""
     completions: dict[int, Completion] = {}
     for n, answer in answers:
-        if isinstance(answer, Failed):
+        if isinstance(answer, FailedRequest):
             raise UserError(f"{prompts[n].name}: {answer.reason}")
         completions[n] = answer
     finished = {

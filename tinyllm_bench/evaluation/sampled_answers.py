@@ -16,7 +16,7 @@ from tinyllm_bench.answers.programs import answer_of, index_of, inputs_for, key_
 from tinyllm_bench.answers.voting import COT, POLICIES, POT, Path, PathFacts, Policy, decide, facts_of, needed
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
-from tinyllm_bench.generation.requests import Completion, Failed, Generate, GenerationRequest, SamplingConfig
+from tinyllm_bench.generation.requests import Completion, FailedRequest, Generate, GenerationRequest, SamplingConfig
 
 if TYPE_CHECKING:
     from tinyllm_bench.answers.sandbox import Sandbox
@@ -118,7 +118,7 @@ def _texts(
         requests += [GenerationRequest(prompt, sampling, seed_of(f"{seed}/{number}")) for number in range(samples)]
     completions: dict[int, Completion] = {}
     for index, answer in generate(requests):
-        if isinstance(answer, Failed):
+        if isinstance(answer, FailedRequest):
             raise UserError(f"…{requests[index].prompt[-60:]!r}: {answer.reason}")
         completions[index] = answer
     each = int(greedy) + samples

@@ -12,8 +12,7 @@ from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.verified_texts import verified
 from tinyllm_bench.teachers.controls import apply_control
-from tinyllm_bench.teachers.costs import cost_of
-from tinyllm_bench.teachers.teacher import Teacher
+from tinyllm_bench.teachers.teacher import Teacher, cost_of
 
 CHUNK = 64
 

@@ -13,8 +13,7 @@ from tinyllm_bench.experiment.verified_texts import AGREE_BELOW
 from tinyllm_bench.models.identity import same_weights
 from tinyllm_bench.models.load import Loaded, is_encoder_decoder, load_model, needs_bos, opened, readable, spec_folder
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
-from tinyllm_bench.teachers.open import Place, live_key, open_program_teacher, open_teacher
-from tinyllm_bench.teachers.teacher import Teacher
+from tinyllm_bench.teachers.teacher import Teacher, TeacherContext, live_key, open_program_teacher, open_teacher
 from tinyllm_bench.training.method import Method, TeacherSignal
 
 if TYPE_CHECKING:
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
     from tinyllm_bench.training.teacher_signals import InMemoryTeacher
 
 
-def place_of(config: BenchConfig, task: str, runs: Path) -> Place:
+def place_of(config: BenchConfig, task: str, runs: Path) -> TeacherContext:
     """Where the settings' teachers stand for a task."""
-    return Place(
+    return TeacherContext(
         task=task,
         source=find_source(config.data.source, config.data.dir),
         data_dir=config.data.dir,
@@ -95,7 +94,7 @@ def _used(method: Method, found: Mapping[str, _Found]) -> tuple[str, ...]:
     return method.uses(tuple(found))
 
 
-def _open(spec: ModelSpec, kind: str, config: BenchConfig, place: Place) -> Teacher | None:
+def _open(spec: ModelSpec, kind: str, config: BenchConfig, place: TeacherContext) -> Teacher | None:
     if kind != "program":
         return open_teacher(spec, config.annotations, place)
     if spec.kind == "replay":

@@ -47,7 +47,7 @@ from tinyllm_bench.models.load import check_spec, is_encoder_decoder
 from tinyllm_bench.models.shape import check_targets
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.teachers.filters import rejected_by
-from tinyllm_bench.teachers.open import open_responder
+from tinyllm_bench.teachers.teacher import open_responder
 from tinyllm_bench.training.budget import BUDGETS
 from tinyllm_bench.training.method import Method
 
@@ -389,7 +389,7 @@ def _check_recorded_texts(cell: Cell) -> None:
     for teacher in cell.teachers:
         if teacher.kind == "program":
             continue  # not every question has one
-        missing = teacher.lacks(cell.records("train"))
+        missing = teacher.first_missing(cell.records("train"))
         if missing is not None:
             raise UserError(
                 f"teacher {teacher.spec} holds no rationale for {missing} ({cell.source.kind} data);"

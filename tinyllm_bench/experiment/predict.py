@@ -27,7 +27,7 @@ from tinyllm_bench.evaluation.sampled_answers import sample_answers
 from tinyllm_bench.experiment.cell import Cell, device_of
 from tinyllm_bench.experiment.sample_answers import how_to_ask, joint_digest, student_specs
 from tinyllm_bench.experiment.verified_texts import layout_of
-from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest
+from tinyllm_bench.generation.requests import Completion, FailedRequest, GenerationRequest
 from tinyllm_bench.generation.vllm import VllmEngine, backend_for
 from tinyllm_bench.models.load import (
     Loaded,
@@ -187,7 +187,7 @@ class StudentAsker:
             engine.load(self._served, dtype=self.cell.config.student.dtype)
         return engine
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterable[tuple[int, Completion | Failed]]:
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterable[tuple[int, Completion | FailedRequest]]:
         """The student's own texts, with their log-probabilities."""
         if self.backend == "vllm":
             return self.vllm().sample(requests)

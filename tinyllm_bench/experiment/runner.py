@@ -47,7 +47,7 @@ from tinyllm_bench.experiment.sample_answers import joint_training
 from tinyllm_bench.experiment.settings import WATCHING
 from tinyllm_bench.experiment.trackers import Trackers
 from tinyllm_bench.experiment.train import train
-from tinyllm_bench.generation.worker import forget_failures
+from tinyllm_bench.generation.vllm_worker import forget_failures
 from tinyllm_bench.leaderboard.curves import draw_run
 from tinyllm_bench.leaderboard.record import RECORD_FILE, GitInfo, RunRecord, load_record, save_record
 from tinyllm_bench.models.specs import parse_spec

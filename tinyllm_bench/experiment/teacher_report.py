@@ -7,9 +7,8 @@ from tinyllm_bench.experiment.cell_teachers import place_of
 from tinyllm_bench.experiment.request import Request, default_preset, expand, load_preset, settings_of
 from tinyllm_bench.experiment.settings import BenchConfig
 from tinyllm_bench.models.specs import parse_spec
-from tinyllm_bench.teachers.open import open_teacher
-from tinyllm_bench.teachers.quality import teacher_reports
-from tinyllm_bench.teachers.quality_report import TeacherReport
+from tinyllm_bench.teachers.quality import TeacherReport, teacher_reports
+from tinyllm_bench.teachers.teacher import open_teacher
 
 
 def reports_of(request: Request, *, report: Report) -> list[TeacherReport]:

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from tinyllm_bench.base.errors import UserError, unknown_name
-from tinyllm_bench.generation.requests import Completion, Failed
+from tinyllm_bench.generation.requests import Completion, FailedRequest
 from tinyllm_bench.generation.thoughts import marks_thought
 from tinyllm_bench.models.tokens import text_ids
 
 Chat = Literal["auto", "always", "never"]
-_PLACE = "the place of the message"  # as the message, it shows where a template puts one
+_MESSAGE = "the place of the message"  # as the message, it shows where a template puts one
 
 
 def uses_chat(tokenizer: Any, chat: Chat, name: str) -> bool:
     """Whether prompts go in the tokenizer's own chat template; `auto` = when it has one.
 
     Raises:
-        UserError: `always` without a template, or an unknown word.
+        UserError: `always` without a template, or an unknown value.
     """
     if chat not in ("auto", "always", "never"):
         raise unknown_name("annotations.chat", chat, ("auto", "always", "never"))
@@ -37,7 +37,7 @@ def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool, lead: bool) -> list[i
     if not any(name in prompt for name in tokenizer.all_special_tokens):
         return list(tokenizer(whole, add_special_tokens=False).input_ids)
     message = prompt if prompt in whole else prompt.strip()  # some templates trim
-    before, *after = in_chat(tokenizer, _PLACE).split(_PLACE)
+    before, *after = in_chat(tokenizer, _MESSAGE).split(_MESSAGE)
     ids = list(tokenizer(before, add_special_tokens=False).input_ids)
     for piece in after:
         ids += text_ids(tokenizer, message, add_special_tokens=False)
@@ -51,17 +51,20 @@ def in_chat(tokenizer: Any, prompt: str) -> str:
     return str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
 
 
-def left_out(tokenizer: Any) -> dict[int, str]:
-    """The special tokens that are no part of a text, by id: all but those that mark a thought, which readers need."""
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """The special tokens to leave out of a text, by id: all but those that mark reasoning, which parsers need."""
     special = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
     return {index: str(token) for index, token in special if not marks_thought(str(token))}
 
 
-def too_long(tokens: int, new: int, limit: int) -> Failed | None:
-    """The failure of a prompt that the model cannot read whole with `new` tokens of its own; prompts are never cut."""
+def too_long(tokens: int, new: int, limit: int) -> FailedRequest | None:
+    """The failure of a prompt that does not fit the model's limit with `new` generated tokens, or None.
+
+    Prompts are never cut.
+    """
     if tokens + new <= limit:
         return None
-    return Failed(
+    return FailedRequest(
         f"the prompt of {tokens} tokens and {new} new ones are more than the model's limit of {limit}; lower the number"
         " of demonstrations, annotations.demonstration_words, data.max_context_words or sampling.max_new_tokens"
     )
@@ -71,8 +74,8 @@ def check_length(name: str, tokens: int, limit: int) -> None:
     """Refuse a prompt that the model cannot read whole; lm-eval would cut its beginning off."""
     if tokens > limit:
         raise UserError(
-            f"{name}: {tokens} tokens (prompt and answer) are more than the model's limit of {limit}; nothing but the "
-            "context is ever cut: lower data.max_context_words or the number of shots, or take a model that reads more"
+            f"{name}: {tokens} tokens (prompt and answer) are more than the model's limit of {limit}; only the"
+            " context is ever cut: lower data.max_context_words or the number of shots, or take a model that reads more"
         )
 
 
@@ -92,7 +95,7 @@ def trim(ids: Sequence[int], ends: set[int]) -> tuple[list[int], bool]:
 
 
 def cut_at_stop(tokenizer: Any, ids: list[int], stops: Sequence[str]) -> int | None:
-    """How many tokens it took until a stop text was complete; None if none is there."""
+    """The number of tokens up to the end of the first stop text; None if there is none."""
     text = tokenizer.decode(ids)
     if not any(stop in text for stop in stops):
         return None
@@ -101,8 +104,8 @@ def cut_at_stop(tokenizer: Any, ids: list[int], stops: Sequence[str]) -> int | N
 
 def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """The text before the first stop text, and whether there was one."""
-    places = [text.find(stop) for stop in stops if stop in text]
-    return (text[: min(places)], True) if places else (text, False)
+    starts = [text.find(stop) for stop in stops if stop in text]
+    return (text[: min(starts)], True) if starts else (text, False)
 
 
 def completion_of(
@@ -114,14 +117,14 @@ def completion_of(
     ended: bool,
     keep_thoughts: bool = False,
 ) -> Completion:
-    """The completion that generated ids are, without the end token behind them (`ended`); `seconds` is 0.
+    """The completion of generated ids, given without the end token that followed them (`ended`); `seconds` is 0.
 
-    Special tokens are no part of the text, with `keep_thoughts` those excepted that mark a thought.
+    Special tokens are left out of the text; with `keep_thoughts`, those that mark reasoning stay.
     """
     cut = cut_at_stop(tokenizer, ids, stops)
-    special = left_out(tokenizer) if keep_thoughts else set(tokenizer.all_special_ids)
-    words = [token for token in ids if token not in special]
-    whole: Any = tokenizer.decode(words, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    special = special_tokens(tokenizer) if keep_thoughts else set(tokenizer.all_special_ids)
+    shown = [token for token in ids if token not in special]
+    whole: Any = tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return Completion(
         text=before_stop(whole, stops)[0],
         tokens_in=len(prompt),

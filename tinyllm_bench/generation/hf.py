@@ -1,4 +1,4 @@
-"""A model in this process, run by transformers: decoder-only or encoder-decoder, in batches of like length.
+"""A model in this process, run by transformers: decoder-only or encoder-decoder, in batches of similar length.
 
 `complete` is greedy decoding and plain sampling by transformers' own `generate`. `SampledCompletions` samples with
 log-probabilities and several seeds in one batch, by the loop that rollouts use (`generation.sampler`).
@@ -28,7 +28,7 @@ from tinyllm_bench.generation.encoding import (
     trim,
     uses_chat,
 )
-from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, TextGenerator
+from tinyllm_bench.generation.requests import Completion, FailedRequest, GenerationRequest, TextGenerator
 from tinyllm_bench.generation.sampler import sample_texts
 from tinyllm_bench.generation.thoughts import opened_thought
 from tinyllm_bench.models.lm import LM
@@ -39,8 +39,8 @@ from tinyllm_bench.models.specs import ModelSpec
 class StopTexts(StoppingCriteria):
     """Ends each row of a batch at its own first stop text; `start` is the position of the first new token.
 
-    lm-eval's criterion ends a batch only when every row has written the same stop text, so that one row that ends with
-    its end token makes all the others run to the limit.
+    lm-eval's criterion ends a batch only when every row holds the same stop text, so that one row that ends with its
+    end token makes all the others run to the limit.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str], start: int) -> None:
@@ -65,9 +65,9 @@ def complete(
 ) -> Iterator[tuple[int, Completion]]:
     """`(index, completion)` for prompts in token ids, batch by batch, the longest first.
 
-    Greedy requests share batches; sampled ones run alone, each from its own seed, because `generate` draws the random
-    numbers of a batch together. The model is put into evaluation mode meanwhile. `keep_thoughts`: special tokens that
-    mark a thought stay in the text, for those who read a reasoning model's replies.
+    Greedy requests share batches; sampled ones run alone, each from its own seed, because `generate` samples the rows
+    of a batch from one random stream. The model is put into evaluation mode meanwhile. `keep_thoughts`: special tokens
+    that mark reasoning stay in the text, for the parsing of a reasoning model's replies.
 
     Raises:
         torch.OutOfMemoryError: a batch does not fit.
@@ -78,9 +78,9 @@ def complete(
 
     order = sorted(range(len(requests)), key=lambda n: (*kind(n), -len(prompts[n])))
     for (is_sampled, _), group in groupby(order, key=kind):
-        alike, step = list(group), 1 if is_sampled else batch
-        for start in range(0, len(alike), step):
-            part = alike[start : start + step]
+        same, step = list(group), 1 if is_sampled else batch
+        for start in range(0, len(same), step):
+            part = same[start : start + step]
             began = time.perf_counter()
             completions = list(_complete_batch(loaded, [prompts[n] for n in part], requests[part[0]], keep_thoughts))
             share = (time.perf_counter() - began) / len(part)
@@ -98,13 +98,13 @@ def _complete_batch(
     ids_BT = torch.full((len(prompts), width), int(tokenizer.pad_token_id))
     mask_BT = torch.zeros_like(ids_BT)
     for row, ids in enumerate(prompts):
-        place = slice(0, len(ids)) if encoder_decoder else slice(width - len(ids), width)
-        ids_BT[row, place] = torch.tensor(ids)
-        mask_BT[row, place] = 1
+        columns = slice(0, len(ids)) if encoder_decoder else slice(width - len(ids), width)
+        ids_BT[row, columns] = torch.tensor(ids)
+        mask_BT[row, columns] = 1
     start = 1 if encoder_decoder else width
     decoding: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
-        # transformers would keep the top 50 tokens alone; vLLM and APIs have no such default
+        # transformers' own default samples from the top 50 tokens; vLLM and APIs have no such default
         decoding = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     generate: Any = model.generate
     with evaluating(model), _seeded(request, model.device):
@@ -166,14 +166,14 @@ class HfGenerator(TextGenerator):
     ) -> None:
         self.batch = batch
         self._spec, self._dtype, self._device, self._runs = spec, dtype, device, runs
-        self._asked_chat: Chat = chat
+        self._chat_setting: Chat = chat
         self._loaded: Loaded | None = None
         self._chat = self._lead = False
-        self._opened = ""  # the mark with which the template begins a thought, which the reply then ends
+        self._opened = ""  # the reasoning tag that ends the template; the reply begins inside it
 
     def __enter__(self) -> Self:
         loaded = load_model(self._spec, dtype=self._dtype, device=self._device, runs=self._runs)
-        self._chat = uses_chat(loaded.tokenizer, self._asked_chat, self._spec.text)
+        self._chat = uses_chat(loaded.tokenizer, self._chat_setting, self._spec.text)
         self._lead = needs_bos(*loaded)
         self._opened = opened_thought(in_chat(loaded.tokenizer, "")) if self._chat else ""
         self._loaded = loaded
@@ -186,7 +186,7 @@ class HfGenerator(TextGenerator):
         if self._device != "cpu":
             torch.cuda.empty_cache()
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | FailedRequest]]:
         """`(index of the request, answer)`, batch by batch, the longest prompts first.
 
         Raises:
@@ -198,24 +198,24 @@ class HfGenerator(TextGenerator):
         fitting: list[tuple[int, list[int]]] = []
         for index, request in enumerate(requests):
             ids = prompt_ids(tokenizer, request.prompt, chat=self._chat, lead=self._lead)
-            # an encoder's text and a decoder's stand apart
+            # an encoder's prompt and a decoder's text have limits of their own
             new = 0 if model.config.is_encoder_decoder else request.sampling.max_new_tokens
             if failed := too_long(len(ids), new, limit):
                 yield index, failed
             else:
                 fitting.append((index, ids))
-        asked = [requests[index] for index, _ in fitting]
+        served = [requests[index] for index, _ in fitting]
         try:
             prompts = [ids for _, ids in fitting]
-            for n, completion in complete(self._loaded, prompts, asked, batch=self.batch, keep_thoughts=True):
+            for n, completion in complete(self._loaded, prompts, served, batch=self.batch, keep_thoughts=True):
                 text = completion.text
                 if completion.finish == "length" or completion.ended:
-                    # the first bytes of a character that was not finished; vLLM leaves them out
+                    # the first bytes of an unfinished character; vLLM leaves them out
                     text = text.rstrip("\ufffd")
                 yield fitting[n][0], completion._replace(text=self._opened + text)
         except torch.OutOfMemoryError:
             raise UserError(
-                f"{self._spec.text}: a batch of {min(self.batch, len(asked))} prompts does not fit into the memory of"
+                f"{self._spec.text}: a batch of {min(self.batch, len(served))} prompts does not fit into the memory of"
                 f" {self._device}; lower annotations.batch"
             ) from None
 
@@ -229,7 +229,7 @@ class HfSampler:
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | FailedRequest]]:
         """`(index of the request, answer)`, requests of one `SamplingConfig` together."""
         model, tokenizer = self._loaded
         lm, lead = LM(model), needs_bos(model, tokenizer)
@@ -243,19 +243,19 @@ class HfSampler:
             else:
                 fitting[index] = ids
         for sampling in dict.fromkeys(requests[index].sampling for index in fitting):
-            places = [index for index in fitting if requests[index].sampling == sampling]
+            together = [index for index in fitting if requests[index].sampling == sampling]
             began = time.perf_counter()
             texts = sample_texts(
-                [fitting[index] for index in places],
+                [fitting[index] for index in together],
                 lm,
-                seeds=[requests[index].seed for index in places],
+                seeds=[requests[index].seed for index in together],
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 vocabulary=len(tokenizer),
             )
-            share = (time.perf_counter() - began) / len(places)
-            for index, text in zip(places, texts, strict=True):
+            share = (time.perf_counter() - began) / len(together)
+            for index, text in zip(together, texts, strict=True):
                 ids = list(text.ids[:-1] if text.ended else text.ids)
                 completion = completion_of(tokenizer, fitting[index], ids, sampling.stop, ended=text.ended)
                 tokens = completion.tokens_out

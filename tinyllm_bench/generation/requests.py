@@ -1,7 +1,7 @@
-"""What is asked of a model that writes text, and what comes back: the same for transformers, vLLM and an API.
+"""Requests to a model that generates text, and its completions: the same for transformers, vLLM and an API.
 
 A generator knows nothing of tasks: it turns prompts into texts. A teacher's prompts come from `teachers.prompts`, and
-`teachers.cache` keeps its texts; a student's come from `data.prompts`, and `evaluation` scores its texts.
+`teachers.cache` stores its texts; a student's come from `data.prompts`, and `evaluation` scores its texts.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ class SamplingConfig:
 
 
 class GenerationRequest(NamedTuple):
-    """One text that is asked for. `prompt` is plain text; a chat model gets it as one user message in its template.
+    """A request for one text. `prompt` is plain text; a chat model gets it as one user message in its template.
 
     `seed` belongs to this request alone, so that neither order nor batching changes what is sampled.
     """
@@ -34,10 +34,10 @@ class GenerationRequest(NamedTuple):
 class Completion(NamedTuple):
     """One text, without the stop text that ended it. Tokens are those of the model's tokenizer, or its server's count.
 
-    `tokens_in` counts the whole prompt, template included; `tokens_out` what was generated: the end token and the
-    tokens of a stop text too. `seconds` is this text's share of the wall time. `logprob` is the mean log-probability
-    of the generated tokens at temperature 1, in nats, where the generator computes it. `ended` tells whether the last
-    token is an end token.
+    `tokens_in` counts the whole prompt, template included; `tokens_out` all generated tokens, with the end token and
+    the tokens of a stop text. `seconds` is this text's share of the wall time. `logprob` is the mean log-probability
+    of the generated tokens at temperature 1, in nats, where the generator computes it. `ended`: the last token
+    is an end token.
     """
 
     text: str
@@ -49,19 +49,19 @@ class Completion(NamedTuple):
     ended: bool = False
 
 
-class Failed(NamedTuple):
-    """A request that this generator could not serve, retries included: the run may stop or go on without it."""
+class FailedRequest(NamedTuple):
+    """A request that this generator could not serve, retries included: the run may stop or continue without it."""
 
     reason: str
 
 
-Generate = Callable[[Sequence[GenerationRequest]], Iterable[tuple[int, Completion | Failed]]]
+Generate = Callable[[Sequence[GenerationRequest]], Iterable[tuple[int, Completion | FailedRequest]]]
 
 
 class TextGenerator(Protocol):
     """A context manager: entering opens the model or the connection, leaving closes it.
 
-    `batch` is how many requests it likes to get at once; `engine` its name in records.
+    `batch` is the number of requests it prefers at once; `engine` its name in records.
     """
 
     engine: str
@@ -75,9 +75,9 @@ class TextGenerator(Protocol):
     ) -> None:
         """Close."""
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | Failed]]:
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | FailedRequest]]:
         """`(index of the request, answer)` as each is finished, in any order, every request exactly once.
 
         Raises:
-            UserError: nothing more can be had of this model (wrong key, unknown model, a dead server).
+            UserError: this model cannot answer any more (wrong key, unknown model, a dead server).
         """

@@ -1,12 +1,11 @@
 """Sampling token by token, by a student alone or by its mixture with a teacher.
 
-This loop stands beside transformers' `generate` because it does what that cannot: each text has random numbers of its
-own, from its own seed, so that what it becomes does not depend on who else is in the batch; two models can take turns
-in one text; and the log-probabilities of the sampled tokens come out of the same passes, so that nothing is read twice.
-Driven by `generate` and a LogitsProcessor, the multinomial draw of a batch would share one generator and the numbers
-would be others.
+This loop exists beside transformers' `generate` because it does what that cannot: each text has random numbers of its
+own, from its own seed, so that it does not depend on the rest of the batch; the tokens of a text can come from a
+mixture of two models; and the log-probabilities of the sampled tokens come from the same forward passes. With
+`generate` and a LogitsProcessor, all texts of a batch would be sampled from one random generator.
 
-The end-of-text token is part of a text and has its probabilities like any other; behind it there is nothing.
+The end-of-text token is part of a text and has its probabilities like any other; nothing follows it.
 
 Shape suffixes: N texts, T prompt positions, V vocabulary.
 """
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from tinyllm_bench.models.lm import LM
 
-_TOGETHER = 32  # texts sampled in one batch
+_BATCH = 32  # texts
 
 
 def mixed_log_probs(logq_NV: Tensor, logp_NV: Tensor, alpha: float) -> Tensor:
@@ -34,7 +33,7 @@ def mixed_log_probs(logq_NV: Tensor, logp_NV: Tensor, alpha: float) -> Tensor:
 class SampledText(NamedTuple):
     """One sampled text: its ids, and per token log q and log p at temperature 1, and KL(q | p), in nats.
 
-    Without a teacher log p and KL are empty. `ended` tells whether the last id is the end of text.
+    Without a teacher log p and KL are empty. `ended`: the last id is an end-of-text token.
     """
 
     ids: tuple[int, ...]
@@ -44,20 +43,20 @@ class SampledText(NamedTuple):
     ended: bool
 
 
-class _Reader:
-    """A model that reads prompts once and then one token at a time."""
+class _Decoder:
+    """A model's incremental forward passes: the prompts once, then one token of each text at a time."""
 
     def __init__(self, lm: LM, prompts: Sequence[Sequence[int]], vocabulary: int | None) -> None:
         self._lm, self._vocabulary = lm, vocabulary
         self._device = next(lm.parameters()).device
         self._past: Any = None
         width = max(map(len, prompts))
-        ids_NT = torch.zeros(len(prompts), width, dtype=torch.int64)  # padding is masked, so that any id will do
+        ids_NT = torch.zeros(len(prompts), width, dtype=torch.int64)  # padding is masked, so any id will do
         mask_NT = torch.zeros_like(ids_NT)
         for row, prompt in enumerate(prompts):
-            # left of the prompt where generation goes on behind it; an encoder reads it apart
-            place = slice(0, len(prompt)) if lm.encoder_decoder else slice(width - len(prompt), width)
-            ids_NT[row, place], mask_NT[row, place] = torch.tensor(prompt), 1
+            # padding on the left where generation continues the prompt, on the right for an encoder
+            columns = slice(0, len(prompt)) if lm.encoder_decoder else slice(width - len(prompt), width)
+            ids_NT[row, columns], mask_NT[row, columns] = torch.tensor(prompt), 1
         ids_NT, self._mask_NT = ids_NT.to(self._device), mask_NT.to(self._device)
         if lm.encoder_decoder:
             with lm.precision():
@@ -67,13 +66,13 @@ class _Reader:
         self._next_NT = ids_NT
 
     def logp_NV(self) -> Tensor:
-        """Log-probabilities of the next token, float32 at least; rows beyond the vocabulary do not exist."""
+        """Log-probabilities of the next token, float32 at least; without the logits beyond the vocabulary."""
         with self._lm.precision():
             logits_NV = self._lm.logits(self._hidden())[:, : self._vocabulary]
         return torch.log_softmax(logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float(), -1)
 
-    def read(self, ids_N: Tensor) -> None:
-        """Read the token that was chosen for each text."""
+    def append(self, ids_N: Tensor) -> None:
+        """Append the token chosen for each text."""
         self._next_NT = ids_N[:, None].to(self._device)
         if not self._lm.encoder_decoder:
             self._mask_NT = torch.cat([self._mask_NT, torch.ones_like(self._mask_NT[:, :1])], 1)
@@ -89,11 +88,11 @@ class _Reader:
                 use_cache=True,
             )
         else:
-            places_NT = (self._mask_NT.cumsum(1) - 1).clamp_min(0)[:, -self._next_NT.shape[1] :]
+            positions_NT = (self._mask_NT.cumsum(1) - 1).clamp_min(0)[:, -self._next_NT.shape[1] :]
             out = getattr(model, model.base_model_prefix)(
                 input_ids=self._next_NT,
                 attention_mask=self._mask_NT,
-                position_ids=places_NT,
+                position_ids=positions_NT,
                 past_key_values=self._past,
                 use_cache=True,
             )
@@ -117,52 +116,54 @@ def sample_texts(
     """Sample one text for each prompt.
 
     teacher_share: each token comes from `teacher_share * p + (1 - teacher_share) * q` (MiniLLM, equation 4), q at the
-    given temperature; temperature 0 takes the student's most likely token. A teacher with share 0 only scores the
-    student's tokens. top_p below 1 keeps the most likely tokens that reach that probability; there is no top-k.
+    given temperature; temperature 0 takes the most probable token. A teacher with share 0 only scores the
+    student's tokens. top_p below 1: only the most probable tokens that reach that probability; there is no top-k.
     """
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
     texts: dict[int, SampledText] = {}
     was_training = student.training
     student.eval()
-    for start in range(0, len(order), _TOGETHER):
-        part = order[start : start + _TOGETHER]
+    for start in range(0, len(order), _BATCH):
+        part = order[start : start + _BATCH]
         batch = [prompts[n] for n in part]
-        student_reader = _Reader(student, batch, vocabulary)
-        teacher_reader = None if teacher is None else _Reader(teacher, batch, vocabulary)
+        student_decoder = _Decoder(student, batch, vocabulary)
+        teacher_decoder = None if teacher is None else _Decoder(teacher, batch, vocabulary)
         generators = [torch.Generator().manual_seed(seeds[n]) for n in part]
         ends = end_ids(student)
         tokens: list[list[tuple[float, ...]]] = [[] for _ in part]
         ended = [False] * len(part)
         for _ in range(max_new_tokens):
-            logq_NV = student_reader.logp_NV()
-            logp_NV = None if teacher_reader is None else teacher_reader.logp_NV().to(logq_NV.device, logq_NV.dtype)
+            logq_NV = student_decoder.logp_NV()
+            logp_NV = None if teacher_decoder is None else teacher_decoder.logp_NV().to(logq_NV.device, logq_NV.dtype)
             points_N = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-            sampler_NV = _sampler(logq_NV, logp_NV, teacher_share, temperature, top_p)
+            sampler_NV = _sampling_log_probs(logq_NV, logp_NV, teacher_share, temperature, top_p)
             if temperature == 0:
                 ids_N = sampler_NV.argmax(-1)
             else:  # inverse of the cumulative distribution, in float64 so that no token of a large vocabulary is lost
                 sums_NV = sampler_NV.double().exp().cumsum(-1)
                 points_N = points_N.to(sums_NV.device) * sums_NV[:, -1]
                 ids_N = torch.searchsorted(sums_NV, points_N[:, None], right=True)[:, 0].clamp_max(sums_NV.shape[1] - 1)
-            for n, token in enumerate(_scored(ids_N, logq_NV, logp_NV)):
+            for n, token in enumerate(_token_columns(ids_N, logq_NV, logp_NV)):
                 if not ended[n]:
                     tokens[n].append(token)
                     ended[n] = int(token[0]) in ends
             if all(ended):
                 break
-            for reader in (student_reader, teacher_reader):
-                if reader is not None:
-                    reader.read(ids_N)
-        for n, rows, end in zip(part, tokens, ended, strict=True):
+            for decoder in (student_decoder, teacher_decoder):
+                if decoder is not None:
+                    decoder.append(ids_N)
+        for n, rows, is_ended in zip(part, tokens, ended, strict=True):
             ids, logq, *teachers = zip(*rows, strict=True)
             logp, kl = teachers or ((), ())
-            texts[n] = SampledText(tuple(map(int, ids)), logq, logp, kl, end)
+            texts[n] = SampledText(tuple(map(int, ids)), logq, logp, kl, is_ended)
     student.train(was_training)
     return [texts[n] for n in range(len(prompts))]
 
 
-def _sampler(logq_NV: Tensor, logp_NV: Tensor | None, share: float, temperature: float, top_p: float) -> Tensor:
-    """Log-probabilities that a token is sampled from."""
+def _sampling_log_probs(
+    logq_NV: Tensor, logp_NV: Tensor | None, share: float, temperature: float, top_p: float
+) -> Tensor:
+    """Log-probabilities from which a token is sampled."""
     if temperature not in (0, 1):
         logq_NV = torch.log_softmax(logq_NV / temperature, -1)
     if logp_NV is not None and share > 0:
@@ -174,7 +175,7 @@ def _sampler(logq_NV: Tensor, logp_NV: Tensor | None, share: float, temperature:
     return logq_NV.scatter(-1, ids_NV, sorted_NV.masked_fill(before_NV >= top_p, -torch.inf))
 
 
-def _scored(ids_N: Tensor, logq_NV: Tensor, logp_NV: Tensor | None) -> list[tuple[float, ...]]:
+def _token_columns(ids_N: Tensor, logq_NV: Tensor, logp_NV: Tensor | None) -> list[tuple[float, ...]]:
     """Per text: the id, log q, and with a teacher log p and KL(q | p)."""
     columns = [ids_N.double(), logq_NV.gather(1, ids_N[:, None])[:, 0].double()]
     if logp_NV is not None:
@@ -185,7 +186,7 @@ def _scored(ids_N: Tensor, logq_NV: Tensor, logp_NV: Tensor | None) -> list[tupl
 
 
 def end_ids(lm: LM) -> frozenset[int]:
-    """The ids that end a text of this model: its configuration's and its tokenizer's, as `models.load` names them."""
+    """The ids that end a text of this model: its configuration's and its tokenizer's, as `models.load` sets them."""
     configured: Any = lm.plain.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in ends if token is not None)

@@ -1,4 +1,4 @@
-"""What a reasoning model thinks before it answers: which part of a text is no answer, in the usual forms of markup."""
+"""The reasoning of a model before its answer: which part of a text is no answer, in the usual forms of markup."""
 
 import re
 from typing import NamedTuple
@@ -7,7 +7,7 @@ _NAMES = r"(?:seed:)?(?:think|thinking|thoughts?|reasoning|reason|reflection|ana
 _OPENS = (
     rf"<\s*{_NAMES}(?:\s[^<>]*)?>|\[\s*{_NAMES}\s*\]|<\|\s*(?:begin_of_thought|begin_of_thinking|{_NAMES})\s*\|>"
     r"|<\|channel\|>\s*(?:analysis|commentary)\b[^<]*(?:<\|message\|>)?"
-    r"|\A\s*analysis(?=[A-Z])"  # Harmony's channels, once a server has left the special tokens out
+    r"|\A\s*analysis(?=[A-Z])"  # Harmony's channels where a server has left the special tokens out
 )
 _CLOSES = (
     rf"<\s*/\s*{_NAMES}\s*>|\[\s*/\s*{_NAMES}\s*\]|<\|\s*(?:end_of_thought|end_of_thinking|/{_NAMES})\s*\|>"
@@ -19,43 +19,43 @@ _OPENED = re.compile(rf"({_OPENS})\s*\Z", re.IGNORECASE)
 
 
 class Thought(NamedTuple):
-    """A text without what was only thought. `unclosed`: a thought has no end, and what follows it is no answer."""
+    """A text without its reasoning. `unclosed`: reasoning that has no end, so that no answer follows it."""
 
     text: str
     unclosed: bool
 
 
 def without_thoughts(text: str) -> Thought:
-    """The text outside of thoughts, in the order in which it stands.
+    """The text outside of reasoning tags, in its order.
 
-    A closing mark that no other opened ends a thought that began with the text: chat templates write the opening mark
-    into the prompt. A text without a mark is returned as it is.
+    A closing tag without an opening one ends reasoning that began with the text: chat templates put the opening tag
+    into the prompt. A text without a tag is returned as it is.
     """
-    kept: list[str] = []
-    at, inside, marked = 0, False, False
+    outside: list[str] = []
+    start, inside, marked = 0, False, False
     for mark in _MARK.finditer(text):
         marked = True
         if mark["opens"] is not None:
             if not inside:
-                kept.append(text[at : mark.start()])
+                outside.append(text[start : mark.start()])
             inside = True
         else:
             if not inside:
-                kept.clear()
-            inside, at = False, mark.end()
+                outside.clear()
+            inside, start = False, mark.end()
     if not marked:
         return Thought(text, unclosed=False)
-    rest = [] if inside else [text[at:]]
-    parts = [part for piece in (*kept, *rest) if (part := _HARMONY.sub("", piece).strip())]
+    rest = [] if inside else [text[start:]]
+    parts = [part for piece in (*outside, *rest) if (part := _HARMONY.sub("", piece).strip())]
     return Thought("\n".join(parts), unclosed=inside)
 
 
 def opened_thought(prompt: str) -> str:
-    """The mark that a prompt ends with, so that the reply begins inside a thought; empty if there is none."""
-    found = _OPENED.search(prompt)
-    return found[1] if found else ""
+    """The opening tag that a prompt ends with, so that the reply begins inside the reasoning; empty without one."""
+    match = _OPENED.search(prompt)
+    return match[1] if match else ""
 
 
 def marks_thought(text: str) -> bool:
-    """Whether a mark of a thought stands in a text."""
+    """Whether a text holds a reasoning tag."""
     return _MARK.search(text) is not None

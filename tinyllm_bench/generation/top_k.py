@@ -1,6 +1,6 @@
-"""What a logit cache keeps of a response: the most likely tokens at every position, and the mass of all others.
+"""Top-k distributions over a response: the most probable tokens at every position, and the mass of all others.
 
-Shape suffixes: N response tokens, V vocabulary, K kept entries.
+Shape suffixes: N response tokens, V vocabulary, K entries of the top k.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tinyllm_bench.base.files import digest
 
-# A mass below this cannot be told from rounding where it is one less a sum.
+# A mass that is computed as 1 minus a sum cannot be told from rounding below this.
 _ROUNDING = 1e-6
 
 
@@ -26,7 +26,7 @@ class Rows(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A response and the teacher's distributions over it; prompt and response are what it read and scored, in ids."""
+    """A response and the teacher's distributions over it; `prompt` and `response` are token ids."""
 
     record_id: str
     prompt: Sequence[int]
@@ -35,15 +35,15 @@ class Scored(NamedTuple):
 
 
 def response_digest(prompt: Sequence[int], response: Sequence[int]) -> str:
-    """Digest of the ids that a teacher reads and of those that it scores."""
+    """Digest of a prompt's ids and of the response's ids that are scored."""
     return digest([list(map(int, prompt)), list(map(int, response))])
 
 
 def top_k(logits_NV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k most likely ids, their log-probabilities (sorted downwards), and the log of the mass of all others.
+    """The k most probable ids, their log-probabilities (sorted downwards), and the log of the mass of all others.
 
-    The tail is summed over the others themselves, in float32 at least: 1 - sum of the kept would lose it where it is
-    small. It is -inf where nothing is left.
+    The tail is summed over the others themselves, in float32 at least: 1 minus the sum of the top k would lose it where
+    it is small. It is -inf where nothing is left.
     """
     logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     logp_NV = torch.log_softmax(logits_NV, dim=-1)
@@ -53,9 +53,9 @@ def top_k(logits_NV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def tail_of(logp_NK: Tensor) -> Tensor:
-    """Log of the mass outside of kept entries, where only these are known: log(1 - sum of their probabilities).
+    """Log of the mass outside of the top k, where only these are known: log(1 - sum of their probabilities).
 
-    -inf where they sum to 1 to a millionth: less than that cannot be told from rounding.
+    -inf where they sum to 1 within a millionth: less than that cannot be told from rounding.
     """
     logp_NK = logp_NK if logp_NK.dtype == torch.float64 else logp_NK.float()
     left_N = -torch.expm1(logp_NK.double().logsumexp(-1))

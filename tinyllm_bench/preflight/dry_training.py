@@ -24,7 +24,7 @@ from tinyllm_bench.models.shape import load_shape
 from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.preflight.machine import Speed
-from tinyllm_bench.teachers.teacher import Teacher, Unwritten
+from tinyllm_bench.teachers.teacher import MissingAnnotation, Teacher
 from tinyllm_bench.training.batching import Collator, Group, Row, choose_layout, collator_of, step_micro_batches
 from tinyllm_bench.training.budget import FlopsPerToken, Plan, flops_per_token
 from tinyllm_bench.training.method import Method, Step
@@ -134,7 +134,7 @@ def _texts_of(cell: Cell, tokenizer: Any) -> tuple[list[Annotation], tuple[TextC
     placeholders: list[Annotation] = []
     costs = []
     for teacher in cell.teachers:
-        cached, missing = teacher.kept(cell.records("train"))
+        cached, missing = teacher.cached(cell.records("train"))
         length = _text_tokens(cell, teacher, cached, records, tokenizer) if missing else 0
         # another text of the same teacher, or as many words as a text may have tokens
         others = cycle([a.text for a in cached if a.rejected is None] or [" ".join(["so"] * max(length, 1))])
@@ -175,7 +175,7 @@ def _text_cost(
     cell: Cell,
     teacher: Teacher,
     cached: Sequence[Annotation],
-    missing: Sequence[Unwritten],
+    missing: Sequence[MissingAnnotation],
     length: int,
     tokenizer: Any,
 ) -> TextCost:

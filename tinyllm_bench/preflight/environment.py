@@ -5,8 +5,7 @@ from urllib.parse import urlsplit
 
 from tinyllm_bench.base.files import cache_root
 from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.generation.api import KEY_VARIABLE
-from tinyllm_bench.generation.api_client import FALLBACK_KEY_VARIABLE
+from tinyllm_bench.generation.api import FALLBACK_KEY_VARIABLE, KEY_VARIABLE
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.preflight.inspection import Finding, Preflight, Severity, own_signal, own_student, place, size
 

@@ -19,10 +19,8 @@ from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded, Encoder
 from tinyllm_bench.preflight.forecast import Forecast, forecast
 from tinyllm_bench.preflight.machine import Machine
-from tinyllm_bench.teachers.live import LiveTeacher
-from tinyllm_bench.teachers.quality import teacher_reports
-from tinyllm_bench.teachers.quality_report import TeacherReport
-from tinyllm_bench.teachers.teacher import Teacher
+from tinyllm_bench.teachers.quality import TeacherReport, teacher_reports
+from tinyllm_bench.teachers.teacher import LiveTeacher, Teacher
 from tinyllm_bench.training.batching import Group
 
 Severity = Literal["ok", "note", "warning", "error"]
@@ -154,7 +152,7 @@ class Preflight:
         key = (teacher.spec, teacher.kind, teacher.text_digest(cell.task.name), _data_of(cell))
         if key not in self._annotations:
             live = isinstance(teacher, LiveTeacher)
-            found = teacher.kept(records)[0] if live else teacher.annotate(records, report=_no)
+            found = teacher.cached(records)[0] if live else teacher.annotate(records, report=_no)
             self._annotations[key] = found
         return self._annotations[key]
 

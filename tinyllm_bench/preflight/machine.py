@@ -119,7 +119,7 @@ def _free_disk(folder: Path) -> int:
 
 
 def _why_not_vllm() -> str | None:
-    from tinyllm_bench.generation.worker import VLLM_INSTALL, vllm_installed
+    from tinyllm_bench.generation.vllm_worker import VLLM_INSTALL, vllm_installed
 
     return None if vllm_installed() else f"vLLM is not installed; {VLLM_INSTALL}"
 

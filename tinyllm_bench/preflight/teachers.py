@@ -11,7 +11,7 @@ from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.preflight.inspection import Finding, Preflight, graded, share
 from tinyllm_bench.teachers.filters import body
-from tinyllm_bench.teachers.quality_report import TeacherReport
+from tinyllm_bench.teachers.quality import TeacherReport
 from tinyllm_bench.teachers.teacher import Teacher
 
 MISSING = 0.05  # of questions without a text

@@ -1,1 +1,1 @@
-"""What teachers said: recorded rationales and controls on them."""
+"""Teachers: recorded and live ones, their prompts, cache, filters and quality."""

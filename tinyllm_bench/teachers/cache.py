@@ -1,15 +1,18 @@
-"""The cache of one teacher's texts: found by what was asked, kept as they arrive, shared by many processes.
+"""The cache of one teacher's texts: found by their requests, stored as they arrive, shared by many processes.
 
-A text's key is the digest of all that decides it, so a changed prompt is another text and nothing is ever stale. Keys
-are spread over 16 checksummed files by their first hex digit. Whoever writes into a file holds its lock, which the
-system frees when a process is killed: what is lost is at most what was being written at that moment.
+A text's key is the digest of all that decides it, so that a changed prompt is another text and nothing is ever stale.
+Keys are spread over 16 checksummed files, the shards, by their first hex digit. A process that writes into a shard
+holds its lock, which the system releases when the process is killed: at most the texts that were being written at that
+moment are lost.
 """
 
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 from tinyllm_bench import __version__
 from tinyllm_bench.base.errors import UserError
@@ -24,23 +27,99 @@ from tinyllm_bench.base.files import (
     try_locked,
     write_json,
 )
-from tinyllm_bench.generation.requests import Completion, Failed, GenerationRequest, TextGenerator
-from tinyllm_bench.teachers.cached_text import Row as Row
-from tinyllm_bench.teachers.cached_text import check_row, differ, make_row, today
-from tinyllm_bench.teachers.cached_text import text_key as text_key
+from tinyllm_bench.generation.requests import Completion, FailedRequest, GenerationRequest, TextGenerator
+from tinyllm_bench.teachers.prompts import PROMPTS_VERSION
 
-POLL_SECONDS = 0.1  # how often files that other processes hold are looked at
-_AGAIN = "delete the file to have its texts written again"
-_KEPT = "What was annotated is kept; the same command goes on."
+POLL_SECONDS = 0.1  # between two looks at shards that other processes hold
+_DELETE_SHARD = "delete the file to have its texts generated again"
+_RESUMES = "What was annotated is cached; the same command resumes."
+
+
+# --- one cached text -------------------------------------------------------------------------------------------------
+
+
+class CachedText(TypedDict):
+    """One text and the exact request for it, a row of a shard.
+
+    `seconds` is its share of the wall time; `joules` the energy measured since the previous answer of the same batch,
+    None where nothing was measured; `made` the versions of the prompts' wording and of this package, and the date
+    (UTC).
+    """
+
+    key: str
+    prompt: str
+    sampling: Mapping[str, Any]
+    seed: int
+    text: str
+    tokens_in: int
+    tokens_out: int
+    finish: str
+    seconds: float
+    joules: float | None
+    engine: str
+    made: Mapping[str, Any]
+
+
+_FIELD_TYPES: Mapping[str, Any] = {
+    "key": str,
+    "prompt": str,
+    "sampling": dict,
+    "seed": int,
+    "text": str,
+    "tokens_in": int,
+    "tokens_out": int,
+    "finish": str,
+    "seconds": int | float,
+    "joules": int | float | None,
+    "engine": str,
+    "made": dict,
+}
+
+
+def text_key(teacher: Mapping[str, Any], request: GenerationRequest) -> str:
+    """The key of a text: SHA-256 (hex) of the teacher's identity, the prompt and how the text is sampled."""
+    return _key(teacher, request.prompt, asdict(request.sampling), request.seed)
+
+
+def _key(teacher: Mapping[str, Any], prompt: str, sampling: Mapping[str, Any], seed: int) -> str:
+    return digest({"teacher": teacher, "prompt": prompt, "sampling": sampling, "seed": seed})
+
+
+def check_row(row: Any, teacher: Mapping[str, Any], where: str, *, fix: str) -> CachedText:
+    """The row as a `CachedText`, if it is complete and belongs under its key. `fix` is what the error advises.
+
+    Raises:
+        UserError: other fields or types, or a prompt, sampling or teacher that do not give its key.
+    """
+    if not isinstance(row, dict) or row.keys() != _FIELD_TYPES.keys():
+        raise UserError(f"{where}: a row has not the fields of this version; {fix}")
+    wrong = [n for n, kind in _FIELD_TYPES.items() if not isinstance(row[n], kind) or isinstance(row[n], bool)]
+    if wrong or _key(teacher, row["prompt"], row["sampling"], row["seed"]) != row["key"]:
+        why = f"its {wrong[0]} is of the wrong type" if wrong else "its key is not that of its teacher and prompt"
+        raise UserError(f"{where}: row {str(row['key'])[:12]} was edited: {why}; {fix}")
+    return cast(CachedText, row)
+
+
+def differ(first: CachedText, second: CachedText) -> bool:
+    """Whether two rows hold different texts; when and where they were generated does not matter."""
+    return (first["text"], first["finish"]) != (second["text"], second["finish"])
+
+
+def today() -> str:
+    """The date (UTC)."""
+    return datetime.now(UTC).date().isoformat()
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
 
 
 def texts_folder(name: str, teacher: Mapping[str, Any]) -> Path:
-    """Where the texts of a teacher are kept; models of one name and another identity lie side by side."""
+    """The folder of a teacher's cached texts; models with the same name and different identities have one each."""
     return cache_root() / "annotations" / name / digest(teacher)[:16]
 
 
 class TextCache:
-    """The kept texts of one teacher. `teacher` is its identity: all that decides a text besides what is asked."""
+    """The cached texts of one teacher. `teacher` is its identity: all that decides a text besides the request."""
 
     def __init__(self, folder: Path, teacher: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -49,36 +128,41 @@ class TextCache:
 
     @classmethod
     def open(cls, folder: Path) -> "TextCache":
-        """The cache that lies in a folder.
+        """The existing cache in a folder.
 
         Raises:
             UserError: there is none.
         """
-        return cls(folder, _read_card(folder / "teacher.json"))
+        return cls(folder, _read_identity(folder / "teacher.json"))
 
     def shard(self, key: str) -> Path:
-        """The file that a text belongs into."""
+        """The file of a text."""
         return self.folder / f"{key[0]}.jsonl"
 
-    def rows(self) -> Iterator[Row]:
-        """All texts, in the order of their keys; half a line that a crash left behind is no text."""
+    def rows(self) -> Iterator[CachedText]:
+        """All texts, in the order of their keys; an incomplete line that a crash left behind is no text."""
         for digit in "0123456789abcdef":
             yield from (row for _, row in sorted(self.read(self.folder / f"{digit}.jsonl").items()))
 
-    def read(self, shard: Path, wanted: Container[str] | None = None) -> dict[str, Row]:
-        """The texts of one file by their keys, or those of them that are wanted; each is checked.
+    def read(self, shard: Path, keys: Container[str] | None = None) -> dict[str, CachedText]:
+        """The texts of one shard by their keys, or those of `keys`; each is checked.
 
         Raises:
             UserError: a line is damaged, a row was edited, or two texts have one key.
         """
-        found: dict[str, Row] = {}
+        rows: dict[str, CachedText] = {}
         for row in read_checked(shard):
-            if wanted is not None and isinstance(row, dict) and str(row.get("key")) not in wanted:
+            if keys is not None and isinstance(row, dict) and str(row.get("key")) not in keys:
                 continue
-            checked = check_row(row, self.teacher, str(shard), fix=_AGAIN)
-            if differ(found.setdefault(checked["key"], checked), checked):
-                raise UserError(f"{shard}: two texts of the key {checked['key'][:12]}; {_AGAIN}")
-        return found
+            checked = check_row(row, self.teacher, str(shard), fix=_DELETE_SHARD)
+            if differ(rows.setdefault(checked["key"], checked), checked):
+                raise UserError(f"{shard}: two texts of the key {checked['key'][:12]}; {_DELETE_SHARD}")
+        return rows
+
+    def lookup(self, requests: Sequence[GenerationRequest]) -> dict[str, CachedText]:
+        """Key to row of the requests whose texts are cached; nothing is generated or written."""
+        self.check_identity()
+        return _Fill(self, requests, lambda event: None, None).rows
 
     def fill(
         self,
@@ -88,86 +172,91 @@ class TextCache:
         on_error: Literal["stop", "skip"],
         report: Report,
         meter: Callable[[], float | None] | None = None,
-    ) -> dict[str, Row]:
-        """Key to row of every request that has a text now. The generator is opened only for texts that are missing.
+    ) -> dict[str, CachedText]:
+        """Key to row of every request, after the missing texts were generated; the generator is opened only for these.
 
-        Several processes may fill one cache: each text is written once. `meter` tells the joules since it was called
-        last (`base.energy`); give it for teachers that run on this machine.
+        Several processes may fill one cache: each text is generated once. `meter` gives the joules since its last call
+        (`base.energy`); pass it for teachers that run on this machine.
 
         Raises:
-            UserError: the teacher cannot be had, or failed where `on_error` is `stop`; what it wrote before is kept.
-                With `skip` failed requests are reported and have no row, also all that are left when it dies half way.
+            UserError: the teacher is not available, or failed where `on_error` is `stop`; the texts it generated before
+                stay cached. With `skip`, failed requests are reported and have no row, and so have all that are left
+                when it fails for good.
         """
-        self.introduce(write=False)
-        work = _Filling(self, requests, report, meter)
-        if work.open:
-            self.introduce()
-            work.run(open_generator, on_error)
-        return work.found
+        self.check_identity()
+        fill = _Fill(self, requests, report, meter)
+        if fill.missing:
+            self.write_identity()
+            fill.run(open_generator, on_error)
+        return fill.rows
 
-    def kept(self, requests: Sequence[GenerationRequest]) -> dict[str, Row]:
-        """Key to row of the requests that have a text; nobody is asked and nothing is written."""
-        self.introduce(write=False)
-        return _Filling(self, requests, lambda event: None, None).found
-
-    def merge(self, rows: Iterable[Row]) -> int:
-        """Add texts that were written elsewhere, all of one file; returns how many of them were new.
+    def merge(self, rows: Iterable[CachedText]) -> int:
+        """Add texts that were generated elsewhere, all of one shard; returns how many of them were new.
 
         Raises:
-            UserError: another text is kept under the key of one of them; then none is added.
+            UserError: another text is cached under the key of one of them; then none is added.
         """
         new = list(rows)
         if not new:
             return 0
         shard = self.shard(new[0]["key"])
         assert all(self.shard(row["key"]) == shard for row in new)
-        self.introduce()
+        self.write_identity()
         with locked(shard):
-            have = self.read(shard)
-            self.refuse_clashes(new, have)
-            added = {row["key"]: row for row in new if row["key"] not in have}
+            cached = self.read(shard)
+            self.check_conflicts(new, cached)
+            added = {row["key"]: row for row in new if row["key"] not in cached}
             if added:
                 append_checked(shard, added.values())
         return len(added)
 
-    def refuse_clashes(self, rows: Iterable[Row], have: Mapping[str, Row]) -> None:
-        """Do nothing unless a text differs from what is kept under its key: the same model on another machine may do.
+    def check_conflicts(self, rows: Iterable[CachedText], cached: Mapping[str, CachedText]) -> None:
+        """Refuse texts that differ from the cached ones of their keys, as from the same model on another machine.
 
         Raises:
-            UserError: one does.
+            UserError: one differs.
         """
-        clashes = [row["key"][:12] for row in rows if row["key"] in have and differ(have[row["key"]], row)]
-        if clashes:
+        conflicts = [row["key"][:12] for row in rows if row["key"] in cached and differ(cached[row["key"]], row)]
+        if conflicts:
             raise UserError(
-                f"{len(clashes)} texts differ from those kept in {self.shard(clashes[0])} (the first is {clashes[0]});"
-                " set TINYLLM_BENCH_CACHE to a folder of its own for them, or delete that file"
+                f"{len(conflicts)} texts differ from those cached in {self.shard(conflicts[0])} (the first is"
+                f" {conflicts[0]}); set TINYLLM_BENCH_CACHE to a folder of its own for them, or delete that file"
             )
 
-    def introduce(self, *, write: bool = True) -> None:
-        """Say in `teacher.json` whose texts these are; refuse a folder that says otherwise.
+    def write_identity(self) -> None:
+        """Write the teacher's identity into `teacher.json`, or check it where that file exists.
 
         Raises:
             UserError: the folder holds the texts of another teacher.
         """
-        card = self.folder / "teacher.json"
-        if write and not card.exists():
-            with locked(card):
-                if not card.exists():
+        file = self.folder / "teacher.json"
+        if not file.exists():
+            with locked(file):
+                if not file.exists():
                     made = {"created": today(), "tinyllm_bench": __version__}
-                    write_json(card, {"identity": self.teacher, **made})
-        if card.exists() and digest(_read_card(card)) != digest(self.teacher):
+                    write_json(file, {"identity": self.teacher, **made})
+        self.check_identity()
+
+    def check_identity(self) -> None:
+        """Check that `teacher.json`, if there is one, names this teacher.
+
+        Raises:
+            UserError: the folder holds the texts of another teacher.
+        """
+        file = self.folder / "teacher.json"
+        if file.exists() and digest(_read_identity(file)) != digest(self.teacher):
             raise UserError(f"{self.folder} holds the texts of another teacher (its teacher.json); delete or move it")
 
 
-def _read_card(card: Path) -> Mapping[str, Any]:
-    said = read_json(card)
-    if not isinstance(said, dict) or not isinstance(said.get("identity"), dict):
-        raise UserError(f"{card} names no teacher's identity: edited? Delete or move its folder")
-    return dict(said["identity"])
+def _read_identity(file: Path) -> Mapping[str, Any]:
+    content = read_json(file)
+    if not isinstance(content, dict) or not isinstance(content.get("identity"), dict):
+        raise UserError(f"{file} names no teacher's identity: edited? Delete or move its folder")
+    return dict(content["identity"])
 
 
-class _Filling:
-    """One call of `fill`: what was found, what is still open, and what failed here."""
+class _Fill:
+    """One call of `fill`: the rows so far, the requests whose texts are missing, and those that failed."""
 
     def __init__(
         self,
@@ -177,108 +266,130 @@ class _Filling:
         meter: Callable[[], float | None] | None,
     ) -> None:
         self.cache = cache
-        self.found: dict[str, Row] = {}
+        self.rows: dict[str, CachedText] = {}
         self.failed: dict[str, str] = {}
-        self.open: dict[Path, dict[str, GenerationRequest]] = {}
+        self.missing: dict[Path, dict[str, GenerationRequest]] = {}
         self._report = report
         self._meter = meter or (lambda: None)
-        self._seen: dict[Path, tuple[int, ...] | None] = {}
+        self._read_state: dict[Path, tuple[int, ...] | None] = {}
         for request in requests:
             key = text_key(cache.teacher, request)
-            self.open.setdefault(cache.shard(key), {})[key] = request
-        for shard in list(self.open):
-            self._look(shard)
-        self._known = len(self.found)
-        self._of = sum(map(len, self.open.values()))
+            self.missing.setdefault(cache.shard(key), {})[key] = request
+        for shard in list(self.missing):
+            self._read(shard)
+        self._cached_before = len(self.rows)
+        self._total = sum(map(len, self.missing.values()))
 
     def run(self, open_generator: Callable[[], TextGenerator], on_error: Literal["stop", "skip"]) -> None:
-        """Write what is open and free, batch by batch; wait for what other processes are writing."""
+        """Generate the missing texts of free shards, batch by batch; wait for those that other processes generate."""
         with ExitStack() as opened:
             closed, generator = open_generator(), None
-            while self.open:
+            while self.missing:
                 with ExitStack() as locks:
-                    asked = self._claim(locks, closed.batch)
-                    if asked and generator is None:  # the others may have written everything meanwhile
+                    batch = self._claim(locks, closed.batch)
+                    if batch and generator is None:  # the others may have generated everything meanwhile
                         generator = opened.enter_context(closed)
-                    if asked and generator is not None:
-                        self._write(generator, asked, on_error)
-                if not asked and self.open:
+                    if batch and generator is not None:
+                        self._generate(generator, batch, on_error)
+                if not batch and self.missing:
                     time.sleep(POLL_SECONDS)
         if self.failed:
             first = next(iter(self.failed.values()))
-            self._report(AnnotationFailed(self.cache.name, len(self.failed), self._of, reason=first))
+            self._report(AnnotationFailed(self.cache.name, len(self.failed), self._total, reason=first))
 
     def _claim(self, locks: ExitStack, batch: int) -> dict[str, GenerationRequest]:
-        """Lock files that nobody holds until they lack enough texts for a batch; those texts are ours to write."""
-        before = len(self.found)
-        free: dict[str, GenerationRequest] = {}
-        for shard in sorted(self.open):
-            if len(free) < batch and locks.enter_context(try_locked(shard)):
-                self._look(shard)
-                free.update(self.open.get(shard, {}))
-        if len(self.found) > before:
-            self._progress()
-        return dict(list(free.items())[:batch])
+        """Lock free shards until enough texts for a batch are missing in them; these are ours to generate."""
+        before = len(self.rows)
+        claimed: dict[str, GenerationRequest] = {}
+        for shard in sorted(self.missing):
+            if len(claimed) < batch and locks.enter_context(try_locked(shard)):
+                self._read(shard)
+                claimed.update(self.missing.get(shard, {}))
+        if len(self.rows) > before:
+            self._report_progress()
+        return dict(list(claimed.items())[:batch])
 
-    def _look(self, shard: Path) -> None:
-        """Take over what the file holds by now, unless nobody touched it since we read or wrote it."""
-        state = _state(shard)
-        if state != self._seen.get(shard):
-            for key, row in self.cache.read(shard, self.open[shard]).items():
-                self._found(key, row)
-            self._seen[shard] = state
+    def _read(self, shard: Path) -> None:
+        """Take the rows of a shard, unless it is unchanged since it was read or written here."""
+        state = _file_state(shard)
+        if state != self._read_state.get(shard):
+            for key, row in self.cache.read(shard, self.missing[shard]).items():
+                self._store(key, row)
+            self._read_state[shard] = state
 
-    def _found(self, key: str, row: Row) -> None:
-        self.found[key] = row
+    def _store(self, key: str, row: CachedText) -> None:
+        self.rows[key] = row
         self._close(key)
 
     def _close(self, key: str) -> None:
         shard = self.cache.shard(key)
-        del self.open[shard][key]
-        if not self.open[shard]:
-            del self.open[shard]
+        del self.missing[shard][key]
+        if not self.missing[shard]:
+            del self.missing[shard]
 
-    def _write(
-        self, generator: TextGenerator, asked: Mapping[str, GenerationRequest], on_error: Literal["stop", "skip"]
+    def _generate(
+        self, generator: TextGenerator, batch: Mapping[str, GenerationRequest], on_error: Literal["stop", "skip"]
     ) -> None:
-        """Have one batch written; all its answers are kept before a failure ends the run."""
-        unanswered, keys = dict(asked), list(asked)
+        """Generate one batch; all its answers are stored before a failure ends the run."""
+        unanswered, keys = dict(batch), list(batch)
         self._meter()
         try:
-            for index, answer in generator.generate(list(asked.values())):
-                self._answered(keys[index], unanswered.pop(keys[index]), answer, generator.engine)
+            for index, answer in generator.generate(list(batch.values())):
+                key = keys[index]
+                request = unanswered.pop(key)
+                if isinstance(answer, FailedRequest):
+                    self._fail([key], answer.reason)
+                    continue
+                shard = self.cache.shard(key)
+                row = _new_row(key, request, answer, joules=self._meter(), engine=generator.engine)
+                append_checked(shard, [row])
+                self._read_state[shard] = _file_state(shard)
+                self._store(key, row)
+                self._report_progress()
         except UserError as error:
             if on_error == "stop":
-                raise UserError(f"{str(error).rstrip('.')}. {_KEPT}") from error
-            unanswered = {key: request for requests in self.open.values() for key, request in requests.items()}
+                raise UserError(f"{str(error).rstrip('.')}. {_RESUMES}") from error
+            unanswered = {key: request for requests in self.missing.values() for key, request in requests.items()}
             self._fail(unanswered, str(error))
             return
         self._fail(unanswered, "no answer came")
         if self.failed and on_error == "stop":
             count, reason = len(self.failed), next(iter(self.failed.values()))
-            raise UserError(f"teacher {self.cache.name} failed on {count} of {len(asked)} prompts: {reason}. {_KEPT}")
-
-    def _answered(self, key: str, request: GenerationRequest, answer: Completion | Failed, engine: str) -> None:
-        if isinstance(answer, Failed):
-            self._fail([key], answer.reason)
-            return
-        shard, row = self.cache.shard(key), make_row(key, request, answer, joules=self._meter(), engine=engine)
-        append_checked(shard, [row])
-        self._seen[shard] = _state(shard)
-        self._found(key, row)
-        self._progress()
+            raise UserError(
+                f"teacher {self.cache.name} failed on {count} of {len(batch)} prompts: {reason}. {_RESUMES}"
+            )
 
     def _fail(self, keys: Iterable[str], reason: str) -> None:
         for key in keys:
             self.failed[key] = reason
             self._close(key)
 
-    def _progress(self) -> None:
-        self._report(AnnotationProgress(self.cache.name, len(self.found) - self._known, self._of))
+    def _report_progress(self) -> None:
+        self._report(AnnotationProgress(self.cache.name, len(self.rows) - self._cached_before, self._total))
 
 
-def _state(file: Path) -> tuple[int, ...] | None:
-    """What changes whenever a file does; a file that is written anew after a crash is another inode."""
+def _new_row(
+    key: str, request: GenerationRequest, answer: Completion, *, joules: float | None, engine: str
+) -> CachedText:
+    return CachedText(
+        key=key,
+        prompt=request.prompt,
+        sampling={**asdict(request.sampling), "stop": list(request.sampling.stop)},
+        seed=request.seed,
+        # a server's JSON may hold halves of surrogate pairs, which UTF-8 may not
+        text=answer.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
+        tokens_in=answer.tokens_in,
+        tokens_out=answer.tokens_out,
+        finish=answer.finish,
+        seconds=answer.seconds,
+        joules=joules,
+        engine=engine,
+        made={"date": today(), "prompts": PROMPTS_VERSION, "tinyllm_bench": __version__},
+    )
+
+
+def _file_state(file: Path) -> tuple[int, ...] | None:
+    """Changes whenever the file does; a file that is rewritten after a crash is another inode."""
     if not file.exists():
         return None
     stat = file.stat()

@@ -1,8 +1,8 @@
 """Controls: is it the reasoning, or just more text? Transforms on annotations that every method accepts.
 
-shuffled: each record gets another record's rationale of like length, never one of a record with the same answer text.
+shuffled: each record gets another record's rationale of similar length, never one of a record with the same answer.
 gold: the rationale is the gold answer's text, or the number.
-They are seeded by a constant, so that a run's seed never changes what is taught.
+They are seeded by a constant, so that a run's seed never changes the training targets.
 """
 
 import random
@@ -13,7 +13,7 @@ from typing import Literal
 from tinyllm_bench.data.records import Annotation, TaskRecord
 
 Control = Literal["shuffled", "gold"]
-_BUCKET = 64
+_BUCKET = 64  # annotations of similar length that exchange their texts
 
 
 def apply_control(
@@ -28,21 +28,17 @@ def apply_control(
     for teacher in sorted({a.teacher for a in annotations}):
         usable = [a for a in annotations if a.teacher == teacher and not a.rejected]
         usable.sort(key=lambda a: (len(a.text.split()), a.record_id))
-        for bucket in _batched(usable, _BUCKET):
-            changed.update({(a.teacher, a.record_id): a for a in _shuffle(bucket, records)})
+        for start in range(0, len(usable), _BUCKET):
+            bucket = _shuffled(usable[start : start + _BUCKET], records)
+            changed.update({(a.teacher, a.record_id): a for a in bucket})
     return [changed.get((a.teacher, a.record_id), a) for a in annotations]
 
 
-def _batched(items: Sequence[Annotation], size: int) -> list[tuple[Annotation, ...]]:
-    return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
+def _shuffled(bucket: Sequence[Annotation], records: Mapping[str, TaskRecord]) -> list[Annotation]:
+    """Rotate a bucket, sorted by answer text, by the size of its largest class: then no annotation gets a text of its
+    own answer, unless that answer has the majority.
 
-
-def _shuffle(bucket: Sequence[Annotation], records: Mapping[str, TaskRecord]) -> list[Annotation]:
-    """Rotate a bucket sorted by answer text by its largest class: nobody meets his own answer unless it has the
-    majority.
-
-    Where one answer has the majority not everyone can get another's text; who cannot is rejected with a reason of its
-    own.
+    Those of a majority answer that cannot get another answer's text are rejected with a reason of their own.
     """
     order = list(bucket)
     random.Random(f"shuffled/{order[0].teacher}/{len(order)}").shuffle(order)
@@ -50,10 +46,10 @@ def _shuffle(bucket: Sequence[Annotation], records: Mapping[str, TaskRecord]) ->
     golds = [records[a.record_id].gold_text for a in order]
     shift = max(golds.count(gold) for gold in set(golds))
     result = []
-    for index, own in enumerate(order):
+    for index, annotation in enumerate(order):
         giver = (index + shift) % len(order)
         if golds[giver] == golds[index]:
-            result.append(replace(own, rejected="no_partner_with_another_answer"))
+            result.append(replace(annotation, rejected="no_partner_with_another_answer"))
         else:
-            result.append(replace(own, text=order[giver].text, finish=order[giver].finish))
+            result.append(replace(annotation, text=order[giver].text, finish=order[giver].finish))
     return result

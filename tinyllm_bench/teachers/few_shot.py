@@ -1,15 +1,15 @@
-"""In-context examples: which solved questions of the training split stand in front of the one that is asked.
+"""Demonstrations: which solved questions of the training split are shown in front of a question.
 
 The paper picks two at random from the same data set; whether they carry a rationale it does not say. Here that is a
-setting. What is chosen depends on the settings, the pool and the record's id alone, never on the order of work.
+setting. The choice depends on the settings, the pool and the record's id alone, never on the order of work.
 """
 
 import difflib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, islice
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,11 +18,18 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import TaskRecord
 from tinyllm_bench.teachers.filters import body
-from tinyllm_bench.teachers.prompts import Demonstration
 
 Select = Literal["random", "fixed", "nearest", "stratified"]
-Fresh = Callable[[TaskRecord], bool]
-SHOTS_VERSION = 1  # raise it with every change of which examples are chosen
+SHOTS_VERSION = 1  # raise it with every change of which demonstrations are chosen
+
+_IsNew = Callable[[TaskRecord], bool]
+
+
+class Demonstration(NamedTuple):
+    """A question that is shown with its answer, and with a rationale where there is one."""
+
+    record: TaskRecord
+    rationale: str | None
 
 
 class ShotConfig(BaseModel):
@@ -51,8 +58,8 @@ class ShotConfig(BaseModel):
         return self
 
 
-class Shots:
-    """Chooses the examples for a record: never the record itself, nor one that asks the same.
+class ShotSelector:
+    """Chooses the demonstrations for a record: never the record itself, nor one with the same question.
 
     `texts` are rationales by record id; with them, only records that have one are shown.
 
@@ -63,10 +70,16 @@ class Shots:
     def __init__(self, config: ShotConfig, pool: Sequence[TaskRecord], texts: Mapping[str, str] | None) -> None:
         self.config = config
         self._texts = texts
-        self._pool = tuple(pool) if texts is None else tuple(r for r in pool if _usable(texts.get(r.id, "")))
+        if texts is None:
+            self._pool = tuple(pool)
+        else:
+            self._pool = tuple(record for record in pool if body(texts.get(record.id, "")).lower() not in ("", "nan"))
         if config.shots:
             self._check_size(len(pool))
-            self._check_ids()
+            known = {record.id: None for record in self._pool}  # in the pool's order
+            for name in config.ids:
+                if name not in known:
+                    raise _unknown_id(name, list(known))
 
     def _check_size(self, given: int) -> None:
         different: set[str] = set()
@@ -80,14 +93,8 @@ class Shots:
             f" questions{of}, and one more than the shots is needed; use at most {max(len(different) - 1, 0)} shots"
         )
 
-    def _check_ids(self) -> None:
-        known = {record.id: None for record in self._pool}  # in the pool's order
-        for name in self.config.ids:
-            if name not in known:
-                raise _unknown_id(name, list(known))
-
-    def of(self, record: TaskRecord) -> tuple[Demonstration, ...]:
-        """The examples to show in front of a record, in order.
+    def select(self, record: TaskRecord) -> tuple[Demonstration, ...]:
+        """The demonstrations for a record, in order.
 
         Raises:
             UserError: not enough of the pool is left for this record.
@@ -95,33 +102,36 @@ class Shots:
         if not self.config.shots:
             return ()
         rng = random.Random(f"{self.config.seed}/{record.id}")
-        chosen = list(islice(self._order(record, _fresh_for(record), rng), self.config.shots))
+        chosen = list(islice(self._candidates(record, rng), self.config.shots))
         if len(chosen) < self.config.shots:
             raise UserError(f"{record.id}: only {len(chosen)} other questions are left to show; lower the shots")
         if self.config.select == "stratified":
             rng.shuffle(chosen)  # else the order of answers would repeat itself
         elif self.config.select == "nearest":
             chosen.reverse()
-        return tuple(Demonstration(one, None if self._texts is None else body(self._texts[one.id])) for one in chosen)
+        return tuple(Demonstration(r, None if self._texts is None else body(self._texts[r.id])) for r in chosen)
 
-    def _order(self, record: TaskRecord, fresh: Fresh, rng: random.Random) -> Iterator[TaskRecord]:
-        if self.config.select == "stratified":
-            return _in_turn(self._strata, fresh, rng)
-        orders: dict[Select, Callable[[], Iterable[TaskRecord]]] = {
-            "random": lambda: _shuffled(self._pool, rng),
-            "fixed": lambda: chain(self._named, self._pool),
-            "nearest": lambda: (self._pool[i] for i in self._index.nearest(_words(record))),
-        }
-        return filter(fresh, orders[self.config.select]())
+    def _candidates(self, record: TaskRecord, rng: random.Random) -> Iterator[TaskRecord]:
+        """The records that may be shown with this one, the preferred ones first."""
+        is_new = _new_questions(record)
+        match self.config.select:
+            case "stratified":
+                return _round_robin(self._strata, is_new, rng)
+            case "random":
+                return filter(is_new, _shuffled(self._pool, rng))
+            case "fixed":
+                by_id = self._pool_by_id
+                return filter(is_new, chain((by_id[name] for name in self.config.ids), self._pool))
+            case "nearest":
+                return filter(is_new, (self._pool[i] for i in self._index.nearest(_indexed_text(record))))
 
     @cached_property
-    def _named(self) -> tuple[TaskRecord, ...]:
-        by_id = {record.id: record for record in self._pool}
-        return tuple(by_id[name] for name in self.config.ids)
+    def _pool_by_id(self) -> Mapping[str, TaskRecord]:
+        return {record.id: record for record in self._pool}
 
     @cached_property
     def _index(self) -> "_Index":
-        return _Index([_words(record) for record in self._pool])
+        return _Index([_indexed_text(record) for record in self._pool])
 
     @cached_property
     def _strata(self) -> tuple[tuple[TaskRecord, ...], ...]:
@@ -134,7 +144,7 @@ class Shots:
 
     @cached_property
     def digest(self) -> str:
-        """What the chosen examples and their words depend on."""
+        """Digest of all that the chosen demonstrations depend on."""
         if not self.config.shots:
             return digest([SHOTS_VERSION, 0])
         pool = [[r.id, r.question, r.choices, r.gold_key, r.context] for r in self._pool]
@@ -142,8 +152,59 @@ class Shots:
         return digest([SHOTS_VERSION, self.config.model_dump(mode="json", exclude={"rationales"}), pool, texts])
 
 
+def _unknown_id(name: str, known: Sequence[str]) -> UserError:
+    """Names the nearest of the known ids, not all: a pool has thousands."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UserError(
+        f"unknown annotations.demonstrations.ids entry {name!r}.{hint}"
+        f" There are {len(known)} training records to choose from, such as {known[0]!r}."
+    )
+
+
+def _new_questions(record: TaskRecord) -> _IsNew:
+    """A test whether a candidate may be shown with this record; true once for each question."""
+    seen = {normalised(record.question)}
+
+    def is_new(candidate: TaskRecord) -> bool:
+        question = normalised(candidate.question)
+        new = candidate.id != record.id and question not in seen
+        seen.add(question)
+        return new
+
+    return is_new
+
+
+def _shuffled(records: Sequence[TaskRecord], rng: random.Random) -> Iterator[TaskRecord]:
+    """The records in random order, shuffled as far as they are read: a pool is large and few are used."""
+    moved: dict[int, int] = {}
+    for i in range(len(records)):
+        j = rng.randrange(i, len(records))
+        yield records[moved.get(j, j)]
+        moved[j] = moved.get(i, i)
+
+
+def _round_robin(groups: Sequence[Sequence[TaskRecord]], is_new: _IsNew, rng: random.Random) -> Iterator[TaskRecord]:
+    """One new record of each group in turn, until all are empty; the order of the groups is random."""
+    waiting = [filter(is_new, _shuffled(group, rng)) for group in groups]
+    rng.shuffle(waiting)
+    while waiting:
+        left = []
+        for group in waiting:
+            record = next(group, None)
+            if record is not None:
+                left.append(group)
+                yield record
+        waiting = left
+
+
+def _indexed_text(record: TaskRecord) -> str:
+    """The text whose similarity counts: a passage would drown the question."""
+    return "\n".join([record.question, *record.choices])
+
+
 class _Index:
-    """BM25 over the pool, made when it is first asked."""
+    """A BM25 index over the pool."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         import bm25s
@@ -167,62 +228,7 @@ def _tokens(texts: Sequence[str]) -> list[list[str]]:
     """Words, numbers and single letters too; a text without any is one empty token, which the index needs."""
     import bm25s
 
-    found: list[list[str]] = bm25s.tokenize(
+    tokens: list[list[str]] = bm25s.tokenize(
         list(texts), token_pattern=r"\w+", stopwords=None, allow_empty=False, return_ids=False, show_progress=False
     )
-    return found
-
-
-def _words(record: TaskRecord) -> str:
-    """What likeness is measured on: a passage would drown the question."""
-    return "\n".join([record.question, *record.choices])
-
-
-def _usable(text: str) -> bool:
-    return body(text).lower() not in ("", "nan")
-
-
-def _shuffled(records: Sequence[TaskRecord], rng: random.Random) -> Iterator[TaskRecord]:
-    """The records in random order, each picked when it is asked for: a pool is large and few are wanted."""
-    moved: dict[int, int] = {}
-    for i in range(len(records)):
-        j = rng.randrange(i, len(records))
-        yield records[moved.get(j, j)]
-        moved[j] = moved.get(i, i)
-
-
-def _fresh_for(record: TaskRecord) -> Fresh:
-    """Whether a record may be shown in front of this one; true once for each question."""
-    seen = {normalised(record.question)}
-
-    def fresh(one: TaskRecord) -> bool:
-        question = normalised(one.question)
-        new = one.id != record.id and question not in seen
-        seen.add(question)
-        return new
-
-    return fresh
-
-
-def _in_turn(groups: Sequence[Sequence[TaskRecord]], fresh: Fresh, rng: random.Random) -> Iterator[TaskRecord]:
-    """One fresh record of each group in turn, until all are empty; the order of the groups is random."""
-    waiting = [filter(fresh, _shuffled(group, rng)) for group in groups]
-    rng.shuffle(waiting)
-    while waiting:
-        left = []
-        for group in waiting:
-            one = next(group, None)
-            if one is not None:
-                left.append(group)
-                yield one
-        waiting = left
-
-
-def _unknown_id(name: str, known: Sequence[str]) -> UserError:
-    """Names the nearest of the known ids, not all: a pool has thousands."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(
-        f"unknown annotations.demonstrations.ids entry {name!r}.{hint}"
-        f" There are {len(known)} training records to choose from, such as {known[0]!r}."
-    )
+    return tokens

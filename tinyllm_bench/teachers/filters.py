@@ -1,4 +1,4 @@
-"""Which texts of a teacher are not worth imitating: small pure tests with a name, counted in the record.
+"""Filters: which texts of a teacher are not worth imitating. Small pure tests with a name, counted in the record.
 
 Measured on the release (train splits): empty or "nan" texts in the LLaMA-2 part, texts of fewer than three words, texts
 cut at the token limit, and texts that run on into an invented question. The paper and its code train on all of them;
@@ -17,7 +17,7 @@ from tinyllm_bench.data.prompts import LETTERS
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.generation.thoughts import marks_thought
 
-FILTERS_VERSION = 4  # raise it with every change of what a filter rejects: kept annotations are then made again
+FILTERS_VERSION = 4  # raise it with every change of what a filter rejects: cached annotations are then filtered again
 MAX_WORDS = 200
 _ECHO_RUN, _ECHO_WHOLE = 16, 5
 _LOOP_SENTENCE, _LOOP_GRAM, _LOOP_PERIOD = 5, 8, 12
@@ -45,8 +45,9 @@ _MOJIBAKE = re.compile(
 class Candidate(NamedTuple):
     """A text and what is known of it.
 
-    `prompt` is what the teacher read, `finish` why it stopped ("stop", "length"), `answer` the choice's text or the
-    number that it named itself, `duplicate` whether it gave the same text for an earlier record. None: not known.
+    `prompt` is the teacher's prompt, `finish` why the text ended ("stop", "length"), `answer` the choice's text or the
+    number that the teacher named itself, `duplicate` whether it gave the same text for an earlier record. None: not
+    known.
     """
 
     text: str
@@ -63,8 +64,8 @@ def body(text: str) -> str:
 
 
 def before_next_question(text: str) -> str:
-    """The part of a text that is about its own question: what comes before an invented one."""
-    starts = [found.start() for pattern in (_NEXT_QUESTION, _LISTED) if (found := pattern.search(text))]
+    """The part of a text that is about its own question: everything before an invented one."""
+    starts = [match.start() for pattern in (_NEXT_QUESTION, _LISTED) if (match := pattern.search(text))]
     return text[: min(starts)] if starts else text
 
 
@@ -77,63 +78,30 @@ def named_answers(text: str, record: TaskRecord) -> set[int | str]:
     return {key for key in number_announced(own) if key is not None}
 
 
-def _empty(candidate: Candidate) -> bool:
-    return not body(candidate.text)
-
-
-def _nan(candidate: Candidate) -> bool:
-    return body(candidate.text).lower() == "nan"
-
-
-def _short(candidate: Candidate) -> bool:
-    return len(body(candidate.text).split()) < 3
-
-
-def _prompt_junk(candidate: Candidate) -> bool:
-    """Pieces of a web page or of a prompt."""
-    return _JUNK.search(candidate.text) is not None
-
-
-def _cut(candidate: Candidate) -> bool:
-    return candidate.finish == "length"
-
-
-def _thought(candidate: Candidate) -> bool:
-    """A thought that has no end, or whose marks were left in the text: what a model only thinks is no rationale."""
-    return marks_thought(candidate.text)
-
-
 def _unfinished(candidate: Candidate) -> bool:
-    """What stands in for `cut` where nobody recorded why a text ended."""
+    """A substitute for `cut` where the reason of a text's end is not recorded."""
     text = body(candidate.text)
     return bool(text) and _END.search(text) is None
 
 
-def _follow_up(candidate: Candidate) -> bool:
-    return before_next_question(candidate.text) != candidate.text
-
-
 def _prompt_echo(candidate: Candidate) -> bool:
-    """A run of 16 words of what was asked, or a text of at least 5 words that is nothing but a piece of it.
+    """A run of 16 words of the prompt or question, or a text of at least 5 words that is nothing but a piece of it.
 
     A run out of the passage is evidence, not an echo: only a text that is nothing but passage counts.
     """
-    said = _words(body(candidate.text))
-    passage, asked = _asked(candidate)
-    if len(said) >= _ECHO_WHOLE and any(f" {' '.join(said)} " in f" {' '.join(part)} " for part in (passage, *asked)):
-        return True
-    runs = _grams(said, _ECHO_RUN) - _grams(passage, _ECHO_RUN)
-    return any(runs & _grams(part, _ECHO_RUN) for part in asked)
-
-
-def _asked(candidate: Candidate) -> tuple[list[str], list[list[str]]]:
-    """The words of the passage; those of the question with its options, and of the prompt."""
-    asked = [] if candidate.prompt is None else [_words(candidate.prompt)]
-    if candidate.record is None:
-        return [], asked
-    record = candidate.record
-    options = (f"({letter}) {choice}" for letter, choice in zip(LETTERS, record.choices, strict=False))
-    return _words(record.context), [*asked, _words(" ".join([record.question, *options]))]
+    record, passage = candidate.record, list[str]()
+    sources = [] if candidate.prompt is None else [_words(candidate.prompt)]
+    if record is not None:
+        passage = _words(record.context)
+        options = (f"({letter}) {choice}" for letter, choice in zip(LETTERS, record.choices, strict=False))
+        sources.append(_words(" ".join([record.question, *options])))
+    words = _words(body(candidate.text))
+    if len(words) >= _ECHO_WHOLE:
+        text = f" {' '.join(words)} "
+        if any(text in f" {' '.join(source)} " for source in (passage, *sources)):
+            return True
+    runs = _grams(words, _ECHO_RUN) - _grams(passage, _ECHO_RUN)
+    return any(runs & _grams(source, _ECHO_RUN) for source in sources)
 
 
 def _words(text: str) -> list[str]:
@@ -147,12 +115,13 @@ def _grams(words: Sequence[str], length: int) -> set[tuple[str, ...]]:
 def _loop(candidate: Candidate) -> bool:
     """A sentence of 5 words twice, 8 words in the same order three times, or up to 12 words three times in a row."""
     text = body(candidate.text)
-    sentences = [found for part in _SENTENCE.split(text) if len(found := tuple(_words(part))) >= _LOOP_SENTENCE]
+    sentences = [s for part in _SENTENCE.split(text) if len(s := tuple(_words(part))) >= _LOOP_SENTENCE]
     words = _words(text)
-    return len(set(sentences)) < len(sentences) or _thrice(words) or _circles(words)
+    return len(set(sentences)) < len(sentences) or _has_gram_thrice(words) or _has_period(words)
 
 
-def _thrice(words: Sequence[str]) -> bool:
+def _has_gram_thrice(words: Sequence[str]) -> bool:
+    """Whether 8 words occur in the same order three times without overlap."""
     starts: dict[tuple[str, ...], list[int]] = {}
     for start in range(len(words) - _LOOP_GRAM + 1):
         seen = starts.setdefault(tuple(words[start : start + _LOOP_GRAM]), [])
@@ -161,8 +130,8 @@ def _thrice(words: Sequence[str]) -> bool:
     return any(len(seen) >= 3 for seen in starts.values())
 
 
-def _circles(words: Sequence[str]) -> bool:
-    """Whether words come again after the same distance for two whole turns; one word alone must stand five times."""
+def _has_period(words: Sequence[str]) -> bool:
+    """Whether words repeat with the same period for two more periods; a single word must occur five times."""
     for period in range(1, _LOOP_PERIOD + 1):
         run = 0
         for first, later in zip(words, words[period:], strict=False):
@@ -170,16 +139,6 @@ def _circles(words: Sequence[str]) -> bool:
             if run >= max(2 * period, 4):
                 return True
     return False
-
-
-def _mojibake(candidate: Candidate) -> bool:
-    return _MOJIBAKE.search(candidate.text) is not None
-
-
-def _contradicts_gold(candidate: Candidate) -> bool:
-    if candidate.record is None:
-        return False
-    return _wrong_answer(candidate) or bool(named_answers(candidate.text, candidate.record) - _golds(candidate.record))
 
 
 def _wrong_answer(candidate: Candidate) -> bool:
@@ -190,38 +149,34 @@ def _wrong_answer(candidate: Candidate) -> bool:
     return normalised(candidate.answer) != normalised(candidate.record.gold_text)
 
 
-def _golds(record: TaskRecord) -> set[int | str]:
-    """Every choice with the gold's text: a few questions of the public sets hold an option twice; or the number."""
-    if not record.choices:
-        return {record.gold_key}
-    gold = normalised(record.gold_text)
-    return {index for index, choice in enumerate(record.choices) if normalised(choice) == gold}
-
-
-def _too_long(candidate: Candidate) -> bool:
-    return len(body(candidate.text).split()) > MAX_WORDS
-
-
-def _duplicate(candidate: Candidate) -> bool:
-    return candidate.duplicate
+def _contradicts_gold(candidate: Candidate) -> bool:
+    record = candidate.record
+    if record is None:
+        return False
+    golds: set[int | str] = {record.gold_key}
+    if record.choices:  # every choice with the gold's text: a few questions of the public sets list an option twice
+        gold = normalised(record.gold_text)
+        golds = {index for index, choice in enumerate(record.choices) if normalised(choice) == gold}
+    return _wrong_answer(candidate) or bool(named_answers(candidate.text, record) - golds)
 
 
 FILTERS: Mapping[str, Callable[[Candidate], bool]] = {
-    "empty": _empty,
-    "nan": _nan,
-    "short": _short,
-    "prompt_junk": _prompt_junk,
-    "cut": _cut,
-    "thought": _thought,
+    "empty": lambda c: not body(c.text),
+    "nan": lambda c: body(c.text).lower() == "nan",
+    "short": lambda c: len(body(c.text).split()) < 3,
+    "prompt_junk": lambda c: _JUNK.search(c.text) is not None,  # pieces of a web page or of a prompt
+    "cut": lambda c: c.finish == "length",
+    # reasoning that has no end, or whose tags are still in the text: it is no rationale
+    "thought": lambda c: marks_thought(c.text),
     "unfinished": _unfinished,
-    "follow_up": _follow_up,
+    "follow_up": lambda c: before_next_question(c.text) != c.text,
     "prompt_echo": _prompt_echo,
     "loop": _loop,
-    "mojibake": _mojibake,
+    "mojibake": lambda c: _MOJIBAKE.search(c.text) is not None,
     "contradicts_gold": _contradicts_gold,
     "wrong_answer": _wrong_answer,
-    "too_long": _too_long,
-    "duplicate": _duplicate,
+    "too_long": lambda c: len(body(c.text).split()) > MAX_WORDS,
+    "duplicate": lambda c: c.duplicate,
 }
 NEEDS: Mapping[str, str] = {"cut": "finish", "wrong_answer": "answer"}  # the field without which they cannot judge
 
@@ -238,7 +193,7 @@ def check_names(filters: Sequence[str]) -> None:
 
 
 def rejected_by(text: str | Candidate, filters: Sequence[str]) -> str | None:
-    """The first named filter that rejects a text, or None; a bare text is one of which nothing else is known.
+    """The first named filter that rejects a text, or None; of a plain string nothing but the text is known.
 
     Raises:
         UserError: a filter's name is unknown.
@@ -254,26 +209,28 @@ def candidates(
     *,
     prompts: Mapping[str, str] | None = None,
 ) -> list[Candidate]:
-    """What filters look at, in the annotations' order. `prompts`: by record id."""
-    owners: dict[tuple[str, str], str] = {}
-    found = []
-    for said in annotations:
-        words = normalised(body(said.text))
-        owner = owners.setdefault((said.teacher, words), said.record_id) if words else said.record_id
-        found.append(
+    """The filters' view of annotations, in their order. `records` and `prompts` are by record id."""
+    first_uses: dict[tuple[str, str], str] = {}  # the record of a teacher's text, the first time it gives that text
+    result = []
+    for annotation in annotations:
+        text = normalised(body(annotation.text))
+        first = annotation.record_id
+        if text:
+            first = first_uses.setdefault((annotation.teacher, text), annotation.record_id)
+        result.append(
             Candidate(
-                text=said.text,
-                record=records.get(said.record_id),
-                prompt=(prompts or {}).get(said.record_id),
-                finish=said.finish,
-                answer=said.answer,
-                duplicate=owner != said.record_id,
+                text=annotation.text,
+                record=records.get(annotation.record_id),
+                prompt=(prompts or {}).get(annotation.record_id),
+                finish=annotation.finish,
+                answer=annotation.answer,
+                duplicate=first != annotation.record_id,
             )
         )
-    return found
+    return result
 
 
-def rejections(
+def apply_filters(
     annotations: Sequence[Annotation],
     records: Mapping[str, TaskRecord],
     filters: Sequence[str],
@@ -288,5 +245,5 @@ def rejections(
         UserError: a filter's name is unknown.
     """
     check_names(filters)
-    seen = candidates(annotations, records, prompts=prompts)
-    return [replace(a, rejected=rejected_by(c, filters)) for a, c in zip(annotations, seen, strict=True)]
+    judged = candidates(annotations, records, prompts=prompts)
+    return [replace(a, rejected=rejected_by(c, filters)) for a, c in zip(annotations, judged, strict=True)]

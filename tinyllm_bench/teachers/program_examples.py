@@ -1,6 +1,6 @@
-"""Hand-written examples of programs, six for each kind of question; what a live teacher is shown.
+"""Hand-written programs that a live teacher is shown as examples, six for each kind of question.
 
-Raise `elicit.PROMPTS_VERSION` with every change. A test runs each: it gives its answer and is not degenerate.
+Raise `prompts.PROMPTS_VERSION` with every change. A test runs each: it gives its answer and is not degenerate.
 """
 
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from typing import NamedTuple
 from tinyllm_bench.answers.programs import Kind
 
 
-class Shown(NamedTuple):
-    """A question, its options (none where a number is asked for), its program, and the key the program gives."""
+class ProgramExample(NamedTuple):
+    """A question, its options (none where the answer is a number), its program, and the key the program gives."""
 
     question: str
     options: tuple[str, ...]
@@ -21,14 +21,14 @@ class Shown(NamedTuple):
 RULES = """\
 Write a short Python program that works out the answer to the last question. One statement in each line: no loops, no \
 functions, no imports. Put what you know into variables, compute from them, and end with `answer = ...`: """
-ENDS: Mapping[Kind, str] = {
+ANSWER_RULES: Mapping[Kind, str] = {
     "options": "the letter of an option. `choices` holds the options by their letters.",
     "yes_no": '"yes" or "no", or "maybe" where that is an option.',
     "number": "the number that is asked for.",
 }
 
 _OPTIONS = (
-    Shown(
+    ProgramExample(
         "Which of these sinks in a glass of water?",
         ("an ice cube", "a dry cork", "a steel nut"),
         """\
@@ -40,7 +40,7 @@ sinks = {"a": ice_cube > water, "b": dry_cork > water, "c": steel_nut > water}
 answer = max(choices, key=sinks.get)""",
         "c",
     ),
-    Shown(
+    ProgramExample(
         "A gardener wants to lift a heavy stone with little force. What helps most?",
         ("a short stick as a lever", "a long pole as a lever", "a wet rope", "a flat board under the stone"),
         """\
@@ -53,7 +53,7 @@ gain = {"a": gain_short, "b": gain_long, "c": 1, "d": 1}
 answer = max(gain, key=gain.get)""",
         "b",
     ),
-    Shown(
+    ProgramExample(
         "Which animal can be seen feeding its young with milk?",
         ("a robin", "a bat", "a trout", "a grass snake"),
         """\
@@ -63,7 +63,7 @@ gives_milk = {"a": "bird" in milk_givers, "b": "mammal" in milk_givers, "c": Fal
 answer = max(kinds, key=gives_milk.get)""",
         "b",
     ),
-    Shown(
+    ProgramExample(
         "To dry wet shoes overnight without harming them, you should",
         ("stuff them with newspaper and leave them in the hall", "bake them in a hot oven"),
         """\
@@ -76,7 +76,7 @@ good_oven = oven_c < leather_harmed_above_c
 answer = "a" if good_hall and not good_oven else "b\"""",
         "a",
     ),
-    Shown(
+    ProgramExample(
         "I have a neck but no head, and I am full when I am new. What am I?",
         ("a scarf", "a bottle", "a giraffe", "a moon", "a violin"),
         """\
@@ -90,7 +90,7 @@ scores = {"a": 1, "b": score_b, "c": score_c, "d": 1, "e": score_e}
 answer = max(scores, key=scores.get)""",
         "b",
     ),
-    Shown(
+    ProgramExample(
         "Which object is best seen with a telescope?",
         ("a cell of an onion", "a ring of Saturn", "a grain of salt"),
         """\
@@ -107,7 +107,7 @@ answer = max(choices, key=too_far.get)""",
 _CLOSED = ("yes", "no")
 _OPEN = ("yes", "no", "maybe")
 _YES_NO = (
-    Shown(
+    ProgramExample(
         "A train leaves at 9:40 and needs 75 minutes. Is it there before 11 o'clock?",
         _CLOSED,
         """\
@@ -117,7 +117,7 @@ eleven = 11 * 60
 answer = "yes" if arrives < eleven else "no\"""",
         "yes",
     ),
-    Shown(
+    ProgramExample(
         "In the trial, mean pain fell from 6.8 to 3.1 with the drug and from 6.7 to 6.4 without it (P = 0.001). Does"
         " the drug relieve pain?",
         _OPEN,
@@ -129,7 +129,7 @@ effect = fall_with > fall_without
 answer = "yes" if effect and p_value < 0.05 else "maybe\"""",
         "yes",
     ),
-    Shown(
+    ProgramExample(
         "Infection was seen in 12 of 100 patients with the new dressing and in 11 of 100 with the old one (P = 0.83)."
         " Does the new dressing prevent infection?",
         _OPEN,
@@ -141,7 +141,7 @@ fewer = new_rate < old_rate
 answer = "yes" if fewer and p_value < 0.05 else "no\"""",
         "no",
     ),
-    Shown(
+    ProgramExample(
         "Survival was longer in one of two centres, and the study was stopped early with 14 patients. Should all"
         " patients get the treatment?",
         _OPEN,
@@ -154,7 +154,7 @@ consistent = centres_with_effect == centres
 answer = "yes" if consistent and patients >= enough else "maybe\"""",
         "maybe",
     ),
-    Shown(
+    ProgramExample(
         "Is a person of 17 years old enough for a rule that begins at 18?",
         _CLOSED,
         """\
@@ -164,7 +164,7 @@ old_enough = age >= begins
 answer = "yes" if old_enough else "no\"""",
         "no",
     ),
-    Shown(
+    ProgramExample(
         "The enzyme lies on the X chromosome. Can a father pass its gene to a son?",
         _CLOSED,
         """\
@@ -177,37 +177,37 @@ answer = "yes" if passes else "no\"""",
 )
 
 _NUMBER = (
-    Shown(
+    ProgramExample(
         "Mira has 14 shells. She gives 5 to Tom and finds 8 more. How many shells does she have now?",
         (),
         "shells = 14\ngiven = 5\nfound = 8\nanswer = shells - given + found",
         "17",
     ),
-    Shown(
+    ProgramExample(
         "A box holds 12 eggs. A baker uses 5 boxes and 7 single eggs. How many eggs is that?",
         (),
         "eggs_per_box = 12\nboxes = 5\nsingle = 7\nanswer = eggs_per_box * boxes + single",
         "67",
     ),
-    Shown(
+    ProgramExample(
         "A rope of 9 metres is cut into 4 equal pieces. How long is one piece in metres?",
         (),
         "rope_m = 9\npieces = 4\nanswer = rope_m / pieces",
         "2.25",
     ),
-    Shown(
+    ProgramExample(
         "A jacket of 80 dollars is sold at 25 percent off. What does it cost?",
         (),
         "price = 80\noff_percent = 25\ndiscount = price * off_percent / 100\nanswer = price - discount",
         "60",
     ),
-    Shown(
+    ProgramExample(
         "Ben read 23 pages on Monday and 9 pages fewer on Tuesday. How many pages did he read on both days?",
         (),
         "monday = 23\ntuesday = monday - 9\nanswer = monday + tuesday",
         "37",
     ),
-    Shown(
+    ProgramExample(
         "There are 46 guests and each table seats 6. How many tables are needed?",
         (),
         "guests = 46\nseats = 6\ntables = math.ceil(guests / seats)\nanswer = tables",
@@ -215,4 +215,4 @@ _NUMBER = (
     ),
 )
 
-SHOWN: Mapping[Kind, tuple[Shown, ...]] = {"options": _OPTIONS, "yes_no": _YES_NO, "number": _NUMBER}
+EXAMPLES: Mapping[Kind, tuple[ProgramExample, ...]] = {"options": _OPTIONS, "yes_no": _YES_NO, "number": _NUMBER}

@@ -1,21 +1,21 @@
-"""The settings of teachers: what they are asked, how their texts are sampled, and what is kept of them."""
+"""The settings of teachers: their prompts, how their texts are sampled, and which of these are used."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tinyllm_bench.teachers.few_shot import ShotConfig
-from tinyllm_bench.teachers.prompts import Kind
+from tinyllm_bench.teachers.prompts import PromptKind
 
 
-class _Settings(BaseModel):
+class _SettingsGroup(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 _Price = Annotated[float, Field(ge=0, le=1e6)]
 
 
-class TeacherSamplingConfig(_Settings):
+class TeacherSamplingConfig(_SettingsGroup):
     """How a live teacher's texts are sampled: greedy at temperature 0; `samples` texts per record, each seeded."""
 
     temperature: float = Field(0.0, ge=0, le=100)
@@ -25,27 +25,27 @@ class TeacherSamplingConfig(_Settings):
     seed: int = Field(0, ge=0, lt=2**32)
 
 
-class ApiConfig(_Settings):
-    """How an API is asked: requests at once, seconds from the start to the end of one, and tries of each."""
+class ApiConfig(_SettingsGroup):
+    """Requests to an API: how many at once, seconds from the start to the end of one, and attempts of each."""
 
     concurrency: int = Field(8, ge=1, le=10**4)
     timeout: float = Field(60.0, gt=0, le=1e6)
     attempts: int = Field(6, ge=1, le=1000)
 
 
-class AnnotationConfig(_Settings):
+class AnnotationConfig(_SettingsGroup):
     """Where teachers' texts come from and what happens to them before training.
 
-    control: `shuffled` or `gold` rationales as a control. The rest is for live teachers: kind: what they are asked
-    (`forced`: the gold answer stands in the prompt, as in TinyLLM); demonstrations: the examples in front of the
-    question, their passages cut to `demonstration_words`; chat: whether they are asked in their own chat template;
-    engine: who runs local ones; prices: US dollars per million tokens (in, out), by the teacher's key.
+    control: `shuffled` or `gold` rationales as a control. The rest is for live teachers: kind: their prompt (`forced`:
+    the gold answer is in the prompt, as in TinyLLM); demonstrations: the examples in front of the question, their
+    passages cut to `demonstration_words`; chat: whether prompts use the teacher's own chat template; engine: the
+    library that runs local ones; prices: US dollars per million tokens (in, out), by the teacher's key.
     """
 
     control: Literal["shuffled", "gold"] | None = None
     filters: tuple[str, ...] = ("thought", "cut", "empty", "nan", "short", "prompt_junk")
     on_missing_teacher: Literal["refuse", "drop"] = "refuse"
-    kind: Kind = "forced"
+    kind: PromptKind = "forced"
     demonstrations: ShotConfig = ShotConfig()
     demonstration_words: int = Field(64, ge=1, le=10**6)
     sampling: TeacherSamplingConfig = TeacherSamplingConfig()

@@ -1,7 +1,7 @@
-"""A set of teachers' texts as one file: packed with where they come from, checked and merged elsewhere.
+"""Packs: teachers' cached texts as one file with their provenance, to be checked and merged elsewhere.
 
-The file is zstandard-compressed JSONL. Its first line tells the teachers, how many texts there are, and their digest;
-every other line is one text. Each text's key is computed anew from its teacher, prompt and sampling when it is read.
+The file is zstandard-compressed JSONL. Its first line holds the teachers, the number of texts, and their digest; every
+other line is one text. Each text's key is computed again from its teacher, prompt and sampling when it is read.
 """
 
 import hashlib
@@ -22,16 +22,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tinyllm_bench import __version__
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import cache_root, canonical_json, digest, write_bytes
-from tinyllm_bench.teachers.cache import TextCache, texts_folder
-from tinyllm_bench.teachers.cached_text import Row, check_row, today
+from tinyllm_bench.teachers.cache import CachedText, TextCache, check_row, texts_folder, today
 
 SUFFIX = ".jsonl.zst"
-_LONGEST_LINE = 1 << 24  # bytes of a text with its prompt: a few kilobytes can unpack to any size
-_PLAIN = re.compile(r"[^\W_][^/\\\x00-\x1f]*")  # it becomes a folder, and must not lead out of the cache
+_MAX_LINE = 1 << 24  # bytes of a text with its prompt: a few kilobytes can unpack to any size
+_SHORT_NAME = re.compile(r"[^\W_][^/\\\x00-\x1f]*")  # it becomes a folder, which must not lead out of the cache
 
 
 class PackedTeacher(BaseModel):
-    """Whose texts: the short name, and the identity that decides them."""
+    """A teacher of a pack: its short name, its identity, and the number of its texts."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,7 +39,7 @@ class PackedTeacher(BaseModel):
     texts: int
 
 
-class Header(BaseModel):
+class PackHeader(BaseModel):
     """The first line of a pack; `digest` is the SHA-256 (hex) of all that follows it, uncompressed."""
 
     model_config = ConfigDict(frozen=True)
@@ -55,28 +54,28 @@ class Header(BaseModel):
 
 
 class Imported(NamedTuple):
-    """What an import did: what the pack held, and how many of its texts the cache did not have."""
+    """The result of an import: the pack's header, and how many of its texts were new to the cache."""
 
-    header: Header
+    header: PackHeader
     new: int
 
 
-def kept_teachers() -> dict[str, list[Path]]:
-    """The folders of kept texts by the teacher's short name; models of one name have a folder each."""
-    found: dict[str, list[Path]] = {}
-    for card in sorted((cache_root() / "annotations").glob("*/*/teacher.json")):
-        found.setdefault(card.parent.parent.name, []).append(card.parent)
-    return found
+def cached_teachers() -> dict[str, list[Path]]:
+    """The folders of cached texts by the teacher's short name; models of one name have a folder each."""
+    folders: dict[str, list[Path]] = {}
+    for file in sorted((cache_root() / "annotations").glob("*/*/teacher.json")):
+        folders.setdefault(file.parent.parent.name, []).append(file.parent)
+    return folders
 
 
-def pack(teachers: Sequence[str | Path], to: Path, *, private: Callable[[Any], Iterable[str]]) -> Header:
-    """Write the texts of teachers, named or by their folders, into one file, in the order of their keys.
+def pack(teachers: Sequence[str | Path], to: Path, *, private: Callable[[Any], Iterable[str]]) -> PackHeader:
+    """Write the texts of teachers, given by name or folder, into one file, in the order of their keys.
 
-    `private` finds the texts in a value that must not leave this machine (its paths); a teacher's identity that holds
+    `private` finds the strings in a value that must not leave this machine (its paths); a teacher's identity that holds
     one is refused, because the keys depend on it.
 
     Raises:
-        UserError: a teacher has no texts, one is named by a path of this machine, or the file is wrongly named.
+        UserError: a teacher has no texts, its identity holds a path of this machine, or the file has another suffix.
     """
     if not to.name.endswith(SUFFIX):
         raise UserError(f"{to}: a pack is named *{SUFFIX}, such as {to.name.split('.')[0] or 'texts'}{SUFFIX}")
@@ -84,24 +83,24 @@ def pack(teachers: Sequence[str | Path], to: Path, *, private: Callable[[Any], I
     for cache in caches:
         if paths := list(private({"name": cache.name, "identity": cache.teacher})):
             raise UserError(
-                f"teacher {cache.name} is named by a place on this machine ({paths[0]}), which a pack must not tell;"
-                " have it served under another name and annotate again"
+                f"teacher {cache.name} is identified by a path of this machine ({paths[0]}), which a pack must not"
+                " contain; serve it under another name and annotate again"
             )
     return _write(caches, to)
 
 
 def _folders(teachers: Sequence[str | Path]) -> Iterator[Path]:
-    known = kept_teachers()
-    for one in teachers:
-        if (Path(one) / "teacher.json").exists():
-            yield Path(one).resolve()
-        elif str(one) in known:
-            yield from (folder.resolve() for folder in known[str(one)])
+    known = cached_teachers()
+    for teacher in teachers:
+        if (Path(teacher) / "teacher.json").exists():
+            yield Path(teacher).resolve()
+        elif str(teacher) in known:
+            yield from (folder.resolve() for folder in known[str(teacher)])
         else:
-            raise unknown_name("teacher with kept texts", str(one), known)
+            raise unknown_name("teacher with cached texts", str(teacher), known)
 
 
-def _write(caches: Sequence[TextCache], to: Path) -> Header:
+def _write(caches: Sequence[TextCache], to: Path) -> PackHeader:
     """The texts are compressed while they are digested; the header, known last, is a frame of its own before them."""
     sha, body, counts = hashlib.sha256(), io.BytesIO(), [0] * len(caches)
     with zstandard.ZstdCompressor().stream_writer(body, closefd=False) as packer:
@@ -112,8 +111,8 @@ def _write(caches: Sequence[TextCache], to: Path) -> Header:
                 packer.write(line)
                 counts[number] += 1
     if not sum(counts):
-        raise UserError(f"no texts are kept of {', '.join(cache.name for cache in caches) or 'no teacher'}")
-    header = Header(
+        raise UserError(f"no texts are cached of {', '.join(cache.name for cache in caches) or 'no teacher'}")
+    header = PackHeader(
         format="tinyllm-bench-texts",
         version=1,
         teachers=tuple(
@@ -137,35 +136,35 @@ def import_pack(file: Path) -> Imported:
         UserError: the file is no pack, truncated or edited, or the cache holds other texts under the same keys.
     """
     header = read_header(file)
-    for cache, rows in _by_shard(file, header):  # a pass before, because a pack may prove wrong at its very end
-        cache.introduce(write=False)
-        cache.refuse_clashes(rows, cache.read(cache.shard(rows[0]["key"])))
+    for cache, rows in _by_shard(file, header):  # a first pass, because a pack may prove wrong at its very end
+        cache.check_identity()
+        cache.check_conflicts(rows, cache.read(cache.shard(rows[0]["key"])))
     return Imported(header, sum(cache.merge(rows) for cache, rows in _by_shard(file, header)))
 
 
-def _by_shard(file: Path, header: Header) -> Iterator[tuple[TextCache, list[Row]]]:
-    caches = [TextCache(texts_folder(one.name, one.identity), one.identity) for one in header.teachers]
+def _by_shard(file: Path, header: PackHeader) -> Iterator[tuple[TextCache, list[CachedText]]]:
+    caches = [TextCache(texts_folder(t.name, t.identity), t.identity) for t in header.teachers]
     for (number, _), group in groupby(_rows(file, header), key=lambda item: (item[0], item[1]["key"][0])):
         yield caches[number], [row for _, row in group]
 
 
 def info(what: str | Path | None = None) -> list[dict[str, Any]]:
-    """What a pack or the cache holds, a table row for each teacher: of a pack, a teacher, a folder, or all teachers.
+    """A table row for each teacher of a pack, of a name, of a folder, or of the whole cache.
 
     Raises:
-        UserError: there is no such thing, or it is damaged.
+        UserError: `what` is none of these, or it is damaged.
     """
     if what is not None and Path(what).is_file():
         header = read_header(Path(what))
         groups = groupby(_rows(Path(what), header), key=itemgetter(0))
         teachers = ((header.teachers[number], group) for number, group in groups)
-        return [_summary(one.name, one.identity, (row for _, row in group)) for one, group in teachers]
-    folders = _folders([what] if what is not None else [*kept_teachers()])
+        return [_summary(t.name, t.identity, (row for _, row in group)) for t, group in teachers]
+    folders = _folders([what] if what is not None else [*cached_teachers()])
     caches = [TextCache.open(folder) for folder in folders]
     return [_summary(cache.name, cache.teacher, cache.rows()) for cache in caches]
 
 
-def _summary(name: str, identity: Mapping[str, Any], rows: Iterable[Row]) -> dict[str, Any]:
+def _summary(name: str, identity: Mapping[str, Any], rows: Iterable[CachedText]) -> dict[str, Any]:
     """One table row. Tokens, seconds and joules are sums; joules are None where none were measured."""
     sums, seen = Counter[str](), {"engine": set[str](), "prompts": set[str](), "tinyllm_bench": set[str]()}
     seconds, joules, dates = 0.0, None, set[str]()
@@ -192,28 +191,28 @@ def _summary(name: str, identity: Mapping[str, Any], rows: Iterable[Row]) -> dic
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_header(file: Path) -> Header:
+def read_header(file: Path) -> PackHeader:
     """The first line of a pack.
 
     Raises:
-        UserError: the file cannot be read, or is no pack of a version that is known here.
+        UserError: the file cannot be read, or is no pack of a known version.
     """
     with closing(_lines(file)) as lines:
         first = next(lines, b"")
     try:
-        header = Header.model_validate_json(first, strict=True)
+        header = PackHeader.model_validate_json(first, strict=True)
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
         why = f"its {field} is not what this version reads" if field else "its first line is no header"
         raise UserError(f"{file} is not a pack of texts: {why}; make one with `teachers pack`") from None
     for teacher in header.teachers:
-        if not _PLAIN.fullmatch(teacher.name) or not teacher.name.isprintable():
+        if not _SHORT_NAME.fullmatch(teacher.name) or not teacher.name.isprintable():
             raise UserError(f"{file}: {teacher.name!r} is no teacher's short name; the pack was edited, get it again")
     return header
 
 
-def _rows(file: Path, header: Header) -> Iterator[tuple[int, Row]]:
-    """Each text with the number of its teacher: checked as it comes, and all of them at the end."""
+def _rows(file: Path, header: PackHeader) -> Iterator[tuple[int, CachedText]]:
+    """Each text with its teacher's number: checked one by one, and their count and digest at the end."""
     sha, counts, last = hashlib.sha256(), [0] * len(header.teachers), (-1, "")
     with closing(_lines(file)) as lines:
         next(lines, b"")
@@ -227,17 +226,17 @@ def _rows(file: Path, header: Header) -> Iterator[tuple[int, Row]]:
             if counts[number] > header.teachers[number].texts:
                 raise UserError(f"{file} was edited: it holds more texts than its first line says; get it again")
             yield number, row
-    if counts != [one.texts for one in header.teachers] or sha.hexdigest() != header.digest:
+    if counts != [teacher.texts for teacher in header.teachers] or sha.hexdigest() != header.digest:
         raise UserError(
             f"{file} was truncated or edited: {sum(counts)} of {header.texts} texts were read and their digest is"
             f" {sha.hexdigest()[:12]}, not {header.digest[:12]}; get it again"
         )
 
 
-def _parse(line: bytes, header: Header, where: str) -> tuple[int, Row]:
+def _parse(line: bytes, header: PackHeader, where: str) -> tuple[int, CachedText]:
     try:
         row = json.loads(line)
-        if f"{canonical_json(row)}\n".encode() != line:  # also refuses what JSON allows and our files may not hold
+        if f"{canonical_json(row)}\n".encode() != line:  # also refuses JSON that is not in canonical form
             raise ValueError
         number = row.pop("teacher")
         if type(number) is not int or number < 0:
@@ -256,9 +255,9 @@ def _lines(file: Path) -> Generator[bytes, None, None]:
     try:
         with file.open("rb") as raw:
             unpacked = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
-            while line := unpacked.readline(_LONGEST_LINE + 1):
-                if len(line) > _LONGEST_LINE:
-                    raise UserError(f"{file} is not a pack of texts: a line is longer than {_LONGEST_LINE} bytes")
+            while line := unpacked.readline(_MAX_LINE + 1):
+                if len(line) > _MAX_LINE:
+                    raise UserError(f"{file} is not a pack of texts: a line is longer than {_MAX_LINE} bytes")
                 yield line
     except OSError as error:
         raise UserError(f"{file}: {error.strerror or error}") from None

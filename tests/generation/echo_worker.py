@@ -1,4 +1,4 @@
-"""A child that does as it is told, for the tests of `generation.worker`."""
+"""A worker that does what each request says, for the tests of `generation.vllm_worker`."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.worker import serve
+from tinyllm_bench.generation.vllm_worker import serve
 
 
 def say(request: dict[str, Any]) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def say(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse(request: dict[str, Any]) -> dict[str, Any]:
-    raise UserError("that cannot be had; ask for something else")
+    raise UserError("that is not available; request something else")
 
 
 def fail(request: dict[str, Any]) -> dict[str, Any]:
