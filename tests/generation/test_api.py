@@ -51,7 +51,7 @@ def only(script: list[Reply], **more: Any) -> Completion | FailedRequest:
         return written(server, requests(1), **more)[0]
 
 
-def test_a_chat_request_says_everything_that_was_asked() -> None:
+def test_a_chat_request_holds_all_of_the_request() -> None:
     sampling = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 33, "stop": ("\nQuestion:", "\n#")}
     with FakeServer([words("A hen lays eggs.")]) as server:
         answer = written(server, requests(1, **sampling))[0]
@@ -62,7 +62,7 @@ def test_a_chat_request_says_everything_that_was_asked() -> None:
     assert server.requests_sent == [("/v1/chat/completions", {**expected, **message})]
 
 
-def test_a_base_model_is_asked_for_a_completion() -> None:
+def test_a_base_model_gets_a_completion_request() -> None:
     with FakeServer() as server:
         answer = written(server, requests(1), chat=False)[0]
     assert isinstance(answer, Completion) and answer.text == "echo of prompt 0"
@@ -105,7 +105,7 @@ def test_more_stop_texts_than_a_server_takes_are_cut_here() -> None:
     ],
     ids=["429", "500", "503", "dropped", "half json", "list", "no choice", "empty choice", "error in 200", "null text"],
 )
-def test_trouble_that_passes_is_asked_again_and_trouble_that_lasts_fails(trouble: Reply) -> None:
+def test_passing_failures_are_retried_and_lasting_ones_fail(trouble: Reply) -> None:
     waits: list[float] = []
     answer = only([trouble, trouble, words("at last")], waits=waits)
     assert isinstance(answer, Completion) and answer.text == "at last"
@@ -335,7 +335,7 @@ def test_leaving_early_begins_nothing_new() -> None:
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
-def test_what_a_server_keeps_apart_as_reasoning_is_no_text_and_not_asked_for_again(name: str) -> None:
+def test_reasoning_in_a_field_of_its_own_is_no_text_and_not_retried(name: str) -> None:
     thought = {"role": "assistant", "content": None, name: "Let me see"}
     answer = only([words("", message=thought, finish_reason="length")])
     assert isinstance(answer, Completion) and (answer.text, answer.finish) == ("", "length")

@@ -16,7 +16,7 @@ def ids(text: str) -> list[int]:
     return list(bpe_tokenizer()(text).input_ids)
 
 
-def test_a_chat_template_is_used_when_there_is_one_and_it_is_wished() -> None:
+def test_a_chat_template_is_used_when_it_exists_and_the_setting_allows_it() -> None:
     plain, chatty = bpe_tokenizer(), bpe_tokenizer()
     chatty.chat_template = TEMPLATE
     assert [uses_chat(chatty, how, "m") for how in ("auto", "always", "never")] == [True, True, False]  # type: ignore[arg-type]

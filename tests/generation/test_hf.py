@@ -102,7 +102,7 @@ def test_an_end_token_and_a_stop_text_end_one_row_and_leave_the_others(tiny_llam
 
 
 @pytest.mark.slow
-def test_a_drawn_text_depends_on_its_own_seed_alone(tiny_llama_dir: Path) -> None:
+def test_a_sampled_text_depends_on_its_own_seed_alone(tiny_llama_dir: Path) -> None:
     sampled = requests(temperature=1.0, top_p=0.95)
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -115,7 +115,7 @@ def test_a_drawn_text_depends_on_its_own_seed_alone(tiny_llama_dir: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_draw_may_take_any_token_and_top_p_narrows_it(tiny_llama_dir: Path) -> None:
+def test_any_token_can_be_sampled_and_top_p_narrows_it(tiny_llama_dir: Path) -> None:
     hot = [GenerationRequest("A hen", SamplingConfig(temperature=1e4, max_new_tokens=1), seed) for seed in range(150)]
     assert len(set(texts(written(tiny_llama_dir, hot)))) > 50  # transformers' own default is the 50 likeliest
     sure = [

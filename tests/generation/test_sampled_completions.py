@@ -42,7 +42,7 @@ def test_sampled_texts_differ_and_all_have_log_probabilities(family: str) -> Non
         assert completion.finish == "stop" or completion.tokens_out == 12
 
 
-def test_the_same_seeds_give_the_same_texts_whoever_is_beside_them() -> None:
+def test_the_same_seeds_give_the_same_texts_in_any_batch() -> None:
     generate = sampler()
     first = texts(generate, requests_for(SAMPLED, (5,)))
     assert [completion.text for completion in texts(generate, requests_for(SAMPLED, (7, 5, 6)))][1::3] == [

@@ -27,7 +27,7 @@ HARMONY = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>f
         ("Iron rusts, on analysis of <b> it.", "Iron rusts, on analysis of <b> it."),
     ],
 )
-def test_what_stands_behind_a_thought_is_the_text(text: str, rest: str) -> None:
+def test_the_text_after_the_reasoning_is_the_text(text: str, rest: str) -> None:
     assert without_thoughts(text) == (rest, False)
 
 
@@ -41,7 +41,7 @@ def test_what_stands_behind_a_thought_is_the_text(text: str, rest: str) -> None:
         "<Reasoning>The answer",
     ],
 )
-def test_a_thought_without_an_end_is_told(text: str) -> None:
+def test_reasoning_without_an_end_is_marked(text: str) -> None:
     assert without_thoughts(text).unclosed and marks_thought(text)
 
 

@@ -71,7 +71,7 @@ def test_greedy_texts_are_those_of_transformers(generator: VllmEngine, chat_fold
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
-def test_a_drawn_text_depends_on_its_own_seed_alone(generator: VllmEngine) -> None:
+def test_a_sampled_text_depends_on_its_own_seed_alone(generator: VllmEngine) -> None:
     batch = requests(temperature=1.0, top_p=0.95)
     first = [answer.text for answer in answers(generator, batch)]
     assert [answer.text for answer in answers(generator, batch[::-1])] == first[::-1]

@@ -85,7 +85,7 @@ def test_what_could_not_be_started_is_not_tried_again_in_a_run(worker: WorkerPro
         worker.start({"op": "fail"}, what="a model")
 
 
-def test_one_death_is_forgiven_and_two_are_not(worker: WorkerProcess) -> None:
+def test_after_two_deaths_no_worker_is_started(worker: WorkerProcess) -> None:
     for _ in range(2):
         assert worker.start({"op": "say", "text": 1}, what="a model")["ok"] == 1
         with pytest.raises(WorkerFailed, match="died at 'die'"):

@@ -171,7 +171,7 @@ def test_reading_five_thousand_texts_is_fast(cache: TextCache) -> None:
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_stop_ends_with_the_reason_and_keeps_the_rest_of_the_batch(cache: TextCache) -> None:
+def test_stop_ends_with_the_reason_and_the_rest_of_the_batch_is_cached(cache: TextCache) -> None:
     failing = FakeGenerator({REQUESTS[7].prompt: FailedRequest("no text came")}, batch=40)
     with pytest.raises(UserError, match=r"a-model failed on 1 of 40 prompts: no text came.*the same command resumes"):
         fill(cache, failing)
@@ -227,7 +227,7 @@ def test_a_generator_that_leaves_one_out_does_not_loop_for_ever(cache: TextCache
     assert 0 < len(rows) < 40
 
 
-def test_an_interruption_keeps_what_was_written_and_frees_the_locks(cache: TextCache) -> None:
+def test_an_interruption_loses_no_written_text_and_frees_the_locks(cache: TextCache) -> None:
     with pytest.raises(KeyboardInterrupt):
         fill(cache, FakeGenerator({REQUESTS[30].prompt: KeyboardInterrupt()}))
     cached = list(cache.rows())
@@ -349,7 +349,7 @@ def test_two_processes_write_every_text_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_takes_over_what_a_killed_one_held(tmp_path: Path) -> None:
+def test_a_process_takes_over_the_locks_of_a_killed_one(tmp_path: Path) -> None:
     killed, other = start("fill", tmp_path, "killed", "other"), start("fill", tmp_path, "other", "killed")
     log, deadline = tmp_path / "calls.log", time.monotonic() + 60
     while not (log.exists() and {"killed", "other"} <= set(log.read_text().split())):

@@ -51,7 +51,7 @@ def test_a_majority_answer_loses_only_those_without_a_partner() -> None:
 
 
 @pytest.mark.parametrize("task", ["arc", "svamp"])
-def test_gold_says_the_answer(task: str) -> None:
+def test_gold_is_the_answer_s_text(task: str) -> None:
     annotations, records = given(task)
     for annotation in apply_control("gold", annotations, records):
         record = records[annotation.record_id]

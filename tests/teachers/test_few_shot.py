@@ -44,7 +44,7 @@ def test_the_record_itself_is_never_shown(select: Select) -> None:
 
 
 @pytest.mark.parametrize("select", SELECTS)
-def test_nor_is_one_that_asks_the_same_in_other_letters(select: Select) -> None:
+def test_nor_is_the_same_question_in_other_letters(select: Select) -> None:
     twins = [made(20 + i, f"  Why is   the MOSS {'wet' if i % 2 else 'Wet'}? ", answer=i % 3) for i in range(6)]
     shots = ShotSelector(ShotConfig(select=select, shots=4), [*twins, *POOL[:4]], None)
     record = made(99, "why is the moss wet?")
@@ -70,7 +70,7 @@ def test_the_order_of_work_changes_nothing(select: Select) -> None:
     assert {record.id: backwards.select(record) for record in reversed(POOL)} == first
 
 
-def test_random_draws_anew_for_each_record_and_each_seed() -> None:
+def test_random_samples_again_for_each_record_and_each_seed() -> None:
     def shown_with(seed: int) -> list[list[str]]:
         return [shown_ids(ShotSelector(ShotConfig(seed=seed), POOL, None), record) for record in POOL]
 
@@ -78,7 +78,7 @@ def test_random_draws_anew_for_each_record_and_each_seed() -> None:
     assert shown_with(0) != shown_with(1)
 
 
-def test_random_favours_nobody() -> None:
+def test_random_is_uniform() -> None:
     shots = ShotSelector(ShotConfig(shots=3), POOL, None)
     counts = Counter(one for i in range(400) for one in shown_ids(shots, made(1000 + i, f"Other question {i}?")))
     assert set(counts) == {one.id for one in POOL}
@@ -123,7 +123,7 @@ def test_nearest_works_where_no_question_has_a_word() -> None:
     assert len(shown_ids(ShotSelector(ShotConfig(select="nearest"), pool, None), POOL[0])) == 2
 
 
-def test_nearest_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_nearest_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     ShotSelector(ShotConfig(select="nearest"), POOL, None).select(POOL[0])
     assert capfd.readouterr() == ("", "")
 

@@ -80,7 +80,7 @@ def test_an_empty_text_is_nothing_but_empty(name: str) -> None:
 
 
 @pytest.mark.parametrize(("finish", "expected"), [("length", True), ("stop", False), (None, False)])
-def test_cut_is_what_the_writer_said(finish: str | None, expected: bool) -> None:
+def test_cut_is_the_generator_s_finish_reason(finish: str | None, expected: bool) -> None:
     assert caught("cut", GOOD, finish=finish) is expected
 
 
@@ -114,7 +114,7 @@ def test_unfinished(text: str, expected: bool) -> None:
         "Iron rusts. A follow-up question would be what bees eat.",
     ],
 )
-def test_follow_up_questions_are_found(text: str) -> None:
+def test_follow_up_questions_are_detected(text: str) -> None:
     assert caught("follow_up", text)
 
 
@@ -166,7 +166,7 @@ def test_a_quoted_passage_is_evidence_but_a_copy_is_an_echo() -> None:
         " takes the rain and gives it back as ice",
     ],
 )
-def test_loops_are_found(text: str) -> None:
+def test_loops_are_detected(text: str) -> None:
     assert caught("loop", text)
 
 
@@ -188,7 +188,7 @@ WRONGLY_READ = ["Fünf Kühe im Garten", "ржавчина", "it’s rusty", "50
 
 @pytest.mark.parametrize("text", WRONGLY_READ)
 @pytest.mark.parametrize("codec", ["latin-1", "cp1252"])
-def test_mojibake_is_found_and_the_right_reading_is_not(text: str, codec: str) -> None:
+def test_mojibake_is_detected_and_the_right_encoding_is_not(text: str, codec: str) -> None:
     assert caught("mojibake", text.encode().decode(codec, errors="replace"))
     assert not caught("mojibake", text)
 
@@ -226,7 +226,7 @@ def test_the_answer_that_was_parsed_counts_as_well() -> None:
     assert not caught("contradicts_gold", "The answer is (a).", record=None)
 
 
-def test_a_gold_option_that_stands_twice_is_right_in_both_places() -> None:
+def test_a_gold_option_that_is_listed_twice_is_right_in_both_places() -> None:
     twice = TaskRecord(id="t", task="toy", split="train", question="?", choices=("rust", "tin", "Rust."), answer=0)
     assert not caught("contradicts_gold", "The answer is (c).", record=twice)
     assert caught("contradicts_gold", "The answer is (b).", record=twice)
@@ -251,7 +251,7 @@ def reasons(annotations: list[Annotation], *filters: str, **known: Any) -> list[
     return [a.rejected for a in apply_filters(annotations, {RAKE.id: RAKE, STUDY.id: STUDY}, filters, **known)]
 
 
-def test_duplicates_are_found_over_the_whole_list_and_per_teacher() -> None:
+def test_duplicates_are_detected_over_the_whole_list_and_per_teacher() -> None:
     annotations = [
         annotation(RAKE.id, GOOD),
         annotation(STUDY.id, f"{TRIGGER} {GOOD.upper()}"),
@@ -264,7 +264,7 @@ def test_duplicates_are_found_over_the_whole_list_and_per_teacher() -> None:
     assert reasons(annotations) == [None] * 6
 
 
-def test_rejections_name_the_first_reason_and_keep_the_text() -> None:
+def test_rejections_name_the_first_reason_and_leave_the_text() -> None:
     annotations = [
         annotation(RAKE.id, "The answer is (a)", finish="length"),
         annotation(STUDY.id, GOOD, rejected="old"),

@@ -69,7 +69,7 @@ TEXTS = [
 ]
 
 
-def test_shares_count_what_the_definitions_say() -> None:
+def test_shares_follow_their_definitions() -> None:
     found = report([annotation(n, text) for n, text in enumerate(TEXTS)])
     counts = {name: getattr(found, name).count for name in TeacherReport.model_fields if name in SHARES}
     assert counts == {
@@ -165,7 +165,7 @@ def test_own_accuracy_is_of_named_answers_of_teachers_that_did_not_see_the_gold(
     assert report([annotation(0, TEXTS[0], answer="rust")]).own is None
 
 
-def test_nothing_named_says_nothing() -> None:
+def test_without_a_named_answer_any_accuracy_is_possible() -> None:
     found = report(own("alder", [None, None]))
     assert found.own is not None and (found.own.named, found.own.low, found.own.high) == (0, 0.0, 1.0)
     assert dict(figure_rows([found]))["own accuracy"] == "-, 2 unread"
@@ -202,7 +202,7 @@ def test_agreement_is_over_records_that_both_answered_in_their_first_sample() ->
     assert agreement_lines([first, second]) == [f"alder and birch: 2 of 3 alike, kappa {found.kappa:.2f}"]
 
 
-def test_a_teacher_that_saw_the_gold_agrees_with_nobody() -> None:
+def test_a_teacher_that_saw_the_gold_has_no_agreement() -> None:
     forced = own("birch", ["rust", "tin"])
     forced = [Annotation(**{**_fields(a), "gold_visible": True}) for a in forced]
     assert [r.agreement for r in teacher_reports([*own("alder", ["rust", "tin"]), *forced], RECORDS, ())] == [(), ()]
@@ -212,7 +212,7 @@ def _fields(annotation: Annotation) -> dict[str, Any]:
     return {name: getattr(annotation, name) for name in Annotation.__dataclass_fields__}
 
 
-def test_costs_are_sums_and_unknown_where_nobody_counted() -> None:
+def test_costs_are_sums_and_unknown_where_none_was_measured() -> None:
     live = report([annotation(n, TEXTS[0], tokens_in=10, tokens_out=n, seconds=0.5) for n in range(3)])
     assert (live.tokens_in, live.tokens_out, live.seconds) == (30, 3, 1.5)
     replayed = report([annotation(0, TEXTS[0])])
@@ -242,7 +242,7 @@ def test_prompts_belong_to_a_teacher() -> None:
     assert [r.alone["prompt_echo"].count for r in found] == [0, 1]
 
 
-def test_tasks_and_teachers_are_told_apart() -> None:
+def test_tasks_and_teachers_have_separate_reports() -> None:
     other = record(0, "play")
     annotations = [
         annotation(0, TEXTS[0]),
@@ -286,7 +286,7 @@ def test_teachers_that_are_not_recorded_are_an_error(source: Any, keys: list[str
         replayed_reports(Source(source), ["obqa"], keys, ())
 
 
-def test_every_share_stands_in_the_rows() -> None:
+def test_every_share_is_in_the_rows() -> None:
     found = report([annotation(n, text) for n, text in enumerate(TEXTS)])
     shown = dict([*figure_rows([found]), *filter_rows([found])])
     assert shown["under five words"] == "60.0 % (3)" and shown["short"] == "60.0 % (3)"

@@ -110,7 +110,7 @@ def test_a_free_teacher_names_its_answer_and_does_not_see_the_gold() -> None:
     assert not any(a.gold_visible or "answer is" in a.text for a in free)
 
 
-def test_drawn_samples_have_seeds_of_their_own_and_greedy_ones_share_theirs() -> None:
+def test_samples_have_seeds_of_their_own_and_greedy_texts_share_theirs() -> None:
     sampled = Echo()
     annotations = annotate(teacher(sampled, sampling=TeacherSamplingConfig(temperature=0.7, samples=3)))
     assert len(annotations) == 3 * len(RECORDS) == len({a.text for a in annotations})
@@ -136,7 +136,7 @@ def test_a_failure_may_be_skipped() -> None:
     assert [a.record_id for a in annotations] == [record.id for record in RECORDS if record.question != word]
 
 
-def test_filters_reject_and_keep_the_text() -> None:
+def test_filters_reject_and_leave_the_text() -> None:
     annotations = annotate(teacher(Echo(), filters=("duplicate",)))
     assert [a.rejected for a in annotations] == [None, *["duplicate"] * (len(RECORDS) - 1)]
     assert all(a.text for a in annotations)
@@ -144,7 +144,7 @@ def test_filters_reject_and_keep_the_text() -> None:
 
 def test_the_bill_is_the_sum_over_texts() -> None:
     annotations = annotate(teacher(Echo()))
-    assert cost_of(annotations, (2.0, 10.0)) == {
+    assert cost_of(annotations, (2.0, 10.0))._asdict() == {
         "tokens_in": 60,
         "tokens_out": 30,
         "seconds": 3.0,
@@ -152,7 +152,7 @@ def test_the_bill_is_the_sum_over_texts() -> None:
         "usd": pytest.approx(60 * 2e-6 + 30 * 10e-6),
         "engines": ["fake"],
     }
-    assert cost_of(annotations, None)["usd"] is None
+    assert cost_of(annotations, None).usd is None
 
 
 @dataclass

@@ -72,7 +72,7 @@ def teachers_pack(
 ) -> None:
     """Export cached annotations to one file, with their provenance."""
     from tinyllm_bench.leaderboard.public import machine_paths
-    from tinyllm_bench.teachers.text_files import pack
+    from tinyllm_bench.teachers.packs import pack
 
     check_writable(to, "--to", file=True)
     header = pack(teachers, to, private=machine_paths)
@@ -82,7 +82,7 @@ def teachers_pack(
 
 def teachers_import(file: Annotated[Path, typer.Argument(help="A file written by `teachers pack`.")]) -> None:
     """Import packed annotations into the cache."""
-    from tinyllm_bench.teachers.text_files import import_pack
+    from tinyllm_bench.teachers.packs import import_pack
 
     header, new = import_pack(file)
     names = ", ".join(teacher.name for teacher in header.teachers)
@@ -96,6 +96,6 @@ def teachers_info(
     as_json: AsJson = False,
 ) -> None:
     """List cached annotations: models, counts, tokens and generation time."""
-    from tinyllm_bench.teachers.text_files import info
+    from tinyllm_bench.teachers.packs import summaries
 
-    echo_rows(info(what), as_json=as_json)
+    echo_rows([summary._asdict() for summary in summaries(what)], as_json=as_json)

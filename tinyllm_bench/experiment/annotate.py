@@ -89,7 +89,7 @@ def _counts(cell: Cell, teacher: Teacher, own: Sequence[Annotation]) -> dict[str
         "degenerate_rate": _degenerate_rate(own) if teacher.kind == "program" else None,
         "control": cell.config.annotations.control,
         "text_digest": digest([a.text for a in own if not a.rejected]),
-        "cost": None if teacher.recorded else cost_of(own, cell.config.annotations.prices.get(teacher.key)),
+        "cost": None if teacher.recorded else cost_of(own, cell.config.annotations.prices.get(teacher.key))._asdict(),
     }
 
 

@@ -86,8 +86,19 @@ class Teacher(Protocol):
         """The annotations that exist already, and those that do not; nothing is generated."""
 
 
-def cost_of(annotations: Sequence[Annotation], price: tuple[float, float] | None) -> dict[str, Any]:
-    """Tokens, wall seconds, energy and money of a teacher's texts; unknown values are None.
+class TextCost(NamedTuple):
+    """What a teacher's texts cost: tokens, wall seconds, energy and US dollars; unknown values are None."""
+
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+    joules: float | None
+    usd: float | None
+    engines: list[str]
+
+
+def cost_of(annotations: Sequence[Annotation], price: tuple[float, float] | None) -> TextCost:
+    """The sum over a teacher's texts.
 
     A cell is charged in full for the texts it trains on, although they may come from the cache: another machine, or
     another order of cells, would have paid for them here. `price`: US dollars per million tokens (in, out).
@@ -95,14 +106,14 @@ def cost_of(annotations: Sequence[Annotation], price: tuple[float, float] | None
     tokens_in = sum(a.tokens_in or 0 for a in annotations)
     tokens_out = sum(a.tokens_out or 0 for a in annotations)
     joules = [a.joules for a in annotations if a.joules is not None]
-    return {
-        "tokens_in": tokens_in,
-        "tokens_out": tokens_out,
-        "seconds": round(sum(a.seconds or 0.0 for a in annotations), 2),
-        "joules": round(sum(joules), 1) if joules else None,
-        "usd": None if price is None else round((tokens_in * price[0] + tokens_out * price[1]) / 1e6, 6),
-        "engines": sorted({a.engine for a in annotations if a.engine}),
-    }
+    return TextCost(
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        seconds=round(sum(a.seconds or 0.0 for a in annotations), 2),
+        joules=round(sum(joules), 1) if joules else None,
+        usd=None if price is None else round((tokens_in * price[0] + tokens_out * price[1]) / 1e6, 6),
+        engines=sorted({a.engine for a in annotations if a.engine}),
+    )
 
 
 # --- recorded texts --------------------------------------------------------------------------------------------------

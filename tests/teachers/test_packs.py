@@ -15,7 +15,7 @@ from tinyllm_bench.base.files import canonical_json
 from tinyllm_bench.generation.requests import Completion
 from tinyllm_bench.leaderboard.public import machine_paths
 from tinyllm_bench.teachers.cache import TextCache, text_key, texts_folder
-from tinyllm_bench.teachers.text_files import cached_teachers, import_pack, info, pack, read_header
+from tinyllm_bench.teachers.packs import cached_teachers, import_pack, pack, read_header, summaries
 
 ONE, TWO = {"model": ["whole", {"model.safetensors": "ab12"}], "chat": "auto"}, {"model": "other", "chat": "never"}
 
@@ -67,7 +67,7 @@ def edited(file: Path, number: int, **changes: Any) -> None:
     write_lines(file, lines)
 
 
-def test_texts_arrive_and_are_found(packed: Path) -> None:
+def test_packed_texts_arrive_in_the_cache(packed: Path) -> None:
     header, new = import_pack(packed)
     assert (new, header.texts, [one.texts for one in header.teachers]) == (70, 70, [30, 40])
     rows = fill(cache_at("two", TWO), None)  # no generator is needed
@@ -184,7 +184,7 @@ def test_files_that_are_no_packs(elsewhere: Callable[[str], None], tmp_path: Pat
         import_pack(file)
     write_lines(file, [b"plain words\n"])
     with pytest.raises(UserError, match="its first line is no header"):
-        info(file)
+        summaries(file)
     with pytest.raises(UserError, match="is no file"):
         import_pack(tmp_path)
 
@@ -209,9 +209,12 @@ def test_another_text_under_the_same_key_is_never_overwritten(packed: Path) -> N
 
 
 def test_info_is_the_same_of_a_pack_and_of_the_cache(packed: Path) -> None:
-    of_pack = info(packed)
-    assert [(row["teacher"], row["texts"], row["tokens_in"]) for row in of_pack] == [("one", 30, 270), ("two", 40, 352)]
-    assert of_pack[0] | {"made": ""} == {
+    of_pack = summaries(packed)
+    assert [(summary.teacher, summary.texts, summary.tokens_in) for summary in of_pack] == [
+        ("one", 30, 270),
+        ("two", 40, 352),
+    ]
+    assert of_pack[0]._asdict() | {"made": ""} == {
         "teacher": "one",
         "identity": texts_folder("one", ONE).name,
         "texts": 30,
@@ -220,15 +223,15 @@ def test_info_is_the_same_of_a_pack_and_of_the_cache(packed: Path) -> None:
         "seconds": 15.0,
         "joules": None,
         "engine": "fake",
-        "prompts": of_pack[0]["prompts"],
-        "tinyllm_bench": of_pack[0]["tinyllm_bench"],
+        "prompts": of_pack[0].prompts,
+        "tinyllm_bench": of_pack[0].tinyllm_bench,
         "made": "",
     }
-    assert of_pack[0]["prompts"].isdigit() and of_pack[0]["made"].startswith("20")
-    assert info() == []
+    assert of_pack[0].prompts.isdigit() and of_pack[0].made.startswith("20")
+    assert summaries() == []
     import_pack(packed)
-    assert info() == of_pack
-    assert info("two") == info(texts_folder("two", TWO)) == of_pack[1:]
+    assert summaries() == of_pack
+    assert summaries("two") == summaries(texts_folder("two", TWO)) == of_pack[1:]
 
 
 @pytest.mark.parametrize(

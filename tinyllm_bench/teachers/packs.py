@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import groupby
@@ -148,8 +147,27 @@ def _by_shard(file: Path, header: PackHeader) -> Iterator[tuple[TextCache, list[
         yield caches[number], [row for _, row in group]
 
 
-def info(what: str | Path | None = None) -> list[dict[str, Any]]:
-    """A table row for each teacher of a pack, of a name, of a folder, or of the whole cache.
+class TextSummary(NamedTuple):
+    """The texts of one teacher, cached or packed; `identity` is a digest of the teacher's.
+
+    Tokens, seconds and joules are sums; joules are None where none were measured.
+    """
+
+    teacher: str
+    identity: str
+    texts: int
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+    joules: float | None
+    engine: str
+    prompts: str
+    tinyllm_bench: str
+    made: str
+
+
+def summaries(what: str | Path | None = None) -> list[TextSummary]:
+    """A summary for each teacher of a pack, of a name, of a folder, or of the whole cache.
 
     Raises:
         UserError: `what` is none of these, or it is damaged.
@@ -164,28 +182,34 @@ def info(what: str | Path | None = None) -> list[dict[str, Any]]:
     return [_summary(cache.name, cache.teacher, cache.rows()) for cache in caches]
 
 
-def _summary(name: str, identity: Mapping[str, Any], rows: Iterable[CachedText]) -> dict[str, Any]:
-    """One table row. Tokens, seconds and joules are sums; joules are None where none were measured."""
-    sums, seen = Counter[str](), {"engine": set[str](), "prompts": set[str](), "tinyllm_bench": set[str]()}
-    seconds, joules, dates = 0.0, None, set[str]()
+def _summary(name: str, identity: Mapping[str, Any], rows: Iterable[CachedText]) -> TextSummary:
+    texts = tokens_in = tokens_out = 0
+    seconds, joules = 0.0, None
+    engines, prompts, versions, dates = set[str](), set[str](), set[str](), set[str]()
     for row in rows:
-        sums.update(texts=1, tokens_in=row["tokens_in"], tokens_out=row["tokens_out"])
+        texts += 1
+        tokens_in += row["tokens_in"]
+        tokens_out += row["tokens_out"]
         seconds += row["seconds"]
         if row["joules"] is not None:
             joules = (joules or 0.0) + row["joules"]
-        for field in ("prompts", "tinyllm_bench"):
-            seen[field].add(str(row["made"].get(field)))
-        seen["engine"].add(row["engine"])
+        engines.add(row["engine"])
+        prompts.add(str(row["made"].get("prompts")))
+        versions.add(str(row["made"].get("tinyllm_bench")))
         dates.add(str(row["made"].get("date")))
-    return {
-        "teacher": name,
-        "identity": digest(identity)[:16],
-        **{field: sums[field] for field in ("texts", "tokens_in", "tokens_out")},
-        "seconds": round(seconds, 2),
-        "joules": joules if joules is None else round(joules, 1),
-        **{field: ", ".join(sorted(values)) for field, values in seen.items()},
-        "made": " to ".join(sorted({min(dates), max(dates)})) if dates else "",
-    }
+    return TextSummary(
+        teacher=name,
+        identity=digest(identity)[:16],
+        texts=texts,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        seconds=round(seconds, 2),
+        joules=joules if joules is None else round(joules, 1),
+        engine=", ".join(sorted(engines)),
+        prompts=", ".join(sorted(prompts)),
+        tinyllm_bench=", ".join(sorted(versions)),
+        made=" to ".join(sorted({min(dates), max(dates)})) if dates else "",
+    )
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
