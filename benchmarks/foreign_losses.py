@@ -1,14 +1,14 @@
-"""Other people's losses in the calling convention of the conformance kit.
+"""Losses of other libraries in the calling convention of the conformance kit.
 
 `tinyllm-bench conformance --against benchmarks.foreign_losses:NAME` in the checkout, NAME one of:
 
 - `trl`: TRL's GKD loss, `GKDTrainer.generalized_jsd_loss` (WHY was written for 1.16.0);
-- `liger`: liger-kernel's chunked JSD, `LigerFusedLinearJSDLoss`, its logits made by an identity head (0.8.5);
+- `liger`: liger-kernel's chunked JSD, `LigerFusedLinearJSDLoss`, with an identity head for its logits (0.8.5);
 - `huggingface`: transformers' causal language model loss, the cross-entropy of most trainers.
 
-Neither TRL nor liger-kernel is needed by this project; install them beside it (`pip install --target`) to try. Each
-gets what its signature takes, and nothing is corrected. What it has no argument for is `not offered`; only the rows
-that pad a vocabulary are handed over as they come out of a model. `WHY` explains each disagreement.
+This project needs neither TRL nor liger-kernel; install them beside it (`pip install --target`) to try. Each function
+gets what its signature takes, and nothing is corrected. What it has no argument for is `not offered`, except that the
+padded rows of a vocabulary are passed as a model gives them. `WHY` explains each disagreement.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 Options = Mapping[str, Any]
-_ENDS = {"forward_kl": 0.0, "reverse_kl": 1.0}  # both libraries read beta 0 and 1 as the plain divergences
-_ROWS = "takes no vocabulary size: rows that are no token get probability, and pull on the others"
+_ENDS = {"forward_kl": 0.0, "reverse_kl": 1.0}  # both libraries take beta 0 and 1 as the plain divergences
+_ROWS = "takes no vocabulary size: rows without a token get probability and change the gradients of the others"
 _NAN = "log-probabilities of -inf are subtracted from each other, which is NaN; nothing masks them"
 
 WHY: dict[str, dict[str, str]] = {
@@ -89,7 +89,7 @@ def huggingface(
     from transformers.loss.loss_utils import ForCausalLMLoss
 
     if kind != "cross_entropy":
-        raise NotImplementedError("cross-entropy alone")
+        raise NotImplementedError("only cross-entropy")
     assert student_logits is not None
     labels = torch.tensor(options["input_ids"])
     for row, start, end in zip(labels, options["prompt_lengths"], options["lengths"], strict=True):
@@ -103,7 +103,7 @@ def _beta(kind: str, mask: Tensor | None, options: Options) -> float:
     if kind not in (*_ENDS, "jsd"):
         raise NotImplementedError(f"no {kind}")
     if mask is None:
-        raise NotImplementedError("the shift is its trainer's, not its loss's")
+        raise NotImplementedError("the shift is done by its trainer, not by its loss")
     for name in ("top_k", "temperature_squared", "normalize"):
         if options.get(name):
             raise NotImplementedError(f"no {name}")

@@ -1,12 +1,12 @@
-"""Memory of a divergence over the vocabulary: plain autograd against our chunked form, and liger-kernel's if installed.
+"""The memory of a divergence over the vocabulary: plain autograd, our chunked form, and liger-kernel's if installed.
 
-A step is the forward and backward pass of GKD's JSD (beta 0.5) from hidden states through two heads, float32, until the
-gradients of the student's hidden states and head exist. Every cell runs in a process of its own. Reported is the peak
-of resident memory (of the accelerator's, where there is one) less what was held before the step: weights and inputs.
-The floor is what no form can do without: the two gradients.
+A step is the forward and backward pass of GKD's JSD (beta 0.5) from hidden states through two heads in float32, until
+the gradients of the student's hidden states and head exist. Every measurement runs in a process of its own and reports
+the peak of resident memory (of GPU memory, if there is a GPU) minus weights and inputs. The minimum is what every form
+needs: the two gradients.
 
-- eager: all logits at once, the formula typed in with log_softmax and logaddexp;
-- ours: `models.lm.LM`'s chunks with `training.divergences`, the teacher's logits made chunk by chunk too;
+- eager: all logits at once, the formula written with log_softmax and logaddexp;
+- ours: `models.lm.LM`'s chunks with `training.divergences`, the teacher's logits computed chunk by chunk too;
 - liger: `LigerFusedLinearJSDLoss`, which divides by the tokens itself.
 
 `python benchmarks/kd_memory.py [--vocabulary 32000,50257,151936,256000] [--positions 1024] [--chunk 128]`
@@ -33,7 +33,7 @@ from tinyllm_bench.training.divergences import DivergenceConfig, divergence_of
 from tinyllm_bench.training.teacher_signals import Distributions
 
 HIDDEN, BETA = 576, 0.5
-EAGER_BUFFERS = 14  # of positions x vocabulary; more than it takes, to know beforehand that a cell fits
+EAGER_BUFFERS = 14  # of positions x vocabulary; an upper bound, to know beforehand that a measurement fits
 Step = Callable[["Inputs"], Tensor]
 
 
@@ -76,11 +76,11 @@ def eager(inputs: Inputs) -> Tensor:
 
 
 def chunked(inputs: Inputs, chunk: int) -> Tensor:
-    """Mean JSD as training makes it."""
+    """Mean JSD as in training."""
     teacher = Distributions(lambda rows: inputs.teacher_NH[rows] @ inputs.teacher_VH.T)
     loss = divergence_of(teacher, DivergenceConfig(kind="jsd", beta=BETA))
-    found = HeadAlone(inputs, chunk)(SimpleNamespace(), lambda logits_NV, rows: loss(logits_NV, rows).sum())
-    return found / len(inputs.student_NH)
+    total = HeadAlone(inputs, chunk)(SimpleNamespace(), lambda logits_NV, rows: loss(logits_NV, rows).sum())
+    return total / len(inputs.student_NH)
 
 
 def liger(inputs: Inputs, chunk: int) -> Tensor:
@@ -97,19 +97,24 @@ def liger(inputs: Inputs, chunk: int) -> Tensor:
 
 def forms(chunk: int) -> dict[str, Step]:
     """The forms that can run here."""
-    found: dict[str, Step] = {"eager": eager, "ours": lambda inputs: chunked(inputs, chunk)}
+    steps: dict[str, Step] = {"eager": eager, "ours": lambda inputs: chunked(inputs, chunk)}
     if importlib.util.find_spec("liger_kernel"):
-        found["liger"] = lambda inputs: liger(inputs, chunk)
-    return found
+        steps["liger"] = lambda inputs: liger(inputs, chunk)
+    return steps
 
 
 def measure(name: str, positions: int, vocabulary: int, chunk: int) -> dict[str, float]:
-    """One cell, in this process: bytes above weights and inputs, seconds, and what was computed."""
+    """One measurement, in this process: bytes above weights and inputs, seconds, loss and gradient norm."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     step = forms(chunk)[name]
-    step(Inputs(8, 64, device)).backward()  # whatever is loaded or compiled at first use
+    step(Inputs(8, 64, device)).backward()  # load and compile what is loaded or compiled on first use
     inputs = Inputs(positions, vocabulary, device)
-    held = _held()
+    # return freed memory to the system, and measure the peak from here
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    provenance.reset_peak_memory()
+    before = provenance.peak_memory()
     began = time.perf_counter()
     loss = step(inputs)
     loss.backward()
@@ -118,65 +123,58 @@ def measure(name: str, positions: int, vocabulary: int, chunk: int) -> dict[str,
     seconds, peak = time.perf_counter() - began, provenance.peak_memory()
     assert inputs.student_VH.grad is not None
     return {
-        "bytes": peak - held,
+        "bytes": peak - before,
         "seconds": seconds,
         "loss": loss.item(),
         "gradient": inputs.student_VH.grad.norm().item(),
     }
 
 
-def _held() -> int:
-    """Bytes held once the allocator has given back what is free; the peak is measured anew from here."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-    provenance.reset_peak_memory()
-    return provenance.peak_memory()
-
-
 def in_its_own_process(name: str, positions: int, vocabulary: int, chunk: int) -> dict[str, float] | None:
-    """The same in a fresh process; None where this machine has too little memory for it."""
+    """The same in a new process; None if this machine has too little memory for it."""
     need = positions * vocabulary * 4 * EAGER_BUFFERS if name == "eager" else 0
     if not torch.cuda.is_available() and need > psutil.virtual_memory().available:
         return None
-    cell = [name, *map(str, (positions, vocabulary, chunk))]
-    done = subprocess.run([sys.executable, __file__, "--cell", *cell], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{name}, vocabulary {vocabulary}: status {done.returncode}\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    arguments = ["--one", name, *map(str, (positions, vocabulary, chunk))]
+    result = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise SystemExit(f"{name}, vocabulary {vocabulary}: status {result.returncode}\n{result.stderr}")
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    """Measure every cell and print a table."""
+    """Measure all forms and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", default="32000,50257,151936,256000")
     parser.add_argument("--positions", type=int, default=1024)
     parser.add_argument("--chunk", type=int, default=128)
-    parser.add_argument("--cell", nargs=4, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.cell:
-        print(json.dumps(measure(asked.cell[0], *map(int, asked.cell[1:]))))
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one[0], *map(int, args.one[1:]))))
         return
-    print(f"{provenance.device_name()}: {asked.positions} positions, H {HIDDEN}, float32, chunk {asked.chunk}, JSD")
+    print(f"{provenance.device_name()}: {args.positions} positions, H {HIDDEN}, float32, chunk {args.chunk}, JSD")
     print("MiB above weights and inputs\n")
-    heading = f"{'vocabulary':>10} {'floor':>7}  {'form':<6} {'MiB':>7} {'of eager':>8}"
+    heading = f"{'vocabulary':>10} {'minimum':>7}  {'form':<6} {'MiB':>7} {'of eager':>8}"
     print(f"{heading} {'seconds':>8} {'loss':>10} {'|grad|':>10}")
-    for vocabulary in map(int, asked.vocabulary.split(",")):
-        show(asked.positions, vocabulary, asked.chunk)
+    for vocabulary in map(int, args.vocabulary.split(",")):
+        show(args.positions, vocabulary, args.chunk)
 
 
 def show(positions: int, vocabulary: int, chunk: int) -> None:
     """Print the rows of one vocabulary."""
-    floor, first = (vocabulary + positions) * HIDDEN * 4 / 2**20, None
+    minimum, eager_bytes = (vocabulary + positions) * HIDDEN * 4 / 2**20, None
     for name in forms(chunk):
-        found = in_its_own_process(name, positions, vocabulary, chunk)
-        if found is None:
-            print(f"{vocabulary:10,} {floor:7,.0f}  {name:<6} too little memory free on this machine")
+        result = in_its_own_process(name, positions, vocabulary, chunk)
+        if result is None:
+            print(f"{vocabulary:10,} {minimum:7,.0f}  {name:<6} too little memory free on this machine")
             continue
-        first = found["bytes"] if name == "eager" else first
-        share = f"{found['bytes'] / first:8.1%}" if first else " " * 8
-        numbers = f"{found['seconds']:8.2f} {found['loss']:10.6f} {found['gradient']:10.6f}"
-        print(f"{vocabulary:10,} {floor:7,.0f}  {name:<6} {found['bytes'] / 2**20:7,.0f} {share} {numbers}", flush=True)
+        eager_bytes = result["bytes"] if name == "eager" else eager_bytes
+        share = f"{result['bytes'] / eager_bytes:8.1%}" if eager_bytes else " " * 8
+        numbers = f"{result['seconds']:8.2f} {result['loss']:10.6f} {result['gradient']:10.6f}"
+        print(
+            f"{vocabulary:10,} {minimum:7,.0f}  {name:<6} {result['bytes'] / 2**20:7,.0f} {share} {numbers}", flush=True
+        )
 
 
 if __name__ == "__main__":

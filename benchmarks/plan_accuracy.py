@@ -47,12 +47,12 @@ def main() -> None:
     parser.add_argument("--tasks", default=names("task")[0])
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("settings", nargs="*", help="settings as of `tinyllm-bench run`")
-    asked = parser.parse_args()
-    for task in asked.tasks.split(","):
-        for method in asked.methods.split(","):
+    args = parser.parse_args()
+    for task in args.tasks.split(","):
+        for method in args.methods.split(","):
             with tempfile.TemporaryDirectory() as folder:
-                words = ["--method", method, "--task", task, "--preset", asked.preset, "--no-reference-baselines"]
-                words += ["--runs-dir", folder, "data.train_limit=200", *asked.settings]
+                words = ["--method", method, "--task", task, "--preset", args.preset, "--no-reference-baselines"]
+                words += ["--runs-dir", folder, "data.train_limit=200", *args.settings]
                 try:
                     found = compared(words, Path(folder))
                 except subprocess.CalledProcessError as error:

@@ -59,15 +59,15 @@ def main() -> None:
     parser.add_argument("--programs", type=int, default=9001, help="at most (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     data = os.environ.get("TINYLLM_BENCH_DATA")
     codes = recorded(Path(data).resolve().parent / "mixed_distillation") if data else []
     kind = "recorded" if codes else "generated"
-    codes = (codes or generated(asked.programs))[: asked.programs]
+    codes = (codes or generated(args.programs))[: args.programs]
     begin = time.perf_counter()
-    with Sandbox(workers=asked.workers) as box:
+    with Sandbox(workers=args.workers) as box:
         print(
-            f"{len(codes)} {kind} programs, {asked.workers} workers on {os.cpu_count()} cores, {asked.rounds} rounds,"
+            f"{len(codes)} {kind} programs, {args.workers} workers on {os.cpu_count()} cores, {args.rounds} rounds,"
             f" started in {time.perf_counter() - begin:.2f} s"
         )
         assert box.map(["answer = 6 * 7"])[0].value == 42
@@ -76,7 +76,7 @@ def main() -> None:
             "run only": lambda: without_check(box, codes),
             "canonical form only": lambda: box.prepare(codes),
         }
-        for name, speeds in measure(forms, len(codes), asked.rounds).items():
+        for name, speeds in measure(forms, len(codes), args.rounds).items():
             middle = statistics.median(speeds)
             print(f"  {name:<22} {middle:8.0f} programs/s  ({min(speeds):.0f}-{max(speeds):.0f})")
             if name == "source check and run":

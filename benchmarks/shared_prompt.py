@@ -1,12 +1,12 @@
-"""What shared prompts save: time, tokens and memory of TinyLLM's training step, and time of ranking options.
+"""What shared prompts save: time, tokens and memory of TinyLLM's training step, and the time to rank options.
 
 Four forms of the same step over the same questions, interleaved in one process: a padded pass per channel with logits
-at every position (the form of TinyLLM's released code, model_utils.py:42-49 at 9f5bebe), the same with logits at target
+at every position (as TinyLLM's released code, model_utils.py:42-49 at 9f5bebe), the same with logits at target
 positions only, a question as one sequence with its targets as branches, and that in batches filled by tokens from
 length-sorted questions. Then the options of test questions, ranked by lm-eval's own hf backend and as branches.
 
-`python benchmarks/shared_prompt.py [--task NAME] [--model SPEC] [--rounds N] [key=value ...]` takes the data that a run
-would take (TINYLLM_BENCH_DATA), or the sample questions where there is none.
+`python benchmarks/shared_prompt.py [--task NAME] [--model SPEC] [--rounds N] [key=value ...]` uses the data of a run
+(TINYLLM_BENCH_DATA), or the sample questions if that is not set.
 """
 
 import argparse
@@ -41,22 +41,22 @@ MICRO_TOKENS = 4096
 
 
 class Form(NamedTuple):
-    """One way to do the work: what is run, and how many positions it computes (with padding) or options it ranks."""
+    """One way to do the work, and how many positions it computes (with padding) or options it ranks."""
 
     run: Callable[[], Any]
     amount: int
 
 
 class Measured(NamedTuple):
-    """Seconds of every round, and its peak of memory above what was held before."""
+    """The seconds of every round, and its peak memory minus the memory in use before it."""
 
     seconds: list[float]
     peaks: list[int]
 
 
-def every_position(lm: LM, collator: Collator, micros: Sequence[Sequence[Row]]) -> None:
-    """Forward and backward with logits at every position, as transformers makes them."""
-    for rows in micros:
+def every_position(lm: LM, collator: Collator, parts: Sequence[Sequence[Row]]) -> None:
+    """Forward and backward pass with logits at every position, as transformers computes them."""
+    for rows in parts:
         batch = collator.collate(rows)
         mask = batch.attention_mask_BT
         logits_BTV = lm.plain(input_ids=batch.input_ids_BT, attention_mask=mask, use_cache=False).logits
@@ -64,9 +64,9 @@ def every_position(lm: LM, collator: Collator, micros: Sequence[Sequence[Row]]) 
         torch.nn.functional.cross_entropy(logits_NV.float(), batch.target_ids_N, reduction="sum").backward()
 
 
-def targets_only(lm: LM, collator: Collator, micros: Sequence[Sequence[Row]]) -> None:
-    """Forward and backward as the trainer does them."""
-    for rows in micros:
+def targets_only(lm: LM, collator: Collator, parts: Sequence[Sequence[Row]]) -> None:
+    """Forward and backward pass as in the trainer."""
+    for rows in parts:
         sums = channel_cross_entropy(collator.collate(rows), lm)
         torch.stack(list(sums.values())).sum().backward()
 
@@ -92,54 +92,50 @@ def training_forms(lm: LM, separate: Collator, groups: Sequence[Group]) -> dict[
     }
 
 
-def _form(work: Callable[..., None], lm: LM, collator: Collator, micros: Sequence[Sequence[Row]]) -> Form:
-    positions = sum(len(rows) * max(row.width for row in rows) for rows in micros)
-    return Form(partial(work, lm, collator, micros), positions)
+def _form(work: Callable[..., None], lm: LM, collator: Collator, parts: Sequence[Sequence[Row]]) -> Form:
+    positions = sum(len(rows) * max(row.width for row in rows) for rows in parts)
+    return Form(partial(work, lm, collator, parts), positions)
 
 
 def ranking_forms(cell: Cell, loaded: Loaded, count: int) -> tuple[dict[str, Form], float]:
     """Both ways to rank the options of test questions, and the largest difference of their values."""
     records = cell.asked_records("test")[:count]
     pairs = [(cell.ask.prompt(r), f" {option}") for r in records for option in cell.ask.options(r)]
-    asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     engines: dict[str, Any] = {
         "lm-eval's hf backend": hf_lm(*loaded, batch_size=16, device="cpu", layout="separate"),
         "options as branches": hf_lm(*loaded, batch_size=16, device="cpu", layout="shared"),
     }
-    values = [[value for value, _ in engine.loglikelihood(asked)] for engine in engines.values()]
-    off = max(abs(a - b) for a, b in zip(*values, strict=True))
-    return {name: Form(partial(e.loglikelihood, asked), len(asked)) for name, e in engines.items()}, off
+    values = [[value for value, _ in engine.loglikelihood(requests)] for engine in engines.values()]
+    difference = max(abs(a - b) for a, b in zip(*values, strict=True))
+    forms = {name: Form(partial(engine.loglikelihood, requests), len(requests)) for name, engine in engines.items()}
+    return forms, difference
 
 
 def measure(forms: Mapping[str, Form], rounds: int, *, before: Callable[[], None]) -> dict[str, Measured]:
     """Run the forms in turn; the first round warms up and is not counted."""
-    found = {name: Measured([], []) for name in forms}
+    results = {name: Measured([], []) for name in forms}
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's: returns freed memory to the system
     for number in range(rounds + 1):
         for name, form in forms.items():
             before()
-            held = _held()
+            if trim is not None:
+                trim(0)
+            provenance.reset_peak_memory()
+            bytes_before = provenance.peak_memory()
             began = time.perf_counter()
             form.run()
             if number:
-                found[name].seconds.append(time.perf_counter() - began)
-                found[name].peaks.append(provenance.peak_memory() - held)
-    return found
+                results[name].seconds.append(time.perf_counter() - began)
+                results[name].peaks.append(provenance.peak_memory() - bytes_before)
+    return results
 
 
-def _held() -> int:
-    """Bytes held once the allocator has given back what is free (glibc); peaks are measured anew from here."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-    provenance.reset_peak_memory()
-    return provenance.peak_memory()
-
-
-def show(title: str, forms: Mapping[str, Form], found: Mapping[str, Measured], unit: str) -> None:
+def show(title: str, forms: Mapping[str, Form], results: Mapping[str, Measured], unit: str) -> None:
     """Print medians, and ratios to the first form with the quartiles of the rounds' own ratios."""
-    first = next(iter(found.values())).seconds
+    first = next(iter(results.values())).seconds
     print(f"\n{title}\n  {'form':<40} {'seconds':>8} {'ratio':>6}  {'quartiles':<11} {unit:>9} {'GiB':>6}")
-    for name, (seconds, peaks) in found.items():
+    for name, (seconds, peaks) in results.items():
         ratios = [a / b for a, b in zip(seconds, first, strict=True)]
         low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (math.nan,) * 3
         middle, ratio = statistics.median(seconds), statistics.median(seconds) / statistics.median(first)
@@ -157,30 +153,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--forms", default="1,2,3,4", help="which forms of the step, by number")
     parser.add_argument("settings", nargs="*", help="settings as of `tinyllm-bench run`")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     preset = "cpu" if os.environ.get("TINYLLM_BENCH_DATA") else "quickstart"
     request = Request(
         methods=("tinyllm",),
-        tasks=(asked.task,),
+        tasks=(args.task,),
         preset=preset,
-        assignments=(f"data.train_limit={asked.questions}", *asked.settings),
+        assignments=(f"data.train_limit={args.questions}", *args.settings),
     )
     (cell,) = plan_cells(request)[1]
-    loaded = load_model(parse_spec(asked.model, role="student"))
+    loaded = load_model(parse_spec(args.model, role="student"))
     groups = encode_groups(cell, loaded, annotate(cell, report=lambda event: None))
     lm = LM(loaded.model).train()
-    chosen = {int(number) for number in asked.forms.split(",")}
+    chosen = {int(number) for number in args.forms.split(",")}
     every = training_forms(lm, collator_of(*loaded), groups)
     forms = {name: form for number, (name, form) in enumerate(every.items(), start=1) if number in chosen}
-    found = measure(forms, asked.rounds, before=lambda: lm.zero_grad(set_to_none=True))
-    about = f"{asked.task}, preset {preset}, mode {cell.mode}, {asked.model}"
+    results = measure(forms, args.rounds, before=lambda: lm.zero_grad(set_to_none=True))
+    about = f"{args.task}, preset {preset}, mode {cell.mode}, {args.model}"
     tokens = sum(group.tokens for group in groups)
-    title = f"TinyLLM's step: {about}, {len(groups)} questions, {tokens:,} tokens, {asked.rounds} rounds"
-    show(title, forms, found, "positions")
+    title = f"TinyLLM's step: {about}, {len(groups)} questions, {tokens:,} tokens, {args.rounds} rounds"
+    show(title, forms, results, "positions")
     lm.zero_grad(set_to_none=True)
-    ranking, off = ranking_forms(cell, loaded, asked.ranked)
-    found = measure(ranking, asked.rounds, before=lambda: None)
-    show(f"Ranking: {about}, largest difference of a log-probability {off:.1e}", ranking, found, "options")
+    ranking, difference = ranking_forms(cell, loaded, args.ranked)
+    results = measure(ranking, args.rounds, before=lambda: None)
+    show(f"Ranking: {about}, largest difference of a log-probability {difference:.1e}", ranking, results, "options")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 Cells are marked by `# %%`: editors such as VS Code, PyCharm and Spyder run them one by one, and
 `python examples/notebook.py` runs them all in a minute or two on two CPU cores. The student has three layers of a 135M
-model that `tinyllm-bench fetch smollm2-135m` brings, and learns for a moment: the numbers rank nothing.
+model (`tinyllm-bench fetch smollm2-135m`) and is trained only briefly: the numbers rank nothing.
 """
 
-# %% What the work is done on
+# %% Where runs are saved, and the student
 import os
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tinyllm_bench import compare, load_record, run
 RUNS = Path(os.environ.get("NOTEBOOK_RUNS", "runs/notebook"))
 STUDENT = os.environ.get("NOTEBOOK_STUDENT", "bundled:smollm2-135m?layers=0:30:10")
 
-# %% Two methods at the same budget; run it again and it reads back what is there
+# %% Two methods at the same budget; a second call reads the finished runs
 result = run(
     method=["finetune", "tinyllm"],
     task="obqa",
@@ -28,19 +28,19 @@ result = run(
 )
 assert not result.failed, result.failed
 
-# %% One line a run, as a pandas table
+# %% One line per run, as a pandas table
 table = result.table()
 print(table[["method", "seed", "n", "accuracy", "low", "high", "student_tokens"]].to_string(index=False))
 
-# %% Is the difference one? The main figure, its interval, and what it speaks of
+# %% Is the difference real? The main figure, its interval, and its inference scope
 baseline, student = result.records
 report = compare(student, baseline)
-for one in report.comparisons:
-    found = one.estimate
-    print(f"{100 * found.value:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f}), p = {found.p:.3f}")
-    print(f"It speaks of {found.scope}; a difference of {100 * one.detectable:.0f} points could have been seen.")
+for comparison in report.comparisons:
+    gain = comparison.estimate
+    print(f"{100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}), p = {gain.p:.3f}")
+    print(f"scope: {gain.scope}; smallest detectable difference: {100 * comparison.detectable:.0f} points")
 
-# %% A record again from its folder, and the board with both rows
+# %% Load a record from its folder, and build a board with both rows
 record = load_record(result.folder(student))
 print(record.run_id, record.score)
 print("board:", result.board(RUNS / "board"))

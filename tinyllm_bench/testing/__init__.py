@@ -1,4 +1,4 @@
-"""The test kit for methods and tasks, ours and other people's: what each must keep, on tiny models and sample data.
+"""The test kit for methods and tasks, built-in or in other packages: contract tests on tiny models and sample data.
 
     from tinyllm_bench import MethodContract
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MethodContract", "TaskContract", "loss_terms", "method_contract", "task_contract"]
 
-_FILES = {
+_MODULE_OF = {
     "MethodContract": "tinyllm_bench.testing.methods",
     "method_contract": "tinyllm_bench.testing.methods",
     "TaskContract": "tinyllm_bench.testing.tasks",
@@ -28,10 +28,10 @@ _FILES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The contracts, imported when they are asked for: the tiny models alone need neither pytest nor torch."""
-    if name not in _FILES:
+    """A public name, imported on first use: the tiny models alone need neither pytest nor torch."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import pytest
 
     pytest.register_assert_rewrite("tinyllm_bench.testing.methods", "tinyllm_bench.testing.tasks")
-    return getattr(importlib.import_module(_FILES[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)

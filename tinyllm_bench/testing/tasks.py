@@ -1,6 +1,6 @@
-"""What every task must keep, shown on its sample; subclass `TaskContract` to test yours.
+"""The contract tests of tasks, on their samples; subclass `TaskContract` to test your own task.
 
-The task is found by its name, so a task of another package is tested where that package is installed.
+A task is loaded by its name, so the package of a third party's task must be installed.
 """
 
 from dataclasses import replace
@@ -22,24 +22,24 @@ SAMPLE = Source("sample")
 
 
 class TaskContract:
-    """The tests; a subclass names the task."""
+    """The contract; a subclass sets the task's name."""
 
     task: ClassVar[str]
 
     @property
     def info(self) -> TaskInfo:
         """The task's facts."""
-        found: TaskInfo = plugins.load_task(self.task)
-        return found
+        info: TaskInfo = plugins.load_task(self.task)
+        return info
 
     @property
     def records(self) -> list[TaskRecord]:
-        """Every record of the sample."""
+        """All records of the sample."""
         return [record for split in SPLITS for record in load_split(SAMPLE, self.task, split)]
 
     @property
     def asks_for_choices(self) -> bool:
-        """Whether its questions offer choices; the others ask for a number."""
+        """Whether its questions are multiple-choice; otherwise they ask for a number."""
         return bool(self.records[0].choices)
 
     def test_the_facts_are_filled_in(self) -> None:
@@ -62,10 +62,10 @@ class TaskContract:
                 assert (record.task, record.split) == (self.task, split)
 
     def test_no_two_splits_share_a_question(self) -> None:
-        """What is asked at the end was not taught."""
-        found = {split: {question_key(record) for record in load_split(SAMPLE, self.task, split)} for split in SPLITS}
-        for one, other in combinations(SPLITS, 2):
-            assert not found[one] & found[other]
+        """No test question is trained on."""
+        keys = {split: {question_key(record) for record in load_split(SAMPLE, self.task, split)} for split in SPLITS}
+        for first, second in combinations(SPLITS, 2):
+            assert not keys[first] & keys[second]
 
     def test_texts_are_clean(self) -> None:
         """No text is empty or has white space around it; a passage has single spaces."""
@@ -75,7 +75,7 @@ class TaskContract:
             assert record.context == " ".join(record.context.split())
 
     def test_an_answer_is_a_choice_or_a_number(self) -> None:
-        """The same for all questions of a task; the main suite asks for choices, and a number is written."""
+        """The same for all questions of a task. The main suite is multiple-choice; numbers are only generated."""
         if not self.asks_for_choices:
             assert self.info.suite != "main" and self.info.scoring_modes == ("generate",)
         for record in self.records:
@@ -88,11 +88,11 @@ class TaskContract:
                 assert read(record.gold_text, ()).key == record.gold_key
 
     def test_answers_are_not_always_the_same(self) -> None:
-        """Of the test questions, or a constant answer would be right everywhere."""
+        """Test questions have different answers, or a constant answer would score 100 %."""
         assert len({record.gold_key for record in load_split(SAMPLE, self.task, "test")}) > 1
 
-    def test_recorded_teachers_speak_to_every_training_question_and_to_no_test_question(self) -> None:
-        """Those of the sample; there may be none."""
+    def test_recorded_teachers_have_a_text_for_every_training_question_and_none_for_tests(self) -> None:
+        """The teachers of the sample; there may be none."""
         for key in rationale_keys(SAMPLE, self.task):
             texts = load_rationales(SAMPLE, self.task, "train", key)
             assert list(texts) == [record.id for record in load_split(SAMPLE, self.task, "train")]
@@ -106,20 +106,20 @@ class TaskContract:
         assert manifest(SAMPLE, self.task) == before
 
     @pytest.mark.parametrize("mode", SCORING_MODES)
-    def test_the_label_s_target_per_reading(self, mode: ScoringMode) -> None:
+    def test_the_label_s_target_per_scoring_mode(self, mode: ScoringMode) -> None:
         """The answer's text, its letter in `multiple_choice`, or the number."""
         ask = Ask(mode=mode)
         for record in self.records:
             if self.asks_for_choices:
-                wanted = LETTERS[record.answer] if mode == "multiple_choice" else record.choices[record.answer]
-                assert ask.label_target(record) == wanted == ask.options(record)[record.answer]
+                expected = LETTERS[record.answer] if mode == "multiple_choice" else record.choices[record.answer]
+                assert ask.label_target(record) == expected == ask.options(record)[record.answer]
             else:
                 assert ask.label_target(record) == record.gold_text and ask.options(record) == ()
 
     @pytest.mark.parametrize("mode", SCORING_MODES)
     @pytest.mark.parametrize("style", ["marker", "paper"])
-    def test_the_prompt_does_not_know_the_answer(self, mode: ScoringMode, style: str) -> None:
-        """Another right answer leaves every prompt as it is."""
+    def test_the_prompt_does_not_contain_the_answer(self, mode: ScoringMode, style: str) -> None:
+        """Another correct answer leaves every prompt unchanged."""
         ask = Ask(mode=mode, style=style)  # type: ignore[arg-type]
         for record in self.records:
             others = [replace(record, answer=i) for i in range(len(record.choices))] or [replace(record, number="7")]
@@ -127,7 +127,7 @@ class TaskContract:
                 assert {ask.prompt(other, channel) for other in others} == {ask.prompt(record, channel)}
 
     def test_the_passage_and_the_question_hold_no_options(self) -> None:
-        """Options stand in the prompt once, put there by `Ask`, and not at all in `cloze` or where there are none."""
+        """`Ask` puts the options into the prompt once, and not at all in `cloze` or if the question has none."""
         for record in self.records:
             assert "Answer Choices" not in record.context + record.question
             assert "(a) " not in record.context + record.question

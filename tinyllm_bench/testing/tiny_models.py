@@ -1,4 +1,4 @@
-"""Tiny random models with real tokenizers, built in memory: no file, no network, the same on every call."""
+"""Tiny random models with real tokenizers, built in memory without files or network, the same on every call."""
 
 import string
 from functools import lru_cache
@@ -61,7 +61,7 @@ def _unigram_json() -> str:
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    # Every character once: the trainer keeps only those it has seen.
+    # every character once: the trainer drops those that it has not seen
     tokenizer.train_from_iterator([*SENTENCES, *alphabet], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
@@ -69,12 +69,12 @@ def _unigram_json() -> str:
     return tokenizer.to_str()
 
 
-def _wrapped(text: str, **special: str) -> Any:
+def _fast_tokenizer(serialized: str, **special: str) -> Any:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(text),
+        tokenizer_object=Tokenizer.from_str(serialized),
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
         **special,
@@ -83,12 +83,12 @@ def _wrapped(text: str, **special: str) -> Any:
 
 def bpe_tokenizer() -> Any:
     """A byte-level BPE tokenizer of 380 entries: no BOS, EOS `<eos>`, PAD `<pad>`; every text round-trips."""
-    return _wrapped(_bpe_json(), eos_token="<eos>", pad_token="<pad>")
+    return _fast_tokenizer(_bpe_json(), eos_token="<eos>", pad_token="<pad>")
 
 
 def unigram_tokenizer() -> Any:
-    """A stand-in for T5's tokenizer: Unigram, `</s>` appended, white space collapses, no braces."""
-    return _wrapped(_unigram_json(), eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+    """A tokenizer like T5's: Unigram, `</s>` appended, white space collapses, no braces."""
+    return _fast_tokenizer(_unigram_json(), eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
 
 
 def tiny_llama(seed: int = 0, **changes: Any) -> tuple[Any, Any]:

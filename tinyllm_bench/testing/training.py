@@ -1,4 +1,4 @@
-"""What tests of training share: a method on sample questions with a tiny student, through the real trainer."""
+"""Shared helpers for tests of training: a method on sample questions with a tiny student, in the real trainer."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -28,21 +28,20 @@ from tinyllm_bench.training.trainer import Trainer
 
 SAMPLE = Source("sample")
 TEACHERS = ("terse", "stepwise")
-# What keeps a test short, where a method has such a setting: short sampled texts, small rounds, and one of the
-# teachers.
+# Settings that keep tests short, for methods that have them: one teacher, short sampled texts, small rounds.
 QUICK: Mapping[str, Any] = {"teacher": TEACHERS[0], "max_new_tokens": 12, "group_size": 1, "inner_epochs": 1}
 
 
-def make_method(kind: str | type[Method], **settings: Any) -> Method:
+def make_method(method: str | type[Method], **settings: Any) -> Method:
     """A method, by its name or its class, with the settings that keep tests short, and others."""
-    made: type[Method] = load_method(kind) if isinstance(kind, str) else kind
-    quick = {key: value for key, value in QUICK.items() if key in made.Config.model_fields}
-    return made(made.Config(**{**quick, **settings}))
+    method_class: type[Method] = load_method(method) if isinstance(method, str) else method
+    quick = {name: value for name, value in QUICK.items() if name in method_class.Config.model_fields}
+    return method_class(method_class.Config(**{**quick, **settings}))
 
 
 @functools.cache
 def sample_task() -> str:
-    """The task whose sample is trained on."""
+    """The task on whose sample tests train."""
     text = (files("tinyllm_bench.testing") / "sample.yaml").read_text(encoding="utf-8")
     return str(parse_yaml(text, "sample.yaml")["task"])
 
@@ -53,7 +52,7 @@ def sample_records(count: int = 8, task: str | None = None) -> tuple[TaskRecord,
 
 
 def make_signal(method: Method, like: Any) -> InMemoryTeacher | None:
-    """A random teacher of a student's family, in its precision, where the method learns from distributions."""
+    """A random teacher of the family and precision of the student `like`; None unless the method needs one."""
     if method.needs().signal == "none":
         return None
     model, _ = (tiny_t5 if like.config.is_encoder_decoder else tiny_llama)(seed=1)
@@ -61,20 +60,20 @@ def make_signal(method: Method, like: Any) -> InMemoryTeacher | None:
 
 
 def sample_annotations(method: Method, task: str | None = None) -> dict[str, list[Annotation]]:
-    """Texts of the kind that a method needs by the teachers that it uses, by record id: recorded rationales."""
-    found: dict[str, list[Annotation]] = {}
+    """Annotations of the kinds and teachers that a method needs, by record id; all are recorded rationales."""
+    annotations: dict[str, list[Annotation]] = {}
     for kind in method.needs().annotations:
-        for key in method.uses(TEACHERS):
-            for record_id, text in load_rationales(SAMPLE, task or sample_task(), "train", key).items():
-                said = Annotation(record_id=record_id, teacher=key, kind=kind, text=text)
-                found.setdefault(record_id, []).append(said)
-    return found
+        for teacher in method.uses(TEACHERS):
+            for record_id, text in load_rationales(SAMPLE, task or sample_task(), "train", teacher).items():
+                annotation = Annotation(record_id=record_id, teacher=teacher, kind=kind, text=text)
+                annotations.setdefault(record_id, []).append(annotation)
+    return annotations
 
 
 def make_groups(
     method: Method, tokenizer: Any, *, encoder_decoder: bool = False, count: int = 8, ask: Ask | None = None
 ) -> list[Group]:
-    """Encoded examples of sample records."""
+    """The encoded examples of sample records."""
     ask = ask or Ask(mode="cloze")
     encoder = Encoder(
         tokenizer,
@@ -84,21 +83,22 @@ def make_groups(
         max_prompt_tokens=1500,
         max_target_tokens=256,
     )
-    said = sample_annotations(method)
-    return [
-        Group(r.id, tuple(encoder.encode(e) for e in method.examples(r, said.get(r.id, []), ask)))
-        for r in sample_records(count)
-    ]
+    annotations = sample_annotations(method)
+    groups = []
+    for record in sample_records(count):
+        examples = method.examples(record, annotations.get(record.id, []), ask)
+        groups.append(Group(record.id, tuple(encoder.encode(example) for example in examples)))
+    return groups
 
 
-def loss_terms(kind: str | type[Method], *, count: int = 2, **settings: Any) -> list[Term]:
-    """The loss terms of a method on a few sample questions, for a tiny random student and teacher."""
+def loss_terms(method: str | type[Method], *, count: int = 2, **settings: Any) -> list[Term]:
+    """The loss terms of a method on a few sample questions, with a tiny random student and teacher."""
     model, tokenizer = tiny_llama()
-    method = make_method(kind, **settings)
+    instance = make_method(method, **settings)
     collator = collator_of(model, tokenizer)
-    items = [item for group in make_groups(method, tokenizer, count=count) for item in group.items]
+    items = [item for group in make_groups(instance, tokenizer, count=count) for item in group.items]
     step = Step(index=0, total=1, tokens={}, all_reduce=lambda tensor: tensor, seed_of=hash)
-    return method.loss(collator.collate(collator.rows(items)), LM(model), make_signal(method, model), step)
+    return instance.loss(collator.collate(collator.rows(items)), LM(model), make_signal(instance, model), step)
 
 
 def make_trainer(
@@ -134,26 +134,27 @@ def make_trainer(
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
-    """Gradients that the optimiser of a one-step trainer is given; the step itself is not taken."""
-    found: dict[str, Tensor] = {}
+    """The gradients with which a one-step trainer calls its optimiser; the step itself is not taken."""
+    gradient_of: dict[str, Tensor] = {}
 
-    def keep(*_: Any, **__: Any) -> None:
-        named = trainer.module.named_parameters()
-        found.update({name: p.grad.detach().clone() for name, p in named if p.grad is not None})
+    def store_gradients(*_: Any, **__: Any) -> None:
+        for name, parameter in trainer.module.named_parameters():
+            if parameter.grad is not None:
+                gradient_of[name] = parameter.grad.detach().clone()
 
-    trainer.optimizer.step = keep
+    trainer.optimizer.step = store_gradients
     trainer.run()
-    return found
+    return gradient_of
 
 
 def run(trainer: Trainer) -> tuple[TrainingSummary, dict[str, Tensor]]:
-    """Train and return the result with the final parameters."""
-    trained = trainer.run()
-    return trained, {name: p.detach().clone() for name, p in trainer.module.named_parameters()}
+    """Train and return the summary with the final parameters."""
+    summary = trainer.run()
+    return summary, {name: parameter.detach().clone() for name, parameter in trainer.module.named_parameters()}
 
 
 def assert_close(first: Mapping[str, Tensor], second: Mapping[str, Tensor], rtol: float) -> None:
-    """Tensors of both agree, relative to the largest entry of each."""
+    """Assert that both have the same tensors, up to a tolerance relative to the largest entry of each."""
     assert first.keys() == second.keys() and first
     for name in first:
         scale = float(first[name].abs().max()) or 1.0

@@ -1,22 +1,22 @@
-"""ToDi: word-level distillation in which every entry of the vocabulary has its own mix of forward and reverse KL.
+"""ToDi: word-level distillation in which every vocabulary entry has its own mix of forward and reverse KL.
 
 Paper: Jung, Yoon, Kim, Lee, "ToDi: Token-wise Distillation via Fine-Grained Divergence Control", EMNLP 2025,
-arXiv:2505.16297. With p the teacher's and q the student's probability of entry i after the same words:
+arXiv:2505.16297. With p the teacher's and q the student's probability of entry i given the same prefix:
 
-    w_i = sigmoid(log(p_i / q_i)) = p_i / (p_i + q_i)                       no gradient goes through it
+    w_i = sigmoid(log(p_i / q_i)) = p_i / (p_i + q_i)                       without gradient
     D   = sum over i of  w_i * p_i log(p_i / q_i) + (1 - w_i) * q_i log(q_i / p_i)
     L   = (1 - alpha) * CE(y) + alpha * mean over target tokens of D
 
-Forward KL pulls up what the student underestimates, reverse KL pushes down what it overestimates; w gives each entry
-the one that it needs. Since w_i p_i - (1 - w_i) q_i = p_i - q_i, the value of D is KL(p|q) + KL(q|p); its gradient is
+Forward KL raises what the student underestimates, reverse KL lowers what it overestimates; w gives each entry the one
+that it needs. Since w_i p_i - (1 - w_i) q_i = p_i - q_i, the value of D is KL(p|q) + KL(q|p); its gradient is
 not that of this sum, because w is held fixed.
 
 The formulas were checked against the released code, github.com/jungseongryong/ToDi at 37e9bec
 (`code/criterions/various_divergence.py`, `compute_ToDi`), which also has the mix with CE (`kd_rate`) and the
-temperature on both sides without a factor of its square. The numbers of the paper's equations were not seen.
+temperature on both sides without a factor of its square. The paper's equation numbers are not known.
 
-Differences: y is the gold answer of a question, not an instruction's response; a vocabulary with padded rows is cut to
-the tokenizer's size on both sides, where the released code compares all rows.
+Differences: y is the gold answer of a question, not an instruction's response; a padded vocabulary is cut to the
+tokenizer's size on both sides, while the released code compares all entries.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,6 @@ from tinyllm_bench import (
     Method,
     MethodConfig,
     Needs,
-    PerPosition,
     Step,
     TaskRecord,
     TeacherSignal,
@@ -53,39 +52,40 @@ __all__ = ["ToDi", "ToDiConfig", "todi_N"]
 def todi_N(logits_NV: Tensor, logp_NV: Tensor, temperature: float = 1.0) -> Tensor:
     """D per position in nats, differentiable in the student's logits; `logp_NV` are the teacher's log-probabilities.
 
-    Entries that either side holds impossible (-inf) count nothing, as in the released code. Float64 stays, else
+    Entries that are impossible (-inf) on either side are left out, as in the released code. Float64 stays, else
     float32. Shapes: N target positions, V vocabulary.
     """
     wide_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     logq_NV = torch.log_softmax(wide_NV / temperature, -1)
     logp_NV = torch.log_softmax(logp_NV.detach().to(wide_NV.dtype) / temperature, -1)
-    nowhere_NV = logq_NV.isinf() | logp_NV.isinf()
-    ratio_NV = logp_NV.masked_fill(nowhere_NV, 0) - logq_NV.masked_fill(nowhere_NV, 0)
-    weight_NV = torch.sigmoid(ratio_NV.detach())
-    forward_NV, reverse_NV = logp_NV.exp() * ratio_NV, -logq_NV.exp() * ratio_NV
+    impossible_NV = logq_NV.isinf() | logp_NV.isinf()
+    log_ratio_NV = logp_NV.masked_fill(impossible_NV, 0) - logq_NV.masked_fill(impossible_NV, 0)
+    weight_NV = torch.sigmoid(log_ratio_NV.detach())
+    forward_NV, reverse_NV = logp_NV.exp() * log_ratio_NV, -logq_NV.exp() * log_ratio_NV
     return (weight_NV * forward_NV + (1 - weight_NV) * reverse_NV).sum(-1)
 
 
 class ToDiConfig(MethodConfig):
-    """Settings: teacher, if several are given; alpha weighs D, 1 - alpha the cross-entropy."""
+    """Settings: teacher, if several are given; alpha, the weight of D (1 - alpha that of cross-entropy); temperature of
+    both sides."""
 
     teacher: str | None = None
-    alpha: float = Field(0.5, gt=0, le=1)  # with 0 it would be `finetune`, and a teacher read for nothing
+    alpha: float = Field(0.5, gt=0, le=1)  # with 0 it would be `finetune`, with a teacher that is not used
     temperature: float = Field(2.0, ge=0.01, le=100)
 
 
 class ToDi(Method):
-    """Learn the gold answer, and the teacher's distribution on the way to it, entry by entry."""
+    """Train on the gold answer and on the teacher's distribution at each of its tokens."""
 
     paper = "arXiv:2505.16297"
     Config = ToDiConfig
 
     def needs(self) -> Needs:
-        """Every token's probability: reverse KL asks for it where the student is likely and the teacher is not."""
+        """Every token's probability: reverse KL needs it also where the teacher's is small."""
         return Needs(signal="live", same_tokenizer=True)
 
     def uses(self, teachers: Sequence[str]) -> tuple[str, ...]:
-        """The one teacher: the only one given, or `method.todi.teacher`."""
+        """The only teacher given, or `method.todi.teacher`."""
         return (choose_teacher("todi", self.config.teacher, teachers),)
 
     def examples(self, record: TaskRecord, annotations: Sequence[Annotation], ask: Ask) -> list[Example]:
@@ -93,17 +93,13 @@ class ToDi(Method):
         return [ask.example(record, LABEL, ask.label_target(record))]
 
     def loss(self, batch: "Batch", student: "LM", teacher: TeacherSignal | None, step: Step) -> list[Term]:
-        """(1 - alpha) * CE + alpha * D, both from one pass of the student."""
+        """(1 - alpha) * CE + alpha * D, both from one forward pass of the student."""
         assert teacher is not None
-        alpha = self.config.alpha
-        losses = [cross_entropy_of(batch), self._divergence(batch, teacher)]
-        labels, sums = channel_sums(batch, student, losses)
-        return [Term(channel, 1.0, (1 - alpha) * labels[channel] + alpha * sums[channel]) for channel in sums]
+        alpha, temperature = self.config.alpha, self.config.temperature
+        distributions, size = teacher.on(batch), teacher.vocabulary
 
-    def _divergence(self, batch: "Batch", teacher: TeacherSignal) -> PerPosition:
-        found, size = teacher.on(batch), teacher.vocabulary
+        def divergence(logits_NV: Tensor, rows: slice) -> Tensor:
+            return todi_N(logits_NV[:, :size], distributions.rows(rows).logp_NV[:, :size], temperature)
 
-        def per_position(logits_NV: Tensor, rows: slice) -> Tensor:
-            return todi_N(logits_NV[:, :size], found.rows(rows).logp_NV[:, :size], self.config.temperature)
-
-        return per_position
+        ce, d = channel_sums(batch, student, [cross_entropy_of(batch), divergence])
+        return [Term(channel, 1.0, (1 - alpha) * ce[channel] + alpha * d[channel]) for channel in d]
