@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 from scipy.stats import norm, t
 
 from tinyllm_bench.leaderboard.stats.intervals import (
-    ALPHA,
-    Row,
+    RowSummary,
     Spread,
     p_value,
-    row_of,
     score_limits,
     spread,
+    summarise,
     t_quantile,
 )
+from tinyllm_bench.leaderboard.stats.significance import ALPHA
 
 Array = NDArray[np.float64]
 
@@ -116,7 +116,7 @@ def draw(case: Case, tables: int, rng: np.random.Generator) -> Drawn:
     )
 
 
-def as_decided(methods: Row, floor: Row) -> Spread:
+def as_decided(methods: RowSummary, floor: RowSummary) -> Spread:
     """The plain form: one floor for the sum, no bound on the degrees of freedom."""
     base = spread([methods, floor], (1.0, -1.0))
     n = methods.item_means.shape[-1]
@@ -128,7 +128,7 @@ def as_decided(methods: Row, floor: Row) -> Spread:
     return base._replace(variance=variance, df=variance**2 / doubt)
 
 
-def compare(methods: Row, floor: Row, units: int) -> Found:
+def compare(methods: RowSummary, floor: RowSummary, units: int) -> Found:
     """Both forms for every method, and the interval of every method's accuracy."""
     low, high = score_limits(spread([methods], (1.0,)), units)
     return Found(spread([methods, floor], (1.0, -1.0)), as_decided(methods, floor), low, high)
@@ -141,9 +141,9 @@ def simulate(case: Case, repetitions: int, rng: np.random.Generator) -> tuple[Fo
     parts: tuple[list[Found], list[Found]] = ([], [])
     for size in batches(case, repetitions):
         drawn = draw(case, size, rng)
-        floor = row_of(drawn.floor, fixed=case.fixed_floor, clusters=clusters)
+        floor = summarise(drawn.floor, fixed=case.fixed_floor, clusters=clusters)
         for part, methods in zip(parts, (drawn.null, drawn.gain), strict=True):
-            part.append(compare(row_of(methods, clusters=clusters), floor, units))
+            part.append(compare(summarise(methods, clusters=clusters), floor, units))
     return joined(parts[0]), joined(parts[1])
 
 
@@ -292,7 +292,7 @@ def all_pairs(case: Case, repetitions: int, rng: np.random.Generator) -> float:
     wrong = 0
     for size in batches(case, repetitions):
         drawn = draw(case, size, rng)
-        everything = row_of(np.concatenate([drawn.null, drawn.floor], axis=1))
+        everything = summarise(np.concatenate([drawn.null, drawn.floor], axis=1))
         rows = [slice_of(everything, i) for i in range(METHODS + 1)]
         pairs = list(combinations(rows, 2))
         p = np.stack([p_value(spread(pair, (1.0, -1.0))) for pair in pairs], axis=-1)
@@ -300,7 +300,7 @@ def all_pairs(case: Case, repetitions: int, rng: np.random.Generator) -> float:
     return wrong / repetitions
 
 
-def slice_of(row: Row, index: int) -> Row:
+def slice_of(row: RowSummary, index: int) -> RowSummary:
     """One row of many that were summarised together."""
     return row._replace(item_means=row.item_means[:, index], seeds=row.seeds[:, index], residual=row.residual[:, index])
 
@@ -312,7 +312,7 @@ def check_questions_alone(repetitions: int, rng: np.random.Generator) -> None:
         item_only = 0
         for _ in range(repetitions):
             drawn = draw(even(n, seeds, run_sd), 1, rng)
-            items = spread([row_of(drawn.null[0, 0]), row_of(drawn.floor[0, 0])], (1.0, -1.0))
+            items = spread([summarise(drawn.null[0, 0]), summarise(drawn.floor[0, 0])], (1.0, -1.0))
             item_only += abs(items.value) <= t.isf(ALPHA / 2, n - 1) * np.sqrt(items.items)
         lines.append([str(n), str(seeds), f"{100 * run_sd:.0f}", percent(item_only / repetitions)])
     print(f"Checks on {repetitions} single differences of truth 0:\n")

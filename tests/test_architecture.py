@@ -27,6 +27,7 @@ PACKAGES = (
     "training",
     "evaluation",
     "leaderboard",
+    "reporters",
     "experiment",
     "preflight",
     "audit",

@@ -18,9 +18,8 @@ from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.request import Request, split_names
 from tinyllm_bench.experiment.runner import Outcome, Watch, run_matrix
-from tinyllm_bench.leaderboard.compare import Report
+from tinyllm_bench.leaderboard.compare import ComparisonReport, find_pairs, pair_of
 from tinyllm_bench.leaderboard.compare import compare as compare_pairs
-from tinyllm_bench.leaderboard.compare_sides import find_pairs, pair_of
 from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.record import load_record as load_record
 from tinyllm_bench.preflight.models import refuse_errors
@@ -56,8 +55,8 @@ class Result:
         return self.runs_dir / record.run_id
 
     def table(self) -> "pd.DataFrame":
-        """One row per run; see `leaderboard.frames.runs_frame`."""
-        from tinyllm_bench.leaderboard.frames import runs_frame
+        """One row per run; see `leaderboard.tables.runs_frame`."""
+        from tinyllm_bench.leaderboard.tables import runs_frame
 
         return runs_frame(self.records)
 
@@ -128,7 +127,7 @@ def compare(
     *,
     place: str | Path | None = None,
     student: str | None = None,
-) -> Report:
+) -> ComparisonReport:
     """Compare two runs, two rows of a board or two boards, question by question; differences are `a` minus `b`.
 
     Args:

@@ -13,8 +13,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.sources import load_split
 from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.leaderboard.record import load_record
-from tinyllm_bench.leaderboard.reported import reported_value
-from tinyllm_bench.leaderboard.reported_files import load_reported, reported_folder
+from tinyllm_bench.leaderboard.reported import load_reported, reported_folder, reported_value
 from tinyllm_bench.leaderboard.rows import Gain
 from tinyllm_bench.leaderboard.stats.intervals import Estimate
 

@@ -159,7 +159,7 @@ def test_what_lies_beside_a_record(call: Call, tmp_path: Path, kind: str) -> Non
 @pytest.mark.parametrize("text", [*BAD_YAML, *ODD[:3], ODD[4]], ids=range(len(BAD_YAML) + 4))
 def test_reported_values(tmp_path: Path, text: str) -> None:
     from tinyllm_bench.base.errors import UserError
-    from tinyllm_bench.leaderboard.reported_files import load_reported
+    from tinyllm_bench.leaderboard.reported import load_reported
 
     place = tmp_path / "paper.yaml"
     odd(text, place) if text in ODD else place.write_text(text)

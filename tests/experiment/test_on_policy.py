@@ -9,7 +9,7 @@ from tests.experiment.runs import one_cell, run_all
 from tests.tokenizer_pair import splitting
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.events import AnnotationProgress, LogitCacheOpened, LogitCacheProgress
-from tinyllm_bench.leaderboard.judgements import Judge
+from tinyllm_bench.leaderboard.analysis import SectionAnalysis
 from tinyllm_bench.leaderboard.record import RunRecord, load_record
 from tinyllm_bench.leaderboard.rows import make_rows
 from tinyllm_bench.models.vocabulary import vocabulary
@@ -55,7 +55,7 @@ def test_a_student_that_draws_is_probed_and_billed(
     assert student.base_digest and student.initial_digest and student.base_digest != student.initial_digest
     floor = record_of(one_cell(tiny_llama_dir, *SHORT, *fine, runs=tmp_path), tmp_path)
     rows = make_rows([record, floor], ())
-    gains = dict(zip((row.first.name for row in rows), Judge(rows).gains("finetune"), strict=True))
+    gains = dict(zip((row.first.name for row in rows), SectionAnalysis(rows).gains("finetune"), strict=True))
     assert gains[name].why_not is None, "a student that was fine-tuned first is the same student"
 
 

@@ -173,7 +173,7 @@ def test_what_a_submitter_holds_against_its_own_run_is_told_as_the_submitter_s(b
     assert told in board_markdown(board)
     refutation_file(run).unlink()
     append_checked(refutation_file(run), [found.model_dump() | {"run_id": "of-another"}])
-    with pytest.raises(UserError, match=f"speaks of run 'of-another', not of {record.run_id}; delete the file"):
+    with pytest.raises(UserError, match=f"is about run 'of-another', not {record.run_id}; delete the file"):
         board_add([run], board)
     refutation_file(run).unlink()
     append_checked(refutation_file(run), [found.model_dump() | {"reason": f"no. {i}"} for i in range(21)])

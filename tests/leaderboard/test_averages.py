@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import t
 from sklearn.metrics import f1_score
 
-from tinyllm_bench.leaderboard.stats.arithmetic import ANY_RUN, THESE_STUDENTS
 from tinyllm_bench.leaderboard.stats.averages import UNPARSED, MacroF1, constant_answer, macro_average, macro_f1
-from tinyllm_bench.leaderboard.stats.intervals import Estimate, accuracy, exact_accuracy, row_of
+from tinyllm_bench.leaderboard.stats.intervals import Estimate, accuracy, exact_accuracy, summarise
+from tinyllm_bench.leaderboard.stats.significance import ANY_RUN, THESE_STUDENTS
 
 
 def estimate(value: float, se: float, df: float, *, p: float | None = None, scope: str = ANY_RUN) -> Estimate:
@@ -37,7 +37,7 @@ def test_chance_correction_by_hand() -> None:
 
 
 def test_unknown_and_narrow_tasks_pass_their_doubt_on() -> None:
-    known, unknown = estimate(0.5, 0.03, 10), accuracy(row_of(np.ones((1, 3))))
+    known, unknown = estimate(0.5, 0.03, 10), accuracy(summarise(np.ones((1, 3))))
     assert macro_average([known, unknown])[1:3] == (0.0, 1.0)
     assert macro_average([known, unknown], [0.5, 0.5])[1:3] == (-1.0, 1.0)
     narrow = estimate(0.5, 0.03, 10, scope=THESE_STUDENTS)

@@ -10,6 +10,7 @@ import pytest
 from tests.leaderboard.fakes import CONFIG, add, column, flags, lines, make_record, make_reference, protocol
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import markdown as escaped
+from tinyllm_bench.leaderboard.analysis import SectionAnalysis
 from tinyllm_bench.leaderboard.board import (
     board_add,
     board_build,
@@ -19,11 +20,10 @@ from tinyllm_bench.leaderboard.board import (
     board_records,
     board_show,
 )
-from tinyllm_bench.leaderboard.judgements import Judge
 from tinyllm_bench.leaderboard.protocols import check_same_protocol, differences
 from tinyllm_bench.leaderboard.record import RunRecord, protocol_hash, save_record
 from tinyllm_bench.leaderboard.rows import make_rows
-from tinyllm_bench.leaderboard.stats.intervals import accuracy, difference, row_of
+from tinyllm_bench.leaderboard.stats.intervals import accuracy, difference, summarise
 from tinyllm_bench.leaderboard.tables import duration, points
 
 ROOT = Path(__file__).parents[2]
@@ -197,7 +197,7 @@ def test_several_seeds_have_the_two_way_interval(board: Path) -> None:
     runs = [flags(20, right) for right in (8, 12, 13)]
     for seed, right in enumerate(runs):
         add(board, make_record("mine", right, seed=seed), make_record("floor", flags(20, 10), seed=seed))
-    ours, theirs = row_of(np.array(runs).T), row_of(np.array([flags(20, 10)] * 3).T)
+    ours, theirs = summarise(np.array(runs).T), summarise(np.array([flags(20, 10)] * 3).T)
     alone, gain = accuracy(ours), difference(ours, theirs)
     assert column(board, "mine", "accuracy") == "55.0" and column(board, "mine", "seeds") == "3"
     assert column(board, "mine", "95 %") == f"{100 * alone.low:.1f} to {100 * alone.high:.1f}"
@@ -227,10 +227,10 @@ def test_unequal_seeds_speak_of_these_students_and_a_repeated_seed_is_its_own_ro
 def test_questions_that_share_a_passage_are_told_and_widen_the_interval(board: Path) -> None:
     alone = make_record("floor", flags(20, 10))
     together = make_record("floor", flags(20, 10), clusters=[n // 5 for n in range(20)])
-    [known] = Judge(make_rows([alone], ())).accuracies.values()
+    [known] = SectionAnalysis(make_rows([alone], ())).accuracies.values()
     assert known.df > 0
     rows = [make_rows([one], ())[0] for one in (alone, together)]
-    low, wide = (Judge([row]).accuracies[row.key] for row in rows)
+    low, wide = (SectionAnalysis([row]).accuracies[row.key] for row in rows)
     assert low and wide and wide.high - wide.low > low.high - low.low
     add(board, together)
     assert "20 questions in 4 clusters that share a passage or a question." in board_markdown(board)

@@ -15,9 +15,9 @@ from tests.leaderboard.test_page import data_of
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.leaderboard.board import board_build, board_markdown, board_show
 from tinyllm_bench.leaderboard.exports import BoardData
-from tinyllm_bench.leaderboard.external_forms import every_eval_ever
 from tinyllm_bench.leaderboard.record import RunRecord, record_path, save_record
 from tinyllm_bench.leaderboard.stats.averages import MacroF1
+from tinyllm_bench.reporters.every_eval_ever import every_eval_ever
 
 # 60 questions: 40 yes (0), 15 no (1), 5 maybe (2).
 GOLD = np.repeat([0, 1, 2], [40, 15, 5])

@@ -9,14 +9,20 @@ import pytest
 from tests.leaderboard.fakes import add, flags, make_fields, make_record, make_reference, protocol
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.sources import Source, load_split, manifest
-from tinyllm_bench.leaderboard.compare import Comparison, cohens_h, compare, differing_items
-from tinyllm_bench.leaderboard.compare_sides import find_pairs, find_record
-from tinyllm_bench.leaderboard.compare_text import report_data, report_text
+from tinyllm_bench.leaderboard.compare import (
+    Comparison,
+    cohens_h,
+    compare,
+    differing_items,
+    find_pairs,
+    find_record,
+    report_data,
+    report_text,
+)
 from tinyllm_bench.leaderboard.protocols import diff_text, differences, foreign
 from tinyllm_bench.leaderboard.record import RunRecord, protocol_hash, save_record
-from tinyllm_bench.leaderboard.stats.arithmetic import ANY_RUN, THESE_STUDENTS
-from tinyllm_bench.leaderboard.stats.intervals import difference, row_of
-from tinyllm_bench.leaderboard.stats.multiple import holm
+from tinyllm_bench.leaderboard.stats.intervals import difference, summarise
+from tinyllm_bench.leaderboard.stats.significance import ANY_RUN, THESE_STUDENTS, holm
 
 MINE = [1] * 9 + [0] + [1] * 4 + [0] * 6  # 13 of 20; floor 10 of 20: 9 both, 4 only mine, 1 only floor, 6 neither
 
@@ -89,7 +95,7 @@ def test_items_that_differ_hold_ids_and_answers_and_no_text(tmp_path: Path) -> N
         (ids[3], (3,), (None,)),
     ]
     text = report_text(report, items=True)
-    assert "3 questions are answered differently (* right)" in text and "texts are not at hand" in text
+    assert "3 questions are answered differently (* right)" in text and "texts are not available here" in text
     assert [line.split() for line in text.splitlines() if line.startswith("toy/test/3")] == [[ids[3], "d", "unread"]]
     assert [line.split() for line in text.splitlines() if line.startswith("toy/test/0")] == [[ids[0], "c", "*", "b"]]
     data = report_data(report, items=True)["comparisons"][0]
@@ -140,7 +146,8 @@ def test_rows_are_compared_over_all_seeds_and_tasks_with_holm_s_correction(tmp_p
     assert [one.first.first.task for one in report.comparisons] == ["easy", "toy"]
     toy = report.comparisons[1]
     columns = [list(zip(*rights, strict=True)) for rights in (mine, floor)]
-    assert toy.estimate == difference(*(row_of(one) for one in columns)) and toy.estimate.scope == ANY_RUN
+    expected = difference(*(summarise(one) for one in columns))
+    assert toy.estimate[:6] == pytest.approx(expected[:6]) and toy.estimate.scope == expected.scope == ANY_RUN
     assert [one.p_holm for one in report.comparisons] == holm([one.estimate.p or 0 for one in report.comparisons])
     assert [seed for seed, _ in toy.mcnemar] == [0, 1, 2] and toy.permutation.scope == THESE_STUDENTS
     assert report.left_out == ("third (cloze): only mine has a row",)
@@ -192,7 +199,7 @@ def test_questions_that_share_a_passage_count_together(tmp_path: Path) -> None:
     mine = make_record("mine", [1, 1, 1, 0], n=4, clusters=[0, 0, 1, 1])
     found = only(*save(tmp_path, make_record("floor", [0, 0, 1, 0], n=4), mine))
     clusters = [0, 0, 1, 1]
-    rows = [row_of([[x] for x in right], clusters=clusters) for right in ([0, 0, 1, 0], [1, 1, 1, 0])]
+    rows = [summarise([[x] for x in right], clusters=clusters) for right in ([0, 0, 1, 0], [1, 1, 1, 0])]
     assert found.estimate == difference(*rows) and found.permutation.p == pytest.approx(1.0)
 
 

@@ -1,23 +1,17 @@
-"""LaTeX, CSV, JSON and the two public forms: small goldens, round trips, what is left out and what is removed."""
+"""CSV and JSON: round trips, and files that go when their table goes."""
 
 import csv
 import io
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from tests.leaderboard.fakes import add, flags, make_record, make_reference
-from tinyllm_bench.base import plugins
 from tinyllm_bench.leaderboard.board import board_build
 from tinyllm_bench.leaderboard.exports import BoardData
-from tinyllm_bench.leaderboard.external_forms import EveryEvalEver, ResultEntry, eval_results, every_eval_ever
-from tinyllm_bench.leaderboard.record import RunRecord
-from tinyllm_bench.leaderboard.stats.arithmetic import ANY_RUN, wilson
-from tinyllm_bench.leaderboard.stats.intervals import difference, row_of
+from tinyllm_bench.leaderboard.stats.intervals import difference, summarise, wilson
+from tinyllm_bench.leaderboard.stats.significance import ANY_RUN
 
 
 def build(folder: Path) -> dict[str, str]:
@@ -67,7 +61,7 @@ def test_nothing_in_an_export_is_rounded_or_printed(board: Path) -> None:
     files = build(board)
     [section] = BoardData.model_validate_json(files["data.json"]).sections
     floor, mine = section.rows
-    tables = [row_of(np.array([flags(30, right) for right in rights]).T) for rights in ((17, 20, 22), (11, 10, 13))]
+    tables = [summarise(np.array([flags(30, right) for right in rights]).T) for rights in ((17, 20, 22), (11, 10, 13))]
     found = difference(*tables)
     assert mine.accuracy == pytest.approx(59 / 90, rel=1e-15)
     assert (mine.gain, mine.gain_interval, mine.gain_p) == (found.value, (found.low, found.high), found.p)
@@ -97,87 +91,3 @@ def test_rival_protocols_have_files_of_their_own(board: Path) -> None:
     add(board, make_record("floor", flags(20, 10)), make_record("floor", flags(40, 10), n=40))
     names = [name for name in build(board) if name.endswith(".tex")]
     assert len(names) == 2 and all(name.startswith("toy-cloze-") for name in names)
-
-
-def test_every_eval_ever_form() -> None:
-    record = make_record(
-        "mine",
-        flags(20, 14),
-        unparsed=2,
-        secondary={"accuracy_plain": 0.45},
-        backend={"name": "hf", "dtype": "float32", "device": "cpu", "versions": {"hf": "1.2"}},
-        packages={"tinyllm-bench": "9.9"},
-    )
-    form = every_eval_ever("mine (lr=1)", record, "Toy board")
-    assert form and EveryEvalEver.model_validate_json(form.model_dump_json(exclude_none=True)) == form
-    # 2026-01-02T03:04:05Z is 1,767,323,045 s after 1970
-    assert form.retrieved_timestamp == "1767323045" and form.evaluation_id.endswith("/1767323045")
-    assert form.eval_library.version == "9.9" and form.model_info.inference_engine
-    assert form.model_info.inference_engine.version == "1.2"
-    assert form.model_info.id == f"tinyllm-bench/{record.run_id}" and form.model_info.name == "mine (lr=1), dir:small"
-    main, plain = form.evaluation_results
-    assert main.score_details.score == 0.7 and main.score_details.details["unparsed"] == "2"
-    uncertainty = main.score_details.uncertainty
-    assert uncertainty and uncertainty.num_samples == 20
-    assert (uncertainty.confidence_interval.lower, uncertainty.confidence_interval.upper) == wilson(14, 20)
-    assert plain.metric_config.metric_id == "tinyllm-bench.accuracy_plain" and plain.score_details.score == 0.45
-    assert main.generation_config.generation_args.execution_command == record.command
-    assert main.source_data.source_type == "other" and main.source_data.dataset_name == "toy"
-
-
-def test_every_eval_ever_marks_samples_and_skips_what_was_not_scored(board: Path) -> None:
-    sample = every_eval_ever("m", make_record("m", flags(20, 9), sample=True), "b")
-    assert sample and sample.source_metadata.additional_details["sample_data"] == "true"
-    assert sample.evaluation_results[0].source_data.dataset_name == "toy (sample questions)"
-    add(board, make_reference("guess", None, expected_accuracy=0.25), make_record("m", flags(20, 9)))
-    [line] = build(board)["every_eval_ever.jsonl"].splitlines()
-    assert EveryEvalEver.model_validate_json(line).model_info.additional_details.model_extra == {
-        "method": "m",
-        "kind": "method",
-        "seed": "0",
-        "student": "dir:small",
-        "dtype": "float32",
-    }
-
-
-def with_hub() -> str:
-    """A built-in task whose data set is on the hub."""
-    return next(name for name in plugins.names("task") if plugins.load_task(name).hub)
-
-
-def hub_record(**changes: Any) -> RunRecord:
-    data = {"source": "hub", "splits": {"test": {"rows": 20, "digest": "d"}}, "train_ids_digest": "t"}
-    return make_record("mine", flags(20, 13), **({"task": with_hub(), "data": data} | changes))
-
-
-def test_hugging_face_reads_our_entries(board: Path) -> None:
-    from huggingface_hub import EvalResultEntry
-    from huggingface_hub._eval_results import parse_eval_result_entries
-
-    record = hub_record()
-    add(board, record)
-    content = yaml.safe_load(build(board)["eval_results.yaml"])[record.run_id]
-    [entry] = parse_eval_result_entries(content)
-    assert isinstance(entry, EvalResultEntry)
-    hub = plugins.load_task(record.task).hub
-    assert (entry.dataset_id, entry.task_id, entry.value) == (hub.path, f"{record.task}_cloze", 65.0)
-    assert entry.dataset_revision == hub.revision and entry.date == record.created
-    assert entry.notes and "n = 20" in entry.notes and "43.3 to 81.9" in entry.notes
-    assert [ResultEntry.model_validate(one) for one in content] == eval_results(record)
-
-
-@pytest.mark.parametrize("changes", [{"sample": True}, {"kind": "reference_baseline"}, {"task": "toy"}])
-def test_no_entry_for_samples_reference_baselines_and_tasks_that_the_hub_lacks(changes: dict[str, Any]) -> None:
-    assert eval_results(hub_record(**changes)) == []
-
-
-def test_an_entry_from_the_release_names_no_revision() -> None:
-    [entry] = eval_results(hub_record(data={"source": "release"}))
-    assert entry.dataset.revision is None and "questions from release" in entry.notes
-
-
-def test_external_files_are_json_and_yaml(board: Path) -> None:
-    add(board, hub_record(), make_record("odd", flags(20, 9), label="</x>: ["))
-    files = build(board)
-    assert len([json.loads(line) for line in files["every_eval_ever.jsonl"].splitlines()]) == 2
-    assert all(isinstance(key, str) for key in yaml.safe_load(files["eval_results.yaml"]))

@@ -17,9 +17,7 @@ from markdown_it.token import Token
 from tests.leaderboard.fakes import add, flags, make_fields, make_record, make_reference, protocol
 from tinyllm_bench.base.escaping import csv_cell, markdown, markdown_block, markdown_code, terminal, visible
 from tinyllm_bench.leaderboard.board import board_build, board_show
-from tinyllm_bench.leaderboard.compare import compare
-from tinyllm_bench.leaderboard.compare_sides import pair_of
-from tinyllm_bench.leaderboard.compare_text import report_text
+from tinyllm_bench.leaderboard.compare import compare, pair_of, report_text
 from tinyllm_bench.leaderboard.curves import RunCurves, curves_text, drawing
 from tinyllm_bench.leaderboard.protocols import diff_text
 from tinyllm_bench.leaderboard.record import RunRecord, protocol_hash

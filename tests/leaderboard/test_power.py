@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.power import TTestPower
 
-from tinyllm_bench.leaderboard.stats.intervals import difference, row_of
+from tinyllm_bench.leaderboard.stats.intervals import difference, summarise
 from tinyllm_bench.leaderboard.stats.power import detectable, planned_detectable
 
 
@@ -23,7 +23,7 @@ def test_it_is_the_one_sample_t_test_of_statsmodels() -> None:
 
 def test_of_a_result_at_hand() -> None:
     rng = np.random.default_rng(1)
-    found = difference(row_of(rng.random((300, 3)) < 0.6), row_of(rng.random((300, 3)) < 0.5))
+    found = difference(summarise(rng.random((300, 3)) < 0.6), summarise(rng.random((300, 3)) < 0.5))
     assert 2.8 * found.se < detectable(found) < detectable(found, comparisons=5) < 8 * found.se
     assert detectable(found._replace(df=0.0)) == 1.0
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tests.leaderboard.fakes import flags, make_fields
-from tinyllm_bench.leaderboard.public import machine_paths
-from tinyllm_bench.leaderboard.record import RunRecord, public, public_text
+from tinyllm_bench.leaderboard.public import machine_paths, public, public_text
+from tinyllm_bench.leaderboard.record import RunRecord
 
 PRIVATE = [
     ("dir:/srv/me/student", "dir:student"),

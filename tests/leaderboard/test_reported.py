@@ -15,11 +15,11 @@ from tinyllm_bench.base.plugins import names
 from tinyllm_bench.leaderboard.reported import (
     Reported,
     ReportedTable,
+    load_reported,
     reported_table,
     reported_value,
     reported_values,
 )
-from tinyllm_bench.leaderboard.reported_files import load_reported
 
 FOLDER = Path(__file__).resolve().parents[2] / "leaderboards" / "reported"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -336,7 +336,7 @@ ROW = "tables/0/rows/0"
         ("tables/0/source", {"paper": "Toy", "address": "http://x"}, "source.address: String should match"),
         ("tables/0/columns/source", {}, r"columns \['source'\] are heads of the printed table; choose other names"),
         ("tables/0/columns/more", {}, r"columns \['more'\] hold no value; remove them"),
-        (f"{ROW}/values/more", 1, r"values name \['more'\], which columns lacks; add it there or correct"),
+        (f"{ROW}/values/more", 1, r"values name \['more'\], which columns do not have; add it there or correct"),
         (f"{ROW}/values", {}, "values: .*at least 1"),
         (f"{ROW}/values/mean", "50", "values.mean: '50' is not a number; write it as it was printed"),
         (f"{ROW}/values/mean", True, "values.mean: True is not a number"),
@@ -370,13 +370,13 @@ def test_what_is_missing_is_named(tmp_path: Path, change: str, said: str) -> Non
 def test_rows_keys_and_ids_that_stand_twice(tmp_path: Path) -> None:
     again = GOOD["tables"][0]["rows"] + GOOD["tables"][0]["rows"][:1]
     with pytest.raises(
-        UserError, match=r"tables\[toy-main\]: ours \(small\) stands twice; remove one or tell them apart"
+        UserError, match=r"tables\[toy-main\]: ours \(small\) is listed twice; remove one or tell them apart"
     ):
         load_reported(written(tmp_path, "tables/0/rows", again))
     file = tmp_path / "toy.yaml"
     written(tmp_path)
     (tmp_path / "zoo.yaml").write_text(file.read_text())
-    with pytest.raises(UserError, match=r"zoo\.yaml: tables\[toy-main\]\.id stands in .*toy\.yaml too; choose another"):
+    with pytest.raises(UserError, match=r"zoo\.yaml: tables\[toy-main\]\.id is in .*toy\.yaml too; choose another"):
         load_reported(tmp_path)
     (tmp_path / "zoo.yaml").write_text(file.read_text().replace("toy-main", "other").replace("toy/small", "zoo/small"))
     with pytest.raises(UserError, match=r"models\.small is toy/small in another file; make them agree"):

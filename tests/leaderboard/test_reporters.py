@@ -8,6 +8,8 @@ import pytest
 
 from tests.leaderboard.fakes import add, flags, make_record
 from tests.packages import REPORTER, Site, installing
+from tinyllm_bench.base import plugins
+from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.plugins import PluginWarning, add_file
 from tinyllm_bench.leaderboard.board import board_build, board_files
 
@@ -37,6 +39,30 @@ def test_a_reporter_writes_beside_the_board_and_goes_with_its_file(
     monkeypatch.setenv("TINYLLM_BENCH_PLUGINS", "")
     board_build(board)
     assert not written.exists() and (board / "README.md").is_file()
+
+
+def test_built_in_reporters_write_into_the_board_s_folder_and_keep_their_names(
+    site: Site, board: Path, tmp_path: Path
+) -> None:
+    add(board, make_record("mine", flags(20, 10)))
+    assert {"every_eval_ever", "eval_results"} == set(plugins.names("reporter"))
+    assert "every_eval_ever.jsonl" in board_files(board)
+    reporter(tmp_path, "every_eval_ever", "def REPORTER(board): return {'a.txt': 'text'}")
+    with pytest.raises(UserError, match="has a built-in's name"):
+        plugins.load("reporter", "every_eval_ever")
+
+
+def test_a_reporter_gets_the_records_of_the_board_s_runs(site: Site, board: Path, tmp_path: Path) -> None:
+    record = make_record("mine", flags(20, 10))
+    add(board, record)
+    code = """
+    def REPORTER(board):
+        runs = [run for section in board.sections for row in section.rows for run in row.runs]
+        return {"digests.txt": " ".join(board.records[run.record].protocol_hash for run in runs)}
+    """
+    reporter(tmp_path, "digests", code)
+    assert board_files(board)["reporters/digests/digests.txt"] == record.protocol_hash
+    assert '"records"' not in board_files(board)["data.json"]
 
 
 @pytest.mark.parametrize(

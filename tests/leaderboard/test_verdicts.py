@@ -8,7 +8,7 @@ import pytest
 from tests.leaderboard.fakes import add, flags, make_fields, make_record
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.leaderboard.board import board_add, board_records
-from tinyllm_bench.leaderboard.consistency import broken_claims
+from tinyllm_bench.leaderboard.consistency import failed_checks
 from tinyllm_bench.leaderboard.record import RunRecord, save_record
 from tinyllm_bench.leaderboard.verdicts import (
     Verdict,
@@ -182,7 +182,7 @@ def whole(**changes: Any) -> RunRecord:
 
 
 def test_a_whole_record_has_no_broken_claim() -> None:
-    assert broken_claims(whole()) == []
+    assert failed_checks(whole()) == []
 
 
 @pytest.mark.parametrize(
@@ -205,14 +205,14 @@ def test_a_whole_record_has_no_broken_claim() -> None:
     ],
 )
 def test_each_broken_claim_is_named(change: dict[str, Any], field: str, expected: Any) -> None:
-    (claim,) = broken_claims(whole(**change))
-    assert (claim.field, claim.expected) == (field, expected) and claim.because
+    (check,) = failed_checks(whole(**change))
+    assert (check.field, check.expected) == (field, expected) and check.reason
 
 
 def test_looks_choose_once_and_rankings_always_answer() -> None:
     evaluation = {"fraction": 1.0, "step": 5, "n": 4}
-    (claim,) = broken_claims(whole(training__evaluations=[evaluation, evaluation]))
-    assert claim.found == "0 selected"
+    (check,) = failed_checks(whole(training__evaluations=[evaluation, evaluation]))
+    assert check.actual == "0 selected"
     unread = make_fields("mine", flags(20, 13), unparsed=2, run_id="mine-toy-cloze-s0-abc", data={"source": "release"})
-    (claim,) = broken_claims(RunRecord.model_validate(unread | {"budget": {"student_tokens": 1}}))
-    assert (claim.field, claim.found) == ("score.unparsed", 2)
+    (check,) = failed_checks(RunRecord.model_validate(unread | {"budget": {"student_tokens": 1}}))
+    assert (check.field, check.actual) == ("score.unparsed", 2)

@@ -26,10 +26,10 @@ from tinyllm_bench.base.files import write_text
 from tinyllm_bench.data.sources import load_split
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.request import Request
-from tinyllm_bench.leaderboard.judgements import Judge
+from tinyllm_bench.leaderboard.analysis import SectionAnalysis
 from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.reported import Reported, reported_table, reported_value, reported_values
-from tinyllm_bench.leaderboard.rows import Gain, Row, make_rows
+from tinyllm_bench.leaderboard.rows import BoardRow, Gain, make_rows
 from tinyllm_bench.leaderboard.stats.intervals import Estimate
 from tinyllm_bench.leaderboard.tables import Cells, percent, points, text_table
 
@@ -158,7 +158,7 @@ def judge(
     cells = []
     for task in tasks:
         rows = make_rows([record for record in records if record.task == task], found.methods)
-        verdicts = Judge(rows)
+        verdicts = SectionAnalysis(rows)
         gains = dict(zip((row.key for row in rows), verdicts.gains(found.baseline), strict=True))
         baseline = _paper(found, reported, found.baseline, task)
         for method in found.methods:
@@ -170,8 +170,8 @@ def judge(
 def _judged(
     found: Reproduction,
     reported: Reported,
-    verdicts: Judge,
-    row: Row | None,
+    verdicts: SectionAnalysis,
+    row: BoardRow | None,
     gains: Mapping[str, Gain],
     place: tuple[str, str, float | None],
     own_student: bool,

@@ -44,8 +44,9 @@ from tinyllm_bench.experiment.sample_answers import how_to_ask, joint_digest, jo
 from tinyllm_bench.experiment.settings import BenchConfig, InitConfig, TeacherInitConfig
 from tinyllm_bench.generation.requests import Completion, Generate, GenerationRequest
 from tinyllm_bench.leaderboard import verdicts
-from tinyllm_bench.leaderboard.consistency import broken_claims
-from tinyllm_bench.leaderboard.record import RECORD_FILE, Budget, RunRecord, load_record, public, public_text
+from tinyllm_bench.leaderboard.consistency import failed_checks
+from tinyllm_bench.leaderboard.public import public, public_text
+from tinyllm_bench.leaderboard.record import RECORD_FILE, Budget, RunRecord, load_record
 from tinyllm_bench.leaderboard.verdicts import RE_RUN, RE_SCORED, SELF_REPORTED, Rerun, Tier, Verdict
 from tinyllm_bench.models.load import check_spec
 from tinyllm_bench.models.specs import parse_spec
@@ -161,9 +162,9 @@ def verify(path: Path, *, data_dir: str | None = None, rerun: Path | None = None
         return found
 
     def arithmetic() -> Iterator[Problem]:
-        for claim in broken_claims(record):
-            expected = f"{shown(claim.expected)} ({claim.because})"
-            yield Problem(found.file, f"{claim.field} is {shown(claim.found)}", expected)
+        for check in failed_checks(record):
+            expected = f"{shown(check.expected)} ({check.reason})"
+            yield Problem(found.file, f"{check.field} is {shown(check.actual)}", expected)
 
     found.take("the record's arithmetic", arithmetic)
     folder = found.path if found.path.is_dir() else found.path.parent
@@ -661,7 +662,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _second_run(found: Verification, record: RunRecord, rerun: Path, data_dir: str | None) -> Iterator[Problem]:
     """A second run must hold by itself, be of the same cell, and agree (exact McNemar p above 0.05)."""
-    from tinyllm_bench.leaderboard.stats.exact import mcnemar
+    from tinyllm_bench.leaderboard.stats.significance import mcnemar
 
     other = verify(rerun, data_dir=data_dir)
     if other.record is None or other.tier == SELF_REPORTED:

@@ -1,6 +1,6 @@
 """Methods, tasks, teachers and reporters by name: the only place that imports by a computed name.
 
-A built-in method or task is a file, and the file's name is its name. Other people's come in two ways:
+A built-in method, task or reporter is a file, and the file's name is its name. Other people's come in two ways:
 
 - A package with entry points in the groups `tinyllm_bench.methods`, `.tasks`, `.teachers` and `.reporters`. An entry
   point names the object, or a module that holds it as METHOD, TASK, TEACHER or REPORTER.
@@ -45,7 +45,8 @@ from tinyllm_bench.base.reading import read_bytes
 
 KINDS = ("method", "task", "teacher", "reporter")
 VARIABLE = "TINYLLM_BENCH_PLUGINS"
-_FOLDERS = {"method": "baselines", "task": "tasks"}  # beside the package in a checkout, inside it in a wheel
+# The folders of built-in ones: baselines and tasks are beside the package in a checkout, inside it in a wheel.
+_FOLDERS = {"method": "baselines", "task": "tasks", "reporter": "reporters"}
 _PACKAGE = __name__.partition(".")[0]
 _MOST_BYTES = 16 << 20  # of a plugin file
 _importing: set[Path] = set()
@@ -97,7 +98,7 @@ def define(kind: str, *, fault: Callable[[str, Any], str | None] | None = None, 
 
 
 def folder(kind: str) -> Traversable:
-    """The folder of the built-in methods or tasks, in a checkout or in an installed wheel."""
+    """The folder of the built-in methods, tasks or reporters, in a checkout or in an installed wheel."""
     return files(f"{_PACKAGE}.{_FOLDERS[kind]}")
 
 
@@ -377,7 +378,7 @@ def _checked(plugin: Plugin) -> Any:
 
 def _fault(kind: str, name: str, found: Any) -> str | None:
     """What is wrong with an object of a kind, in words; None if nothing is."""
-    if kind not in _FOLDERS:
+    if kind in ("teacher", "reporter"):
         return None if callable(found) else f"a {kind} is a function, not {found!r}"
     if kind not in _faults:  # its type was never imported, so this cannot be one
         return f"a {kind} is made from what {_PACKAGE} offers for it, not {found!r}"

@@ -29,7 +29,7 @@ def reproduce(
     """Rerun a paper's results table. Each cell shows the reported value, ours and a verdict."""
     from tinyllm_bench.audit import reproduce as tables
     from tinyllm_bench.experiment.plan_cells import plan_cells
-    from tinyllm_bench.leaderboard.reported_files import load_reported, reported_folder
+    from tinyllm_bench.leaderboard.reported import load_reported, reported_folder
 
     if published and corrected:
         raise UserError("--as-published and --as-corrected: give only one of them")

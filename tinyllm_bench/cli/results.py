@@ -38,8 +38,7 @@ def compare(
 ) -> None:
     """Compare two runs, rows or leaderboards question by question."""
     from tinyllm_bench.leaderboard.compare import compare as compare_pairs
-    from tinyllm_bench.leaderboard.compare_sides import find_pairs
-    from tinyllm_bench.leaderboard.compare_text import report_data, report_text
+    from tinyllm_bench.leaderboard.compare import find_pairs, report_data, report_text
 
     report = compare_pairs(find_pairs(a, b, place=place, student=student))
     if as_json:
@@ -50,7 +49,7 @@ def compare(
 
 def protocol_diff(a: Side, b: Side, place: Place = None, as_json: AsJson = False) -> int:
     """List the fields in which the evaluation protocols of two results differ. Status 1 if any do."""
-    from tinyllm_bench.leaderboard.compare_sides import find_record
+    from tinyllm_bench.leaderboard.compare import find_record
     from tinyllm_bench.leaderboard.protocols import diff_text, differences
 
     first, second = (find_record(name, place) for name in (a, b))

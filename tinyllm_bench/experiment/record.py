@@ -14,6 +14,7 @@ from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.identity import protocol_of
 from tinyllm_bench.experiment.predict import predictions_digest
 from tinyllm_bench.experiment.settings import WATCHING
+from tinyllm_bench.leaderboard.public import public, public_text
 from tinyllm_bench.leaderboard.record import (
     BackendInfo,
     Budget,
@@ -27,8 +28,6 @@ from tinyllm_bench.leaderboard.record import (
     Training,
     ids_digest,
     protocol_hash,
-    public,
-    public_text,
 )
 from tinyllm_bench.leaderboard.stats.averages import UNPARSED, macro_f1
 from tinyllm_bench.models.specs import parse_spec

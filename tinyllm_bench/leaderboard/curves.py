@@ -1,4 +1,4 @@
-"""Training curves of a run: read from `train/metrics.jsonl`, told as lines of text, drawn into `train/curves.svg`."""
+"""Training curves of a run: read from `train/metrics.jsonl`, shown as sparklines, plotted into `train/curves.svg`."""
 
 import io
 import warnings
@@ -33,9 +33,9 @@ class ValidationPoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunCurves:
-    """What a run measured while it trained. `steps` holds per optimiser step its number and the student tokens by
-    then; `losses` and `rates` go with them. `measured` are further curves by name, as (index into `steps`, value),
-    where index -1 is the evaluation before the first step."""
+    """The measurements of a run during training. `steps` holds the number of each optimiser step and the student tokens
+    so far; `losses` and `rates` have one value a step. `measured` holds further curves by name, as (index into `steps`,
+    value), where index -1 is the evaluation before the first step."""
 
     name: str
     label: str
@@ -47,12 +47,12 @@ class RunCurves:
     finished: bool
 
     def at(self, index: float, *, by_tokens: bool) -> float:
-        """A step's place on the axis: its number, or the tokens by then; 0 before the first."""
+        """A step's position on the axis: its number, or the tokens so far; 0 before the first."""
         return 0.0 if index < 0 else float(self.steps[int(index)][by_tokens])
 
 
 def read_curves(folder: Path) -> RunCurves:
-    """The curves of a run's folder, also of a training that still runs.
+    """The curves of a run's folder, also while the training is still running.
 
     Raises:
         UserError: the folder holds no training metrics, or damaged ones.
@@ -72,8 +72,20 @@ def read_curves(folder: Path) -> RunCurves:
     finished = (folder / RESULT_FILE).exists()
     selected = load_result(folder).selected_step if finished else None
     tokens = {step.step: step.tokens for step in steps}
-    started = (from_json(row, folder / EVENTS) for row in read_checked(folder / EVENTS))
-    cell = next((event for event in started if isinstance(event, CellStarted)), None)
+    events = (from_json(row, folder / EVENTS) for row in read_checked(folder / EVENTS))
+    cell = next((event for event in events if isinstance(event, CellStarted)), None)
+    # Loss of each channel where there are several, then the method's measurements, of steps and of evaluations.
+    measured: dict[str, list[Point]] = {}
+    for index, step in enumerate(steps):
+        channels = step.by_channel if len(step.by_channel) > 1 else {}
+        for name, value in ({f"loss of {name}": loss for name, loss in channels.items()} | dict(step.measured)).items():
+            measured.setdefault(name, []).append((index, value))
+    index_of = {step.step: index for index, step in enumerate(steps)}
+    for evaluation in evaluations:
+        figures = {"loss": evaluation.loss, "gold probability": evaluation.gold_probability, **evaluation.probe}
+        for name, figure in figures.items():
+            if figure is not None:
+                measured.setdefault(VALIDATION + name, []).append((index_of.get(evaluation.step, -1), figure))
     return RunCurves(
         name=folder.resolve().name,
         label=folder.resolve().name if cell is None else f"{cell.label} on {cell.task}",
@@ -81,32 +93,16 @@ def read_curves(folder: Path) -> RunCurves:
         losses=tuple(step.loss for step in steps),
         rates=tuple(step.learning_rate for step in steps),
         validations=tuple(
-            ValidationPoint(one.step, tokens.get(one.step, 0), one.accuracy, one.n, one.step == selected)
-            for one in evaluations
+            ValidationPoint(point.step, tokens.get(point.step, 0), point.accuracy, point.n, point.step == selected)
+            for point in evaluations
         ),
-        measured=_measured(steps, evaluations),
+        measured={name: tuple(points) for name, points in measured.items()},
         finished=finished,
     )
 
 
-def _measured(steps: Sequence[TrainingStep], evaluations: Sequence[Evaluation]) -> dict[str, tuple[Point, ...]]:
-    """Loss of each channel where there are several, then the method's measurements, of steps and of evaluations."""
-    curves: dict[str, list[Point]] = {}
-    for index, step in enumerate(steps):
-        channels = step.by_channel if len(step.by_channel) > 1 else {}
-        for name, value in ({f"loss of {name}": loss for name, loss in channels.items()} | dict(step.measured)).items():
-            curves.setdefault(name, []).append((index, value))
-    index_of = {step.step: index for index, step in enumerate(steps)}
-    for one in evaluations:
-        measured = {"loss": one.loss, "gold probability": one.gold_probability, **one.probe}
-        for name, number in measured.items():
-            if number is not None:
-                curves.setdefault(VALIDATION + name, []).append((index_of.get(one.step, -1), number))
-    return {name: tuple(points) for name, points in curves.items()}
-
-
 def draw_run(folder: Path) -> Path | None:
-    """Draw a run's curves into its folder; the file, None where no step was taken (yet, or by this cell)."""
+    """Plot a run's curves into its folder; returns the file, None where no step was taken (yet, or by this cell)."""
     events = (from_json(row, folder / METRICS) for row in read_checked(folder / METRICS))
     if not any(isinstance(event, TrainingStep) for event in events):
         return None
@@ -115,7 +111,7 @@ def draw_run(folder: Path) -> Path | None:
 
 
 def drawing(runs: Sequence[RunCurves]) -> str:
-    """One SVG of one run by its steps, or of several on top of each other by their student tokens."""
+    """One SVG of one run by its steps, or of several runs overlaid by their student tokens."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -157,18 +153,18 @@ def drawing(runs: Sequence[RunCurves]) -> str:
                 xs = [run.at(index, by_tokens=several) for index, _ in points]
                 values = [value for _, value in points]
                 marker = "o" if name.startswith(VALIDATION) or len(points) == 1 else None
-                if not several:  # of one run what was measured, faintly, and its moving mean; of several the mean alone
+                if not several:  # one run: the values faintly and their moving mean; several: the mean alone
                     panels[name].plot(xs, values, color=color, alpha=0.35, linewidth=1)
                 panels[name].plot(xs, smoothed(values), color=color, linestyle=dashes, marker=marker)
             if run.rates:
                 xs = [run.at(index, by_tokens=several) for index in range(len(run.rates))]
                 panels[RATE].plot(xs, run.rates, color=color, linestyle=dashes)
             if run.validations:
-                xs = [one.tokens if several else one.step for one in run.validations]
-                percents = [100 * one.accuracy for one in run.validations]
+                xs = [point.tokens if several else point.step for point in run.validations]
+                percents = [100 * point.accuracy for point in run.validations]
                 panels[ACCURACY].plot(xs, percents, color=color, linestyle=dashes, marker="o")
-                for x, value, one in zip(xs, percents, run.validations, strict=True):
-                    if one.selected:
+                for x, value, point in zip(xs, percents, run.validations, strict=True):
+                    if point.selected:
                         ring: Any = {"marker": "o", "markersize": 12, "fillstyle": "none", "color": "black"}
                         panels[ACCURACY].plot([x], [value], linestyle="none", gid="selected", **ring)
                         if not several:
@@ -179,25 +175,31 @@ def drawing(runs: Sequence[RunCurves]) -> str:
             panel.set_xlim(left=0)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         if several:
-            drawn = [panels[LOSS].lines[number] for number in range(len(runs))]
-            figure.legend(drawn, [visible(run.name) for run in runs], loc="outside lower center", ncols=2)
+            lines = [panels[LOSS].lines[number] for number in range(len(runs))]
+            figure.legend(lines, [visible(run.name) for run in runs], loc="outside lower center", ncols=2)
         else:
             figure.text(0.01, 0.99, visible(runs[0].name), va="top", fontsize=8, alpha=0.7)
-        picture = io.StringIO()
-        about = {"Title": visible(title), "Description": visible(" ".join(map(_sentence, runs))), "Date": None}
-        figure.savefig(picture, format="svg", metadata=about)
-    return picture.getvalue()
+        descriptions = []  # for readers who do not see the plot
+        for run in runs:
+            steps, tokens = run.steps[-1]
+            text = f"{run.name}: {steps} steps, {tokens} student tokens, training loss {_from_to(run.losses)}"
+            validation = f", validation accuracy {_accuracy_text(run.validations)}" if run.validations else ""
+            descriptions.append(f"{text}{validation}.")
+        svg = io.StringIO()
+        about = {"Title": visible(title), "Description": visible(" ".join(descriptions)), "Date": None}
+        figure.savefig(svg, format="svg", metadata=about)
+    return svg.getvalue()
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
     """Exponential moving mean over about a twentieth of the values, without a bias towards the start."""
-    keep = 1 - 2 / (1 + max(len(values) / 20, 1))
+    decay = 1 - 2 / (1 + max(len(values) / 20, 1))
     total = weight = 0.0
-    found = []
+    means = []
     for value in values:
-        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        found.append(total / weight)
-    return found
+        total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
+        means.append(total / weight)
+    return means
 
 
 def sparkline(values: Sequence[float], width: int = SPARK, *, bars: str = BARS) -> str:
@@ -214,15 +216,16 @@ def sparkline(values: Sequence[float], width: int = SPARK, *, bars: str = BARS) 
 def curves_text(run: RunCurves, *, bars: str = BARS) -> str:
     """A run's curves as sparklines, each with its first and last value."""
     lines = [run.name + ("" if run.finished else " (training is running, or was interrupted)")]
-    told: list[tuple[str, Sequence[float], str]] = [("loss", run.losses, _from_to(run.losses))]
+    curves: list[tuple[str, Sequence[float], str]] = [("loss", run.losses, _from_to(run.losses))]
     if run.validations:
-        told.append(("validation", [one.accuracy for one in run.validations], _accuracy_text(run.validations)))
+        accuracies = [point.accuracy for point in run.validations]
+        curves.append(("validation", accuracies, _accuracy_text(run.validations)))
     for name, points in run.measured.items():
         own = [value for _, value in points]
-        told.append((name, own, _from_to(own)))
-    width = min(max(len(name) for name, _, _ in told), 34)
-    spark = 78 - width - max(len(text) for _, _, text in told) - 4
-    for name, values, text in told:
+        curves.append((name, own, _from_to(own)))
+    width = min(max(len(name) for name, _, _ in curves), 34)
+    spark = 78 - width - max(len(text) for _, _, text in curves) - 4
+    for name, values, text in curves:
         line = sparkline(values, max(8, min(SPARK, spark)), bars=bars)
         lines.append(f"  {name[:width]:<{width}}  {line}  {text}")
     steps, tokens = run.steps[-1]
@@ -234,14 +237,7 @@ def _from_to(values: Sequence[float]) -> str:
 
 
 def _accuracy_text(points: Sequence[ValidationPoint]) -> str:
-    chosen = next((one for one in points if one.selected), None)
-    if chosen is None:
+    selected = next((point for point in points if point.selected), None)
+    if selected is None:
         return f"last {100 * points[-1].accuracy:.1f} % of {points[-1].n}"
-    return f"{100 * chosen.accuracy:.1f} % of {chosen.n} selected (step {chosen.step})"
-
-
-def _sentence(run: RunCurves) -> str:
-    """What a reader who does not see the picture should know."""
-    steps, tokens = run.steps[-1]
-    told = f"{run.name}: {steps} steps, {tokens} student tokens, training loss {_from_to(run.losses)}"
-    return f"{told}, validation accuracy {_accuracy_text(run.validations)}." if run.validations else f"{told}."
+    return f"{100 * selected.accuracy:.1f} % of {selected.n} selected (step {selected.step})"

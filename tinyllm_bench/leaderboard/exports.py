@@ -1,28 +1,27 @@
-"""A board's tables for programs: CSV and JSON, every number as it was computed."""
+"""A board's tables for programs: CSV and JSON, every number as it was computed; reporters get the same data."""
 
 import csv
 import io
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tinyllm_bench.base.escaping import csv_cell, terminal
 from tinyllm_bench.leaderboard.markdown import HOW_TO_READ
-from tinyllm_bench.leaderboard.means import MEAN_NOTE, MeanRow
 from tinyllm_bench.leaderboard.record import RunRecord, record_path
-from tinyllm_bench.leaderboard.tables import Section, TableRow
-from tinyllm_bench.leaderboard.verdicts import Checked, Checks, Refutation, Tier, checked
+from tinyllm_bench.leaderboard.tables import MEAN_NOTE, MeanRow, Section, TableRow
+from tinyllm_bench.leaderboard.verdicts import Checks, RecordTrust, Refutation, Tier, trust_in
 
 
-class _Part(BaseModel):
+class _BoardPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class RunData(_Part):
+class RunData(_BoardPart):
     """One run; its record holds everything else. `accuracy` is a share; `correct + wrong + unparsed = n`.
 
-    `trust` is the run's own tier, where that of a row is the least of its runs.
+    `trust` is the run's own tier; that of a row is the lowest of its runs.
     """
 
     run_id: str
@@ -43,11 +42,12 @@ class RunData(_Part):
     command: str
 
 
-class RowData(_Part):
+class RowData(_BoardPart):
     """One row of a table in numbers, as they were computed; None where the row has no such figure.
 
-    Accuracies, gains and their 95 % intervals are shares; `gain_scope` is what a gain generalises to, `no_gain` why
-    there is none. `unparsed` counts of `answers` in all runs; `student_tokens` and `seconds` are means of a run.
+    Accuracies, gains and their 95 % intervals are shares; `gain_scope` is what a gain generalises to, `no_gain` the
+    reason for none. `unparsed` counts answers of all runs, out of `answers`; `student_tokens` and `seconds` are means
+    of a run.
     """
 
     label: str
@@ -80,7 +80,7 @@ class RowData(_Part):
     runs: tuple[RunData, ...]
 
 
-class SectionData(_Part):
+class SectionData(_BoardPart):
     """One table: rows of one task, mode and protocol."""
 
     id: str
@@ -95,7 +95,7 @@ class SectionData(_Part):
     notes: tuple[str, ...]
 
 
-class MeanData(_Part):
+class MeanData(_BoardPart):
     """A row of the table of means over tasks: plain, and corrected for chance."""
 
     label: str
@@ -109,8 +109,12 @@ class MeanData(_Part):
     chance_corrected_interval: tuple[float, float]
 
 
-class BoardData(_Part):
-    """`data.json`: a whole board. `mean` is the table of means over tasks."""
+class BoardData(_BoardPart):
+    """`data.json`: a whole board. `mean` is the table of means over tasks.
+
+    Reporters also get `records`, the records of all runs by `RunData.record`, and `publisher`, the configured title of
+    the board; neither is in the file.
+    """
 
     schema_version: Literal[1] = 1
     title: str
@@ -118,9 +122,11 @@ class BoardData(_Part):
     sections: tuple[SectionData, ...]
     mean: tuple[MeanData, ...]
     mean_note: str
+    records: dict[str, RunRecord] = Field(default_factory=dict, exclude=True)
+    publisher: str = Field(default="", exclude=True)
 
 
-def board_data(title: str, sections: Iterable[SectionData], macro: Sequence[MeanRow]) -> BoardData:
+def board_data(title: str, sections: Iterable[SectionData], means: Sequence[MeanRow]) -> BoardData:
     """Everything the page shows, in numbers."""
     mean = [
         MeanData(
@@ -134,7 +140,7 @@ def board_data(title: str, sections: Iterable[SectionData], macro: Sequence[Mean
             chance_corrected=row.corrected.value,
             chance_corrected_interval=(row.corrected.low, row.corrected.high),
         )
-        for row in macro
+        for row in means
     ]
     return BoardData(
         title=title, how_to_read=HOW_TO_READ, sections=tuple(sections), mean=tuple(mean), mean_note=MEAN_NOTE
@@ -188,11 +194,11 @@ def _row(row: TableRow, checks: Checks) -> RowData:
         student_tokens=row.student_tokens,
         seconds=row.seconds,
         secondary=dict(row.secondary),
-        runs=tuple(_run(record, checked(checks, record)) for record in (row.source.records if row.source else ())),
+        runs=tuple(_run(record, trust_in(checks, record)) for record in (row.source.records if row.source else ())),
     )
 
 
-def _run(record: RunRecord, found: Checked) -> RunData:
+def _run(record: RunRecord, trust: RecordTrust) -> RunData:
     score, budget = record.score, record.budget
     return RunData(
         run_id=record.run_id,
@@ -208,8 +214,8 @@ def _run(record: RunRecord, found: Checked) -> RunData:
         test_evaluations=record.test_evaluations,
         commit=record.git.commit,
         dirty=record.git.dirty,
-        trust=found.tier,
-        refutations=found.refutations,
+        trust=trust.tier,
+        refutations=trust.refutations,
         command=" ".join(record.command.split()),
     )
 

@@ -1,38 +1,37 @@
-"""The sentences under a table: what its numbers alone would hide."""
+"""The notes under a table: what its numbers alone would hide."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from tinyllm_bench.leaderboard.judgements import smallest_difference
+from tinyllm_bench.leaderboard.analysis import smallest_difference
 from tinyllm_bench.leaderboard.record import RunRecord
-from tinyllm_bench.leaderboard.rows import OTHER_SETTINGS, Gain, Row
-from tinyllm_bench.leaderboard.stats.arithmetic import ANY_RUN, THESE_STUDENTS
-from tinyllm_bench.leaderboard.verdicts import Checks, checked, content_digest
+from tinyllm_bench.leaderboard.rows import OTHER_SETTINGS, BoardRow, Gain
+from tinyllm_bench.leaderboard.stats.significance import ANY_RUN, THESE_STUDENTS
+from tinyllm_bench.leaderboard.verdicts import Checks, content_digest, trust_in
 
 _MANY_REJECTED = 0.25
 
 
-def section_notes(rows: Sequence[Row], gains: Sequence[Gain], baseline_title: str, checks: Checks) -> list[str]:
+def section_notes(rows: Sequence[BoardRow], gains: Sequence[Gain], baseline_title: str, checks: Checks) -> list[str]:
     """Every note of a section, in a fixed order and without repetition."""
-    found = [
-        *_sample(rows),
-        *_refuted(rows, checks),
-        *_meaning(gains, rows),
-        *_no_gain(rows, gains, baseline_title),
-        *_reading_problems(rows),
-        *_cut_context(rows),
-        *_overlap(rows),
-        *_teachers(rows),
-        *_rejected(rows),
-        *_wrong_texts(rows),
-        *_looks(rows),
-        *_own(rows),
-    ]
-    return list(dict.fromkeys(found))
+    notes: list[str] = []
+    if any(row.first.sample for row in rows):
+        notes.append(
+            "Made from this project's own sample questions: it shows that the machine runs, not which method is better."
+        )
+    notes += _refuted(rows, checks)
+    notes += _scope(gains, rows)
+    notes += _no_gain(rows, gains, baseline_title)
+    notes += _scoring_problems(rows)
+    notes += _overlap(rows)
+    notes += _teachers(rows)
+    notes += _rejected(rows)
+    notes += _runs_own(rows)
+    return list(dict.fromkeys(notes))
 
 
-def _runs(rows: Sequence[Row]) -> Iterator[tuple[str, RunRecord]]:
-    """Every run with the name it has in a note."""
+def _runs(rows: Sequence[BoardRow]) -> Iterator[tuple[str, RunRecord]]:
+    """Every run with its name in a note."""
     for row in rows:
         for record in row.records:
             yield row.label if len(row.records) == 1 else f"{row.label}, seed {record.seed}", record
@@ -42,25 +41,18 @@ def _share(count: int, n: int) -> str:
     return f"{count} of {n} ({100 * count / n:.1f} %)"
 
 
-def _sample(rows: Sequence[Row]) -> Iterable[str]:
-    if any(row.first.sample for row in rows):
-        yield (
-            "Made from this project's own sample questions: it shows that the machine runs, not which method is better."
-        )
-
-
-def _refuted(rows: Sequence[Row], checks: Checks) -> Iterable[str]:
+def _refuted(rows: Sequence[BoardRow], checks: Checks) -> Iterable[str]:
     for name, record in _runs(rows):
-        for one in checked(checks, record).refutations:
-            # An edited record does not shake it off.
-            before = "" if one.record_digest == content_digest(record) else ", of what the record said then"
-            by = f" by {one.by}" if one.by else ""
-            yield f"{name}: refuted{by} on {one.date[:10]}{before}: {one.reason}"
+        for refutation in trust_in(checks, record).refutations:
+            # A refutation stays when the record is edited.
+            before = "" if refutation.record_digest == content_digest(record) else ", of what the record said then"
+            by = f" by {refutation.by}" if refutation.by else ""
+            yield f"{name}: refuted{by} on {refutation.date[:10]}{before}: {refutation.reason}"
 
 
-def _meaning(gains: Sequence[Gain], rows: Sequence[Row]) -> Iterable[str]:
-    narrow = [gain for gain in gains if gain.scope == THESE_STUDENTS]
-    if narrow:
+def _scope(gains: Sequence[Gain], rows: Sequence[BoardRow]) -> Iterable[str]:
+    """What the intervals of this table generalise to, and what it can detect."""
+    if any(gain.scope == THESE_STUDENTS for gain in gains):
         yield (
             "Gains of one run each have Newcombe's paired 95 % interval and McNemar's exact p, for these trained "
             "students only: how results move between seeds is not in it. The two may disagree near 0.05."
@@ -75,9 +67,9 @@ def _meaning(gains: Sequence[Gain], rows: Sequence[Row]) -> Iterable[str]:
             "Macro-F1 is the mean of F1 over the answers; its 95 % interval is a bootstrap over questions and, for "
             "rows of several, seeds. The constant answer is the most frequent right one, given to every question."
         )
-    found = smallest_difference(gains)
-    if found is not None:
-        yield f"This table sees gains of {100 * found:.1f} points or more (80 % power, after correction)."
+    smallest = smallest_difference(gains)
+    if smallest is not None:
+        yield f"This table sees gains of {100 * smallest:.1f} points or more (80 % power, after correction)."
     if any(gain.why_not == OTHER_SETTINGS for gain in gains):
         yield (
             f"{OTHER_SETTINGS[0].upper()}{OTHER_SETTINGS[1:]}: no baseline row of this budget and these training rows "
@@ -89,7 +81,7 @@ def _meaning(gains: Sequence[Gain], rows: Sequence[Row]) -> Iterable[str]:
         yield f"{len(clusters)} questions in {groups} clusters that share a passage or a question."
 
 
-def _no_gain(rows: Sequence[Row], gains: Sequence[Gain], baseline_title: str) -> Iterable[str]:
+def _no_gain(rows: Sequence[BoardRow], gains: Sequence[Gain], baseline_title: str) -> Iterable[str]:
     for row, gain in zip(rows, gains, strict=True):
         if gain.value is None or gain.beats:
             continue
@@ -97,7 +89,7 @@ def _no_gain(rows: Sequence[Row], gains: Sequence[Gain], baseline_title: str) ->
         yield f"{row.label} ({row.student}) does not beat {baseline_title} here: {reason}."
 
 
-def _reading_problems(rows: Sequence[Row]) -> Iterable[str]:
+def _scoring_problems(rows: Sequence[BoardRow]) -> Iterable[str]:
     for name, record in _runs(rows):
         score = record.score
         if score and 2 * score.unparsed > score.n:
@@ -109,9 +101,6 @@ def _reading_problems(rows: Sequence[Row]) -> Iterable[str]:
             yield f"{name}: {_share(score.hit_token_limit, score.n)} answers hit the token limit."
         if score and score.ties:
             yield f"{name}: {_share(score.ties, score.n)} questions ended in a tie: the first option wins."
-
-
-def _cut_context(rows: Sequence[Row]) -> Iterable[str]:
     for _, record in _runs(rows):
         if record.score and record.score.context_cut:
             words = record.protocol["max_context_words"]
@@ -121,7 +110,7 @@ def _cut_context(rows: Sequence[Row]) -> Iterable[str]:
             )
 
 
-def _teachers(rows: Sequence[Row]) -> Iterable[str]:
+def _teachers(rows: Sequence[BoardRow]) -> Iterable[str]:
     for row in rows:
         for teacher in row.first.teachers:
             if teacher.gold_visible:
@@ -131,19 +120,19 @@ def _teachers(rows: Sequence[Row]) -> Iterable[str]:
                 yield f"{row.label}: the {info.kind} texts of {info.teacher} are a control ({info.control})."
 
 
-def _overlap(rows: Sequence[Row]) -> Iterable[str]:
+def _overlap(rows: Sequence[BoardRow]) -> Iterable[str]:
     """One sentence for all rows with the same count: training rows are mostly shared."""
-    found: dict[str, list[str]] = {}
+    labels_by_share: dict[str, list[str]] = {}
     for row in rows:
         if row.first.data.overlap:
             share = _share(row.first.data.overlap, row.first.protocol["n"])
-            found.setdefault(share, []).append(row.label)
-    for share, labels in found.items():
+            labels_by_share.setdefault(share, []).append(row.label)
+    for share, labels in labels_by_share.items():
         names = ", ".join(dict.fromkeys(labels))
         yield f"{share} scored questions also stand, once normalised, among the training records of {names}."
 
 
-def _rejected(rows: Sequence[Row]) -> Iterable[str]:
+def _rejected(rows: Sequence[BoardRow]) -> Iterable[str]:
     for row in rows:
         for info in row.first.annotations:
             rejected = sum(info.rejected.values())
@@ -155,11 +144,8 @@ def _rejected(rows: Sequence[Row]) -> Iterable[str]:
                 f"{row.label}: used {info.used} of {total} {info.kind}s of {info.teacher}: {count} {reason}; "
                 f"{100 * rejected / total:.1f} % rejected in all."
             )
-
-
-def _wrong_texts(rows: Sequence[Row]) -> Iterable[str]:
-    """With two options, a text that was written for another answer was written for the wrong one."""
     for row in rows:
+        # With two options, a text written for another answer was written for the wrong one.
         if any(info.control == "shuffled" for info in row.first.annotations) and math.isclose(row.first.chance, 0.5):
             yield (
                 f"{row.label}: where all questions share their two options (such as yes and no), the shuffled texts "
@@ -167,19 +153,17 @@ def _wrong_texts(rows: Sequence[Row]) -> Iterable[str]:
             )
 
 
-def _looks(rows: Sequence[Row]) -> Iterable[str]:
+def _runs_own(rows: Sequence[BoardRow]) -> Iterable[str]:
+    """How runs were evaluated and trained, and their own notes."""
     for name, record in _runs(rows):
         if record.test_evaluations > 1:
             yield f"{name}: {record.test_evaluations} test evaluations; more than one makes a number optimistic."
-
-
-def _own(rows: Sequence[Row]) -> Iterable[str]:
     for row in rows:
         own = [name for name in row.first.own_settings if name.startswith("train.")]
         values = {name: row.first.config.get("train", {}).get(name.removeprefix("train.")) for name in own}
         if values:
-            told = ", ".join(f"{name} = {value}" for name, value in values.items())
-            yield f"{row.label}: trained with settings of its own paper, {told}."
+            settings = ", ".join(f"{name} = {value}" for name, value in values.items())
+            yield f"{row.label}: trained with settings of its own paper, {settings}."
     for name, record in _runs(rows):
         if record.student and record.student.chat_template:
             yield f"{name}: asked through the model's own chat template."

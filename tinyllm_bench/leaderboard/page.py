@@ -12,29 +12,34 @@ from typing import Any
 
 from tinyllm_bench.base.escaping import all_visible, visible
 from tinyllm_bench.leaderboard.markdown import HOW_TO_READ
-from tinyllm_bench.leaderboard.means import MEAN_NOTE, MeanRow, mean_cells, mean_keys
-from tinyllm_bench.leaderboard.record import RunRecord, TeacherInfo, record_path
-from tinyllm_bench.leaderboard.rows import Row
-from tinyllm_bench.leaderboard.tables import Section, TableRow, run_cells
+from tinyllm_bench.leaderboard.record import RunRecord, record_path
+from tinyllm_bench.leaderboard.rows import BoardRow
+from tinyllm_bench.leaderboard.tables import MEAN_NOTE, MeanRow, Section, TableRow, mean_cells, mean_keys, run_line
 
 _COSTS = ("student tokens", "wall seconds", "teacher tokens", "training FLOPs")
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
-def board_page(title: str, sections: Sequence[str], macro: Sequence[MeanRow]) -> str:
-    """The text of `index.html`: `sections` as `page_json` gives them, `macro` is the table of means over tasks."""
+def board_page(title: str, sections: Sequence[str], means: Sequence[MeanRow]) -> str:
+    """The text of `index.html`: `sections` from `page_json`, `means` is the table of means over tasks."""
     import jinja2
     from markupsafe import Markup
 
-    style, script = _read("board.css"), _read("plots.js") + _read("board.js")
+    def read(name: str) -> str:
+        return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+    def content_digest(text: str) -> str:
+        return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+    style, script = read("board.css"), read("plots.js") + read("board.js")
     environment = jinja2.Environment(
         autoescape=True,
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    cells = mean_cells(macro)
-    rows = [{"cells": list(line.values()), "keys": mean_keys(row)} for line, row in zip(cells, macro, strict=True)]
+    cells = mean_cells(means)
+    rows = [{"cells": list(line.values()), "keys": mean_keys(row)} for line, row in zip(cells, means, strict=True)]
     mean = all_visible({"columns": list(cells[0]) if cells else [], "rows": rows})
     return environment.get_template("board.html").render(
         title=visible(title),
@@ -44,20 +49,20 @@ def board_page(title: str, sections: Sequence[str], macro: Sequence[MeanRow]) ->
         mean_note=MEAN_NOTE,
         style=Markup(style),
         script=Markup(script),
-        style_digest=_digest(style),
-        script_digest=_digest(script),
+        style_digest=content_digest(style),
+        script_digest=content_digest(script),
     )
 
 
 def page_json(section: dict[str, Any]) -> str:
-    """A section's data as it may stand inside of a page's script element."""
+    """A section's data, escaped for a script element of a page."""
     from jinja2.utils import htmlsafe_json_dumps
 
     return str(htmlsafe_json_dumps(all_visible(section), sort_keys=True))
 
 
 def page_section(section: Section, slug: str) -> dict[str, Any]:
-    """All that the page shows of a section, as lists: a name that stands in every row would be most of the file.
+    """Everything the page shows of a section, as lists: a name repeated in every row would be most of the file.
 
     A row has the text and the sorting key of each cell; accuracies, gains and costs are numbers for the plots.
     """
@@ -92,9 +97,9 @@ def _row_data(section: Section, row: TableRow, spent: dict[str, float], names: S
         "gain": None if gain is None or gain.value is None else _percents(gain.value, gain.low, gain.high),
         "costs": [spent.get(name) for name in names],
         "facts": _facts(row.source, row.trust) if row.source else [],
-        # The row's own name need not stand in each of its runs again.
+        # Without the row's own name, which is in `label`.
         "runs": [
-            [*list(run_cells(row, record).values())[1:], record_path(record)]
+            [*list(run_line(row, record).values())[1:], record_path(record)]
             for record in (row.source.records if row.source else ())
         ],
     }
@@ -104,18 +109,17 @@ def _percents(*shares: float | None) -> list[float | None]:
     return [None if share is None else 100 * share for share in shares]
 
 
-def costs(row: Row | None) -> dict[str, float]:
-    """What a row cost, as the mean of its runs; a cost that a run does not tell is left out."""
+def costs(row: BoardRow | None) -> dict[str, float]:
+    """The costs of a row, means of its runs; a cost that a run does not have is left out."""
     if row is None:
         return {}
-    found: dict[str, list[float | None]] = {
+    costs_of_runs: dict[str, list[float | None]] = {
         "student tokens": [0 if row.is_reference else row.tokens],
         "wall seconds": [row.seconds],
         "teacher tokens": [_teacher_tokens(record) for record in row.records],
         "training FLOPs": [record.budget.train_flops if record.budget else None for record in row.records],
     }
-    known = {name: [one for one in values if one] for name, values in found.items()}
-    return {name: sum(values) / len(values) for name, values in known.items() if len(values) == len(found[name])}
+    return {name: sum(filter(None, values)) / len(values) for name, values in costs_of_runs.items() if all(values)}
 
 
 def _teacher_tokens(record: RunRecord) -> int | None:
@@ -125,14 +129,15 @@ def _teacher_tokens(record: RunRecord) -> int | None:
     return budget.teacher_tokens_in + budget.teacher_tokens_out
 
 
-def _facts(row: Row, trust: str | None) -> list[list[str]]:
-    """What the opened row tells beyond its cells and runs; the record holds the rest."""
+def _facts(row: BoardRow, trust: str | None) -> list[list[str]]:
+    """The facts of an opened row beyond its cells and runs; the record holds the rest."""
     record, budget = row.first, row.first.budget
-    told = {
+    saw = {True: ", saw the right answer", False: ", did not see the right answer", None: ""}
+    facts = {
         "kind": record.kind,
         "data": f"{record.data.source}{' (sample questions)' if record.sample else ''}",
         "training rows": None if record.data.n_train is None else f"{record.data.n_train:,}",
-        "teachers": "; ".join(_teacher(one) for one in record.teachers),
+        "teachers": "; ".join(f"{teacher.spec}{saw[teacher.gold_visible]}" for teacher in record.teachers),
         "student-token limit": f"{budget.student_tokens_limit:,}" if budget and budget.student_tokens_limit else None,
         "teacher tokens in and out": f"{_teacher_tokens(record):,}" if _teacher_tokens(record) else None,
         "training FLOPs (estimate)": f"{budget.train_flops:.3g}" if budget and budget.train_flops else None,
@@ -140,17 +145,4 @@ def _facts(row: Row, trust: str | None) -> list[list[str]]:
         "protocol": record.protocol_hash,
         "trust": trust,
     }
-    return [[name, text] for name, text in told.items() if text]
-
-
-def _teacher(info: TeacherInfo) -> str:
-    saw = {True: ", saw the right answer", False: ", did not see the right answer", None: ""}[info.gold_visible]
-    return f"{info.spec}{saw}"
-
-
-def _read(name: str) -> str:
-    return _TEMPLATES.joinpath(name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return [[name, text] for name, text in facts.items() if text]

@@ -1,4 +1,4 @@
-"""What of a text may be published: no place on somebody's machine, no key in an address.
+"""Texts made fit to publish: without paths of somebody's machine and without keys in an address.
 
 A path is absolute (two parts or more, or one after `dir:` and the like), or begins with `~` or a Windows drive.
 Addresses are left alone but for user, password and query.
@@ -37,29 +37,29 @@ _PLACE = re.compile(
 
 def public_text(text: str) -> str:
     """A text without machine paths and keys: `dir:/srv/me/x` becomes `dir:x`, `https://me:key@host/v1?key=k` loses
-    its user, password and query. What is public already comes back as it is.
+    its user, password and query. A public text is returned unchanged.
     """
-    while (shorter := _PLACE.sub(_published, text)) != text:  # what is left of a path may begin another one
+
+    def published(place: re.Match[str]) -> str:
+        part = place.groupdict(default="")
+        if part["scheme"]:
+            return part["scheme"] + part["host"].rpartition("@")[2] + part["rest"]
+        names = [name for name in re.split(r"[\\/]+", _path(place)) if name]
+        if re.match(rf"{_HOME}|{_DRIVE}", _path(place)):
+            del names[0]
+        return part["adapted"] + part["spec"] + part["quoted"] + (names[-1] if names else "")
+
+    while (shorter := _PLACE.sub(published, text)) != text:  # the rest of a path may begin another one
         text = shorter
     return redacted(text)
 
 
-def _published(found: re.Match[str]) -> str:
-    part = found.groupdict(default="")
-    if part["scheme"]:
-        return part["scheme"] + part["host"].rpartition("@")[2] + part["rest"]
-    names = [name for name in re.split(r"[\\/]+", _path(found)) if name]
-    if re.match(rf"{_HOME}|{_DRIVE}", _path(found)):
-        del names[0]
-    return part["adapted"] + part["spec"] + part["quoted"] + (names[-1] if names else "")
-
-
-def _path(found: re.Match[str]) -> str:
-    return found["adapter_path"] or found["spec_path"] or found["quoted_path"] or found["path"] or ""
+def _path(place: re.Match[str]) -> str:
+    return place["adapter_path"] or place["spec_path"] or place["quoted_path"] or place["path"] or ""
 
 
 def public(value: Any) -> Any:
-    """`public_text` of every text in nested dicts (their values), lists and tuples; other values are kept."""
+    """`public_text` of every text in nested dicts (their values), lists and tuples; other values are unchanged."""
     if isinstance(value, str):
         return public_text(value)
     if isinstance(value, Mapping):
@@ -78,7 +78,7 @@ def machine_paths(value: Any) -> Iterator[str]:
 
 def _machine_paths(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        if ("/" in value or "\\" in value) and any(_path(found) for found in _PLACE.finditer(value)):
+        if ("/" in value or "\\" in value) and any(_path(place) for place in _PLACE.finditer(value)):
             yield value
     elif isinstance(value, Mapping):
         for inner in value.values():

@@ -1,18 +1,24 @@
 """Reported values: what papers and public threads print, with source and certainty; never ranked with measured rows.
 
-A folder holds one YAML file a paper (`leaderboards/reported/*.yaml`). A number keeps the digits it was printed with.
+A folder holds one YAML file a paper (`leaderboards/reported/*.yaml`). A number keeps the digits it was printed with,
+and a mistake in a file is an error of one line. From top to bottom: the form of a file, reading a folder, looking up
+values, the Markdown block.
 """
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import markdown
+from tinyllm_bench.base.files import read_text
+from tinyllm_bench.base.reading import strict_yaml
 from tinyllm_bench.leaderboard.tables import Cells, text_table
 
 Certainty = Literal["seen", "second-hand", "derived"]
@@ -35,11 +41,11 @@ Number = Annotated[Decimal, BeforeValidator(_printed)]
 Text = Annotated[str, Field(min_length=1)]
 
 
-class _Part(BaseModel):
+class _ReportedPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Source(_Part):
+class ReportedSource(_ReportedPart):
     """Where a number was printed. `via`: what was read instead of it, or what the number was computed from."""
 
     paper: Text
@@ -62,8 +68,8 @@ class Source(_Part):
         return ", ".join(part for part in [*parts, self.page and f"p. {self.page}"] if part)
 
 
-class Setting(_Part):
-    """How a table's numbers came about; what the source does not say is absent."""
+class ReportedSetting(_ReportedPart):
+    """How a table's numbers were measured; what the source does not say is absent."""
 
     metric: Text
     teachers: tuple[Text, ...] = ()
@@ -75,7 +81,7 @@ class Setting(_Part):
     @property
     def text(self) -> str:
         """The setting in one line."""
-        told = {
+        parts = {
             "metric": self.metric,
             "teachers": ", ".join(self.teachers),
             "split": self.split,
@@ -83,17 +89,17 @@ class Setting(_Part):
             "seeds": self.seeds,
             "setting": self.note,
         }
-        return "; ".join(f"{key}: {value}" for key, value in told.items() if value)
+        return "; ".join(f"{key}: {value}" for key, value in parts.items() if value)
 
 
-class Column(_Part):
+class ReportedColumn(_ReportedPart):
     """A column: our task of that data set (null where there is none) and the number of its scored items, if known."""
 
     task: Text | None = None
     n: Annotated[int, Field(ge=1)] | None = None
 
 
-class ReportedRow(_Part):
+class ReportedRow(_ReportedPart):
     """A row as the source labels it; `method` is ours or null, `student` null for teachers or where it is not said."""
 
     label: Text
@@ -103,17 +109,17 @@ class ReportedRow(_Part):
     note: Text | None = None
 
 
-class ReportedTable(_Part):
+class ReportedTable(_ReportedPart):
     """Numbers of one source, setting, metric and certainty."""
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     title: Text
     kind: Kind
     certainty: Certainty
-    source: Source
-    setting: Setting
+    source: ReportedSource
+    setting: ReportedSetting
     note: Text | None = None
-    columns: dict[str, Column]
+    columns: dict[str, ReportedColumn]
     rows: tuple[ReportedRow, ...]
 
     @model_validator(mode="after")
@@ -130,23 +136,23 @@ class ReportedTable(_Part):
             raise ValueError(f"columns {reserved} are heads of the printed table; choose other names")
         used = {column for row in self.rows for column in row.values}
         if unknown := sorted(used - set(self.columns)):
-            raise ValueError(f"values name {unknown}, which columns lacks; add it there or correct the name")
+            raise ValueError(f"values name {unknown}, which columns do not have; add it there or correct the name")
         if empty := sorted(set(self.columns) - used):
             raise ValueError(f"columns {empty} hold no value; remove them")
         keys = [(row.label, row.student) for row in self.rows]
         if twice := sorted({f"{label} ({student})" for label, student in keys if keys.count((label, student)) > 1}):
-            raise ValueError(f"{', '.join(twice)} stands twice; remove one or tell them apart in label")
+            raise ValueError(f"{', '.join(twice)} is listed twice; remove one or tell them apart in label")
         return self
 
 
-class LeftOut(_Part):
-    """What has no number here, and why."""
+class LeftOut(_ReportedPart):
+    """A result without a number here, and the reason."""
 
     what: Text
     why: Text
 
 
-class ReportedFile(_Part):
+class ReportedFile(_ReportedPart):
     """One YAML file. `models` gives the hub name of students that can be loaded."""
 
     schema_version: Literal[1]
@@ -172,9 +178,120 @@ class Reported:
     left_out: tuple[LeftOut, ...]
 
 
+# --- reading a folder -------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Keeps a number's printed digits."""
+
+
+def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Decimal:
+    try:
+        return Decimal(node.value)
+    except InvalidOperation:
+        problem = f"{node.value!r} is not a decimal number, write it as printed"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _decimal)
+
+
+def reported_folder() -> Path:
+    """The folder of the values that ship with the project, in a checkout or inside the installed package."""
+    package = Path(__file__).parents[1]
+    inside = package / "reported"
+    return inside if inside.is_dir() else package.parent / "leaderboards" / "reported"
+
+
+def load_reported(folder: Path) -> Reported:
+    """Read and check every `*.yaml` of a folder, in the order of their names.
+
+    Raises:
+        UserError: no such folder, broken YAML, an unknown or missing key, a value of the wrong kind, a table id or a
+            model that is in two files.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no reported values at {folder}; give a folder with one YAML file a paper")
+    files = {file: _load_file(file) for file in sorted(folder.glob("*.yaml"))}
+    home: dict[str, Path] = {}
+    models: dict[str, str] = {}
+    for file, content in files.items():
+        for table in content.tables:
+            if table.id in home:
+                raise UserError(f"{file}: tables[{table.id}].id is in {home[table.id]} too; choose another id")
+            home[table.id] = file
+        for name, hub in content.models.items():
+            if models.setdefault(name, hub) != hub:
+                raise UserError(f"{file}: models.{name} is {models[name]} in another file; make them agree")
+    return Reported(
+        tables=tuple(table for content in files.values() for table in content.tables),
+        models=models,
+        left_out=tuple(missing for content in files.values() for missing in content.left_out),
+    )
+
+
+def _load_file(file: Path) -> ReportedFile:
+    try:
+        raw = strict_yaml(read_text(file), _Loader)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from None
+    try:
+        return ReportedFile.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{file}: {_first_problem(error, raw)}") from None
+
+
+_MODELS: dict[str, type[BaseModel]] = {
+    "tables": ReportedTable,
+    "rows": ReportedRow,
+    "source": ReportedSource,
+    "setting": ReportedSetting,
+    "columns": ReportedColumn,
+    "left_out": LeftOut,
+}
+
+
+def _first_problem(error: ValidationError, raw: Any) -> str:
+    """Place, problem and fix of the first error; our own messages include their fix."""
+    first = error.errors(include_url=False)[0]
+    place = _place(first["loc"], raw)
+    message = " ".join(first["msg"].removeprefix("Value error, ").split())
+    if first["type"] == "extra_forbidden":
+        inside = next((_MODELS[str(part)] for part in reversed(first["loc"][:-1]) if part in _MODELS), ReportedFile)
+        return f"{place} is no key here; allowed: {', '.join(inside.model_fields)}"
+    fix = {
+        "missing": "; add it, null where there is none",
+        "string_type": "; put it in quotes",
+        "string_pattern_mismatch": "; write it like that, in quotes",
+        "value_error": "",
+    }.get(first["type"], "; correct the value")
+    return f"{place}: {message}{fix}" if place else f"{message}{fix}"
+
+
+def _place(loc: Sequence[int | str], raw: Any) -> str:
+    """`tables[main].rows[Label, student].values.X`: list items by name instead of by number."""
+    parts: list[str] = []
+    for part in loc:
+        if isinstance(part, int):
+            raw = raw[part] if isinstance(raw, list) and part < len(raw) else None
+            named = raw if isinstance(raw, dict) else {}
+            name = ", ".join(str(named[key]) for key in ("id", "label", "student") if named.get(key))
+            parts[-1] += f"[{name or part}]"
+        else:
+            raw = raw.get(part) if isinstance(raw, dict) else None
+            parts.append(part)
+    return ".".join(parts)
+
+
+# --- looking up values ------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedValue:
-    """One number with the table, row and column that it stands in. `str(value)` has the printed digits."""
+    """One number with its table, row and column. `str(value)` has the printed digits."""
 
     value: Decimal
     table: ReportedTable
@@ -192,27 +309,27 @@ def reported_values(
     table: str | None = None,
     label: str | None = None,
 ) -> list[ReportedValue]:
-    """Every number that fits what is given; what is None fits all.
+    """Every number that matches the arguments given; None matches all.
 
     `task` is one of our tasks or a column's name, `student` a name as reported or the hub name or `hf:` spec of the
     same model, `table` a table's id and `label` a row's label.
     """
     return [
-        ReportedValue(value=value, table=one, row=row, column=column)
-        for one in reported.tables
-        if one.kind == kind and table in (None, one.id)
-        for row in one.rows
+        ReportedValue(value=value, table=source, row=row, column=column)
+        for source in reported.tables
+        if source.kind == kind and table in (None, source.id)
+        for row in source.rows
         if method in (None, row.method) and label in (None, row.label)
         if student is None or (row.student and _same_student(student, row.student, reported.models))
         for column, value in row.values.items()
-        if task in (None, one.columns[column].task, column)
+        if task in (None, source.columns[column].task, column)
     ]
 
 
-def _same_student(asked: str, name: str, models: Mapping[str, str]) -> bool:
+def _same_student(spec: str, name: str, models: Mapping[str, str]) -> bool:
     """A spec that cuts layers (`?layers=`) is another student, so only a plain one names the hub's model."""
-    plain = re.fullmatch(r"(?:hf:)?([^@?]+)(?:@[^@?]*)?", asked)
-    return asked.casefold() == name.casefold() or bool(plain and plain[1] == models.get(name))
+    plain = re.fullmatch(r"(?:hf:)?([^@?]+)(?:@[^@?]*)?", spec)
+    return spec.casefold() == name.casefold() or bool(plain and plain[1] == models.get(name))
 
 
 def reported_value(
@@ -230,11 +347,11 @@ def reported_value(
     Raises:
         UserError: sources (or rows of one) differ; says how to choose.
     """
-    found = reported_values(reported, method=method, task=task, student=student, kind=kind, table=table, label=label)
-    if len({one.value for one in found}) > 1:
-        choices = ", ".join(f"{one.value} (table={one.table.id}, label={one.row.label})" for one in found)
+    matches = reported_values(reported, method=method, task=task, student=student, kind=kind, table=table, label=label)
+    if len({match.value for match in matches}) > 1:
+        choices = ", ".join(f"{match.value} (table={match.table.id}, label={match.row.label})" for match in matches)
         raise UserError(f"{method} on {task} with {student} has several reported values; name one of: {choices}")
-    return found[0] if found else None
+    return matches[0] if matches else None
 
 
 def reported_table(
@@ -245,10 +362,10 @@ def reported_table(
     kinds: Collection[str] = ("score",),
     tables: Collection[str] | None = None,
 ) -> str:
-    """A Markdown block of reported numbers under a heading of its own; empty where nothing fits.
+    """A Markdown block of reported numbers under a heading of its own; empty where nothing matches.
 
-    `tasks` keeps the columns of these tasks, `methods` the tables with a row of one of them. Rows stand in the source's
-    order: nothing is ranked, and nothing measured stands among them.
+    `tasks` selects the columns of these tasks, `methods` the tables with a row of one of them. Rows are in the source's
+    order: nothing is ranked, and no measured row is among them.
     """
     chosen = [
         (table, columns)
@@ -261,7 +378,7 @@ def reported_table(
     if not chosen:
         return ""
     certainties = {table.certainty for table, _ in chosen}
-    meaning = "; ".join(f"{word}: {said}" for word, said in _MEANING.items() if word in certainties)
+    meaning = "; ".join(f"{word}: {text}" for word, text in _MEANING.items() if word in certainties)
     parts = [
         "## Reported by papers, not measured here",
         "These numbers come from the sources named in each row. They were made with other prompts, splits, parsers and "
@@ -270,8 +387,8 @@ def reported_table(
     for table, columns in chosen:
         parts += _block(table, columns)
     if tasks is None and methods is None and reported.left_out:
-        left = (f"- {markdown(one.what)}: {markdown(one.why)}" for one in reported.left_out)
-        parts += ["### Left out", "\n".join(left)]
+        left_out = (f"- {markdown(missing.what)}: {markdown(missing.why)}" for missing in reported.left_out)
+        parts += ["### Left out", "\n".join(left_out)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -280,19 +397,18 @@ def _block(table: ReportedTable, columns: Sequence[str]) -> Iterable[str]:
     yield f"### {markdown(table.title)}"
     yield markdown(f"{table.setting.text[:1].upper()}{table.setting.text[1:]}.")
     yield text_table([_cells(table, row, columns) for row in rows], markdown=True)
-    notes = [table.note, *(f"{_who(row)}: {row.note}" for row in rows if row.note)]
+    notes = [table.note]
+    for row in rows:
+        if row.note:
+            notes.append(f"{row.label} ({row.student}): {row.note}" if row.student else f"{row.label}: {row.note}")
     if table.source.via:
         notes.insert(0, f"{'From' if table.certainty == 'derived' else 'Read in'}: {table.source.via}.")
-    if told := [f"- {markdown(note)}" for note in notes if note]:
-        yield "\n".join(told)
-
-
-def _who(row: ReportedRow) -> str:
-    return f"{row.label} ({row.student})" if row.student else row.label
+    if lines := [f"- {markdown(note)}" for note in notes if note]:
+        yield "\n".join(lines)
 
 
 def _cells(table: ReportedTable, row: ReportedRow, columns: Sequence[str]) -> Cells:
     label, student, source, certainty = _HEADS
     numbers = {name: str(row.values.get(name, "-")) for name in columns}
-    told = {source: table.source.citation, certainty: table.certainty}
-    return {label: row.label, student: row.student or "-"} | numbers | told
+    cited = {source: table.source.citation, certainty: table.certainty}
+    return {label: row.label, student: row.student or "-"} | numbers | cited

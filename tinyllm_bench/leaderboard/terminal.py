@@ -1,17 +1,17 @@
-"""Tables and notes made to fit a terminal: what is the same in all rows is said once, heads and long cells are broken
-into lines, and the least important columns go first."""
+"""Tables and notes fitted to a terminal: a value that all rows share is stated once, heads and long cells are wrapped,
+and the least important columns are dropped first."""
 
 import textwrap
 from collections.abc import Sequence
 
 from tinyllm_bench.leaderboard.tables import Cells
 
-ROW, HEAD, CELL = 27, 12, 15  # widest: a row's name, a head, any other cell
-GAP, AIR = 2, 2  # between columns; what tabulate adds to a head
+MAX_ROW, MAX_HEAD, MAX_CELL = 27, 12, 15  # characters of a row's name, a head, any other cell
+GAP, HEAD_PADDING = 2, 2  # between columns; added to a head by tabulate
 _ALWAYS = ("row", "accuracy %", "95 % interval")
-_NEVER_SAME = ("gain over", "p (Holm)", "gap to teacher", "rank", "wall time", "mean")
-# What goes first when there is no room; what is not named here goes before it.
-_WORTH = (
+_NEVER_SHARED = ("gain over", "p (Holm)", "gap to teacher", "rank", "wall time", "mean")
+# The order in which columns are dropped for want of space, after all that are not named here.
+_DROPPED = (
     "trust",
     "wall time",
     "student tokens",
@@ -26,48 +26,44 @@ _WORTH = (
 
 
 def fitted(table: Sequence[Cells], width: int) -> tuple[list[Cells], list[str]]:
-    """A table that is at most `width` columns wide where that is possible, and the sentences that belong under it."""
-    same = {head: value for head in list(table[0]) if (value := _shared(table, head)) is not None}
-    heads = [head for head in table[0] if head not in same]
-    left_out = []
+    """A table that is at most `width` columns wide where that is possible, and the notes that belong under it."""
+    shared = {}  # a column with one value in all rows that have one
+    for head in table[0]:
+        values = {row[head] for row in table} - {"-"}
+        if len(table) > 1 and len(values) == 1 and not head.startswith((*_ALWAYS, *_NEVER_SHARED)):
+            shared[head] = values.pop()
+    heads = [head for head in table[0] if head not in shared]
+
+    def order(head: str) -> int:
+        return next((i for i, known in enumerate(_DROPPED) if head.startswith(known)), -1)
+
+    dropped = []
     while sum(_width(table, head) + GAP for head in heads) - GAP > width:
-        loose = [head for head in heads if not head.startswith((*_ALWAYS, "gain over", "mean"))]
-        if not loose:
+        droppable = [head for head in heads if not head.startswith((*_ALWAYS, "gain over", "mean"))]
+        if not droppable:
             break
-        left_out.append(min(reversed(loose), key=_worth))
-        heads.remove(left_out[-1])
-    rows = [{_broken(head, HEAD): _broken(row[head], _most(head)) for head in heads} for row in table]
-    notes = [f"All rows: {', '.join(f'{head} {value}' for head, value in same.items())}."] if same else []
-    if left_out:
-        notes.append(f"No room for {', '.join(sorted(left_out))}; the board's README.md has every column.")
+        dropped.append(min(reversed(droppable), key=order))
+        heads.remove(dropped[-1])
+    rows = [{_wrapped(head, MAX_HEAD): _wrapped(row[head], _max_width(head)) for head in heads} for row in table]
+    notes = [f"All rows: {', '.join(f'{head} {value}' for head, value in shared.items())}."] if shared else []
+    if dropped:
+        notes.append(f"No room for {', '.join(sorted(dropped))}; the board's README.md has every column.")
     return rows, notes
 
 
 def filled(text: str, width: int, indent: str = "") -> str:
-    """A paragraph broken at `width`, its later lines indented."""
+    """A paragraph wrapped at `width`, its later lines indented."""
     return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-def _shared(table: Sequence[Cells], head: str) -> str | None:
-    """The one value of a column in all rows that have one."""
-    values = {row[head] for row in table} - {"-"}
-    if len(table) < 2 or len(values) != 1 or head.startswith((*_ALWAYS, *_NEVER_SAME)):
-        return None
-    return values.pop()
+def _max_width(head: str) -> int:
+    return MAX_ROW if head in ("row", "student") else MAX_CELL
 
 
-def _worth(head: str) -> int:
-    return next((i for i, known in enumerate(_WORTH) if head.startswith(known)), -1)
-
-
-def _most(head: str) -> int:
-    return ROW if head in ("row", "student") else CELL
-
-
-def _broken(text: str, width: int) -> str:
+def _wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False)) or text
 
 
 def _width(table: Sequence[Cells], head: str) -> int:
-    lines = [line for row in table for line in _broken(row[head], _most(head)).split("\n")]
-    return max(*map(len, lines), *(len(line) + AIR for line in _broken(head, HEAD).split("\n")))
+    lines = [line for row in table for line in _wrapped(row[head], _max_width(head)).split("\n")]
+    return max(*map(len, lines), *(len(line) + HEAD_PADDING for line in _wrapped(head, MAX_HEAD).split("\n")))

@@ -12,7 +12,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import Markdown, markdown, markdown_code
 from tinyllm_bench.base.plugins import load_method, load_task
 from tinyllm_bench.data.records import TaskInfo
-from tinyllm_bench.leaderboard.judgements import Judge
+from tinyllm_bench.leaderboard.analysis import SectionAnalysis
 from tinyllm_bench.leaderboard.record import RunRecord, TeacherInfo
 from tinyllm_bench.leaderboard.rows import Gain, make_rows, row_key, student_digest
 from tinyllm_bench.leaderboard.tables import (
@@ -90,7 +90,7 @@ def own_score(record: RunRecord) -> dict[str, str]:
     score, accuracy = record.score, record.accuracy
     assert score is not None and accuracy is not None, "asked only of scored runs"
     (row,) = make_rows([record], ())
-    found = Judge([row]).accuracies.get(row.key)
+    found = SectionAnalysis([row]).accuracies.get(row.key)
     assert found is not None
     told = {
         "accuracy": f"{percent(accuracy)} % ({score.correct} of {score.n})",
@@ -121,7 +121,7 @@ def compared(record: RunRecord, others: Sequence[RunRecord], names: BoardNames, 
     if len(chosen) == 1:
         return None
     rows = make_rows(chosen, names.order)
-    gains = Judge(rows).gains(names.baseline)
+    gains = SectionAnalysis(rows).gains(names.baseline)
     own = next(gain for row, gain in zip(rows, gains, strict=True) if record in row.records)
     section: Section = make_section(chosen, [], names, checks)
     return Compared(section.cells(), section.notes, gain_sentence(own, names.baseline_title))

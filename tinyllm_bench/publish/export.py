@@ -17,17 +17,17 @@ from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import read_json
 from tinyllm_bench.experiment.sample_answers import joint_digest
 from tinyllm_bench.leaderboard.board import board_config
-from tinyllm_bench.leaderboard.external_forms import eval_results_file
 from tinyllm_bench.leaderboard.public import machine_paths
 from tinyllm_bench.leaderboard.record import RECORD_FILE, RunRecord, load_record, record_path
 from tinyllm_bench.leaderboard.tables import BoardNames
-from tinyllm_bench.leaderboard.verdicts import Checked, checked, refutations_of, tier_of
+from tinyllm_bench.leaderboard.verdicts import RecordTrust, refutations_of, tier_of, trust_in
 from tinyllm_bench.models.adapters import CONFIG as ADAPTER_CONFIG
 from tinyllm_bench.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from tinyllm_bench.models.load import Loaded, load_model, needs_bos, tokenizer_digest, weights_digest
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.publish.card_parts import base_of
 from tinyllm_bench.publish.model_card import CARD, Exported, Form, decoding_of, model_card
+from tinyllm_bench.reporters.eval_results import eval_results_file
 
 # Weights, configuration and tokenizer of a Hugging Face folder; nothing else of a student's folder is passed on.
 _PASSED_ON = (".safetensors", ".json", ".jinja", ".txt", ".model")
@@ -123,7 +123,7 @@ def make_bundle(
         add_bos=needs_bos(*student.loaded),
         channel=student.channel,
         repo=repo,
-        tier=checked(checks, record).tier,
+        tier=trust_in(checks, record).tier,
         with_predictions=predictions,
     )
     config = board_config(folder.parent / "board")
@@ -267,7 +267,7 @@ def _finfo_eps(tensor: Any) -> float:
     return float(torch.finfo(tensor.dtype).eps)
 
 
-def _beside(folder: Path, record: RunRecord) -> tuple[list[RunRecord], dict[str, Checked], tuple[str, ...]]:
+def _beside(folder: Path, record: RunRecord) -> tuple[list[RunRecord], dict[str, RecordTrust], tuple[str, ...]]:
     """The records of the runs beside a run, what was found about them on the board of these runs, and those that could
     not be read.
 
@@ -285,7 +285,7 @@ def _beside(folder: Path, record: RunRecord) -> tuple[list[RunRecord], dict[str,
             found.append(one)
             place = board / record_path(one)
             known = (*refutations_of(place), *refutations_of(file.parent))
-            checks[record_path(one)] = Checked(tier_of(place, one), known)
+            checks[record_path(one)] = RecordTrust(tier_of(place, one), known)
     return found, checks, tuple(left_out)
 
 

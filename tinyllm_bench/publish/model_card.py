@@ -18,11 +18,11 @@ from tinyllm_bench.base.plugins import load_method
 from tinyllm_bench.data.prompts import LABEL, PLAIN, Ask
 from tinyllm_bench.data.records import TaskRecord, cut_context
 from tinyllm_bench.data.sources import find_source, load_split
-from tinyllm_bench.leaderboard.external_forms import NAME, eval_results
 from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.tables import BoardNames, text_table
 from tinyllm_bench.leaderboard.verdicts import Checks, Tier
 from tinyllm_bench.publish import card_parts as parts
+from tinyllm_bench.reporters.eval_results import NAME, eval_results
 from tinyllm_bench.training.method import Decoding, Method
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def title(record: RunRecord, exported: Exported) -> str:
 
 
 def _results(record: RunRecord) -> "list[EvalResult]":
-    """The entries of `external_forms.eval_results` in the form of a card's model-index."""
+    """The entries of `reporters.eval_results` in the form of a card's model-index."""
     from huggingface_hub import EvalResult
 
     return [

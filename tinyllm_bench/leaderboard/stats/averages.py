@@ -1,4 +1,4 @@
-"""Averages over tasks: plain, and corrected for chance, with intervals; macro-F1 and the line of a constant answer.
+"""Averages with intervals: over tasks, plain and corrected for chance; over labels (macro-F1); the constant answer.
 
 Tasks are strata: every cell is trained on one task, so that runs of different tasks are independent. A student trained
 on several tasks at once would need its runs resampled together, which nothing here does.
@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tinyllm_bench.leaderboard.stats.arithmetic import ANY_RUN, THESE_STUDENTS
-from tinyllm_bench.leaderboard.stats.intervals import Estimate, Spread, estimate
+from tinyllm_bench.leaderboard.stats.intervals import Estimate, Spread, t_interval
+from tinyllm_bench.leaderboard.stats.significance import ANY_RUN, THESE_STUDENTS
 
 UNPARSED = -1
 DRAWS = 2000
-_TOGETHER = 16  # rows
+_BLOCK = 16  # rows
 
 
 class ConstantAnswer(NamedTuple):
-    """What always giving the most frequent gold label of the scored questions is worth."""
+    """The accuracy and macro-F1 of always giving the most frequent gold label of the scored questions."""
 
     label: int
     accuracy: float
@@ -34,115 +34,105 @@ def macro_average(tasks: Sequence[Estimate], chances: Sequence[float] | None = N
 
     mean = sum_t w_t value_t with w_t = 1 / T; V = sum_t w_t^2 se_t^2, df = V^2 / sum_t (w_t^2 se_t^2)^2 / df_t (Welch
     and Satterthwaite), a t interval within the possible values. With the tasks' chance levels the mean is
-    chance-corrected, 0 at chance and 1 when all is right: w_t = 1 / (T (1 - chance_t)), and of accuracies
-    sum_t w_t chance_t is taken away. A task about which nothing is known (df 0) makes the interval as wide as can be.
+    chance-corrected, 0 at chance and 1 when all is right: w_t = 1 / (T (1 - chance_t)), and sum_t w_t chance_t is
+    subtracted from accuracies. A task about which nothing is known (df 0) makes the interval as wide as possible.
     Differences have a p.
     """
     levels = list(chances or [0.0] * len(tasks))
     weights = [1 / (len(tasks) * (1 - chance)) for chance in levels]
-    differences = all(one.p is not None for one in tasks)
+    differences = all(task.p is not None for task in tasks)
     base = 0.0 if differences else sum(w * chance for w, chance in zip(weights, levels, strict=True))
     bounds = (-sum(weights) if differences else -base, sum(weights) - base)
+    value = sum(w * task.value for w, task in zip(weights, tasks, strict=True)) - base
+    variances = [(w * task.se) ** 2 for w, task in zip(weights, tasks, strict=True)]
+    variance, df = sum(variances), 0.0
+    if all(task.df > 0 for task in tasks):
+        doubt = sum(part**2 / task.df for part, task in zip(variances, tasks, strict=True))
+        df = variance**2 / doubt if doubt else math.inf
+    scope = THESE_STUDENTS if any(task.scope == THESE_STUDENTS for task in tasks) else ANY_RUN
+    mean = Spread(np.float64(value), np.float64(variance), np.float64(df), np.float64(variance), scope)
     method = "mean over tasks, two-way t" if chances is None else "chance-corrected mean over tasks, two-way t"
-    made = estimate(_weighted(tasks, weights, base), bounds, method)
-    return made if differences else made._replace(p=None)
-
-
-def _weighted(tasks: Sequence[Estimate], weights: Sequence[float], base: float) -> Spread:
-    value = sum(w * one.value for w, one in zip(weights, tasks, strict=True)) - base
-    parts = [(w * one.se) ** 2 for w, one in zip(weights, tasks, strict=True)]
-    total, df = sum(parts), 0.0
-    if all(one.df > 0 for one in tasks):
-        doubt = sum(part**2 / one.df for part, one in zip(parts, tasks, strict=True))
-        df = total**2 / doubt if doubt else math.inf
-    one_run = any(one.scope == THESE_STUDENTS for one in tasks)
-    scope = THESE_STUDENTS if one_run else ANY_RUN
-    return Spread(np.float64(value), np.float64(total), np.float64(df), np.float64(total), scope)
+    estimate = t_interval(mean, bounds, method)
+    return estimate if differences else estimate._replace(p=None)
 
 
 def macro_f1(gold: ArrayLike, answers: ArrayLike) -> float:
-    """The unweighted mean of F1 over the labels that occur in `gold`, then over seeds.
+    """The unweighted mean of F1 over the labels that occur in `gold`, averaged over seeds.
 
     F1_l = 2 TP_l / (number of answers l + number of golds l). `gold` (n,): label numbers from 0; `answers` (n, S):
-    label numbers, `UNPARSED` where nothing could be read, which is a miss of the gold label and a claim of none.
+    label numbers, `UNPARSED` where no answer could be parsed: a false negative of the gold label and no false positive.
     """
-    wanted, given = np.asarray(gold), np.asarray(answers)
-    return float(_Drawn(wanted, None).f1(given).mean())
+    return float(_Resampled(np.asarray(gold), None).f1(np.asarray(answers)).mean())
 
 
 class MacroF1:
     """`macro_f1` of the rows of one table, each with the percentile interval of the question x seed bootstrap.
 
-    The questions are drawn once and serve every row. With S seeds the drawn variance of a seed mean is (S - 1) / S of
+    The questions are resampled once, for all rows. With S seeds the bootstrap variance of a seed mean is (S - 1) / S of
     what it should be, while the question x seed scatter is counted up to three times (Owen, "The pigeonhole bootstrap",
     Ann. Appl. Stat. 1, 2007): safe where questions dominate, too narrow where few runs that differ much do. A label
-    that a draw neither holds nor is given counts in no mean of that draw.
+    that a resample neither holds nor is answered with counts in no mean of that resample.
     """
 
     def __init__(
         self, gold: ArrayLike, *, clusters: Sequence[Any] | None = None, draws: int = DRAWS, seed: int = 0
     ) -> None:
         self._seed = seed
-        self._whole = _Drawn(np.asarray(gold), None)
-        # How often each draw holds each question (draws, n); the questions of a cluster come together.
+        self._whole = _Resampled(np.asarray(gold), None)
+        # How often each resample holds each question (draws, n); the questions of a cluster are drawn together.
         n = len(self._whole.gold)
         codes = np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
         units = int(codes.max()) + 1
-        drawn = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=draws)
-        counts = drawn[:, codes].astype(np.float32)
-        self._drawn = _Drawn(self._whole.gold, counts)
-        self._runs = lru_cache(self._shares)
+        unit_counts = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=draws)
+        self._resampled = _Resampled(self._whole.gold, unit_counts[:, codes].astype(np.float32))
+        self._seed_weights = lru_cache(self._sample_seed_weights)
 
-    def _shares(self, seeds: int, fixed: bool) -> NDArray[np.float64]:
-        """How much each run counts in each draw (draws, S); a fixed row's runs count alike in all."""
-        draws, even = len(self._drawn.counts), np.full(seeds, 1 / seeds)
+    def _sample_seed_weights(self, seeds: int, fixed: bool) -> NDArray[np.float64]:
+        """The weight of each run in each resample (draws, S); the same for all runs of a fixed row."""
+        draws, even = len(self._resampled.counts), np.full(seeds, 1 / seeds)
         if fixed or seeds == 1:
             return np.tile(even, (draws, 1))
         rng = np.random.default_rng([self._seed, 1])
         return np.asarray(rng.multinomial(seeds, even, size=draws) / seeds, dtype=np.float64)
 
     def interval(self, answers: ArrayLike, *, fixed: bool = False) -> Estimate:
-        """`answers` (n, S) as in `macro_f1`; `fixed`: nothing was drawn to make the row."""
+        """`answers` (n, S) as in `macro_f1`; `fixed`: nothing random made the row."""
         return next(self.intervals([(np.asarray(answers), fixed)]))
 
     def intervals(self, rows: Iterable[tuple[NDArray[Any], bool]]) -> Iterator[Estimate]:
-        """`interval` of many rows, several at a time: one product of large matrices takes less than many of small."""
-        left = iter(rows)
-        while block := list(islice(left, _TOGETHER)):
+        """`interval` of many rows, a block at a time: one product of large matrices is faster than many small ones."""
+        remaining = iter(rows)
+        while block := list(islice(remaining, _BLOCK)):
             given = np.concatenate([answers for answers, _ in block], axis=1)
             ends = np.cumsum([answers.shape[1] for answers, _ in block])[:-1]
             whole = np.split(self._whole.f1(given), ends, axis=1)
-            drawn = np.split(self._drawn.f1(given), ends, axis=1)
-            for value, draws, (_, fixed) in zip(whole, drawn, block, strict=True):
-                yield self._estimate(float(value.mean()), draws, fixed)
-
-    def _estimate(self, value: float, draws: NDArray[np.float64], fixed: bool) -> Estimate:
-        seeds = draws.shape[1]
-        found = (draws * self._runs(seeds, fixed)).sum(axis=1)
-        low, high = np.percentile(found, [2.5, 97.5])
-        return Estimate(
-            value=value,
-            low=float(low),
-            high=float(high),
-            p=None,
-            se=float(found.std(ddof=1)),
-            df=len(draws) - 1.0,
-            method=f"question x seed bootstrap, {len(draws)} draws",
-            scope=THESE_STUDENTS if seeds == 1 and not fixed else ANY_RUN,
-        )
+            resampled = np.split(self._resampled.f1(given), ends, axis=1)
+            for value, per_seed, (_, fixed) in zip(whole, resampled, block, strict=True):
+                seeds = per_seed.shape[1]
+                means = (per_seed * self._seed_weights(seeds, fixed)).sum(axis=1)
+                low, high = np.percentile(means, [2.5, 97.5])
+                yield Estimate(
+                    value=float(value.mean()),
+                    low=float(low),
+                    high=float(high),
+                    p=None,
+                    se=float(means.std(ddof=1)),
+                    df=len(means) - 1.0,
+                    method=f"question x seed bootstrap, {len(means)} draws",
+                    scope=THESE_STUDENTS if seeds == 1 and not fixed else ANY_RUN,
+                )
 
 
 def constant_answer(gold: ArrayLike) -> ConstantAnswer:
-    """The line that a constant answer reaches on these questions; the lowest label number wins a tie."""
-    wanted = np.asarray(gold)
-    labels, counts = np.unique(wanted, return_counts=True)
+    """The figures of the most frequent gold label on these questions; the lowest label number wins a tie."""
+    labels, counts = np.unique(np.asarray(gold), return_counts=True)
     label = int(labels[counts.argmax()])
-    always = np.full((len(wanted), 1), label)
-    return ConstantAnswer(label, float(counts.max() / len(wanted)), macro_f1(wanted, always))
+    n = int(counts.sum())
+    return ConstantAnswer(label, float(counts.max() / n), macro_f1(gold, np.full((n, 1), label)))
 
 
-class _Drawn:
-    """Questions as they were drawn: `counts` (draws, n) say how often a draw holds each; None: each once, no draw.
+class _Resampled:
+    """Resampled questions: `counts` (draws, n) is how often a resample holds each; None: the questions themselves.
 
     Sums of whole numbers below 2^24 are exact in single precision, in whatever order a processor adds them.
     """
@@ -152,17 +142,19 @@ class _Drawn:
         self.counts = np.ones((1, len(gold)), dtype=np.float32) if counts is None else counts
         self.labels = []
         for label in np.unique(gold):
-            own = np.flatnonzero(gold == label)
-            mine = self.counts[:, own]
-            self.labels.append((label, own, mine, mine.sum(axis=1, keepdims=True)))
+            questions = np.flatnonzero(gold == label)
+            counts_of_label = self.counts[:, questions]
+            self.labels.append((label, questions, counts_of_label, counts_of_label.sum(axis=1, keepdims=True)))
 
     def f1(self, answers: NDArray[Any]) -> NDArray[np.float64]:
-        """Macro-F1 per draw and seed (draws, S)."""
+        """Macro-F1 per resample and seed (draws, S)."""
         total = np.zeros((len(self.counts), answers.shape[1]))
-        seen = np.zeros_like(total)
-        for label, own, mine, held in self.labels:
-            claims = (answers == label).astype(np.float32)
-            size = (self.counts @ claims + held).astype(np.float64)
-            total += np.divide(2 * (mine @ claims[own]), size, out=np.zeros_like(size), where=size > 0)
-            seen += size > 0
-        return np.asarray(total / seen, dtype=np.float64)
+        labels_seen = np.zeros_like(total)
+        for label, questions, counts_of_label, golds in self.labels:
+            given = (answers == label).astype(np.float32)
+            answers_and_golds = (self.counts @ given + golds).astype(np.float64)
+            true_positives = counts_of_label @ given[questions]
+            is_seen = answers_and_golds > 0
+            total += np.divide(2 * true_positives, answers_and_golds, out=np.zeros_like(total), where=is_seen)
+            labels_seen += is_seen
+        return np.asarray(total / labels_seen, dtype=np.float64)

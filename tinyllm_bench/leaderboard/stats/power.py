@@ -1,21 +1,22 @@
-"""The smallest difference that a comparison can see: for results at hand and for runs not yet made."""
+"""The smallest detectable difference of a comparison: for finished results and for runs not yet made."""
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tinyllm_bench.leaderboard.stats.intervals import ALPHA, SEED_DF_FACTOR, Estimate, row_of, t_quantile
+from tinyllm_bench.leaderboard.stats.intervals import SEED_DF_FACTOR, Estimate, summarise, t_quantile
+from tinyllm_bench.leaderboard.stats.significance import ALPHA
 
 POWER = 0.8
 
 
-def detectable(found: Estimate, *, comparisons: int = 1) -> float:
+def detectable(estimate: Estimate, *, comparisons: int = 1) -> float:
     """The true difference that a comparison of this precision finds with 80 % power.
 
     MDD = (t_(1 - alpha / 2m, df) + t_(power, df)) * se for m comparisons (Bonferroni, Holm's first step); a share,
     1 at most, and 1 where nothing is known (df 0).
     """
-    return _detectable(found.se, found.df, comparisons)
+    return _detectable(estimate.se, estimate.df, comparisons)
 
 
 def planned_detectable(
@@ -26,7 +27,7 @@ def planned_detectable(
     V = (q_b - (1 - 1/S) q_w) / n + 2 run_sd^2 / S, with q_b the share of questions on which one run of each row
     differ in being right (`discordance`), q_w that of two runs of one row (`within`); the difference itself is left out
     of V, which is safe. df as in `intervals.spread` at these values. `run_sd` is a share: 0.02 is 2 points. One seed
-    speaks of the two students only, and `run_sd` is not in it.
+    generalises to the two students only, and `run_sd` is not in it.
     """
     if n < 2:
         return 1.0
@@ -52,8 +53,8 @@ def _detectable(se: float, df: float, comparisons: int) -> float:
 
 
 class Assumed(NamedTuple):
-    """What a plan takes for granted of runs that are not made yet, as shares: `discordance`, `within` and `run_sd` as
-    in `planned_detectable`; `runs` finished ones tell so, 0 where nobody does and these are common values."""
+    """What a plan assumes about runs that are not made yet, as shares: `discordance`, `within` and `run_sd` as in
+    `planned_detectable`. `runs` is the number of finished runs that they were estimated from, 0 for common values."""
 
     discordance: float = 0.25
     within: float = 0.15
@@ -62,14 +63,14 @@ class Assumed(NamedTuple):
 
 
 def assumed_from(rows: Sequence[Sequence[Sequence[int]]]) -> Assumed:
-    """The same from finished rows on the same questions: per row its runs, each 0/1 per question in one order.
+    """The same estimated from finished rows on the same questions: per row its runs, each 0/1 per question in order.
 
-    What the rows do not show (two runs of one row, two rows) keeps its common value.
+    What the rows cannot show (without two runs of one row, or without two rows) keeps its common value.
     """
     usual, runs = Assumed(), sum(map(len, rows))
     pairs = [(a, b) for n, row in enumerate(rows) for other in rows[n + 1 :] for a in row for b in other]
     same = [(a, b) for row in rows for n, a in enumerate(row) for b in row[n + 1 :]]
-    several = [row_of(list(zip(*row, strict=True))) for row in rows if len(row) > 1]
+    several = [summarise(list(zip(*row, strict=True))) for row in rows if len(row) > 1]
     variances = [max(float(row.seeds - row.residual), 0.0) * (row.seed_df + 1) for row in several]
     within = _differ(same) if same else usual.within
     discordance = _differ(pairs) if pairs else max(usual.discordance, within)
@@ -83,8 +84,8 @@ def _differ(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> float:
 
 
 def seeds_needed(n: int, difference: float, assumed: Assumed, *, comparisons: int = 1, most: int = 100) -> int | None:
-    """The fewest seeds of each row with which a difference (a share) is found; at least 2, because one seed speaks of
-    these two students only. None where more than `most` would not do: then questions are lacking.
+    """The fewest seeds of each row that detect a difference (a share); at least 2, because one seed generalises to
+    these two students only. None where `most` seeds are not enough: then more questions are needed.
     """
     for seeds in range(2, most + 1):
         if _with_seeds(n, seeds, assumed, comparisons) <= difference:
@@ -93,7 +94,7 @@ def seeds_needed(n: int, difference: float, assumed: Assumed, *, comparisons: in
 
 
 def questions_needed(seeds: int, difference: float, assumed: Assumed, *, comparisons: int = 1) -> int | None:
-    """The fewest questions with which so many seeds find a difference; None where more than a million would not do."""
+    """The fewest questions with which so many seeds detect a difference; None where a million are not enough."""
     low, high = 2, 2**20
     if _with_seeds(high, seeds, assumed, comparisons) > difference:
         return None

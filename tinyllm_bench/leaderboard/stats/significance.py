@@ -1,7 +1,8 @@
-"""Exact tests over questions alone: they speak of the trained students at hand, not of their methods.
+"""Significance tests: exact tests over questions alone, and Holm's correction for many comparisons.
 
-A board shows them labelled so. When runs of a method vary by 2 points, an item-only test calls a true null
-significant in 13 to 18 % of the cases; `intervals.difference` is the test of methods.
+The exact tests generalise to these trained students only, not to their methods, and a board labels them so. When runs
+of a method vary by 2 points, an item-only test calls a true null significant in 13 to 18 % of the cases;
+`intervals.difference` is the test of methods.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tinyllm_bench.leaderboard.stats.arithmetic import THESE_STUDENTS
+ALPHA = 0.05
+# What an interval or a test generalises to.
+ANY_RUN = "new runs and new questions of this kind"
+THESE_STUDENTS = "for these trained students only"
 
 
 class ExactTest(NamedTuple):
@@ -51,20 +55,33 @@ def permutation(first: ArrayLike, second: ArrayLike, clusters: Sequence[Any] | N
         _, codes = np.unique(np.asarray(clusters), return_inverse=True)
         steps = np.bincount(codes, weights=steps).astype(np.int64)
     total = int(steps.sum())
-    chances = _sign_flips(np.abs(steps))
-    sums = np.arange(len(chances)) - len(chances) // 2
-    p = float(min(1.0, chances[np.abs(sums) >= abs(total)].sum()))
+    probabilities = _sign_flip_distribution(np.abs(steps))
+    sums = np.arange(len(probabilities)) - len(probabilities) // 2
+    p = float(min(1.0, probabilities[np.abs(sums) >= abs(total)].sum()))
     return ExactTest(p, total / common / len(a), "exact permutation")
 
 
-def _sign_flips(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+def _sign_flip_distribution(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
     """The distribution of sum +-size over fair signs, at -sum(sizes), ..., sum(sizes)."""
     from scipy.signal import convolve
     from scipy.stats import binom
 
-    found = np.ones(1)
+    distribution = np.ones(1)
     for size, count in zip(*np.unique(sizes[sizes > 0], return_counts=True), strict=True):
-        one = np.zeros(2 * size * count + 1)
-        one[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
-        found = np.maximum(convolve(found, one, method="auto"), 0.0)
-    return np.asarray(found, dtype=np.float64)
+        of_size = np.zeros(2 * size * count + 1)  # the sum of `count` signs, in steps of twice the size
+        of_size[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        distribution = np.maximum(convolve(distribution, of_size, method="auto"), 0.0)  # an FFT may leave -1e-20
+    return np.asarray(distribution, dtype=np.float64)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: with p_(1) <= ... <= p_(m), adjusted p_(k) = max_(j <= k) min(1, (m - j + 1) p_(j)).
+
+    S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6 (1979).
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, highest = [0.0] * len(order), 0.0
+    for place, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - place) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted

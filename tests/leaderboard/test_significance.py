@@ -1,13 +1,13 @@
-"""Exact tests: counted by hand, McNemar by statsmodels, and every sign pattern by brute force."""
+"""Exact tests by hand, by statsmodels and by brute force over sign patterns; Holm's correction."""
 
 from itertools import product
 
 import numpy as np
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar as oracle
+from statsmodels.stats.multitest import multipletests
 
-from tinyllm_bench.leaderboard.stats.arithmetic import THESE_STUDENTS
-from tinyllm_bench.leaderboard.stats.exact import mcnemar, permutation
+from tinyllm_bench.leaderboard.stats.significance import THESE_STUDENTS, holm, mcnemar, permutation
 
 
 def test_mcnemar_by_hand() -> None:
@@ -50,3 +50,14 @@ def test_a_large_table_is_quick_and_finite() -> None:
     a, b = rng.random((1165, 5)) < 0.7, rng.random((1165, 3)) < 0.6
     found = permutation(a, b)
     assert 0 <= found.p < 1e-6
+
+
+def test_holm_by_hand() -> None:
+    # sorted 0.01, 0.02, 0.04: 3 * 0.01, 2 * 0.02, 1 * 0.04
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_holm_equals_statsmodels() -> None:
+    p = np.random.default_rng(1).beta(0.3, 1, 25)
+    assert holm(p.tolist()) == pytest.approx(multipletests(p, method="holm")[1])
