@@ -26,32 +26,40 @@ class Forged:
         self.predictions = load_predictions(self.file)
 
     def write(self) -> None:
-        """The record alone."""
+        """Write the record alone."""
         write_json(self.folder / RECORD_FILE, self.record)
 
     def write_predictions(self) -> None:
-        """The predictions alone."""
+        """Write the predictions alone."""
         lines = "".join(canonical_json(asdict(one)) + "\n" for one in self.predictions)
         self.file.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
 
     def seal(self) -> None:
-        """Predictions, and a record and a ledger that agree with them in every count and digest."""
-        record, found = self.record, self.predictions
-        record["items"] = [[one.record_id, one.answer, int(one.correct)] for one in found]
-        right, unread = sum(one.correct for one in found), sum(one.answer is None for one in found)
-        counts = {"n": len(found), "correct": right, "unparsed": unread, "wrong": len(found) - right - unread}
+        """Write the predictions, and a record and a ledger that agree with them in every count and digest."""
+        record, predictions = self.record, self.predictions
+        record["items"] = [[one.record_id, one.answer, int(one.correct)] for one in predictions]
+        right, unread = sum(one.correct for one in predictions), sum(one.answer is None for one in predictions)
+        counts = {
+            "n": len(predictions),
+            "correct": right,
+            "unparsed": unread,
+            "wrong": len(predictions) - right - unread,
+        }
         record["score"] |= counts
-        record["protocol"] |= {"n": len(found), "scored_ids_digest": ids_digest(one.record_id for one in found)}
+        record["protocol"] |= {
+            "n": len(predictions),
+            "scored_ids_digest": ids_digest(one.record_id for one in predictions),
+        }
         record["protocol_hash"] = protocol_hash(record["protocol"])
-        record["predictions_digest"] = predictions_digest(found)
+        record["predictions_digest"] = predictions_digest(predictions)
         (self.folder / "ledger.jsonl").unlink()
-        looks = [{"test_evaluation": 1, "items": len(found), "mark": record["predictions_digest"]}]
-        append_checked(self.folder / "ledger.jsonl", looks)
+        evaluations = [{"test_evaluation": 1, "items": len(predictions), "mark": record["predictions_digest"]}]
+        append_checked(self.folder / "ledger.jsonl", evaluations)
         self.write_predictions()
         self.write()
 
-    def change(self, wanted: Callable[[Prediction], bool], **changes: Any) -> str:
-        """Change the first prediction that is wanted; returns its record's id."""
-        index = next(i for i, one in enumerate(self.predictions) if wanted(one))
+    def change(self, matches: Callable[[Prediction], bool], **changes: Any) -> str:
+        """Change the first prediction that matches; returns its record's id."""
+        index = next(i for i, one in enumerate(self.predictions) if matches(one))
         self.predictions[index] = replace(self.predictions[index], **changes)
         return self.predictions[index].record_id

@@ -1,4 +1,4 @@
-"""A paper's table run again: what is run, how a cell is judged, and what the page says."""
+"""A paper's table rerun: what is run, how a cell is judged, and what the page says."""
 
 from decimal import Decimal
 from pathlib import Path
@@ -33,24 +33,26 @@ def gain(low: float, high: float) -> Gain:
 
 
 @every_table
-def test_a_table_names_what_is_there(name: str) -> None:
-    found = tables.load_reproduction(name)
-    assert set(found.methods) <= set(plugins.names("method")) and set(found.tasks) <= set(plugins.names("task"))
-    assert {found.table, *found.beside} <= {table.id for table in REPORTED.tables}
-    assert found.baseline in found.methods
-    for how in ("as_published", "as_corrected"):
-        assert found.mode(how).deviations  # type: ignore[arg-type]
+def test_a_table_names_existing_methods_tasks_and_tables(name: str) -> None:
+    reproduction = tables.load_reproduction(name)
+    assert set(reproduction.methods) <= set(plugins.names("method")) and set(reproduction.tasks) <= set(
+        plugins.names("task")
+    )
+    assert {reproduction.table, *reproduction.beside} <= {table.id for table in REPORTED.tables}
+    assert reproduction.baseline in reproduction.methods
+    for variant in ("as_published", "as_corrected"):
+        assert reproduction.variant(variant).deviations  # type: ignore[arg-type]
 
 
 def test_an_unknown_table_or_task_is_refused() -> None:
     with pytest.raises(UserError, match=f"Did you mean '{NAMES[0]}'"):
         tables.load_reproduction(f"{NAMES[0]}x")
-    found = tables.load_reproduction("tinyllm")
-    asked: dict[str, Any] = {"settings": (), "seeds": 1, "runs": Path("runs")}
+    reproduction = tables.load_reproduction("tinyllm")
+    arguments: dict[str, Any] = {"settings": (), "seeds": 1, "runs": Path("runs")}
     with pytest.raises(UserError, match="this table has obqa, arc"):
-        tables.request_of(found, "as_corrected", "cpu", tasks=("svamp",), **asked)
+        tables.request_of(reproduction, "as_corrected", "cpu", tasks=("svamp",), **arguments)
     with pytest.raises(UserError, match="cpu or paper"):
-        tables.request_of(found, "as_corrected", "modern", tasks=(), **asked)
+        tables.request_of(reproduction, "as_corrected", "modern", tasks=(), **arguments)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +65,8 @@ def test_an_unknown_table_or_task_is_refused() -> None:
     ],
 )
 def test_verdicts_of_values(paper: float | None, low: float, high: float, verdict: str) -> None:
-    assert tables.of_value(paper, estimate(low, high)) == verdict
-    assert tables.of_value(paper, None) == "not run"
+    assert tables.verdict_of_value(paper, estimate(low, high)) == verdict
+    assert tables.verdict_of_value(paper, None) == "not run"
 
 
 @pytest.mark.parametrize(
@@ -79,50 +81,56 @@ def test_verdicts_of_values(paper: float | None, low: float, high: float, verdic
     ],
 )
 def test_verdicts_of_gains(paper: float, low: float, high: float, verdict: str) -> None:
-    assert tables.of_gain(paper, gain(low, high)) == verdict
-    assert tables.of_gain(None, gain(low, high)) == tables.of_gain(paper, Gain(why_not="other budget")) == "not judged"
-    assert tables.of_gain(paper, None) == "not run"
+    assert tables.verdict_of_gain(paper, gain(low, high)) == verdict
+    assert (
+        tables.verdict_of_gain(None, gain(low, high))
+        == tables.verdict_of_gain(paper, Gain(why_not="other budget"))
+        == "not judged"
+    )
+    assert tables.verdict_of_gain(paper, None) == "not run"
 
 
-@pytest.mark.parametrize("how", ["as_published", "as_corrected"])
-def test_a_table_is_run_judged_and_written(how: Any, tiny_llama_dir: Path, tmp_path: Path) -> None:
-    found = tables.load_reproduction("tinyllm")
+@pytest.mark.parametrize("variant", ["as_published", "as_corrected"])
+def test_a_table_is_run_judged_and_written(variant: Any, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    reproduction = tables.load_reproduction("tinyllm")
     small = (
         *(f"student.model=dir:{tiny_llama_dir}", "data.source=sample", "backend.engine=hf", "eval.max_new_tokens=4"),
         *("teachers=[replay:sample#terse,replay:sample#stepwise]", "budget.student_tokens=9000"),
         *("data.markers={}", "train.eval_every=20", "train.batch_records=1", "train.learning_rate=1e-3"),
     )
     request = tables.request_of(
-        found, how, "cpu", tasks=("obqa",), settings=small, seeds=1, runs=tmp_path / "reproduce"
+        reproduction, variant, "cpu", tasks=("obqa",), settings=small, seeds=1, runs=tmp_path / "reproduce"
     )
     cells = plan_cells(request)[1]
     outcomes = run_all(cells, request.runs)
     records = [load_record(outcome.folder) for outcome in outcomes]
-    published = how == "as_published"
+    published = variant == "as_published"
     for record in records:
         assert record.training and record.selected_on == ("test" if published else "valid")
         assert record.test_evaluations == (1 + len(record.training.evaluations) if published else 1)
         assert ("to the letter" in record.protocol["metric"]) == published
         assert any("selected on the test split" in note for note in record.notes) == published
-    steps = [look.step for look in records[0].training.evaluations]  # type: ignore[union-attr]
+    steps = [evaluation.step for evaluation in records[0].training.evaluations]  # type: ignore[union-attr]
     assert steps[:-1] == list(range(20, 20 * len(steps), 20))
-    judged = tables.judge(found, records, REPORTED, ("obqa",), own_student=False)
+    judged = tables.judge(reproduction, records, REPORTED, ("obqa",), own_student=False)
     assert [(one.method, one.task) for one in judged] == [("finetune", "obqa"), ("tinyllm", "obqa")]
     assert judged[0].paper == pytest.approx(0.416) and judged[0].verdict == "not judged"
     assert judged[0].gain is not None and judged[0].gain.why_not == "baseline"
     assert judged[1].paper_gain == pytest.approx(0.06) and judged[1].gain is not None
-    text = tables.table_text(found, how, judged, REPORTED, preset="cpu", student="tiny", own=False)
-    page = tables.write_page(request.runs, found.name, how, text)
+    text = tables.table_text(reproduction, variant, judged, REPORTED, preset="cpu", student="tiny", own_student=False)
+    page = tables.write_page(request.runs, reproduction.name, variant, text)
     assert page.read_text() == text and text.startswith("# TinyLLM's main table")
     assert "CPU scale with another student (tiny)" in text and "2602.01064" in text
-    assert all(deviation in text for deviation in found.mode(how).deviations)
+    assert all(deviation in text for deviation in reproduction.variant(variant).deviations)
 
 
-def planned(how: Any, release: Path, student: Path, *settings: str, **asked: Any) -> list[Any]:
+def planned(variant: Any, release: Path, student: Path, *settings: str, **arguments: Any) -> list[Any]:
     """The cells of TinyLLM's table on the real data, for a student that is never trained."""
-    found = tables.load_reproduction("tinyllm")
+    reproduction = tables.load_reproduction("tinyllm")
     own = (f"student.model=dir:{student}", f"data.dir={release}", "data.source=release", "backend.engine=hf", *settings)
-    request = tables.request_of(found, how, "cpu", tasks=(), settings=own, seeds=1, runs=Path("runs"), **asked)
+    request = tables.request_of(
+        reproduction, variant, "cpu", tasks=(), settings=own, seeds=1, runs=Path("runs"), **arguments
+    )
     return plan_cells(request)[1]
 
 
@@ -130,18 +138,18 @@ def test_rejected_texts_are_counted_on_the_data(
     release: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TINYLLM_BENCH_DATA", str(release))
-    found = tables.rejected_texts(planned("as_corrected", release, tiny_llama_dir))
-    share = {(one.task, one.teacher): sum(one.reasons.values()) / one.texts for one in found}
+    filtered = tables.filtered_texts(planned("as_corrected", release, tiny_llama_dir))
+    share = {(one.task, one.teacher): sum(one.reasons.values()) / one.texts for one in filtered}
     second = {task: round(100 * share[task, "llama-2-7b"], 1) for task, key in share if key == "llama-2-7b"}
     assert second == {"obqa": 38.6, "arc": 28.5, "riddle": 27.5, "pubmedqa": 4.0, "bioasq": 3.3}
     assert max(value for (_, key), value in share.items() if key == "flan-t5-xl") < 0.02
-    published = tables.rejected_texts(planned("as_published", release, tiny_llama_dir))
+    published = tables.filtered_texts(planned("as_published", release, tiny_llama_dir))
     assert {reason for one in published for reason in one.reasons} == {"empty", "nan"}
     assert sum(one.reasons.get("nan", 0) for one in published) == 105
     table = tables.load_reproduction("tinyllm")
     cells = tables.judge(table, [], REPORTED, ("obqa",), own_student=False)
     page = tables.table_text(
-        table, "as_corrected", cells, REPORTED, preset="cpu", student="x", own=False, rejected=found
+        table, "as_corrected", cells, REPORTED, preset="cpu", student="x", own_student=False, filtered=filtered
     )
     line = next(line for line in page.splitlines() if "38.6" in line).replace(
         "\\", ""
@@ -152,25 +160,25 @@ def test_rejected_texts_are_counted_on_the_data(
 def test_as_published_says_which_texts_and_ends_it_does_not_learn() -> None:
     table = tables.load_reproduction("tinyllm")
     cells = tables.judge(table, [], REPORTED, ("obqa",), own_student=False)
-    page = tables.table_text(table, "as_published", cells, REPORTED, preset="cpu", student="x", own=False)
+    page = tables.table_text(table, "as_published", cells, REPORTED, preset="cpu", student="x", own_student=False)
     deviations = [line for line in page.splitlines() if line.startswith("- the released code")]
     assert any("trains" in line and "texts that are 'nan'" in line for line in deviations)
     assert any("cuts at 256 tokens" in line and "end token" in line for line in deviations)
 
 
-def test_as_published_the_first_tokens_of_a_whole_prompt_are_read(release: Path, tiny_t5_dir: Path) -> None:
+def test_as_published_prompts_are_cut_after_their_first_tokens(release: Path, tiny_t5_dir: Path) -> None:
     """The released code cuts the end of a prompt, so the passage's beginning must be there."""
     one = ("teachers=[replay:release#flan-t5-xl]", "data.markers={'rationale:flan-t5-xl': 'explain: '}")
     cells = planned("as_published", release, tiny_t5_dir, *one)
     cell = next(one for one in cells if one.task.name == "bioasq")
     whole = max(load_split(cell.source, "bioasq", "test"), key=lambda record: len(record.context))
-    (asked,) = [record for record in cell.asked_records("test") if record.id == whole.id]
-    assert asked.context == whole.context and cell.config.data.cut_tokens == 100
+    (record,) = [record for record in cell.asked_records("test") if record.id == whole.id]
+    assert record.context == whole.context and cell.config.data.cut_tokens == 100
     assert cell.config.eval.max_new_tokens == 63, "generation_max_length counts the start token"
 
 
 def test_as_published_minillm_alone_trains_as_its_released_code(tiny_llama_dir: Path) -> None:
-    found = tables.load_reproduction("minillm")
+    reproduction = tables.load_reproduction("minillm")
     small = (f"student.model=dir:{tiny_llama_dir}", f"teacher.model=dir:{tiny_llama_dir}", "student.init=null")
     settings = (
         *small,
@@ -178,29 +186,37 @@ def test_as_published_minillm_alone_trains_as_its_released_code(tiny_llama_dir: 
         "data.source=sample",
         "budget.student_tokens=9000",
     )
-    for how, wanted in (
+    for variant, expected in (
         ("as_published", ("constant", 100, (0.9, 0.95), 1e-6)),
         ("as_corrected", ("linear", None, (0.9, 0.999), 0.0)),
     ):
-        asked: Any = how
-        request = tables.request_of(found, asked, "cpu", tasks=(), settings=settings, seeds=1, runs=Path("runs"))
+        name: Any = variant
+        request = tables.request_of(reproduction, name, "cpu", tasks=(), settings=settings, seeds=1, runs=Path("runs"))
         cells = {cell.name: cell for cell in plan_cells(request)[1]}
         train = cells["minillm"].config.train
-        assert (train.scheduler, train.warmup_steps, train.betas, train.weight_decay) == wanted
+        assert (train.scheduler, train.warmup_steps, train.betas, train.weight_decay) == expected
         assert (train.learning_rate, train.batch_records) == (5e-6, 64)
-        assert cells["minillm"].config.method["parity"] == ("released_code" if how == "as_published" else "paper")
+        assert cells["minillm"].config.method["parity"] == ("released_code" if variant == "as_published" else "paper")
         assert all(cells[name].config.train.scheduler == "linear" for name in ("finetune", "kd", "seqkd"))
         first = cells["minillm"].teacher_from
         assert first is not None and first.config.train.scheduler == "linear"
     given = tables.request_of(
-        found, "as_published", "cpu", tasks=(), settings=(*settings, "train.warmup_steps=7"), seeds=1, runs=Path("runs")
+        reproduction,
+        "as_published",
+        "cpu",
+        tasks=(),
+        settings=(*settings, "train.warmup_steps=7"),
+        seeds=1,
+        runs=Path("runs"),
     )
-    assert {cell.config.train.warmup_steps for cell in plan_cells(given)[1]} == {7}, "what is typed wins"
+    assert {cell.config.train.warmup_steps for cell in plan_cells(given)[1]} == {7}, "the user's settings win"
 
 
-def test_the_paper_s_own_student_is_known_by_its_spec() -> None:
-    found = tables.load_reproduction("tinyllm")
-    assert tables.is_papers(REPORTED, "hf:google/flan-t5-small", found)
-    assert not tables.is_papers(REPORTED, "bundled:smollm2-135m", found)
-    value = reported_value(REPORTED, method="tinyllm", task="obqa", student=found.paper_student, table=found.table)
+def test_the_paper_s_own_student_is_recognised_by_its_spec() -> None:
+    reproduction = tables.load_reproduction("tinyllm")
+    assert tables.is_paper_student(REPORTED, "hf:google/flan-t5-small", reproduction)
+    assert not tables.is_paper_student(REPORTED, "bundled:smollm2-135m", reproduction)
+    value = reported_value(
+        REPORTED, method="tinyllm", task="obqa", student=reproduction.paper_student, table=reproduction.table
+    )
     assert value is not None and value.value == Decimal("47.60")

@@ -1,7 +1,7 @@
-"""`verify` accepts what really ran, and names what was changed: ten ways of tampering with three kinds of cells.
+"""`verify` accepts real runs and names what was changed: ten ways of tampering with three kinds of cells.
 
-Each change is made as well as a cheat could make it: digests, counts, the ledger and the protocol's hash are written
-again, so that only the thing itself can give it away.
+Each change is made as well as a cheat could make it: digests, counts, the ledger and the protocol's hash are updated,
+so that only the changed value itself gives it away.
 """
 
 import json
@@ -15,7 +15,7 @@ import pytest
 from tests.audit.forged import Forged
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.audit import verify as verifying
-from tinyllm_bench.audit.verify import Verification, keep_verdict, verify
+from tinyllm_bench.audit.verify import Verification, store_verdict, verify
 from tinyllm_bench.base.config import read_yaml
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import write_json
@@ -36,23 +36,25 @@ CELLS = ("multiple_choice", "generate", "paths")
 def made(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One finished run of each kind, the folders of the trainings beside it, and a second seed of the first."""
     runs = tmp_path_factory.mktemp("runs")
-    by_paths: dict[str, Any] = {"method": "mixed_distillation", "tasks": ("svamp",)}
+    sampled_programs: dict[str, Any] = {"method": "mixed_distillation", "tasks": ("svamp",)}
     cells = [
         one_cell(tiny_llama_dir, *SMALL, "eval.mode=multiple_choice", runs=runs),
         one_cell(tiny_llama_dir, *SMALL, "eval.mode=generate", "eval.max_new_tokens=8", runs=runs),
-        one_cell(tiny_llama_dir, *SMALL, *PATHS, "eval.limit=6", runs=runs, **by_paths),
+        one_cell(tiny_llama_dir, *SMALL, *PATHS, "eval.limit=6", runs=runs, **sampled_programs),
     ]
     seeds = ("eval.mode=multiple_choice",), ("eval.mode=generate", "eval.max_new_tokens=8")
     others = [cells_of(quick(tiny_llama_dir, *SMALL, *one, seeds=2, runs=runs))[1] for one in seeds]
     others.append(
-        one_cell(tiny_llama_dir, *SMALL, *PATHS, "eval.limit=6", "method.policy=single_pot", runs=runs, **by_paths)
+        one_cell(
+            tiny_llama_dir, *SMALL, *PATHS, "eval.limit=6", "method.policy=single_pot", runs=runs, **sampled_programs
+        )
     )
     folders = [outcome.folder for outcome in run_all([*cells, *others], runs)]
     return dict(zip((*CELLS, *(f"other {kind}" for kind in CELLS)), folders, strict=True))
 
 
-def texts(found: Verification) -> str:
-    return "\n".join(problem.text for problem in found.problems)
+def texts(result: Verification) -> str:
+    return "\n".join(problem.text for problem in result.problems)
 
 
 @pytest.fixture(params=CELLS)
@@ -68,30 +70,28 @@ def forged(made: dict[str, Path], kind: str, tmp_path: Path) -> Forged:
 # --- records of another version of the parser -------------------------------------------------------------------------
 
 
-def test_a_record_that_another_version_of_the_parser_read_is_named_as_such_and_no_forgery(
-    forged: Forged, kind: str
-) -> None:
+def test_a_record_of_another_parser_version_is_reported_as_such_and_is_no_forgery(forged: Forged, kind: str) -> None:
     now = forged.record["protocol"]["parser_version"]
     forged.record["protocol"]["parser_version"] = now.replace("2", "1", 1)
     forged.seal()
-    found = verify(forged.folder)
-    assert texts(found) == ""
+    result = verify(forged.folder)
+    assert texts(result) == ""
     if kind == "multiple_choice":  # ranked options are read by no parser
-        assert found.tier == "re-scored"
+        assert result.tier == "re-scored"
         return
-    said = " ".join(found.not_checked)
-    assert found.tier == "self-reported" and "score" not in found.checked
-    assert f"read by parser version {now.replace('2', '1', 1)}, this code reads by version {now}" in said
+    not_checked = " ".join(result.not_checked)
+    assert result.tier == "self-reported" and "score" not in result.checked
+    assert f"read by parser version {now.replace('2', '1', 1)}, this code reads by version {now}" in not_checked
 
 
-# --- what really ran --------------------------------------------------------------------------------------------------
+# --- real runs --------------------------------------------------------------------------------------------------------
 
 
 def test_a_real_run_is_re_scored(made: dict[str, Path], kind: str) -> None:
-    found = verify(made[kind])
-    assert texts(found) == "" and found.ok and found.tier == "re-scored"
-    assert {"score", "protocol", "training", "budget", "student", "data", "run_id"} <= set(found.checked)
-    assert found.not_checked == [], "the run id was worked out again, too"
+    result = verify(made[kind])
+    assert texts(result) == "" and result.ok and result.tier == "re-scored"
+    assert {"score", "protocol", "training", "budget", "student", "data", "run_id"} <= set(result.checked)
+    assert result.not_checked == [], "the run id was derived again, too"
 
 
 def test_a_sealed_copy_without_a_change_is_accepted(forged: Forged) -> None:
@@ -102,17 +102,19 @@ def test_a_sealed_copy_without_a_change_is_accepted(forged: Forged) -> None:
 def test_reference_baselines_are_re_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
     request = quick(tiny_llama_dir, "eval.mode=cloze", methods=("finetune",), runs=tmp_path)
     cells = [cell for cell in cells_of(request, reference_baselines=True) if cell.kind == "reference_baseline"]
-    found = [verify(outcome.folder) for outcome in run_all(cells, tmp_path)]
-    assert [texts(one) for one in found] == [""] * 4
-    assert {one.tier for one in found} == {"re-scored"} and [one.not_checked for one in found] == [[]] * 4
+    results = [verify(outcome.folder) for outcome in run_all(cells, tmp_path)]
+    assert [texts(result) for result in results] == [""] * 4
+    assert {result.tier for result in results} == {"re-scored"} and [result.not_checked for result in results] == [
+        []
+    ] * 4
 
 
-def test_exact_matches_and_looks_at_the_test_split_are_re_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_exact_matches_and_evaluations_on_the_test_split_are_re_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
     short = ("eval.mode=generate", "eval.max_new_tokens=4", "eval.match=exact")
     cell = replace(one_cell(tiny_llama_dir, *SMALL, *short, runs=tmp_path), select_on_test=True)
     (outcome,) = run_all([cell], tmp_path)
-    found = verify(outcome.folder)
-    assert texts(found) == "" and found.not_checked == [] and load_record(outcome.folder).test_evaluations == 2
+    result = verify(outcome.folder)
+    assert texts(result) == "" and result.not_checked == [] and load_record(outcome.folder).test_evaluations == 2
 
 
 def test_named_answers_and_shared_passages_are_re_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
@@ -124,8 +126,8 @@ def test_named_answers_and_shared_passages_are_re_scored(tiny_llama_dir: Path, t
     forged.record["secondary"]["macro_f1"] = 0.99
     forged.record["clusters"] = [0] * len(forged.record["items"])
     forged.write()
-    said = texts(verify(forged.folder))
-    assert "secondary.macro_f1 is 0.99; expected" in said and "clusters is [0, 0" in said
+    problems = texts(verify(forged.folder))
+    assert "secondary.macro_f1 is 0.99; expected" in problems and "clusters is [0, 0" in problems
     forged = Forged(outcome.folder, tmp_path / "other")
     # A wrong answer stays wrong by a gold number that no answer has: only the data knows better.
     place = next(place for place, (_, _, flag) in enumerate(forged.record["items"]) if not flag)
@@ -144,19 +146,19 @@ def test_runs_that_build_on_others_are_re_scored_with_their_run_id(
     short = ("annotations.engine=hf", "annotations.sampling.max_new_tokens=4", "eval.limit=6", "data.train_limit=8")
     cell = one_cell(tiny_llama_dir, *SMALL, *teacher, init, *short, method=method, runs=tmp_path)
     (outcome,) = run_all([cell], tmp_path)
-    found = verify(outcome.folder)
-    assert texts(found) == "" and found.tier == "re-scored" and found.not_checked == []
+    result = verify(outcome.folder)
+    assert texts(result) == "" and result.tier == "re-scored" and result.not_checked == []
 
 
 def test_paths_of_a_t5_and_of_two_students_are_re_scored(tiny_t5_dir: Path, tmp_path: Path) -> None:
     changes = ("method.ensemble=true", "method.report_all=false", "eval.limit=6")
     cell = one_cell(tiny_t5_dir, *SMALL, *PATHS, *changes, method="mixed_distillation", tasks=("svamp",), runs=tmp_path)
     (outcome,) = run_all([cell], tmp_path)
-    found = verify(outcome.folder)
-    assert texts(found) == "" and found.tier == "re-scored" and found.not_checked == []
+    result = verify(outcome.folder)
+    assert texts(result) == "" and result.tier == "re-scored" and result.not_checked == []
     for folder in tmp_path.glob("mixed_distillation-training-*"):
         shutil.rmtree(folder)
-    assert verify(outcome.folder).not_checked[0] == "training (its result.json is not at hand)"
+    assert verify(outcome.folder).not_checked[0] == "training (its result.json is not available)"
 
 
 # --- ten ways of tampering --------------------------------------------------------------------------------------------
@@ -164,12 +166,12 @@ def test_paths_of_a_t5_and_of_two_students_are_re_scored(tiny_t5_dir: Path, tmp_
 
 def test_a_changed_prediction(forged: Forged, kind: str) -> None:
     number = {"multiple_choice": 1, "generate": 1, "paths": "987654"}[kind]
-    wanted = {
+    matches = {
         "multiple_choice": lambda one: one.answer != 1,
         "generate": lambda one: one.answer != 1,
         "paths": lambda one: True,
     }
-    changed = forged.change(wanted[kind], answer=number, correct=False)
+    changed = forged.change(matches[kind], answer=number, correct=False)
     forged.seal()
     assert f"{forged.file}: answer of {changed} is {number}; expected " in texts(verify(forged.folder))
 
@@ -182,10 +184,10 @@ def test_a_changed_score(forged: Forged) -> None:
     forged.record["score"]["correct"] += 1
     forged.record["score"]["unparsed" if answer is None else "wrong"] -= 1
     forged.write()
-    said = texts(verify(forged.folder))
-    assert f"score.correct is {was + 1}; expected {was} from the stored predictions" in said
+    problems = texts(verify(forged.folder))
+    assert f"score.correct is {was + 1}; expected {was} from the stored predictions" in problems
     name, given, mark = forged.record["items"][index]
-    assert f"items.{name} is [{given}, {mark}]; expected [{answer}, 0] from the stored predictions" in said
+    assert f"items.{name} is [{given}, {mark}]; expected [{answer}, 0] from the stored predictions" in problems
 
 
 def test_a_changed_count(forged: Forged) -> None:
@@ -206,8 +208,8 @@ def test_a_changed_digest(forged: Forged) -> None:
     was = forged.record["predictions_digest"]
     forged.record["predictions_digest"] = "0" * 64
     forged.write()
-    said = texts(verify(forged.folder))
-    assert f"its predictions have digest {was[:12]}; expected 000000000000 as run.json says" in said
+    problems = texts(verify(forged.folder))
+    assert f"its predictions have digest {was[:12]}; expected 000000000000 as run.json says" in problems
 
 
 def test_a_changed_protocol(forged: Forged) -> None:
@@ -224,26 +226,26 @@ def test_another_split(forged: Forged) -> None:
         replace(one, record_id=one.record_id.replace("/test/", "/valid/")) for one in forged.predictions
     ]
     forged.seal()
-    said = texts(verify(forged.folder))
+    problems = texts(verify(forged.folder))
     task = forged.record["task"]
-    assert f"all scored questions are of {task}'s test split" in said
-    assert f"items of the test split: {task}/test/" in said and "protocol.scored_ids_digest is" in said
+    assert f"all scored questions are of {task}'s test split" in problems
+    assert f"items of the test split: {task}/test/" in problems and "protocol.scored_ids_digest is" in problems
 
 
 def test_another_seed(forged: Forged) -> None:
     forged.record["seed"] = 1
     forged.record["request"]["seeds"] = 2
     forged.write()
-    said = texts(verify(forged.folder))
-    assert f"run_id is {forged.folder.name}; expected " in said and "-s1-... (a run id begins with" in said
+    problems = texts(verify(forged.folder))
+    assert f"run_id is {forged.folder.name}; expected " in problems and "-s1-... (a run id begins with" in problems
 
 
 def test_another_seed_with_its_run_id(forged: Forged) -> None:
     forged.record["seed"], forged.record["request"]["seeds"] = 1, 2
     forged.record["run_id"] = forged.record["run_id"].replace("-s0-", "-s1-")
     forged.write()
-    found = verify(forged.folder)
-    assert f"events.jsonl: tells of {forged.folder.name}; expected {forged.record['run_id']}" in texts(found)
+    result = verify(forged.folder)
+    assert f"events.jsonl: is of {forged.folder.name}; expected {forged.record['run_id']}" in texts(result)
 
 
 def test_a_duplicated_item(forged: Forged) -> None:
@@ -251,8 +253,8 @@ def test_a_duplicated_item(forged: Forged) -> None:
     forged.write_predictions()
     forged.record["predictions_digest"] = predictions_digest(forged.predictions)
     forged.write()
-    said = texts(verify(forged.folder))
-    assert f"{forged.file}: {forged.predictions[0].record_id} stands twice; expected every item once" in said
+    problems = texts(verify(forged.folder))
+    assert f"{forged.file}: {forged.predictions[0].record_id} occurs twice; expected every item once" in problems
     forged.seal()
     assert "distinct ids" in texts(verify(forged.folder))
 
@@ -260,23 +262,23 @@ def test_a_duplicated_item(forged: Forged) -> None:
 def test_a_missing_item(forged: Forged) -> None:
     gone = forged.predictions.pop(2).record_id
     forged.seal()
-    said = texts(verify(forged.folder))
-    assert f"{forged.file}: lacks 1 items of the test split: {gone}; expected none" in said
+    problems = texts(verify(forged.folder))
+    assert f"{forged.file}: 1 items of the test split are missing: {gone}; expected none" in problems
     n = len(forged.predictions)
-    assert f"protocol.n is {n}; expected {n + 1}" in said
+    assert f"protocol.n is {n}; expected {n + 1}" in problems
 
 
 def test_a_swapped_file(forged: Forged, made: dict[str, Path], kind: str) -> None:
     (other,) = (made[f"other {kind}"] / "predictions").glob("*.zst")
     shutil.copyfile(other, forged.file)
-    said = texts(verify(forged.folder))
-    assert f"{forged.file}: its predictions have digest" in said and "as run.json says" in said
+    problems = texts(verify(forged.folder))
+    assert f"{forged.file}: its predictions have digest" in problems and "as run.json says" in problems
 
 
-# --- more that is noticed ---------------------------------------------------------------------------------------------
+# --- more tampering ---------------------------------------------------------------------------------------------------
 
 
-def test_changed_log_probabilities_texts_and_keys_are_noticed(made: dict[str, Path], tmp_path: Path) -> None:
+def test_changed_log_probabilities_texts_and_keys_are_detected(made: dict[str, Path], tmp_path: Path) -> None:
     ranked = Forged(made["multiple_choice"], tmp_path / "a")
     best = max(ranked.predictions[0].option_logprobs)
     ranked.change(lambda one: True, option_logprobs=(best, *[0.5] * 3))
@@ -286,20 +288,20 @@ def test_changed_log_probabilities_texts_and_keys_are_noticed(made: dict[str, Pa
     text = replace(written.predictions[0].samples[0], text="(b)")
     name = written.change(lambda one: True, samples=(text,), answer=0, correct=False)
     written.seal()
-    assert f"answer of {name} is 0; expected 1, worked out again" in texts(verify(written.folder))
+    assert f"answer of {name} is 0; expected 1, derived again" in texts(verify(written.folder))
     paths = Forged(made["paths"], tmp_path / "c")
-    said = paths.predictions[0].samples
-    (number,) = [i for i, one in enumerate(said) if one.channel == "pot" and not one.sampled]
-    program = replace(said[number], text="answer = 6 * 7", answer_key="41", executed=True)
-    name = paths.change(lambda one: True, samples=(*said[:number], program, *said[number + 1 :]))
+    samples = paths.predictions[0].samples
+    (number,) = [i for i, one in enumerate(samples) if one.channel == "pot" and not one.sampled]
+    program = replace(samples[number], text="answer = 6 * 7", answer_key="41", executed=True)
+    name = paths.change(lambda one: True, samples=(*samples[:number], program, *samples[number + 1 :]))
     paths.seal()
     assert f"answer_key of text {number} (pot) of {name} is 41; expected 42" in texts(verify(paths.folder))
-    paths.change(lambda one: True, samples=said[1:])
+    paths.change(lambda one: True, samples=samples[1:])
     paths.seal()
     assert "texts (greedy, sampled) of" in texts(verify(paths.folder))
 
 
-def test_settings_looks_training_and_student_are_noticed(forged: Forged) -> None:
+def test_changed_settings_evaluations_training_and_student_are_detected(forged: Forged) -> None:
     forged.record["test_evaluations"] = 7
     forged.record["config"]["train"]["learning_rate"] = 1.0
     forged.record["student"]["digest"] = "0" * 64
@@ -307,7 +309,7 @@ def test_settings_looks_training_and_student_are_noticed(forged: Forged) -> None
     forged.record["data"]["train_ids_digest"] = "0" * 64
     forged.record["data"]["splits"]["test"]["digest"] = "0" * 64
     forged.write()
-    said = texts(verify(forged.folder))
+    problems = texts(verify(forged.folder))
     for expected in (
         "test_evaluations is 7; expected 1 as ledger.jsonl says",
         "config.train.learning_rate is 1.0; expected 0.003 as config.yaml says",
@@ -315,7 +317,7 @@ def test_settings_looks_training_and_student_are_noticed(forged: Forged) -> None
         "data.train_ids_digest is 000000000000; expected",
         "data.splits.test.digest is 000000000000; expected",
     ):
-        assert expected in said
+        assert expected in problems
 
 
 def test_every_field_is_rebuilt_or_is_listed_with_the_reason(forged: Forged) -> None:
@@ -329,7 +331,7 @@ def test_every_field_is_rebuilt_or_is_listed_with_the_reason(forged: Forged) -> 
     forged.record["student"]["base_digest"] = "0" * 64
     forged.record["data"]["overlap"] = 5
     forged.write()
-    said = texts(verify(forged.folder))
+    problems = texts(verify(forged.folder))
     for expected in (
         "notes is ['nothing of note']; expected",
         "budget.epochs is",
@@ -339,15 +341,15 @@ def test_every_field_is_rebuilt_or_is_listed_with_the_reason(forged: Forged) -> 
         "student.base_digest is 000000000000; expected None",
         "data.overlap is 5; expected 0 from settings, data and this code",
     ):
-        assert expected in said
+        assert expected in problems
 
 
 def test_a_record_alone_is_arithmetic_and_says_so(forged: Forged, tmp_path: Path) -> None:
     place = save_record(load_record(forged.folder), tmp_path / "row.json")
-    found = verify(place)
-    assert found.ok and found.tier == "self-reported"
-    assert found.not_checked == ["everything but arithmetic (that needs the run's folder)"]
-    assert keep_verdict(found, tmp_path) is None
+    result = verify(place)
+    assert result.ok and result.tier == "self-reported"
+    assert result.not_checked == ["everything but arithmetic (that needs the run's folder)"]
+    assert store_verdict(result, tmp_path) is None
     forged.record["budget"]["tokens_per_second"] = 1.0
     write_json(place, forged.record)
     broken = verify(place)
@@ -368,21 +370,21 @@ def test_without_the_data_nothing_is_scored(
     settings = (forged.folder / "config.yaml").read_text()
     (forged.folder / "config.yaml").write_text(settings.replace("source: sample", "source: release"))
     monkeypatch.setattr(consistency, "_asks_sample_questions", lambda record: False)
-    found = verify(forged.folder)
-    assert found.ok and found.tier == "self-reported"
-    assert found.not_checked[0].startswith("answers, score and protocol: the data is not at hand (data source")
+    result = verify(forged.folder)
+    assert result.ok and result.tier == "self-reported"
+    assert result.not_checked[0].startswith("answers, score and protocol: the data is not available (data source")
 
 
-def test_what_this_machine_lacks_is_not_checked_and_no_problem(
+def test_what_this_machine_cannot_check_is_listed_and_no_problem(
     made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing() -> None:
         raise UserError("programs need the sandbox")
 
     monkeypatch.setattr(verifying, "Sandbox", missing)
-    found = verify(made["paths"])
-    assert found.ok and found.tier == "self-reported"
-    assert found.not_checked == ["answers and score (programs need the sandbox)"]
+    result = verify(made["paths"])
+    assert result.ok and result.tier == "self-reported"
+    assert result.not_checked == ["answers and score (programs need the sandbox)"]
     forged = Forged(made["multiple_choice"], tmp_path / "runs")
     settings = (forged.folder / "config.yaml").read_text()
     (forged.folder / "config.yaml").write_text(settings.replace("model: dir:", "model: dir:/nowhere"))
@@ -393,37 +395,37 @@ def test_broken_and_missing_files_are_named(forged: Forged) -> None:
     forged.file.write_bytes(b"nothing")
     (forged.folder / "ledger.jsonl").write_text("00000000\t{}\n")
     (forged.folder / "config.yaml").unlink()
-    said = texts(verify(forged.folder))
-    assert f"{forged.file}: cannot be read; expected JSON lines" in said
-    assert "ledger.jsonl, line 1: checksum does not match" in said and "config file not found" in said
+    problems = texts(verify(forged.folder))
+    assert f"{forged.file}: cannot be read; expected JSON lines" in problems
+    assert "ledger.jsonl, line 1: checksum does not match" in problems and "config file not found" in problems
     forged.file.unlink()
     assert f"{forged.file}: missing; expected the predictions" in texts(verify(forged.folder))
 
 
-# --- verdicts -------------------------------------------------------------------------------------------------------
+# --- verdicts ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_verdict_is_kept_on_a_board_and_belongs_to_the_record_s_content(forged: Forged, tmp_path: Path) -> None:
+def test_a_verdict_is_stored_on_a_board_and_belongs_to_the_record_s_content(forged: Forged, tmp_path: Path) -> None:
     board = tmp_path / "board"
     with pytest.raises(UserError, match="is not on the board"):
-        keep_verdict(verify(forged.folder), board)
+        store_verdict(verify(forged.folder), board)
     [place] = board_add([forged.folder], board)
-    kept = keep_verdict(verify(forged.folder), board, by="Someone\nElse")
-    assert kept == place.with_suffix(".verified") and tier_of(place) == "re-scored"
+    file = store_verdict(verify(forged.folder), board, by="Someone\nElse")
+    assert file == place.with_suffix(".verified") and tier_of(place) == "re-scored"
     verdict = verdict_of(place)
     assert verdict and verdict.by == "Someone Else" and verdict.parser_version and verdict.problems == ()
-    assert str(forged.folder.parent) not in kept.read_text(), "no place on this machine"
+    assert str(forged.folder.parent) not in file.read_text(), "no path of this machine"
     assert not list(forged.folder.rglob("*verified*")), "a run's folder says nothing of its own trust"
     forged.record["notes"] = ["edited since"]
     forged.write()
     with pytest.raises(UserError, match="with other content than what was checked"):
-        keep_verdict(verify(forged.folder), board)
+        store_verdict(verify(forged.folder), board)
     board_add([forged.folder], board, replace=True)
     assert tier_of(place) == "self-reported" and verdict_of(place) is None
     forged.record["test_evaluations"] = 5
     forged.write()
     board_add([forged.folder], board, replace=True)
-    keep_verdict(verify(forged.folder), board)
+    store_verdict(verify(forged.folder), board)
     failed = verdict_of(place)
     assert (
         failed and not failed.ok and "test_evaluations is 5" in failed.problems[0] and tier_of(place) == "self-reported"
@@ -433,7 +435,7 @@ def test_a_verdict_is_kept_on_a_board_and_belongs_to_the_record_s_content(forged
 def test_the_right_answers_are_the_checker_s_own(
     made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A submitted folder may bring a release of its own along, and name it in its settings."""
+    """A submitted folder may contain a release of its own and name it in its settings."""
     monkeypatch.delenv("TINYLLM_BENCH_DATA", raising=False)
     forged = Forged(made["multiple_choice"], tmp_path / "runs")
     forged.record["sample"], forged.record["data"]["source"] = False, "release"
@@ -442,7 +444,7 @@ def test_the_right_answers_are_the_checker_s_own(
     settings = read_yaml(forged.folder / "config.yaml")
     settings["data"] |= {"dir": str(forged.folder / "release"), "source": "release"}
     (forged.folder / "config.yaml").write_text(json.dumps(settings))
-    assert "the data is not at hand" in "".join(verify(forged.folder).not_checked)
+    assert "the data is not available" in "".join(verify(forged.folder).not_checked)
 
 
 def test_a_second_run_of_the_cell_makes_it_re_run(made: dict[str, Path], tiny_llama_dir: Path, tmp_path: Path) -> None:
@@ -451,16 +453,16 @@ def test_a_second_run_of_the_cell_makes_it_re_run(made: dict[str, Path], tiny_ll
     second = json.loads((outcome.folder / RECORD_FILE).read_text())
     second["created"] = "2030-01-01T00:00:00Z"  # both tests may run within one second
     write_json(outcome.folder / RECORD_FILE, second)
-    found = verify(made["multiple_choice"], rerun=outcome.folder)
-    assert texts(found) == "" and found.tier == "re-run"
-    assert found.rerun and found.rerun.same_answers == found.rerun.n == 16
+    result = verify(made["multiple_choice"], rerun=outcome.folder)
+    assert texts(result) == "" and result.tier == "re-run"
+    assert result.rerun and result.rerun.same_answers == result.rerun.n == 16
     copy = verify(made["multiple_choice"], rerun=made["multiple_choice"])
     assert "a copy; expected a second run of the cell" in texts(copy) and copy.tier == "self-reported"
     other = verify(made["multiple_choice"], rerun=made["other multiple_choice"])
     assert "seed is 1; expected 0" in texts(other)
 
 
-def test_a_path_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
+def test_a_missing_path_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="file not found"):
         load_record(tmp_path / "none")
     assert "file not found" in texts(verify(tmp_path / "none"))

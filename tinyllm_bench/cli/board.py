@@ -24,7 +24,7 @@ def board_add(
     by: Verifier = None,
 ) -> None:
     """Add records to a leaderboard and rebuild it. Unless you verify them, they are listed as self-reported."""
-    from tinyllm_bench.audit.verify import keep_verdict
+    from tinyllm_bench.audit.verify import store_verdict
     from tinyllm_bench.audit.verify import verify as verify_one
     from tinyllm_bench.leaderboard import board
 
@@ -36,7 +36,7 @@ def board_add(
     for path in board.board_add(runs, board_dir):
         echo(f"added {path}")
     for result in verifications:
-        file = keep_verdict(result, board_dir, by=by)
+        file = store_verdict(result, board_dir, by=by)
         reasons = "; ".join(result.not_checked)
         echo(f"{result.tier}: {file}" if file else f"{result.path}: stays self-reported, {reasons}")
     echo(f"board: {board.board_build(board_dir)}")

@@ -33,24 +33,30 @@ def reproduce(
 
     if published and corrected:
         raise UserError("--as-published and --as-corrected: give only one of them")
-    how: tables.How = "as_published" if published else "as_corrected"
+    variant: tables.VariantName = "as_published" if published else "as_corrected"
     reproduction = tables.load_reproduction(name)
-    reported_values = load_reported(reported or reported_folder())
+    values = load_reported(reported or reported_folder())
     tasks = names_of("--task", task) if task else ()
     request = tables.request_of(
-        reproduction, how, preset, tasks=tasks, settings=settings or (), seeds=seeds, runs=runs_dir / "reproduce"
+        reproduction, variant, preset, tasks=tasks, settings=settings or (), seeds=seeds, runs=runs_dir / "reproduce"
     )
     _, cells = plan_cells(request)
     check_writable_folders(cells, request.runs)
     outcomes, failed = run_cells(cells, request.runs)
     student = cells[0].student.text
-    own = tables.is_papers(reported_values, student, reproduction)
+    own_student = tables.is_paper_student(values, student, reproduction)
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
-    cells_of_table = tables.judge(reproduction, records, reported_values, request.tasks, own_student=own)
-    rejected = tables.rejected_texts(cells)
+    judged = tables.judge(reproduction, records, values, request.tasks, own_student=own_student)
     text = tables.table_text(
-        reproduction, how, cells_of_table, reported_values, preset=preset, student=student, own=own, rejected=rejected
+        reproduction,
+        variant,
+        judged,
+        values,
+        preset=preset,
+        student=student,
+        own_student=own_student,
+        filtered=tables.filtered_texts(cells),
     )
-    page = tables.write_page(request.runs, name, how, text)
+    page = tables.write_page(request.runs, name, variant, text)
     echo(f"\n{text}\ntable: {page}")
     return 1 if failed else 0

@@ -83,7 +83,7 @@ def verify(
     Status 1 if a check fails. With --board-dir, the verdict is stored on that leaderboard for the record with the same
     content, and sets its verification tier there.
     """
-    from tinyllm_bench.audit.verify import keep_verdict
+    from tinyllm_bench.audit.verify import store_verdict
     from tinyllm_bench.audit.verify import verify as verify_one
     from tinyllm_bench.leaderboard.record import load_record
     from tinyllm_bench.leaderboard.verdicts import on_board, record_paths, refutation_file
@@ -103,7 +103,7 @@ def verify(
     results = []
     for path in records:
         result = verify_one(path, data_dir=data_dir, rerun=rerun)
-        verdict = None if board_dir is None else keep_verdict(result, board_dir, by=by)
+        verdict = None if board_dir is None else store_verdict(result, board_dir, by=by)
         results.append(result)
         if not as_json:
             echo(_verification_text(result, verdict))

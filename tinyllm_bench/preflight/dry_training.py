@@ -231,7 +231,7 @@ def _sampling_of(method: Method, groups: Sequence[Group], lm: LM) -> Sampling:
     student, teacher = LM(small), InMemoryTeacher(LM(small), vocabulary=rows)
     recompute_logq: list[Group] = []
 
-    def note_reread(found: list[Group]) -> list[Group]:
+    def note_recomputed(found: list[Group]) -> list[Group]:
         recompute_logq.extend(found)
         return found
 
