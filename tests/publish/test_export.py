@@ -27,7 +27,7 @@ PATHS = ("teachers=[replay:sample#stepwise]", "backend.engine=hf", *FEW, "method
 
 @pytest.fixture(scope="module")
 def runs(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of finished runs by name: the floor, a method, the reference baselines, in one folder of runs."""
+    """Folders of finished runs by name: fine-tuning, a method, the reference baselines, in one folder of runs."""
     place = tmp_path_factory.mktemp("runs")
     cells = cells_of(quick(tiny_llama_dir, methods=("finetune", "tinyllm"), runs=place), reference_baselines=True)
     return {cell.name: outcome.folder for cell, outcome in zip(cells, run_all(cells, place), strict=True)}
@@ -39,8 +39,8 @@ def exported(folder: Path, to: Path, **how: Any) -> Bundle:
     return bundle
 
 
-def said_by_card(to: Path) -> Mapping[str, Any]:
-    """The names that the card's first block of Python defines, run as a reader would, in the folder."""
+def run_card_code(to: Path) -> Mapping[str, Any]:
+    """Run the card's first block of Python as a reader would; returns the names it defines."""
     block = re.search(r"```python\n(.*?)```", (to / "README.md").read_text(), re.DOTALL)
     assert block is not None and 'name = "."' in block[1]
     names: dict[str, Any] = {}
@@ -53,10 +53,10 @@ def stored(cell: Cell, folder: Path) -> Any:
 
 
 def check_ranking(cell: Cell, folder: Path, to: Path) -> None:
-    names = said_by_card(to)
-    for record, found in zip(cell.asked_records("test"), stored(cell, folder), strict=True):
+    names = run_card_code(to)
+    for record, prediction in zip(cell.asked_records("test"), stored(cell, folder), strict=True):
         own = [names["log_probability"](cell.ask.prompt(record), option) for option in cell.ask.options(record)]
-        assert own == pytest.approx(found.option_logprobs, abs=2e-3)
+        assert own == pytest.approx(prediction.option_logprobs, abs=2e-3)
 
 
 @pytest.mark.parametrize("mode", ["cloze", "multiple_choice"])
@@ -78,12 +78,12 @@ def test_the_card_s_code_writes_what_the_run_wrote(
     cell = one_cell(request.getfixturevalue(family), *settings, runs=tmp_path)
     (outcome,) = run_all([cell], tmp_path)
     exported(outcome.folder, tmp_path / "to")
-    names = said_by_card(tmp_path / "to")
-    for record, found in zip(cell.asked_records("test"), stored(cell, outcome.folder), strict=True):
-        assert names["write"](cell.ask.prompt(record)) == found.samples[0].text.split("\n\n")[0].strip()
+    names = run_card_code(tmp_path / "to")
+    for record, prediction in zip(cell.asked_records("test"), stored(cell, outcome.folder), strict=True):
+        assert names["write"](cell.ask.prompt(record)) == prediction.samples[0].text.split("\n\n")[0].strip()
 
 
-def test_the_folder_is_whole_and_tells_of_no_machine(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_the_folder_is_complete_and_holds_no_path_of_this_machine(runs: dict[str, Path], tmp_path: Path) -> None:
     bundle = exported(runs["tinyllm"], tmp_path / "to", predictions=True)
     files = {str(file.relative_to(tmp_path / "to")) for file in (tmp_path / "to").rglob("*") if file.is_file()}
     assert files == bundle.files.keys() == bundle.sizes.keys()
@@ -96,7 +96,7 @@ def test_the_folder_is_whole_and_tells_of_no_machine(runs: dict[str, Path], tmp_
     assert "local_files_only" not in read_json(tmp_path / "to" / "tokenizer_config.json")
 
 
-def test_the_card_tells_the_whole_story(runs: dict[str, Path]) -> None:
+def test_the_card_covers_method_scores_teachers_and_gain(runs: dict[str, Path]) -> None:
     record = load_record(runs["tinyllm"])
     card = make_bundle(runs["tinyllm"], repo="me/student").card
     assert 'from_pretrained("me/student")' not in card and 'name = "me/student"' in card
@@ -150,18 +150,18 @@ def pickled(student: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (other_weights, "the weights' digest is .* this is not the student that was scored"),
         (other_tokenizer, "the tokenizer's digest is .* this is not the student that was scored"),
         (pickled, "optimizer.pt: not a file of a trained student"),
-        (shutil.rmtree, "no student is at hand"),
+        (shutil.rmtree, "the student that the record describes is missing"),
     ],
 )
-def test_what_was_not_scored_is_not_exported(copied: Path, spoil: Callable[[Path], Any], said: str) -> None:
+def test_what_was_not_scored_is_not_exported(copied: Path, spoil: Callable[[Path], Any], message: str) -> None:
     make_bundle(copied)
     spoil(copied / "student")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         make_bundle(copied)
 
 
@@ -173,14 +173,14 @@ def test_nothing_is_overwritten(copied: Path, tmp_path: Path) -> None:
         write_bundle(bundle, tmp_path / "to")
 
 
-def test_a_broken_record_beside_it_is_told(copied: Path) -> None:
+def test_a_broken_neighbouring_record_is_reported(copied: Path) -> None:
     (copied.parent / "other").mkdir()
     (copied.parent / "other" / "run.json").write_text("{}")
     (reason,) = make_bundle(copied).left_out
     assert "other/run.json is not a run record" in reason
 
 
-def test_adapters_are_kept_and_exported_alone_or_merged(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_adapters_are_exported_alone_or_merged(tiny_llama_dir: Path, tmp_path: Path) -> None:
     cell = one_cell(tiny_llama_dir, *FEW, LORA, runs=tmp_path)
     (outcome,) = run_all([cell], tmp_path)
     merged = exported(outcome.folder, tmp_path / "merged")
@@ -195,30 +195,30 @@ def test_adapters_are_kept_and_exported_alone_or_merged(tiny_llama_dir: Path, tm
 
 
 def check_adapters(cell: Cell, folder: Path, base: Path, adapter: Path) -> None:
-    """peft itself puts them onto the base model, and the student answers as it did."""
+    """peft itself loads them onto the base model, and the student answers as it did."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter)).eval()
     tokenizer = AutoTokenizer.from_pretrained(adapter)
-    record, found = cell.asked_records("test")[0], stored(cell, folder)[0]
+    record, prediction = cell.asked_records("test")[0], stored(cell, folder)[0]
     prompt, option = cell.ask.prompt(record), cell.ask.options(record)[0]
     ids = tokenizer(f"{prompt} {option}", return_tensors="pt").input_ids
     start = len(tokenizer(prompt).input_ids)
     steps = model(ids).logits[0, start - 1 : -1].float().log_softmax(-1)
     own = steps.gather(1, ids[0, start:, None]).sum().item()
-    assert own == pytest.approx(found.option_logprobs[0], abs=2e-3)
+    assert own == pytest.approx(prediction.option_logprobs[0], abs=2e-3)
 
 
-def test_adapters_that_make_another_student_are_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_adapters_of_another_student_are_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
     (outcome,) = run_all([one_cell(tiny_llama_dir, *FEW, LORA, runs=tmp_path)], tmp_path)
     file = outcome.folder / "adapter" / "adapter_config.json"
     write_json(file, read_json(file) | {"lora_alpha": 64})
     make_bundle(outcome.folder)
-    with pytest.raises(UserError, match="does not make the student that was scored"):
+    with pytest.raises(UserError, match="does not give the student that was scored"):
         make_bundle(outcome.folder, adapter=True)
     shutil.rmtree(outcome.folder / "adapter")
-    with pytest.raises(UserError, match="kept no adapters, as runs of older versions do"):
+    with pytest.raises(UserError, match="has no adapters, as runs of older versions do"):
         make_bundle(outcome.folder, adapter=True)
 
 
@@ -236,7 +236,7 @@ def test_a_student_that_another_cell_trained_is_found(tiny_llama_dir: Path, tmp_
     assert bundle.card.count("print(write(") == 2
 
 
-def test_one_of_several_students_is_named(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_one_of_several_students_is_selected_by_channel(tiny_llama_dir: Path, tmp_path: Path) -> None:
     settings = (*PATHS, "method.ensemble=true", "method.report_all=false")
     cell = one_cell(tiny_llama_dir, *settings, method="mixed_distillation", tasks=("svamp",), runs=tmp_path)
     (outcome,) = run_all([cell], tmp_path)
@@ -245,10 +245,10 @@ def test_one_of_several_students_is_named(tiny_llama_dir: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="unknown channel"):
         make_bundle(outcome.folder, channel="label")
     weights = {}
-    for channel, one in cell.students.items():
+    for channel, student_cell in cell.students.items():
         bundle = exported(outcome.folder, tmp_path / channel, channel=channel)
         weights[channel] = (tmp_path / channel / "model.safetensors").read_bytes()
-        assert weights[channel] == (tmp_path / one.run_id / "student" / "model.safetensors").read_bytes()
+        assert weights[channel] == (tmp_path / student_cell.run_id / "student" / "model.safetensors").read_bytes()
         assert f"the one that writes channel `{channel}`" in bundle.card
     assert weights["cot"] != weights["pot"]
     assert json.loads((tmp_path / "cot" / "run.json").read_text())["run_id"] == cell.run_id

@@ -1,4 +1,4 @@
-"""A folder goes to a hub that a local server plays: what arrives, what is refused, and that the token shows nowhere."""
+"""Pushing to a fake hub on this machine: what arrives, what is refused, and that the token appears nowhere."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +12,9 @@ from tinyllm_bench.publish import hub as publish
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with FakeHub() as found:
-        reach(found, monkeypatch)
-        yield found
+    with FakeHub() as fake_hub:
+        reach(fake_hub, monkeypatch)
+        yield fake_hub
 
 
 def reach(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,12 +27,12 @@ def reach(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "exported"
-    (made / ".eval_results").mkdir(parents=True)
-    (made / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# A student\n")
-    (made / "model.safetensors").write_bytes(bytes(range(256)) * 8)
-    (made / ".eval_results" / "a.yaml").write_text("- {}\n")
-    return made
+    exported = tmp_path / "exported"
+    (exported / ".eval_results").mkdir(parents=True)
+    (exported / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# A student\n")
+    (exported / "model.safetensors").write_bytes(bytes(range(256)) * 8)
+    (exported / ".eval_results" / "a.yaml").write_text("- {}\n")
+    return exported
 
 
 def push(folder: Path, repo: str = "me/student", *, private: bool = True) -> str:
@@ -47,37 +47,39 @@ def test_every_file_arrives_in_a_private_repository(hub: FakeHub, folder: Path) 
     assert repository.commits[0].startswith("Student of a-run")
 
 
-def test_a_public_repository_is_asked_for(hub: FakeHub, folder: Path) -> None:
+def test_a_public_repository_must_be_requested(hub: FakeHub, folder: Path) -> None:
     push(folder, private=False)
     assert not hub.repositories["me/student"].private
 
 
-def test_a_repository_that_is_there_is_added_to(hub: FakeHub, folder: Path) -> None:
-    hub.repositories["me/student"] = Repository(private=True, files={"old.txt": b"kept"})
+def test_an_existing_repository_is_added_to(hub: FakeHub, folder: Path) -> None:
+    hub.repositories["me/student"] = Repository(private=True, files={"old.txt": b"old"})
     push(folder)
     assert {"old.txt", "README.md"} <= hub.repositories["me/student"].files.keys()
 
 
-def test_nothing_goes_to_a_public_repository_unasked(hub: FakeHub, folder: Path) -> None:
+def test_a_private_push_to_a_public_repository_is_refused(hub: FakeHub, folder: Path) -> None:
     hub.repositories["me/student"] = Repository(private=False)
-    with pytest.raises(UserError, match="me/student: the repository is there and public; add --public"):
+    with pytest.raises(UserError, match="me/student: the repository exists and is public; add --public"):
         push(folder)
     assert hub.repositories["me/student"].files == {}
     push(folder, private=False)
     assert hub.repositories["me/student"].files
 
 
-def test_the_token_shows_in_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_error_shows_the_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeHub(breaks=403) as hub:
         reach(hub, monkeypatch)
-        with pytest.raises(UserError, match="may it write there") as caught:
+        with pytest.raises(UserError, match="does it have write access there") as caught:
             push(folder)
     error: BaseException | None = caught.value
     assert TOKEN not in str(error) and "***" in str(error)
     assert error is not None and error.__suppress_context__
 
 
-def test_a_wrong_token_is_said_without_it(hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_token_is_reported_without_showing_it(
+    hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(UserError, match="is the token in HF_TOKEN valid") as caught:
         push(folder)

@@ -9,10 +9,9 @@ from tests.leaderboard.fakes import flags, make_record, make_reference
 from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.rows import Gain
 from tinyllm_bench.leaderboard.tables import BoardNames
-from tinyllm_bench.publish.card_parts import compared, gain_sentence, licence_notes
-from tinyllm_bench.publish.model_card import Exported, model_card
+from tinyllm_bench.publish.model_card import Exported, compared, gain_sentence, licence_notes, model_card
 
-NAMES = BoardNames(baseline="floor", baseline_title="label-only fine-tuning", order=("guess", "floor"))
+NAMES = BoardNames(baseline="baseline", baseline_title="label-only fine-tuning", order=("guess", "baseline"))
 SMOLLM = {"spec": "bundled:smollm2-135m", "digest": "d", "initial_digest": "i"}
 FULL = Exported(form="full", encoder_decoder=False, add_bos=False)
 
@@ -28,9 +27,9 @@ def card(record: RunRecord, *others: RunRecord, exported: Exported = FULL) -> st
 def front_matter(text: str) -> dict[str, Any]:
     import yaml
 
-    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-    assert found is not None
-    values: dict[str, Any] = yaml.safe_load(found[1])
+    match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    assert match is not None
+    values: dict[str, Any] = yaml.safe_load(match[1])
     return values
 
 
@@ -38,38 +37,45 @@ def front_matter(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("right", "said"),
+    ("right", "sentence"),
     [(19, "above zero."), (11, "not distinguishable from zero."), (1, "below zero. Label-only fine-tuning is better")],
 )
-def test_the_gain_is_told_as_it_is(right: int, said: str) -> None:
-    found = compared(trained("m", right), [trained("floor", 10)], NAMES, {})
-    assert found is not None and said in found.gain and "for these trained students only" in found.gain
-
-
-def test_no_gain_says_why() -> None:
+def test_the_gain_is_stated_as_it_is(right: int, sentence: str) -> None:
+    comparison = compared(trained("m", right), [trained("baseline", 10)], NAMES, {})
     assert (
-        gain_sentence(Gain(why_not="other budget"), "the floor") == "No gain over the floor can be given: other budget."
+        comparison is not None and sentence in comparison.gain and "for these trained students only" in comparison.gain
     )
-    assert "which gains are measured against" in gain_sentence(Gain(why_not="baseline"), "the floor")
-    found = compared(trained("m", 12), [trained("floor", 10, tokens=5000)], NAMES, {})
-    assert found is not None and "other budget" in found.gain
 
 
-def test_only_what_belongs_beside_it_stands_there() -> None:
+def test_a_missing_gain_is_explained() -> None:
+    assert (
+        gain_sentence(Gain(why_not="other budget"), "the baseline")
+        == "No gain over the baseline can be given: other budget."
+    )
+    assert "which gains are measured against" in gain_sentence(Gain(why_not="baseline"), "the baseline")
+    comparison = compared(trained("m", 12), [trained("baseline", 10, tokens=5000)], NAMES, {})
+    assert comparison is not None and "other budget" in comparison.gain
+
+
+def test_only_comparable_rows_are_compared() -> None:
     other_student = {"spec": "hf:me/big", "digest": "x", "initial_digest": "y"}
     others = [
-        trained("floor", 10),
+        trained("baseline", 10),
         trained("m", 12, seed=1),
         trained("rival", 19),
-        trained("floor", 10, student=other_student, seed=2),
-        trained("floor", 10, task="elsewhere"),
-        trained("floor", 10, seed=3, selected_on="test"),
+        trained("baseline", 10, student=other_student, seed=2),
+        trained("baseline", 10, task="elsewhere"),
+        trained("baseline", 10, seed=3, selected_on="test"),
         make_reference("guess", flags(20, 5)),
         make_reference("zero", flags(20, 6), student={"spec": "hf:me/big"}),
     ]
-    found = compared(trained("m", 11), others, NAMES, {})
-    assert found is not None
-    assert [(line["row"], line["seeds"]) for line in found.table] == [("guess", "1"), ("floor", "1"), ("m", "2")]
+    comparison = compared(trained("m", 11), others, NAMES, {})
+    assert comparison is not None
+    assert [(line["row"], line["seeds"]) for line in comparison.table] == [
+        ("guess", "1"),
+        ("baseline", "1"),
+        ("m", "2"),
+    ]
     assert compared(trained("m", 11), others[2:3], NAMES, {}) is None
 
 
@@ -83,38 +89,38 @@ def test_only_what_belongs_beside_it_stands_there() -> None:
         ("hf:google/flan-t5-xl@main", "google/flan-t5-xl"),
     ],
 )
-def test_a_model_of_the_hub_is_linked_for_its_licence(spec: str, page: str) -> None:
-    told = next(licence_notes(trained("m", 10, student={"spec": spec})))
-    assert f"<https://huggingface.co/{page}>" in told
+def test_a_hub_model_is_linked_for_its_licence(spec: str, page: str) -> None:
+    note = next(licence_notes(trained("m", 10, student={"spec": spec})))
+    assert f"<https://huggingface.co/{page}>" in note
 
 
 @pytest.mark.parametrize("spec", ["dir:smollm2-135m", "gguf:llama-2-7b.gguf", "run:a-run"])
-def test_a_model_that_has_no_page_is_to_be_looked_up(spec: str) -> None:
+def test_the_licence_of_another_model_must_be_looked_up(spec: str) -> None:
     assert "its licence is not recorded; look it up" in next(licence_notes(trained("m", 10, student={"spec": spec})))
 
 
-def test_the_front_matter_points_to_the_notes_and_teachers_are_among_them() -> None:
+def test_the_front_matter_links_the_licence_notes_which_cover_teachers() -> None:
     text = card(trained("m", 10, teachers=[{"spec": "replay:release#llama-2-7b", "gold_visible": True}]))
     assert front_matter(text)["license"] == "other" and front_matter(text)["license_link"] == "README.md"
     assert "Teacher `replay:release#llama-2-7b`: its licence is not recorded" in text
     assert re.search(r"replay:release#llama-2-7b *\| not recorded *\| yes ", text)
-    assert "a teacher's licence can reach this student" in text
+    assert "a teacher's licence can extend to this student" in text
 
 
 # --- front matter and blocks ------------------------------------------------------------------------------------------
 
 
-def test_results_stand_in_the_model_index_unless_they_are_of_sample_data() -> None:
-    found = front_matter(card(trained("m", 12, task="obqa")))
-    (result,) = found["model-index"][0]["results"]
+def test_results_are_in_the_model_index_unless_they_are_of_sample_data() -> None:
+    metadata = front_matter(card(trained("m", 12, task="obqa")))
+    (result,) = metadata["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == 60.0 and result["metrics"][0]["type"] == "accuracy"
-    assert result["dataset"]["type"] == "allenai/openbookqa" and found["datasets"] == ["allenai/openbookqa"]
-    assert found["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert result["dataset"]["type"] == "allenai/openbookqa" and metadata["datasets"] == ["allenai/openbookqa"]
+    assert metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     sample = front_matter(card(trained("m", 12, task="obqa", sample=True)))
     assert "model-index" not in sample and "datasets" not in sample and "sample-data" in sample["tags"]
 
 
-def test_a_task_and_a_method_that_are_not_installed_are_said_to_be_unknown() -> None:
+def test_a_task_and_a_method_that_are_not_installed_are_unknown() -> None:
     text = card(trained("m", 12))
     assert "Data `toy`: licence unknown" in text and "a method that is not installed here" in text
     assert "Which of these floats on water?" in text and "No reference baselines and no label-only fine-tuning" in text
