@@ -100,7 +100,7 @@ def test_findings_the_table_and_the_status(call: Call, small: list[Any], tmp_pat
     assert result.status == 0, result.err
     lines = result.out.splitlines()
     assert lines[0].startswith("warning: budget: finetune on obqa: budget.student_tokens=3,000 buys 6")
-    assert any(line.startswith("warning: power: obqa: 16 test questions and 3 seeds show") for line in lines)
+    assert any(line.startswith("warning: power: obqa: 16 test questions and 3 seeds detect") for line in lines)
     assert any(line.startswith("note: digests: obqa: sample questions") for line in lines)
     assert "check" in result.out and "warnings" in result.out and "ok: " not in result.out
     assert call(*asked, "--strict").status == 1

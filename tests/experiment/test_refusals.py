@@ -13,8 +13,7 @@ from tinyllm_bench.base.files import write_text
 from tinyllm_bench.cli.run import run_cells
 from tinyllm_bench.leaderboard.record import RECORD_FILE
 from tinyllm_bench.preflight.doctor import examine
-from tinyllm_bench.preflight.inspection import Preflight
-from tinyllm_bench.preflight.machine import this_machine
+from tinyllm_bench.preflight.inspection import Preflight, this_machine
 from tinyllm_bench.testing.tiny_models import bpe_tokenizer, saved, tiny_llama, tiny_t5
 
 

@@ -1,4 +1,4 @@
-"""A clean set-up for `doctor`: a task of another package, its data folder, a tiny student; and ways to spoil each."""
+"""A clean set-up for `doctor`: the task of another package, its data folder, its cells and a machine."""
 
 import importlib
 import json
@@ -15,7 +15,8 @@ from tests.data.toy_release import rationale
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.request import Request
-from tinyllm_bench.preflight.machine import Machine, Speed
+from tinyllm_bench.preflight.dry_training import Speed
+from tinyllm_bench.preflight.inspection import Machine
 
 TASK = "toycheck"
 SIZES = {"train": 60, "valid": 40, "test": 200}
@@ -31,7 +32,7 @@ TASK = TaskInfo(
     rationale_keys=("first", "second"),
 )
 """
-PLENTY = 2**40
+ENOUGH_BYTES = 2**40
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]
 
@@ -57,7 +58,7 @@ def installed(site: Path) -> Iterator[None]:
 
 
 def rows() -> Rows:
-    """Questions of which nothing is wrong."""
+    """Questions without any problem."""
     return {split: [_row(split, number) for number in range(size)] for split, size in SIZES.items()}
 
 
@@ -73,37 +74,44 @@ def _row(split: str, number: int) -> Row:
     }
 
 
-def folder(place: Path, made: Rows) -> Path:
+def folder(place: Path, rows: Rows) -> Path:
     """A data folder in the release's layout."""
     (place / TASK / "llm").mkdir(parents=True)
-    for split, found in made.items():
-        (place / TASK / f"{TASK}_{split}.json").write_text(json.dumps(found))
-        texts = [rationale(row, row["first"], row["second"]) for row in found]
+    for split, split_rows in rows.items():
+        (place / TASK / f"{TASK}_{split}.json").write_text(json.dumps(split_rows))
+        texts = [rationale(row, row["first"], row["second"]) for row in split_rows]
         (place / TASK / "llm" / f"{split}_CoT_0.json").write_text(json.dumps(texts))
     return place
 
 
+def speed(dtype: str) -> Speed:
+    """100 GFLOP/s."""
+    return Speed(matmul=1e11)
+
+
 def machine(**changes: Any) -> Machine:
-    """A machine that lacks nothing."""
-    plain: Mapping[str, Any] = {
+    """A machine with all that is needed."""
+    defaults: Mapping[str, Any] = {
         "device": "cpu",
-        "speed": lambda dtype: Speed(matmul=1e11),
-        "free_memory": PLENTY,
-        "free_disk": lambda place: PLENTY,
+        "speed": speed,
+        "free_memory": ENOUGH_BYTES,
+        "free_disk": lambda place: ENOUGH_BYTES,
         "packages": {"torch": "2.13.0+cpu", "transformers": "5.19.0", "lm-eval": "0.4.13"},
-        "wanted": {"tinyllm-bench": ("torch>=2.9", "transformers<5.20,>=5.16.1", "lm-eval[hf]==0.4.13")},
+        "requirements": {"tinyllm-bench": ("torch>=2.9", "transformers<5.20,>=5.16.1", "lm-eval[hf]==0.4.13")},
         "environment": {},
         "engines": {"hf": None, "vllm": None, "sandbox": None},
     }
-    return Machine(**{**plain, **changes})
+    return Machine(**{**defaults, **changes})
 
 
 def cells(data: Path, student: str, *settings: str, method: str = "tinyllm", **changes: Any) -> list[Cell]:
     """The planned cells of a request for the task; later settings win."""
-    plain = (
+    defaults = (
         f"student.model={student}",
         "teachers=[replay:release#first, replay:release#second]",
         "budget={student_tokens: null, epochs: 3}",
     )
-    wanted = {"methods": (method,), "tasks": (TASK,), "preset": "cpu", "seeds": 3, "data_dir": str(data), **changes}
-    return plan_cells(Request(assignments=(*plain, *settings), **wanted), reference_baselines=True, check_hub=False)[1]
+    request = {"methods": (method,), "tasks": (TASK,), "preset": "cpu", "seeds": 3, "data_dir": str(data), **changes}
+    return plan_cells(
+        Request(assignments=(*defaults, *settings), **request), reference_baselines=True, check_hub=False
+    )[1]

@@ -1,4 +1,4 @@
-"""The pre-flight check: silent on a clean set-up, and every planted problem is found by its own check."""
+"""`doctor`: silent on a clean set-up, and every planted problem is found by its own check."""
 
 import json
 import re
@@ -32,22 +32,27 @@ def clean_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plants.folder(tmp_path_factory.mktemp("clean"), plants.rows())
 
 
-def grave(found: list[Finding]) -> list[str]:
-    return [one.text for one in found if one.severity != "ok"]
+def problems(findings: list[Finding]) -> list[str]:
+    return [finding.text for finding in findings if finding.severity != "ok"]
 
 
-def test_a_clean_set_up_leaves_nothing_to_say(clean_data: Path, tiny_llama_dir: Path) -> None:
-    asked: list[str] = []
+def test_a_clean_set_up_has_no_problems(clean_data: Path, tiny_llama_dir: Path) -> None:
+    reported: list[str] = []
     cells = plants.cells(clean_data, f"dir:{tiny_llama_dir}")
-    found = examine(Preflight(cells=cells, machine=plants.machine()), report=asked.append)
-    assert grave(found) == []
-    assert asked == list(CHECKS)
+    findings = examine(Preflight(cells=cells, machine=plants.machine()), report=reported.append)
+    assert problems(findings) == []
+    assert reported == list(CHECKS)
     silent = {"contexts", "vocabularies", "keys"}  # no passages, no white-box teacher, no API here
-    assert {one.check for one in found} == set(CHECKS) - silent
+    assert {finding.check for finding in findings} == set(CHECKS) - silent
+
+
+def finding_of(check: str, preflight: Preflight) -> Finding:
+    (finding,) = CHECKS[check](preflight)
+    return finding
 
 
 class Planted(NamedTuple):
-    """A problem: what spoils the data, the student or the request, and what must be said of it."""
+    """A problem: what spoils the data, the student or the request, and the finding that is expected."""
 
     check: str
     severity: str
@@ -91,18 +96,18 @@ def ends_prompts(place: Path) -> Path:
 
 
 def promises_begin(place: Path) -> Path:
-    made = student(place, bpe_tokenizer())
-    file = made / "tokenizer_config.json"
+    folder = student(place, bpe_tokenizer())
+    file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text())
     file.write_text(json.dumps({**settings, "bos_token": "<pad>", "add_bos_token": True}))
-    return made
+    return folder
 
 
 def another_end(place: Path) -> Path:
-    made = student(place, bpe_tokenizer())
-    file = made / "generation_config.json"
+    folder = student(place, bpe_tokenizer())
+    file = folder / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": 7}))
-    return made
+    return folder
 
 
 def reads_little(place: Path) -> Path:
@@ -126,7 +131,7 @@ def braces(rows: Rows) -> None:
         row["question"] = "{" + row["question"] + "}"
 
 
-def nothing_said(rows: Rows) -> None:
+def no_second_rationale(rows: Rows) -> None:
     for row in rows["train"][::3]:
         row["second"] = ""
 
@@ -146,9 +151,9 @@ def only_answers(rows: Rows) -> None:
         row["first"] = row["answer"]
 
 
-def asked_before(rows: Rows) -> None:
-    for known, row in zip(rows["train"], rows["test"][:10], strict=False):
-        row.update({key: known[key] for key in ("question", "choices", "answer")})
+def test_in_train(rows: Rows) -> None:
+    for trained, row in zip(rows["train"], rows["test"][:10], strict=False):
+        row.update({key: trained[key] for key in ("question", "choices", "answer")})
 
 
 def one_passage(rows: Rows) -> None:
@@ -189,23 +194,23 @@ PLANTED = {
     "passages cut": Planted("contexts", "warning", "30 of 60 (50 %) passages", rows=long_passages),
     "prompts too long": Planted("prompts", "error", "training prompts are longer than the 34", student=reads_little),
     "prompts cut": Planted(
-        "prompts", "warning", "cut behind 20 tokens", settings=("data.cut_tokens=20", "eval.mode=generate")
+        "prompts", "warning", "cut after 20 tokens", settings=("data.cut_tokens=20", "eval.mode=generate")
     ),
     "targets cut": Planted("targets", "warning", "train.max_target_tokens", settings=("train.max_target_tokens=16",)),
     "answers cut": Planted(
         "targets", "warning", "eval.max_new_tokens", settings=("eval.mode=generate", "eval.max_new_tokens=2")
     ),
-    "texts missing": Planted("texts", "warning", "20 of 60 (33.3 %) training questions", rows=nothing_said),
+    "texts missing": Planted("texts", "warning", "20 of 60 (33.3 %) training questions", rows=no_second_rationale),
     "texts to be written": Planted("texts", "note", "60 of 60 (100 %)", settings=(API,)),
     "junk": Planted("junk", "warning", "30 of 60 (50 %) rationales are rejected: prompt_junk 30", rows=junk),
     "answers leak": Planted("leakage", "warning", "100 % of 60 rationales name the answer", rows=answer_first),
     "bare answers": Planted("leakage", "warning", "15 of 60 (25 %) rationales are nothing but", rows=only_answers),
-    "test in train": Planted("overlaps", "warning", "10 of 200 (5 %) questions are in train", rows=asked_before),
+    "test in train": Planted("overlaps", "warning", "10 of 200 (5 %) questions are in train", rows=test_in_train),
     "passages in train": Planted("overlaps", "warning", "20 of 200 (10 %) questions have a passage", rows=one_passage),
     "duplicates": Planted("duplicates", "warning", "4 of 60 (6.67 %) training questions", rows=twice),
     "contradictions": Planted("duplicates", "warning", "1 training questions occur twice with dif", rows=twice),
     "one answer": Planted("balance", "warning", "chance is 33.3 %", rows=mostly_first),
-    "splits differ": Planted("balance", "warning", "for the same spread", rows=other_in_test),
+    "splits differ": Planted("balance", "warning", "for the same distribution", rows=other_in_test),
     "no whole step": Planted(
         "budget", "warning", "overshoots", settings=("budget={student_tokens: 50, epochs: null}",)
     ),
@@ -252,62 +257,62 @@ PLANTED = {
 def test_a_planted_problem_is_found(name: str, clean_data: Path, tiny_llama_dir: Path, tmp_path: Path) -> None:
     problem, data = PLANTED[name], clean_data
     if problem.rows is not None:
-        made = plants.rows()
-        problem.rows(made)
-        data = plants.folder(tmp_path / "data", made)
+        rows = plants.rows()
+        problem.rows(rows)
+        data = plants.folder(tmp_path / "data", rows)
     model = tiny_llama_dir if problem.student is None else problem.student(tmp_path)
     settings = [text.replace("{teacher}", str(tiny_llama_dir)) for text in problem.settings]
     cells = plants.cells(data, f"dir:{model}", *settings, method=problem.method, **problem.request)
-    found = examine(Preflight(cells=cells, machine=plants.machine(**problem.machine)))
-    own = [one for one in found if one.check == problem.check and problem.says in one.text]
-    assert [one.severity for one in own][:1] == [problem.severity], grave(found)
-    assert all(one.fix for one in own if one.severity != "ok")
+    findings = examine(Preflight(cells=cells, machine=plants.machine(**problem.machine)))
+    expected = [finding for finding in findings if finding.check == problem.check and problem.says in finding.text]
+    assert [finding.severity for finding in expected][:1] == [problem.severity], problems(findings)
+    assert all(finding.fix for finding in expected if finding.severity != "ok")
 
 
-def test_a_preset_that_changes_a_method_s_own_value_is_told(
+def test_a_preset_that_changes_a_method_s_own_value_is_a_warning(
     clean_data: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "method: {}\ndata: {train_limit: 40}\ntrain: {warmup: 0.1}\n"
     monkeypatch.setattr("tinyllm_bench.experiment.request.method_defaults", lambda name: text)
     monkeypatch.setattr("tinyllm_bench.preflight.doctor.method_defaults", lambda name: text)
 
-    def told(*settings: str) -> Finding:
+    def own_settings(*settings: str) -> Finding:
         cells = plants.cells(clean_data, f"dir:{tiny_llama_dir}", *settings, method="finetune")
-        return next(
-            one for one in examine(Preflight(cells=cells, machine=plants.machine())) if one.check == "own_settings"
-        )
+        return finding_of("own_settings", Preflight(cells=cells, machine=plants.machine()))
 
-    found = told()
-    assert found.severity == "warning" and "train_limit=500 by preset cpu, finetune.yaml has 40" in found.measured
-    assert "data.train_limit=40" in found.fix and "warmup" not in found.text
-    assert told("data.train_limit=60").severity == "ok", "what a person asks for is no surprise"
+    finding = own_settings()
+    assert finding.severity == "warning" and "train_limit=500 by preset cpu, finetune.yaml has 40" in finding.measured
+    assert "data.train_limit=40" in finding.fix and "warmup" not in finding.text
+    assert own_settings("data.train_limit=60").severity == "ok", "the user's own setting is no surprise"
 
 
-def test_a_teacher_with_another_vocabulary_is_told(clean_data: Path, tmp_path: Path) -> None:
+def test_a_teacher_with_another_vocabulary_is_a_warning(clean_data: Path, tmp_path: Path) -> None:
     teacher = saved((tiny_llama()[0], unigram_tokenizer()), tmp_path / "teacher")
     settings = (f"teacher.model=dir:{teacher}", "teacher.init=null", "method.kd.cross_tokenizer=uld")
     own = saved((tiny_llama(vocab_size=2048)[0], numerals()), tmp_path / "student")
     cells = plants.cells(clean_data, f"dir:{own}", *settings, method="kd")
-    (told,) = [one for one in examine(Preflight(cells=cells, machine=plants.machine())) if one.check == "vocabularies"]
-    assert told.severity == "warning" and "smaller vocabulary's entries" in told.measured
+    finding = finding_of("vocabularies", Preflight(cells=cells, machine=plants.machine()))
+    assert finding.severity == "warning" and "smaller vocabulary's entries" in finding.measured
 
 
-def test_a_refused_hub_teacher_is_told_as_an_error(clean_data: Path, tiny_llama_dir: Path, tmp_path: Path) -> None:
-    """Planning compares local models only; here one goes missing after it, as a hub model's tokenizer would come."""
+def test_a_teacher_that_the_method_cannot_use_is_an_error(
+    clean_data: Path, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    """Planning compares local models only; here a tokenizer changes after it, as that of a hub model would arrive."""
     teacher = saved((tiny_llama(seed=1)[0], bpe_tokenizer()), tmp_path / "teacher")
     settings = (f"teacher.model=dir:{teacher}", "teacher.init=null")
     cells = plants.cells(clean_data, f"dir:{tiny_llama_dir}", *settings, method="kd")
     unigram_tokenizer().save_pretrained(teacher)
-    (told,) = [one for one in examine(Preflight(cells=cells, machine=plants.machine())) if one.check == "vocabularies"]
-    assert told.severity == "error" and "token by token" in told.measured
+    finding = finding_of("vocabularies", Preflight(cells=cells, machine=plants.machine()))
+    assert finding.severity == "error" and "token by token" in finding.measured
 
 
 def test_changed_data_of_a_known_task_are_refused_before_any_check(tmp_path: Path, tiny_llama_dir: Path) -> None:
-    made = plants.rows()
+    rows = plants.rows()
     (tmp_path / "arc").mkdir()
     for split, size in {"train": 1117, "valid": 295, "test": 1165}.items():
-        found = [{**made["train"][n % 60], "id": n} for n in range(size)]
-        (tmp_path / "arc" / f"arc_{split}.json").write_text(json.dumps(found))
+        split_rows = [{**rows["train"][n % 60], "id": n} for n in range(size)]
+        (tmp_path / "arc" / f"arc_{split}.json").write_text(json.dumps(split_rows))
     with pytest.raises(UserError, match="the text was changed"):
         plants.cells(tmp_path, f"dir:{tiny_llama_dir}", tasks=("arc",), method="finetune")
 
@@ -315,23 +320,23 @@ def test_changed_data_of_a_known_task_are_refused_before_any_check(tmp_path: Pat
 def test_a_local_server_needs_no_key(clean_data: Path, tiny_llama_dir: Path) -> None:
     spec = "teachers=['api:http://localhost:8000/v1#writer']"
     cells = plants.cells(clean_data, f"dir:{tiny_llama_dir}", spec)
-    (told,) = [one for one in examine(Preflight(cells=cells, machine=plants.machine())) if one.check == "keys"]
-    assert told.severity == "ok"
+    finding = finding_of("keys", Preflight(cells=cells, machine=plants.machine()))
+    assert finding.severity == "ok"
 
 
 def test_a_key_is_never_shown(clean_data: Path, tiny_llama_dir: Path) -> None:
     cells = plants.cells(clean_data, f"dir:{tiny_llama_dir}", API)
-    found = examine(Preflight(cells=cells, machine=plants.machine(environment={"OPENAI_API_KEY": "sk-secret"})))
-    (told,) = [one for one in found if one.check == "keys"]
-    assert (told.severity, told.measured) == ("ok", "OPENAI_API_KEY is set")
-    assert "sk-secret" not in json.dumps([one.text for one in found])
+    findings = examine(Preflight(cells=cells, machine=plants.machine(environment={"OPENAI_API_KEY": "sk-secret"})))
+    (finding,) = [finding for finding in findings if finding.check == "keys"]
+    assert (finding.severity, finding.measured) == ("ok", "OPENAI_API_KEY is set")
+    assert "sk-secret" not in json.dumps([finding.text for finding in findings])
 
 
 def test_every_check_has_its_paragraph() -> None:
     parts = re.split(r"^## ", DOCUMENT.read_text(), flags=re.MULTILINE)[1:]
-    told = {part.partition("\n")[0].strip("` "): part for part in parts}
-    assert [name for name in told if name in CHECKS] == list(CHECKS)
+    sections = {part.partition("\n")[0].strip("` "): part for part in parts}
+    assert [name for name in sections if name in CHECKS] == list(CHECKS)
     for name in CHECKS:
-        assert all(f"**{word}**" in told[name] for word in ("Why", "Measures", "Threshold", "Mend")), name
+        assert all(f"**{word}**" in sections[name] for word in ("Why", "Measures", "Threshold", "Fix")), name
     planted = {problem.check for problem in PLANTED.values()}
     assert planted | {"vocabularies", "digests", "own_settings"} == set(CHECKS), "each check has a planted problem"

@@ -48,14 +48,13 @@ def plan(
     """
     from tinyllm_bench.experiment.plan_cells import plan_cells
     from tinyllm_bench.preflight.forecast import forecast
-    from tinyllm_bench.preflight.machine import this_machine
 
     if price is not None and not 0 <= price <= 1e9:
         raise UserError(f"--price {price:g}: must be US dollars per hour, from 0 to 1e9")
     if detect is not None and not 0 < detect <= 100:
         raise UserError(f"--detect {detect:g}: must be a difference in points, above 0 and at most 100, e.g. 5")
     preset, cells = plan_cells(request, reference_baselines=reference_baselines, check_hub=False)
-    result = forecast(cells, this_machine(), detect=None if detect is None else detect / 100, price=price)
+    result = forecast(cells, detect=None if detect is None else detect / 100, price=price)
     if as_json:
         echo_json({"preset": preset, **result.plain()})
     else:
@@ -194,8 +193,7 @@ def doctor(
     """
     from tinyllm_bench.experiment.plan_cells import plan_cells
     from tinyllm_bench.preflight.doctor import examine
-    from tinyllm_bench.preflight.inspection import Preflight
-    from tinyllm_bench.preflight.machine import this_machine
+    from tinyllm_bench.preflight.inspection import Preflight, this_machine
 
     preset, cells = plan_cells(request, reference_baselines=reference_baselines, check_hub=False)
     preflight = Preflight(cells=cells, machine=this_machine())

@@ -1,6 +1,6 @@
-"""What a request takes and which differences it detects, before anything is spent: the forecast of `plan` and `doctor`.
+"""What a request will cost and which differences it can detect: the one forecast that `plan` and `doctor` read.
 
-Every cell is forecast after those that it needs first. What is finished takes nothing more, and what two cells share
+Every cell is forecast after those that it depends on. Finished work costs nothing more, and what two cells share
 (teachers' texts, cells to start from) is counted once.
 """
 
@@ -21,7 +21,7 @@ from tinyllm_bench.experiment.predict import part_file, predictions_file
 from tinyllm_bench.experiment.sample_answers import how_to_ask
 from tinyllm_bench.experiment.train import init_cost
 from tinyllm_bench.generation.top_k import response_digest
-from tinyllm_bench.leaderboard.record import RECORD_FILE, RunRecord, load_record, protocol_hash
+from tinyllm_bench.leaderboard.record import RECORD_FILE, load_record, protocol_hash
 from tinyllm_bench.leaderboard.stats.power import (
     Assumed,
     assumed_from,
@@ -33,16 +33,24 @@ from tinyllm_bench.models.load import parameter_count
 from tinyllm_bench.models.shape import load_shape
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.models.tokens import Encoded
-from tinyllm_bench.preflight.dry_training import Counts, DryTraining, TextCost, with_existing_models
-from tinyllm_bench.preflight.machine import Machine, Speed
-from tinyllm_bench.preflight.memory import Memory, asking_memory, memory_of
+from tinyllm_bench.preflight.dry_training import (
+    Counts,
+    DryTraining,
+    Memory,
+    Speed,
+    TextCost,
+    library_bytes,
+    measured_speed,
+    model_bytes,
+    with_existing_models,
+)
 from tinyllm_bench.training.logit_cache import LogitCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
     """Bytes that a cell adds: to its run folder when it is done, and at most while it runs; to the caches that all
-    cells share, with teachers' distributions and teachers' texts."""
+    cells share, for teachers' distributions and teachers' texts."""
 
     final: int = 0
     peak: int = 0
@@ -52,12 +60,12 @@ class Disk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellForecast:
-    """What one cell will take. What is done takes nothing more; None is what is not known.
+    """What one cell will cost. Finished stages cost nothing more; unknown values are None.
 
-    mode: how questions are scored; questions: by split; done: stages that are finished; first: run ids of the cells
-    that come first; charged: what making the initial student takes of the budget, in its unit; counts: of the training;
-    evaluations: on validation questions while it trains; seconds: by part, an estimate (`Speed`); memory: bytes at the
-    peak; usd: of texts that are missing, where their price is set; problem: why no more is known.
+    mode: how questions are scored; questions: by split; done: finished stages; first: run ids of the cells that run
+    first; charged: what making the initial student takes of the budget, in its unit; counts: of the training;
+    evaluations: on the validation split during training; seconds: by part, an estimate (`Speed`); memory: bytes at the
+    peak; usd: of missing texts, if their price is set; problem: why no more is known.
     """
 
     run_id: str
@@ -85,21 +93,21 @@ class CellForecast:
 
     @property
     def total_seconds(self) -> float | None:
-        """All parts; None where one is not known."""
-        return None if self.problem else _sum(list(self.seconds.values()))
+        """The sum of all parts; None if one is unknown."""
+        return None if self.problem else _sum_known(list(self.seconds.values()))
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the cell has nothing left to do."""
         return "record" in self.done or (self.trains_only and "train" in self.done)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """The request as a whole: sums over what is left to do, and the largest of what is held at a time.
+    """The request as a whole: sums over what is left to do, and the largest memory of a cell. Unknown values are None.
 
-    disk, disk_peak: bytes in the folder of runs when all is done, and at most meanwhile; cache: bytes added to the
-    caches; usd_device: by a price an hour; None is what is not known.
+    disk, disk_peak: bytes in the folder of runs at the end, and at most meanwhile; cache: bytes added to the caches;
+    usd_device: at a price per hour.
     """
 
     cells: int
@@ -120,17 +128,18 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detectable:
-    """Which differences are detected on one task; they are shares of right answers.
+    """Which differences the results on one task can detect, as shares of right answers.
 
-    difference: the smallest true difference between two rows that is found with 80 % power at the 5 % level, by the
-    statistic that boards and `compare` use: the two-way variance over questions and seeds, with a t distribution of
-    Satterthwaite's degrees of freedom (`stats.intervals.spread`, `stats.power.planned_detectable`). An item-paired test
-    on means over seeds would promise smaller differences, and rejects a true null in 12.8 to 17.5 % when runs vary by
-    2 points. units: questions, those that share a passage counted once. comparisons: each row of the table against one
-    of them, as boards test against their fine-tuning baseline; the level is divided by them (Holm's first step).
-    assumed: how much rows and runs differ, from finished runs on the same protocol in the folder of runs, or common
-    values. With one seed it speaks of the trained students alone. detect: a difference that should be found; seeds (at
-    these questions), more_questions (at these seeds, two at least): what it needs, None where that does not help.
+    difference: the smallest true difference between two rows that is detected with 80 % power at the 5 % level, by the
+    statistic that leaderboards and `compare` use: the two-way variance over questions and seeds, with a t distribution
+    of Satterthwaite's degrees of freedom (`stats.intervals.spread`, `stats.power.planned_detectable`). An item-paired
+    test on means over seeds would promise smaller differences, and rejects a true null in 12.8 to 17.5 % when runs vary
+    by 2 points. units: questions, those that share a passage counted once. comparisons: each row of the table against
+    one of them, as leaderboards test against their fine-tuning baseline; the level is divided by them (Holm's first
+    step). assumed: how much rows and runs differ, from finished runs on the same protocol in the folder of runs, or
+    common values. With one seed it holds for the trained students only. detect: a difference that should be detected;
+    seeds (with these questions), more_questions (with these seeds, two at least): what that takes, None if it does not
+    help.
     """
 
     task: str
@@ -148,9 +157,9 @@ class Detectable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """A request's cells in the order in which they run, its totals, and which differences it detects per task.
+    """A request's cells in the order in which they run, its totals, and which differences it can detect per task.
 
-    matmul_flops: measured FLOP/s by number format; times assume a part of them (`machine.Speed`).
+    matmul_flops: measured FLOP/s by number format; times assume a part of them (`dry_training.Speed`).
     """
 
     device: str
@@ -161,46 +170,44 @@ class Forecast:
 
     def cell(self, run_id: str) -> CellForecast:
         """The forecast of one cell."""
-        return next(one for one in self.cells if one.run_id == run_id)
+        return next(cell for cell in self.cells if cell.run_id == run_id)
 
     def plain(self) -> dict[str, Any]:
         """As JSON: what `plan --json` and `doctor --json` print."""
-        cells = [{**asdict(one), "total_seconds": one.total_seconds, "is_done": one.is_done} for one in self.cells]
-        detectable = [{**asdict(one), "assumed": one.assumed._asdict()} for one in self.detectable]
+        cells = [{**asdict(c), "total_seconds": c.total_seconds, "is_done": c.is_done} for c in self.cells]
+        detectable = [{**asdict(task), "assumed": task.assumed._asdict()} for task in self.detectable]
         return {**asdict(self), "cells": cells, "detectable": detectable}
 
 
 def forecast(
     cells: Sequence[Cell],
-    machine: Machine,
     *,
+    speed: Callable[[str], Speed] = measured_speed,
     detect: float | None = None,
     price: float | None = None,
     tolerant: bool = False,
-    report: Callable[[Cell], None] = lambda cell: None,
 ) -> Forecast:
-    """Forecast every cell of a request; nothing is trained, no teacher is asked and no weights are loaded.
+    """Forecast every cell of a request; nothing is trained, no text is generated and no weights are loaded.
 
     Args:
         cells: As `plan_cells` gives them.
-        machine: What they are to run on.
-        detect: A difference (a share of right answers) that should be found.
-        price: US dollars an hour of the device.
+        speed: The speed of the device in a number format of torch.
+        detect: A difference (a share of right answers) that should be detected.
+        price: US dollars per hour of the device.
         tolerant: A cell that cannot be forecast gets a `problem` instead of ending everything.
-        report: Receives every cell before it is forecast.
 
     Raises:
-        UserError: a cell cannot run as it is asked for; with `tolerant` never because of a cell.
+        UserError: a cell cannot run as requested; with `tolerant` never because of a cell.
     """
-    forecaster = _Forecaster(machine, tolerant=tolerant, report=report)
+    forecaster = _Forecaster(speed, tolerant=tolerant)
     for cell in cells:
         forecaster.add(cell)
-    found = tuple(forecaster.cells.values())
+    forecasts = tuple(forecaster.cells.values())
     return Forecast(
         device=provenance.device_name(),
-        matmul_flops={name: speed.matmul for name, speed in forecaster.speeds.items()},
-        cells=found,
-        totals=_totals(found, price),
+        matmul_flops={dtype: measured.matmul for dtype, measured in forecaster.speeds.items()},
+        cells=forecasts,
+        totals=_totals(forecasts, price),
         detectable=_detectable(cells, detect),
     )
 
@@ -208,22 +215,21 @@ def forecast(
 class _Forecaster:
     """Forecasts cells one after another; what an earlier one will make is not counted again."""
 
-    def __init__(self, machine: Machine, *, tolerant: bool, report: Callable[[Cell], None]) -> None:
+    def __init__(self, speed: Callable[[str], Speed], *, tolerant: bool) -> None:
         self.cells: dict[str, CellForecast] = {}
         self.speeds: dict[str, Speed] = {}
-        self._machine, self._tolerant, self._report = machine, tolerant, report
-        self._written: set[str] = set()  # keys of texts that an earlier cell has had written
-        self._scored: set[tuple[Path, str, str]] = set()  # responses whose distributions an earlier cell has cached
-        self._trainings: dict[tuple[Any, ...], tuple[DryTraining, Memory]] = {}
+        self._measure, self._tolerant = speed, tolerant
+        self._written: set[str] = set()  # keys of texts that an earlier cell will have written
+        self._scored: set[tuple[Path, str, str]] = set()  # responses whose distributions an earlier cell will cache
+        self._trainings: dict[tuple[Any, ...], DryTraining] = {}
 
     def add(self, cell: Cell) -> None:
-        """Forecast a cell; those that it needs first are forecast before it."""
+        """Forecast a cell, after those that it depends on."""
         if cell.run_id in self.cells:
             return
         for first in cell.earlier:
             self.add(first)
-        self._report(cell)
-        found = CellForecast(
+        forecast = CellForecast(
             run_id=cell.run_id,
             label=cell.label,
             task=cell.task.name,
@@ -232,58 +238,63 @@ class _Forecaster:
             kind=cell.kind,
             trains_only=cell.trains_only,
             questions={split: len(cell.records(split)) for split in ("train", "valid", "test")},
-            done=stages_done(cell),
+            done=_stages_done(cell),
             first=tuple(first.run_id for first in cell.earlier),
         )
-        if found.is_done:
-            self.cells[cell.run_id] = replace(found, usd=0.0)
+        if forecast.is_done:
+            self.cells[cell.run_id] = replace(forecast, usd=0.0)
             return
         try:
-            found = replace(found, charged=self._charged(cell))
-            trains = cell.method is not None and not cell.students and "train" not in found.done
-            found = self._trained(cell, found) if trains else self._asked(cell, found)
+            forecast = replace(forecast, charged=self._charged(cell))
+            trains = cell.method is not None and not cell.students and "train" not in forecast.done
+            forecast = self._trained(cell, forecast) if trains else self._evaluated(cell, forecast)
         except UserError as error:
             if not self._tolerant:
                 raise
-            found = replace(found, problem=str(error))
-        self.cells[cell.run_id] = found
+            forecast = replace(forecast, problem=str(error))
+        self.cells[cell.run_id] = forecast
 
-    def _asked(self, cell: Cell, found: CellForecast) -> CellForecast:
-        """A reference baseline, several students who answer together, or a student that is trained already."""
-        parameters = 0 if cell.name in GUESSES else parameter_count(_first_student(cell))
-        seconds = {"predict": self._predict_seconds(cell, parameters, answered_already(cell))}
+    def _evaluated(self, cell: Cell, forecast: CellForecast) -> CellForecast:
+        """A reference baseline, several students that answer together, or a student that is trained already."""
+        models = {}
+        if cell.name not in GUESSES:
+            for cell_of_student in cell.students.values() or [cell]:
+                spec, dtype = with_existing_models(cell_of_student).student, cell_of_student.config.student.dtype
+                models[cell_of_student.run_id] = load_shape(spec, dtype=dtype, runs=cell.runs).model
+        parameters = parameter_count(next(iter(models.values()))) if models else 0
+        seconds = {"predict": self._predict_seconds(cell, parameters, _answered_already(cell))}
+        memory = library_bytes(cell) + sum(map(model_bytes, models.values()))
         size = _ANSWER * len(cell.records("test"))
-        return replace(found, seconds=seconds, memory=asking_memory(cell), disk=Disk(final=size, peak=size))
+        return replace(forecast, seconds=seconds, memory=memory, disk=Disk(final=size, peak=size))
 
-    def _trained(self, cell: Cell, found: CellForecast) -> CellForecast:
-        training, memory = self._training(cell)
-        counts = training.counts(cell, found.charged, self._speed(cell))
-        evaluations = _evaluations(cell, counts.steps)
+    def _trained(self, cell: Cell, forecast: CellForecast) -> CellForecast:
+        training = self._training(cell)
+        counts = training.counts(cell, forecast.charged, self._speed(cell))
+        evaluations = _evaluation_count(cell, counts.steps)
         texts = tuple(cost.without(self._written) for cost in training.texts)
         self._written.update(key for cost in texts for key in cost.keys)
         logits = self._missing_logits(cell, training)
         return replace(
-            found,
+            forecast,
             counts=counts,
             epochs=training.epochs(counts),
             evaluations=evaluations,
             layout=training.collator.layout,
             texts=texts,
             seconds=self._seconds(cell, training, counts, texts, logits, evaluations),
-            memory=memory.peak,
-            memory_parts=memory,
+            memory=training.memory.peak,
+            memory_parts=training.memory,
             disk=_disk(cell, training, texts, logits, evaluations),
-            usd=_sum([cost.usd for cost in texts if cost.missing]),
+            usd=_sum_known([cost.usd for cost in texts if cost.missing]),
         )
 
-    def _training(self, cell: Cell) -> tuple[DryTraining, Memory]:
+    def _training(self, cell: Cell) -> DryTraining:
         """The cell's training without weights; one serves all seeds."""
-        found = with_existing_models(cell)
-        models = (found.student.text, found.signal and found.signal.text, cell.trains_only, cell.share)
+        existing = with_existing_models(cell)
+        models = (existing.student.text, existing.signal and existing.signal.text, cell.trains_only, cell.share)
         key = (cell.label, cell.task.name, cell.mode, *models, cell.config.model_dump_json())
         if key not in self._trainings:
-            training = DryTraining(cell)
-            self._trainings[key] = (training, memory_of(training))
+            self._trainings[key] = DryTraining(cell)
         return self._trainings[key]
 
     def _charged(self, cell: Cell) -> float:
@@ -293,15 +304,15 @@ class _Forecaster:
             return 0.0
         if (cell.runs / first.run_id / "train" / "result.json").exists():
             return init_cost(first, cell.runs, name)
-        made = self.cells[first.run_id]
-        if made.counts is None:
-            raise UserError(f"{first.label} on {first.task.name}, which is trained first: {made.problem}")
+        planned = self.cells[first.run_id]
+        if planned.counts is None:
+            raise UserError(f"{first.label} on {first.task.name}, which is trained first: {planned.problem}")
         if name == "seconds":
-            return float(made.seconds["training"] or 0.0) + float(made.seconds["sampling"] or 0.0)
-        return {"student_tokens": made.counts.tokens, "flops": made.counts.flops}[name]
+            return float(planned.seconds["training"] or 0.0) + float(planned.seconds["sampling"] or 0.0)
+        return {"student_tokens": planned.counts.tokens, "flops": planned.counts.flops}[name]
 
     def _missing_logits(self, cell: Cell, training: DryTraining) -> list[Encoded]:
-        """Responses whose distributions missing from the cell's cache, that no earlier cell will have put there."""
+        """Responses whose distributions are missing from the cell's cache and that no earlier cell will put there."""
         if cell.signal is None or cell.config.teacher.cache is None:
             return []
         folder = header_of(training.cell, training.loaded).folder
@@ -326,7 +337,7 @@ class _Forecaster:
         mixed = {"no": None, "fp16": "float16", "bf16": "bfloat16"}[cell.config.train.mixed_precision]
         dtype = mixed or cell.config.student.dtype
         if dtype not in self.speeds:
-            self.speeds[dtype] = self._machine.speed(dtype)
+            self.speeds[dtype] = self._measure(dtype)
         return self.speeds[dtype]
 
     def _seconds(
@@ -340,23 +351,23 @@ class _Forecaster:
     ) -> dict[str, float | None]:
         """Seconds by part; an interrupted training resumes at its last checkpoint."""
         speed, student = self._speed(cell), parameter_count(training.loaded.model)
-        left = 1.0 - trained_share(cell, counts.steps)
+        left = 1.0 - _trained_share(cell, counts.steps)
         sampling = training.sampling_seconds(counts.sampled_tokens, counts.sampling_flops, speed)
-        asked = cell.asked_records("test" if cell.select_on_test else "valid")
-        evaluated = (evaluations + (training.sampling is not None)) * self._answer_seconds(cell, student, asked)
-        found: dict[str, float | None] = {
-            "texts": _sum([self._text_seconds(cell, cost) for cost in texts if cost.missing]),
+        questions = cell.asked_records("test" if cell.select_on_test else "valid")
+        evaluated = (evaluations + (training.sampling is not None)) * self._answer_seconds(cell, student, questions)
+        seconds: dict[str, float | None] = {
+            "texts": _sum_known([self._text_seconds(cell, cost) for cost in texts if cost.missing]),
             "training": left * (counts.flops - counts.sampling_flops) / speed.training,
             "sampling": left * sampling,
             "evaluation": left * evaluated,
         }
         if training.teacher is not None and logits:
             read = sum(item.tokens for item in logits)
-            found["logits"] = 2.0 * parameter_count(training.teacher.model) * read / speed.reading
-        return found if cell.trains_only else found | {"predict": self._predict_seconds(cell, student)}
+            seconds["logits"] = 2.0 * parameter_count(training.teacher.model) * read / speed.reading
+        return seconds if cell.trains_only else seconds | {"predict": self._predict_seconds(cell, student)}
 
     def _text_seconds(self, cell: Cell, cost: TextCost) -> float | None:
-        """By earlier texts, else by the model's size; None where neither is known, as of an API."""
+        """By earlier texts, else by the model's size; None if neither is known, as for an API."""
         spec = parse_spec(cost.spec, role="teacher")
         if cost.seconds is None and spec.kind == "run" and cell.teacher_from is not None:
             spec = with_existing_models(cell.teacher_from).student
@@ -368,13 +379,13 @@ class _Forecaster:
     def _predict_seconds(self, cell: Cell, parameters: int, answered: int = 0) -> float:
         """Seconds of answering the test questions that are left."""
         seconds = self._answer_seconds(cell, parameters, cell.asked_records("test")[answered:])
-        if cell.students:  # a policy asks several texts of each question
-            wanted = how_to_ask(cell, None).texts_needed()
-            seconds *= sum(bool(greedy) + sampled for greedy, sampled in wanted.values())
+        if cell.students:  # a policy needs several texts per question
+            texts = how_to_ask(cell, None).texts_needed()
+            seconds *= sum(bool(greedy) + sampled for greedy, sampled in texts.values())
         return seconds * (1 + cell.config.eval.shots if cell.name == "few_shot" else 1)
 
     def _answer_seconds(self, cell: Cell, parameters: int, records: Sequence[TaskRecord]) -> float:
-        """Seconds of answering some questions once; options are ranked behind a prompt that is read once."""
+        """Seconds of answering some questions once; options are ranked after a prompt that is read once."""
         ask, speed = cell.ask, self._speed(cell)
         read = sum(len(ask.prompt(record)) for record in records) / _CHARACTERS
         written = 0.0
@@ -390,29 +401,23 @@ _ANSWER = 400  # bytes of an answer, compressed, and of its line in the record
 _TOKENIZER = 4 * 2**20  # bytes beside the student's weights
 
 
-def _first_student(cell: Cell) -> Any:
-    """The cell's student without weights, of several the first."""
-    one = with_existing_models(next(iter(cell.students.values()), cell))
-    return load_shape(one.student, dtype=one.config.student.dtype, runs=one.runs).model
-
-
-def _evaluations(cell: Cell, steps: int) -> int:
-    """Evaluations on validation questions in a training of so many steps."""
+def _evaluation_count(cell: Cell, steps: int) -> int:
+    """How often a training of so many steps is evaluated on the validation split."""
     config = cell.config.train
     if config.eval_every is not None:
         return steps // config.eval_every + (steps % config.eval_every > 0)
     return len({max(1, round(share * steps)) for share in config.evaluations})
 
 
-def stages_done(cell: Cell) -> tuple[str, ...]:
-    """The stages of a cell that are finished."""
+def _stages_done(cell: Cell) -> tuple[str, ...]:
+    """The finished stages of a cell."""
     folder = cell.runs / cell.run_id
     trained = cell.method is not None and not cell.students and (folder / "train" / "result.json").exists()
     files = {"predict": predictions_file(cell, folder), "record": folder / RECORD_FILE}
     return (*(("train",) if trained else ()), *(stage for stage, file in files.items() if file.exists()))
 
 
-def answered_already(cell: Cell) -> int:
+def _answered_already(cell: Cell) -> int:
     """Test questions that an interrupted run has answers for."""
     folder = cell.runs / cell.run_id
     if predictions_file(cell, folder).exists():
@@ -420,8 +425,8 @@ def answered_already(cell: Cell) -> int:
     return sum(len(row["predictions"]) for row in read_checked(part_file(cell, folder)))
 
 
-def trained_share(cell: Cell, steps: int) -> float:
-    """How much of its training an interrupted run has saved in its last checkpoint."""
+def _trained_share(cell: Cell, steps: int) -> float:
+    """The share of its training that an interrupted run has saved in its last checkpoint."""
     places = sorted((cell.runs / cell.run_id / "train" / "checkpoints").glob("step-*/manifest.json"))
     return min(read_json(places[-1])["step"] / steps, 1.0) if places else 0.0
 
@@ -431,13 +436,13 @@ def _disk(
 ) -> Disk:
     """What a training writes, at most.
 
-    A checkpoint holds the weights and AdamW's two moments, two exist while one replaces the other; each evaluation may
-    save weights; the student is saved before the last checkpoint goes.
+    A checkpoint holds the weights and AdamW's two moments; two exist while one replaces the other. Each evaluation may
+    save weights. The student is saved before the last checkpoint is removed.
     """
     trained, answered = training.trained_bytes, 0 if cell.trains_only else len(cell.records("test"))
-    final = training.model_bytes + _TOKENIZER + _ANSWER * answered
+    final = model_bytes(training.lm) + _TOKENIZER + _ANSWER * answered
     if cell.config.student.lora is not None:
-        final += trained  # the adapters stay beside the merged student
+        final += trained  # the adapters are stored next to the merged student
     peak = evaluations * trained + max(2 * 3 * trained, 3 * trained + final)
     token = header_of(training.cell, training.loaded).bytes_per_token if logits else 0
     return Disk(
@@ -448,32 +453,31 @@ def _disk(
     )
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    """The sum; None where one is not known."""
+def _sum_known(values: Sequence[float | None]) -> float | None:
+    """The sum; None if a value is unknown."""
     return None if any(value is None for value in values) else float(sum(value or 0.0 for value in values))
 
 
 def _totals(cells: Sequence[CellForecast], price: float | None) -> Totals:
-    left = [one for one in cells if not one.is_done]
-    counted = [one for one in left if one.counts is not None]
-    counts = [one.counts for one in left if one.counts is not None]
-    texts = [text for one in left for text in one.texts]
-    seconds = _sum([one.total_seconds for one in left])
-    disk = sum(one.disk.final for one in left)
+    left = [cell for cell in cells if not cell.is_done]
+    trained = [(cell, cell.counts) for cell in left if cell.counts is not None]
+    texts = [text for cell in left for text in cell.texts]
+    seconds = _sum_known([cell.total_seconds for cell in left])
+    disk = sum(cell.disk.final for cell in left)
     return Totals(
         cells=len(cells),
         done=len(cells) - len(left),
-        steps=sum(one.steps for one in counts),
-        student_tokens=sum(one.tokens for one in counts),
-        flops=sum(one.flops for one in counts),
+        steps=sum(counts.steps for _, counts in trained),
+        student_tokens=sum(counts.tokens for _, counts in trained),
+        flops=sum(counts.flops for _, counts in trained),
         teacher_tokens_in=sum(text.tokens_in for text in texts),
         teacher_tokens_out=sum(text.tokens_out for text in texts),
         seconds=seconds,
-        memory=max((one.memory for one in left), default=0),
+        memory=max((cell.memory for cell in left), default=0),
         disk=disk,
-        disk_peak=disk + max((one.disk.peak - one.disk.final for one in left), default=0),
-        cache=sum(one.disk.logits + one.disk.texts for one in left),
-        usd_teachers=_sum([one.usd for one in counted]),
+        disk_peak=disk + max((cell.disk.peak - cell.disk.final for cell in left), default=0),
+        cache=sum(cell.disk.logits + cell.disk.texts for cell in left),
+        usd_teachers=_sum_known([cell.usd for cell, _ in trained]),
         usd_device=None if price is None or seconds is None else price * seconds / 3600,
     )
 
@@ -487,21 +491,26 @@ def _detectable(cells: Sequence[Cell], detect: float | None) -> tuple[Detectable
     for cell in cells:
         if cell.method is not None:
             groups.setdefault((cell.task.name, cell.mode), []).append(cell)
-    found = []
-    for (task, mode), of_task in groups.items():
-        records = of_task[0].records("test")
+    tasks = []
+    for (task, mode), group in groups.items():
+        records = group[0].records("test")
         units = len(set(clusters(records)) or records)
-        seeds = len({cell.seed for cell in of_task})
-        comparisons = max(len({cell.label for cell in of_task}) - 1, 1)
-        assumed = assumed_from(_finished(of_task[0]))
-        known = {"discordance": assumed.discordance, "within": assumed.within, "run_sd": assumed.run_sd}
-        needs: tuple[int | None, int | None] = (None, None)
+        seeds = len({cell.seed for cell in group})
+        comparisons = max(len({cell.label for cell in group}) - 1, 1)
+        assumed = assumed_from(_finished_rows(group[0]))
+        seeds_to_detect = questions_to_detect = None
         if detect is not None:
-            needs = (
-                seeds_needed(units, detect, assumed, comparisons=comparisons),
-                questions_needed(max(seeds, 2), detect, assumed, comparisons=comparisons),
-            )
-        found.append(
+            seeds_to_detect = seeds_needed(units, detect, assumed, comparisons=comparisons)
+            questions_to_detect = questions_needed(max(seeds, 2), detect, assumed, comparisons=comparisons)
+        difference = planned_detectable(
+            units,
+            seeds=seeds,
+            comparisons=comparisons,
+            discordance=assumed.discordance,
+            within=assumed.within,
+            run_sd=assumed.run_sd,
+        )
+        tasks.append(
             Detectable(
                 task=task,
                 mode=mode,
@@ -509,32 +518,27 @@ def _detectable(cells: Sequence[Cell], detect: float | None) -> tuple[Detectable
                 units=units,
                 seeds_planned=seeds,
                 comparisons=comparisons,
-                difference=planned_detectable(units, seeds=seeds, comparisons=comparisons, **known),
+                difference=difference,
                 assumed=assumed,
                 detect=detect,
-                seeds=needs[0],
-                more_questions=needs[1],
+                seeds=seeds_to_detect,
+                more_questions=questions_to_detect,
             )
         )
-    return tuple(found)
+    return tuple(tasks)
 
 
-def _finished(cell: Cell) -> list[list[list[int]]]:
-    """Right and wrong answers of the finished runs in the same folder on the same protocol, by row."""
-    wanted = protocol_hash(protocol_of(cell))
+def _finished_rows(cell: Cell) -> list[list[list[int]]]:
+    """Right and wrong answers of the finished runs of the same protocol in the folder of runs, by row."""
+    expected = protocol_hash(protocol_of(cell))
     rows: dict[tuple[str, str | None], list[list[int]]] = {}
     for file in sorted(Path(cell.runs).glob(f"*/{RECORD_FILE}")):
-        record = _record_at(file)
-        if record is not None and record.kind == "method" and record.protocol_hash == wanted:
+        try:
+            record = load_record(file)
+        except UserError:  # a record that cannot be read is of no use here
+            continue
+        if record.kind == "method" and record.protocol_hash == expected:
             key = (record.label, record.student.spec if record.student else None)
             right = {record_id: flag for record_id, _, flag in record.items}
             rows.setdefault(key, []).append([right[record_id] for record_id in sorted(right)])
     return list(rows.values())
-
-
-def _record_at(file: Path) -> RunRecord | None:
-    """A record, or None for one that cannot be read: it decides nothing here."""
-    try:
-        return load_record(file)
-    except UserError:
-        return None

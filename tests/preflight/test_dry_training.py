@@ -1,4 +1,4 @@
-"""What a training will hold, from its parts, and against what a process really held."""
+"""The memory of a training: its parts, and the total against that of a real process."""
 
 import json
 import os
@@ -9,43 +9,44 @@ from pathlib import Path
 import pytest
 
 from tests.experiment.runs import cells_of, one_cell, quick
-from tinyllm_bench.preflight.dry_training import DryTraining
-from tinyllm_bench.preflight.memory import LIBRARIES, asking_memory, memory_of
+from tests.preflight import doctor_plants as plants
+from tinyllm_bench.preflight.dry_training import LIBRARIES, DryTraining, Memory
+from tinyllm_bench.preflight.forecast import forecast
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
 SHORT = ("data.train_limit=12", "budget.student_tokens=2000", "backend.device=cpu")
 
 
-def test_the_parts(tiny_llama_dir: Path) -> None:
+def test_the_parts_of_the_memory(tiny_llama_dir: Path) -> None:
     training = DryTraining(one_cell(tiny_llama_dir, *SHORT))
-    found = memory_of(training)
+    memory = training.memory
     parameters = sum(p.numel() for p in training.lm.parameters())
-    assert found.weights == found.trained == 4 * parameters and found.moments == 8 * parameters
-    assert found.teacher == 0 and found.activations > 0 and found.logits > 0
-    assert found.peak > LIBRARIES + 16 * parameters
+    assert memory.weights == memory.trained == 4 * parameters and memory.moments == 8 * parameters
+    assert memory.teacher == 0 and memory.activations > 0 and memory.logits > 0
+    assert memory.peak > LIBRARIES + 16 * parameters
 
 
-def test_what_makes_it_larger_or_smaller(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    def found(*settings: str, method: str = "finetune", student: Path = tiny_llama_dir) -> "tuple[int, int, int]":
+def test_what_makes_the_memory_larger_or_smaller(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    def memory(*settings: str, method: str = "finetune", student: Path = tiny_llama_dir) -> Memory:
         cell = one_cell(student, *SHORT, "student.init=null", "teacher.init=null", *settings, method=method)
-        one = memory_of(DryTraining(cell))
-        return one.activations, one.trained, one.teacher
+        return DryTraining(cell).memory
 
-    usual, adapters = found(), found("student.lora={r: 4}")
-    assert adapters[1] < usual[1] / 10
-    assert found("train.gradient_checkpointing=true")[0] < usual[0]
-    assert found("train.micro_batch_tokens=64")[0] < usual[0]
+    usual = memory()
+    assert memory("student.lora={r: 4}").trained < usual.trained / 10
+    assert memory("train.gradient_checkpointing=true").activations < usual.activations
+    assert memory("train.micro_batch_tokens=64").activations < usual.activations
     deep = saved(tiny_llama(num_hidden_layers=6), tmp_path / "deep")
-    assert 2 < found(student=deep)[0] / usual[0] < 4
+    assert 2 < memory(student=deep).activations / usual.activations < 4
     other = saved(tiny_llama(seed=1), tmp_path / "other")
-    assert found(f"teacher.model=dir:{other}", method="kd")[2] == usual[1]
+    assert memory(f"teacher.model=dir:{other}", method="kd").teacher == usual.trained
 
 
-def test_of_reference_baselines_and_encoder_decoders(tiny_llama_dir: Path, tiny_t5_dir: Path) -> None:
+def test_the_memory_of_reference_baselines_and_encoder_decoders(tiny_llama_dir: Path, tiny_t5_dir: Path) -> None:
     baselines = cells_of(quick(tiny_llama_dir, *SHORT), reference_baselines=True)[:4]
-    peaks = {cell.name: asking_memory(cell) for cell in baselines}
+    plan = forecast(baselines, speed=plants.speed)
+    peaks = {cell.name: plan.cell(cell.run_id).memory for cell in baselines}
     assert peaks["random"] == LIBRARIES < peaks["zero_shot"] == peaks["few_shot"]
-    assert memory_of(DryTraining(one_cell(tiny_t5_dir, *SHORT))).peak > LIBRARIES
+    assert DryTraining(one_cell(tiny_t5_dir, *SHORT)).memory.peak > LIBRARIES
 
 
 REAL = """
@@ -53,14 +54,14 @@ import json, sys
 from pathlib import Path
 from tests.experiment.runs import one_cell, run_all
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
-from tinyllm_bench.preflight.dry_training import DryTraining
-from tinyllm_bench.preflight.memory import memory_of
+from tinyllm_bench.preflight.dry_training import LIBRARIES, DryTraining, Memory
+from tinyllm_bench.preflight.forecast import forecast
 folder = Path(sys.argv[1])
 wide = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
 student = saved(tiny_llama(**wide), folder / "student")
 short = ("data.train_limit=48", "budget.student_tokens=6000", "eval.limit=4", "eval.valid_limit=4")
 cell = one_cell(student, *short, "train.batch_records=24", method="tinyllm", runs=folder / "runs")
-estimate = memory_of(DryTraining(cell)).peak
+estimate = DryTraining(cell).memory.peak
 (outcome,) = run_all([cell], cell.runs)
 print(json.dumps([estimate, outcome.record.budget.peak_memory_bytes]))
 """
