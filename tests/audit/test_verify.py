@@ -229,7 +229,9 @@ def test_another_split(forged: Forged) -> None:
     problems = texts(verify(forged.folder))
     task = forged.record["task"]
     assert f"all scored questions are of {task}'s test split" in problems
-    assert f"items of the test split: {task}/test/" in problems and "protocol.scored_ids_digest is" in problems
+    assert (
+        f"items of the test split are missing: {task}/test/" in problems and "protocol.scored_ids_digest is" in problems
+    )
 
 
 def test_another_seed(forged: Forged) -> None:

@@ -151,7 +151,7 @@ def only_answers(rows: Rows) -> None:
         row["first"] = row["answer"]
 
 
-def test_in_train(rows: Rows) -> None:
+def repeats_train_questions(rows: Rows) -> None:
     for trained, row in zip(rows["train"], rows["test"][:10], strict=False):
         row.update({key: trained[key] for key in ("question", "choices", "answer")})
 
@@ -205,7 +205,9 @@ PLANTED = {
     "junk": Planted("junk", "warning", "30 of 60 (50 %) rationales are rejected: prompt_junk 30", rows=junk),
     "answers leak": Planted("leakage", "warning", "100 % of 60 rationales name the answer", rows=answer_first),
     "bare answers": Planted("leakage", "warning", "15 of 60 (25 %) rationales are nothing but", rows=only_answers),
-    "test in train": Planted("overlaps", "warning", "10 of 200 (5 %) questions are in train", rows=test_in_train),
+    "test in train": Planted(
+        "overlaps", "warning", "10 of 200 (5 %) questions are in train", rows=repeats_train_questions
+    ),
     "passages in train": Planted("overlaps", "warning", "20 of 200 (10 %) questions have a passage", rows=one_passage),
     "duplicates": Planted("duplicates", "warning", "4 of 60 (6.67 %) training questions", rows=twice),
     "contradictions": Planted("duplicates", "warning", "1 training questions occur twice with dif", rows=twice),

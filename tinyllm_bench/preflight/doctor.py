@@ -82,7 +82,9 @@ def own_settings(preflight: Preflight) -> list[Finding]:
 
 def power(preflight: Preflight) -> list[Finding]:
     """The smallest difference between two rows that the test questions can detect (`forecast.Detectable`)."""
-    limits = {(cell.task.name, cell.mode): cell.config.eval.limit for cell in preflight.cells}
+    limits: dict[tuple[str, str], int | None] = {
+        (cell.task.name, cell.mode): cell.config.eval.limit for cell in preflight.cells
+    }
     findings = []
     for task in preflight.forecast.detectable:
         seeds = f"{task.seeds_planned} seed{'s' * (task.seeds_planned > 1)}"

@@ -106,7 +106,7 @@ def versions(preflight: Preflight) -> list[Finding]:
     packages, findings = preflight.machine.packages, []
     for owner, lines in preflight.machine.requirements.items():
         for requirement in map(Requirement, lines):
-            name = canonicalize_name(requirement.name)
+            name = str(canonicalize_name(requirement.name))
             version, marker, specifier = packages.get(name), requirement.marker, requirement.specifier
             applies = marker is None or "extra" in str(marker) or marker.evaluate()
             if version and applies and str(specifier) and not specifier.contains(version, prereleases=True):
