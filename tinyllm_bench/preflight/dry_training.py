@@ -269,7 +269,9 @@ def _sampling_of(method: Method, groups: Sequence[Group], lm: LM) -> Sampling:
     sampled = [
         item
         for number in range(-(-_TRIAL_ROLLOUTS // len(questions)))
-        for group in short.rollout(questions, student, teacher, replace(_trial_step(number), recompute_logq=note_recomputed))
+        for group in short.rollout(
+            questions, student, teacher, replace(_trial_step(number), recompute_logq=note_recomputed)
+        )
         for item in group.items
     ]
     shares: dict[str, float] = {}
