@@ -17,6 +17,7 @@ from tinyllm_bench.answers.parser import (
     read_number,
     reader_version,
 )
+from tinyllm_bench.teachers.prompts import without_answer
 
 COLOURS = ("blue", "red", "dark red", "green")
 YES_NO = ("yes", "no", "maybe")
@@ -113,6 +114,22 @@ def test_every_choice_of_a_set_reads_as_itself() -> None:
 def test_reading_does_not_depend_on_case_or_on_what_follows_the_line() -> None:
     for text in ("(B)", "RED", "The Answer Is (b)"):
         assert read_answer(text, COLOURS).index == read_answer(text.lower() + "\nblue", COLOURS).index == 1
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
+def test_only_a_newline_ends_a_line(mark: str) -> None:
+    choices = ("red", "tall trees", "blue")
+    assert read_answer(f"tall{mark}trees", choices) == read_answer("tall trees", choices)
+    assert read_answer(f"Wait,{mark}red is warm. The answer is (c).", choices) == Read(2, "answer_is")
+    assert read_answer(f"(b){mark}red is no tree", choices).index == read_answer("(b) red is no tree", choices).index
+    assert read(f"There are 3 and{mark}4 apples, so 7", ()) == read("There are 3 and 4 apples, so 7", ())
+    assert read(f"5{mark}apples", ()) == read("5 apples", ())
+    assert (
+        without_answer(f"Trees grow.{mark}They are tall trees", choices)[1]
+        == without_answer("Trees grow. They are tall trees", choices)[1]
+    )
+    for end in ("\n", "\r\n", "\r"):
+        assert read_answer(f"(b){end}red", choices) == read_answer("(b)\nred", choices)
 
 
 def test_helpers_and_names() -> None:

@@ -6,7 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tinyllm_bench.answers.statements import DENIES, JOIN, Claim, claims, decided, own_part, straight, takes_back
+from tinyllm_bench.answers.statements import (
+    DENIES,
+    JOIN,
+    Claim,
+    claims,
+    decided,
+    lines_of,
+    own_part,
+    straight,
+    takes_back,
+)
 from tinyllm_bench.data.prompts import LETTERS
 
 _CLOSED = frozenset({"yes", "no", "maybe"})
@@ -86,7 +96,7 @@ def normalised(text: str) -> str:
 
 def first_line(text: str) -> str:
     """The first line of a text that is not blank; empty if there is none."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return next((line.strip() for line in lines_of(text) if line.strip()), "")
 
 
 def exact(line: str, choices: Sequence[str]) -> set[int]:
@@ -168,7 +178,7 @@ def _claimed(text: str, choices: Sequence[str]) -> tuple[set[int], bool]:
 def _claim(claim: Claim, choices: Sequence[str]) -> tuple[set[int], bool]:
     """What one claim names, and whether it denies instead."""
     if claim.below:
-        item, *others = [_item(line, choices) for line in claim.rest.splitlines() if line.strip()] or [None]
+        item, *others = [_item(line, choices) for line in lines_of(claim.rest) if line.strip()] or [None]
         return (set() if item is None else {item[0], *(one[0] for one in others if one and one[1])}), False
     for said in (claim.line, claim.said):
         if named := exact(said, choices):
@@ -370,7 +380,7 @@ def read_answer(text: str, choices: Sequence[str]) -> Read:
     is_choice = bool(exact(line, choices))  # its own text may hold "the answer is" or "Question:"
     first, behind = ("x", text.lstrip()[len(line) :]) if is_choice else ("", text.lstrip())
     own = own_part(first + behind).removeprefix(first)
-    lines = [line] * is_choice + [one for one in own.splitlines() if one.strip()]
+    lines = [line] * is_choice + [one for one in lines_of(own) if one.strip()]
     repeated = _repeated(lines, choices)
     named, refused = _claimed("\n".join(lines[max(repeated, int(is_choice)) :]), choices)
     if named or repeated or (refused and not is_choice):

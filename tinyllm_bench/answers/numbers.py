@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tinyllm_bench.answers.choices import Read
 from tinyllm_bench.answers.programs import number
-from tinyllm_bench.answers.statements import DENIES, Claim, announces, claims, decided, own_part, takes_back
+from tinyllm_bench.answers.statements import DENIES, Claim, announces, claims, decided, lines_of, own_part, takes_back
 
 _NEGATION = re.compile(DENIES)
 _SIGN = r"(?:(?<!\d)(?<!\d\s)[-+])?(?:[$\u20ac\u00a3\u00a5\u20b9]\s?-?)?"
@@ -236,7 +236,7 @@ def last_number(text: str) -> set[str | None]:
 
 
 def _filled(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
+    return [line for line in lines_of(text) if line.strip()]
 
 
 NUMBER_RULES: tuple[tuple[str, Callable[[str], set[str | None]]], ...] = (

@@ -11,6 +11,17 @@ from typing import NamedTuple, TypeVar
 
 Answer = TypeVar("Answer", bound=Hashable)
 
+_LINE_END = re.compile(r"\r\n?|\n")
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text that somebody generated: they end at a newline (or CR) and at nothing else.
+
+    `str.splitlines` also cuts at U+2028, U+0085 and form feeds, which stand inside what a model writes.
+    """
+    return _LINE_END.split(text)
+
+
 DENIES = (
     r"\b(?:not|never|neither|nor|cannot|except|excluding|rather than|instead of|other than|anything but|all but"
     r"|far from|no longer|wrong|incorrect(?:ly)?|(?<!/)\bfalse|untrue|mistaken"

@@ -16,6 +16,7 @@ from tinyllm_bench.answers.choices import answer_is, closed_word, exact, first_l
 from tinyllm_bench.answers.numbers import bare_number, number_announced
 from tinyllm_bench.answers.parser import reader_version
 from tinyllm_bench.answers.programs import kind_of
+from tinyllm_bench.answers.statements import lines_of
 from tinyllm_bench.data.prompts import LETTERS, Ask
 from tinyllm_bench.data.records import TaskRecord, cut_context
 from tinyllm_bench.teachers.few_shot import Demonstration, ShotSelector
@@ -304,8 +305,8 @@ def _sentence_end(text: str, start: int, key: int | str, choices: Sequence[str])
 
 def _without_bare_choice(text: str, choices: Sequence[str]) -> tuple[str, set[int]]:
     """The text without a last or first line, or a first word, that is nothing but a choice; and that choice."""
-    lines = text.strip().splitlines()
-    if not lines:
+    lines = lines_of(text.strip())
+    if lines == [""]:
         return text, set()
     begun = set().union(*(exact(line, choices) | letter(line, choices) for line in lines))
     if len(begun) > 1:  # the text discusses option after option: neither the first nor the last is chosen
