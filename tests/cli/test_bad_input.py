@@ -11,6 +11,8 @@ import pytest
 from tests.cli.conftest import Call, CommandResult
 from tests.data import toy_release
 from tests.data.toy_release import TASK
+from tests.leaderboard.fakes import flags, make_record
+from tinyllm_bench.leaderboard.record import save_record
 
 
 def assert_refused(result: CommandResult, *parts: str) -> None:
@@ -90,6 +92,31 @@ def test_wrong_commands(call: Call) -> None:
     assert_refused(call("list", "method"), "unknown list 'method'", "Did you mean 'methods'?")
     assert_refused(call("fetch", "smollm3"), "smollm3", "smollm2-135m")
     assert_refused(call("data", "check"), "--data-dir FOLDER or TINYLLM_BENCH_DATA")
+
+
+def test_an_option_that_would_change_nothing_is_refused(call: Call, small: list[Any], tmp_path: Path) -> None:
+    asked = ("--method", "finetune", "--task", "obqa", *small)
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "nowhere"):
+        assert_refused(call("data", "info", "--data-dir", place), "--data-dir", str(place), "not a folder")
+        assert_refused(call("verify", tmp_path, "--data-dir", place), "--data-dir", str(place), "not a folder")
+        assert_refused(call("compare", "a", "b", "--in", place), "--in", str(place), "not a folder")
+    assert_refused(call("doctor", *asked, "--runs-dir", tmp_path / "file"), "--runs-dir", "name a place that can be")
+    assert_refused(call("doctor", *asked, "--board-dir", tmp_path / "file" / "b"), "--board-dir", "not a directory")
+    save_record(make_record("mine", flags(20, 13)), tmp_path / "run")
+    assert_refused(call("compare", tmp_path / "run", tmp_path / "run", "--student", "x"), "--student x", "is a run")
+
+
+def test_doctor_finds_a_model_that_breaks_a_check(
+    call: Call, small: list[Any], tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_llama_dir, tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 2}))
+    given = ("doctor", "--method", "finetune", "--task", "obqa", *small, f"student.model=dir:{folder}")
+    said = call(*given)
+    assert said.status == 1 and "Traceback" not in said.out + said.err
+    assert "could not be found out (RuntimeError: dropout probability" in said.out
 
 
 def test_a_model_folder_without_weights(call: Call, small: list[Any], tiny_llama_dir: Path, tmp_path: Path) -> None:

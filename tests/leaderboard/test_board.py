@@ -145,7 +145,7 @@ def test_broken_board_folders_are_named(board: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="belongs at"):
         board_build(board)
     (board / "boards" / "main.yaml").write_text(CONFIG + "colour: red\n")
-    with pytest.raises(UserError, match=r"colour.*Allowed keys: title"):
+    with pytest.raises(UserError, match=r"main.yaml.*'colour'.*Known: baseline"):
         board_build(board)
 
 

@@ -223,9 +223,7 @@ def _refusal(model: type[BaseModel], error: ValidationError, origin: Mapping[str
     key = ".".join(names)
     layer = next((layer for path, layer in origin.items() if f"{path}.".startswith(f"{key}.")), "the settings")
     if first["type"] == "missing" and group is None and field is not None and not parts:
-        return UserError(
-            f"{key} is needed ({layer} sets its group); allowed: {allowed(field.annotation, field.metadata)}"
-        )
+        return UserError(f"{key} is missing ({layer}); allowed: {allowed(field.annotation, field.metadata)}")
     told = f"{key}={_short(first['input'])} ({layer})"
     if field is None or first["type"] in ("value_error", "literal_error"):
         return UserError(f"{told}: {first['msg'].removeprefix('Value error, ').lower()}")

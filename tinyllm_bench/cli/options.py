@@ -14,6 +14,18 @@ from tinyllm_bench.base.errors import UserError
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.request import Request
 
+
+def a_folder(option: str) -> Callable[[Any], Any]:
+    """A callback for an option that names a folder to read: it is looked at also where the command needs it later."""
+
+    def check(value: Any) -> Any:
+        if value is not None and not Path(value).expanduser().is_dir():
+            raise UserError(f"{option} names {str(value)!r}, which is not a folder; name a folder, or leave it out")
+        return value
+
+    return check
+
+
 # Options that describe a request.
 Methods = Annotated[str, typer.Option("--method", help="Methods, comma-separated, or all.")]
 Tasks = Annotated[str, typer.Option("--task", help="Tasks, comma-separated, or all.")]
@@ -24,7 +36,12 @@ PresetName = Annotated[
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
 Seeds = Annotated[int, typer.Option("--seeds", help="Number of seeds: 3 runs seeds 0, 1 and 2.")]
 DataDir = Annotated[
-    str | None, typer.Option("--data-dir", help="Folder of the released data; default: TINYLLM_BENCH_DATA.")
+    str | None,
+    typer.Option(
+        "--data-dir",
+        callback=a_folder("--data-dir"),
+        help="Folder of the released data; default: TINYLLM_BENCH_DATA.",
+    ),
 ]
 Backend = Annotated[str | None, typer.Option("--backend", help="Evaluation backend: hf, vllm or auto.")]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder of runs.")]

@@ -15,7 +15,7 @@ def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     typer.echo(terminal(text), err=err, nl=nl)
 
 
-_LONGEST_WORD, _LONGEST_LINE = 300, 4000  # characters
+_LONGEST_WORD, _LONGEST_LINE = 1000, 4000  # characters
 
 
 def echo_error(text: object) -> None:

@@ -15,6 +15,7 @@ import typer
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.cli.options import AsJson, BoardDir, ReferenceBaselines, takes_request
 from tinyllm_bench.cli.output import echo, echo_json
+from tinyllm_bench.cli.run import check_writable_folders
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.request import Request
@@ -196,6 +197,7 @@ def doctor(
     from tinyllm_bench.preflight.inspection import Preflight, this_machine
 
     preset, cells = plan_cells(request, reference_baselines=reference_baselines, check_hub=False)
+    check_writable_folders(cells, request.runs, board_dir or request.runs / "board")
     preflight = Preflight(cells=cells, machine=this_machine())
     findings = examine(preflight, report=_progress())
     if as_json:

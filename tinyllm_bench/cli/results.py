@@ -11,7 +11,7 @@ import typer
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import visible
 from tinyllm_bench.base.files import check_writable, write_text
-from tinyllm_bench.cli.options import AsJson, DataDir, Verifier
+from tinyllm_bench.cli.options import AsJson, DataDir, Verifier, a_folder
 from tinyllm_bench.cli.output import echo, echo_json
 
 if TYPE_CHECKING:
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 Side = Annotated[str, typer.Argument(help="A run folder, a record file, a leaderboard's folder, or a row's name.")]
 Place = Annotated[
     Path | None,
-    typer.Option("--in", help="Leaderboard or folder of runs that rows are looked up in; default: runs/board or runs."),
+    typer.Option(
+        "--in",
+        callback=a_folder("--in"),
+        help="Leaderboard or folder of runs that rows are looked up in; default: runs/board or runs.",
+    ),
 ]
 
 

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from tinyllm_bench.base import plugins
+from tinyllm_bench.base.config import Layer, parse_yaml, resolve
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import all_visible, visible
 from tinyllm_bench.base.files import locked, read_text, write_text
-from tinyllm_bench.base.reading import check_inside, strict_yaml
+from tinyllm_bench.base.reading import check_inside
 from tinyllm_bench.leaderboard import exports
 from tinyllm_bench.leaderboard.consistency import check_consistency
 from tinyllm_bench.leaderboard.latex import GENERATED, latex_mean, latex_section
@@ -66,11 +67,8 @@ def board_config(folder: Path) -> BoardConfig:
     """The board's own configuration, or the default one when the folder has none."""
     file = Path(folder) / CONFIG_FILE
     text = read_text(file) if file.exists() else _default_config()
-    try:
-        return BoardConfig.model_validate(strict_yaml(text))
-    except (ValidationError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file}: {reason}. Allowed keys: {', '.join(BoardConfig.model_fields)}.") from None
+    config: BoardConfig = resolve(BoardConfig, [Layer(str(file), parse_yaml(text, str(file)))]).config
+    return config
 
 
 def _default_config() -> str:

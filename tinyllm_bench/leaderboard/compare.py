@@ -75,6 +75,8 @@ def find_pairs(first: str, second: str, *, place: Path | None = None, student: s
         raise UserError(
             f"{first} is a {kinds[0]} and {second} is a {kinds[1]}; compare two runs, two boards, or two rows"
         )
+    if student is not None and kinds[0] != "row":
+        raise UserError(f"--student {student} chooses among rows, and {first} is a {kinds[0]}; leave it out")
     if kinds[0] == "run":
         return pair_of(load_record(Path(first)), load_record(Path(second)))
     if kinds[0] == "board":

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
+from urllib.parse import urlsplit
 
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
@@ -208,5 +209,15 @@ def _check_location(text: str, kind: str, location: str, fragment: str | None) -
 def _check_api(text: str, location: str, fragment: str | None) -> None:
     if not location.lower().startswith(("http://", "https://")):
         raise UserError(f"model spec {text!r}: {location!r} is no http:// or https:// address; write api:URL#MODEL")
+    try:
+        parts = urlsplit(location)
+        whole = bool(parts.hostname) and parts.port != 0 and location.isprintable() and " " not in location
+    except ValueError:  # a port that is none, half of an IPv6 address
+        whole = False
+    if not whole:
+        raise UserError(
+            f"model spec {text!r}: {location!r} is no whole address; write it like http://localhost:8000/v1, with a"
+            " port of 1 to 65535"
+        )
     if fragment is None:
         raise UserError(f"model spec {text!r}: no model named; write api:{location}#MODEL")
