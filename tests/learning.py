@@ -1,4 +1,4 @@
-"""What tests of training share: the kit of `tinyllm_bench.testing`, every built-in method and a fake third party's."""
+"""Shared by tests of training: the kit of `tinyllm_bench.testing`, all built-in methods and a fake third party's."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every method promises (`tinyllm_bench.testing`), for the built-in ones and a fake third party's."""
+"""The contract of methods (`tinyllm_bench.testing`) for the built-in methods and a fake third party's."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def test_two_processes_give_the_gradient_and_the_student_of_one(tmp_path: Path) 
         "ACCELERATE_USE_CPU": "true",
     }
     for count in (1, 2):
-        done = subprocess.run(
+        result = subprocess.run(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)),
                 *("--master-port", str(29500 + os.getpid() % 1000), str(script), str(tmp_path / str(count))),
@@ -43,12 +43,12 @@ def test_two_processes_give_the_gradient_and_the_student_of_one(tmp_path: Path) 
             text=True,
             timeout=500,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert result.returncode == 0, result.stderr[-3000:]
     for name in METHODS:
-        one, two = (load_file(tmp_path / str(count) / f"{name}.safetensors") for count in (1, 2))
-        assert_close(one, two, rtol=1e-5)  # two processes share prompts as well
+        single, pair = (load_file(tmp_path / str(count) / f"{name}.safetensors") for count in (1, 2))
+        assert_close(single, pair, rtol=1e-5)  # two processes share prompts as well
     records = [load_record(next((tmp_path / str(count) / "runs").glob("*/run.json"))) for count in (1, 2)]
-    assert [r.training.steps for r in records if r.training] == [2, 2]
+    assert [record.training.steps for record in records if record.training] == [2, 2]
     assert records[0].run_id == records[1].run_id and records[0].budget and records[1].budget
     assert records[0].budget.student_tokens == records[1].budget.student_tokens
     weights = [load_file(next((tmp_path / str(n) / "runs").glob("*/student/*.safetensors"))) for n in (1, 2)]

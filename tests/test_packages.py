@@ -1,4 +1,4 @@
-"""Packages as people write them, installed for real: what `new` writes, and the published method of examples/."""
+"""Packages of plugins, really installed: the scaffolds of `new`, and the published method of examples/."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def python(site: Path, cwd: Path, *words: object) -> str:
     """Run Python with the installed packages, then this checkout, on its path; returns what it printed."""
     environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     environment.pop("TINYLLM_BENCH_DATA", None)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=cwd,
         env=environment,
@@ -27,8 +27,8 @@ def python(site: Path, cwd: Path, *words: object) -> str:
         check=False,
         timeout=550,
     )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    return done.stdout
+    assert process.returncode == 0, process.stdout[-4000:] + process.stderr[-2000:]
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,13 @@ def test_they_run_on_the_sample_and_on_a_file_of_their_own(home: Path, tiny_llam
         "eval.valid_limit=4",
     ]
     small += ["method.todi.temperature=1.0", "teacher.init=null"]
-    asked = ("-m", "tinyllm_bench", "run", "--method", "my_kd,todi", "--task", "my_task", "--preset", "quickstart")
-    python(home / "site", home, *asked, "--no-reference-baselines", *small)
+    command = ("-m", "tinyllm_bench", "run", "--method", "my_kd,todi", "--task", "my_task", "--preset", "quickstart")
+    python(home / "site", home, *command, "--no-reference-baselines", *small)
     (home / "data").mkdir()
     sample = home / "my_task" / "src" / "my_task" / "samples" / "my_task.jsonl"
     (home / "data" / "my_task.jsonl").write_text(sample.read_text())
     own = ("--data-dir", "data", "--runs-dir", "own", "teachers=[replay:release#terse]")
-    python(home / "site", home, *asked, *own, "--no-reference-baselines", *small)
+    python(home / "site", home, *command, *own, "--no-reference-baselines", *small)
     for runs, source in (("runs", "sample"), ("own", "release")):
         records = {r["name"]: r for f in (home / runs).glob("*/run.json") if (r := json.loads(f.read_text()))}
         assert set(records) == {"my_kd", "todi"} and {r["data"]["source"] for r in records.values()} == {source}

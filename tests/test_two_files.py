@@ -1,4 +1,4 @@
-"""A method is two files and a task is two: nothing else of the repository has to be touched. Shown in a copy of it."""
+"""A method is two files and a task is two, and no other file changes: tested in a copy of the repository."""
 
 import json
 import os
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("tinyllm_bench", "baselines", "tasks", "tests", "scripts", "leaderboards", "docs", "examples", "benchmarks")
 FILES = ("pyproject.toml", "mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "LICENSE")
 METHOD, TASK = "added_method", "added_task"
-CHECKS = (  # what looks at every method and every task by itself
+CHECKS = (  # tests that cover every method and every task
     f"tests/test_method_contract.py::Test_{METHOD}",
     f"tests/test_tasks_contract.py::Test_{TASK}",
     "tests/test_tasks_contract.py",
@@ -56,7 +56,7 @@ class AddedConfig(MethodConfig):
 
 
 class Added(Method):
-    """Learn the gold answer with a weight."""
+    """Train on the gold answer with a weight."""
 
     paper = "none"
     Config = AddedConfig
@@ -137,19 +137,19 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / "baselines" / f"{METHOD}.yaml").write_text("method: {weight: 2.0}\n")
     (copy / "tasks" / f"{TASK}.py").write_text(FACTS)
     (copy / "tasks" / "samples" / f"{TASK}.jsonl").write_text(sample())
-    made = python(copy, "-m", "tinyllm_bench.evaluation.task_yaml")
-    assert f"wrote {TASK}_cloze.yaml" in made and "wrote _group_native_mc.yaml" in made
+    output = python(copy, "-m", "tinyllm_bench.evaluation.task_yaml")
+    assert f"wrote {TASK}_cloze.yaml" in output and "wrote _group_native_mc.yaml" in output
     return copy
 
 
 def python(copy: Path, *words: str) -> str:
-    """Run Python in the copy, with its files before those that are installed; returns what it said."""
+    """Run Python in the copy, with its files before those that are installed; returns its output."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=550
     )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    return done.stdout
+    assert process.returncode == 0, process.stdout[-4000:] + process.stderr[-2000:]
+    return process.stdout
 
 
 @pytest.mark.slow
@@ -163,8 +163,18 @@ def test_the_checks_of_every_method_and_task_pass(checkout: Path) -> None:
 @pytest.mark.slow
 def test_both_run_together(checkout: Path, tiny_llama_dir: Path, tmp_path: Path) -> None:
     small = [f"student.model=dir:{tiny_llama_dir}", "budget.student_tokens=2000", "eval.valid_limit=4"]
-    asked = ["run", "--method", METHOD, "--task", TASK, "--preset", "quickstart", "--runs-dir", str(tmp_path / "runs")]
-    python(checkout, "-m", "tinyllm_bench", *asked, *small)
+    command = [
+        "run",
+        "--method",
+        METHOD,
+        "--task",
+        TASK,
+        "--preset",
+        "quickstart",
+        "--runs-dir",
+        str(tmp_path / "runs"),
+    ]
+    python(checkout, "-m", "tinyllm_bench", *command, *small)
     records = [json.loads(file.read_text()) for file in (tmp_path / "runs").glob("*/run.json")]
     assert {record["name"] for record in records} == {METHOD, "random", "majority", "zero_shot", "few_shot"}
     (mine,) = [record for record in records if record["name"] == METHOD]

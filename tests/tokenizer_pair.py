@@ -1,7 +1,7 @@
-"""Two small tokenizers of different families, built in memory: what they write of one text differs where it matters.
+"""Two small tokenizers of different families, built in memory, which tokenize the same text differently.
 
 `numerals`: byte-level BPE with an entry for every number below 1000 and for a few words (a Llama 3 in small).
-`splitting`: SentencePiece-like BPE with byte fallback: every digit alone, `▁` for a space, emoji and CJK known whole.
+`splitting`: SentencePiece-like BPE with byte fallback: single digits, `▁` for a space, whole emoji and CJK characters.
 """
 
 from functools import lru_cache
@@ -12,8 +12,8 @@ import pytest
 WORDS = ("synthesis", "photo", "the", "cat", "sat", "is", "answer")
 
 
-def _grown(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Entries and merges that build each word from its left, one character at a time."""
+def _bpe_entries(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The entries and merges that build each word from the left, one character at a time."""
     entries: dict[str, None] = {}
     merges: dict[tuple[str, str], None] = {}
     for word in words:
@@ -23,7 +23,7 @@ def _grown(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     return list(entries), list(merges)
 
 
-def _wrapped(backend: Any, **special: str) -> Any:
+def _fast_tokenizer(backend: Any, **special: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
@@ -33,14 +33,14 @@ def numerals() -> Any:
     """EOS is also PAD; no BOS. `photosynthesis` takes two tokens, `347` one."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    grown, merges = _grown([*(str(n) for n in range(10, 1000)), *(f"Ġ{word}" for word in WORDS), *WORDS])
-    entries = ["<|end|>", "<|unknown|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *grown]
+    merged, merges = _bpe_entries([*(str(n) for n in range(10, 1000)), *(f"Ġ{word}" for word in WORDS), *WORDS])
+    entries = ["<|end|>", "<|unknown|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *merged]
     backend = Tokenizer(models.BPE({entry: n for n, entry in enumerate(entries)}, merges, ignore_merges=True))
     three_digits = pre_tokenizers.Split(Regex(r"\p{N}{1,3}"), "isolated")
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([three_digits, bytewise])
     backend.decoder = decoders.ByteLevel()
-    return _wrapped(backend, eos_token="<|end|>", pad_token="<|end|>", unk_token="<|unknown|>")
+    return _fast_tokenizer(backend, eos_token="<|end|>", pad_token="<|end|>", unk_token="<|unknown|>")
 
 
 def splitting() -> Any:
@@ -48,14 +48,14 @@ def splitting() -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     whole = ["photosynthesis", *WORDS]
-    grown, merges = _grown([*(f"▁{word}" for word in whole), *whole, "日本"])
+    merged, merges = _bpe_entries([*(f"▁{word}" for word in whole), *whole, "日本"])
     letters = [chr(code) for code in range(33, 127)]
     entries = [
         *("<pad>", "<eos>", "<bos>", "<unk>"),
         *(f"<0x{byte:02X}>" for byte in range(256)),
         *("\n", "▁▁", "▁", "日", "本", "🙂"),
         *letters,
-        *grown,
+        *merged,
     ]
     model = models.BPE({entry: n for n, entry in enumerate(entries)}, merges, unk_token="<unk>", byte_fallback=True)
     backend = Tokenizer(model)
@@ -63,7 +63,7 @@ def splitting() -> Any:
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     backend.add_tokens([AddedToken(text, normalized=False) for text in ("\n", "▁▁")])
-    return _wrapped(backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+    return _fast_tokenizer(backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
 
 
 @lru_cache(maxsize=1)

@@ -34,10 +34,10 @@ def main() -> None:
             micro_batch_tokens=300,
             layout="shared" if Accelerator().num_processes == 2 else "separate",
         )
-        found = gradients(trainer)
+        actual = gradients(trainer)
         if trainer.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file({key: grad.contiguous() for key, grad in found.items()}, folder / f"{name}.safetensors")
+            save_file({key: grad.contiguous() for key, grad in actual.items()}, folder / f"{name}.safetensors")
         trainer.accelerator.wait_for_everyone()
 
     for name, unit, amount in (("finetune", "seconds", 2.0), ("minillm", "student_tokens", 1500)):
@@ -58,8 +58,8 @@ def run_to_a_limit(folder: Path, name: str, unit: Any, amount: float) -> None:
     )  # fmt: skip
     trained = trainer.run()
     total = sum(float(p.detach().double().abs().sum()) for p in trainer.module.parameters())
-    found = gather_object([(trained.steps, trained.student_tokens, trained.selected_step, total)])
-    assert trained.steps > 2 and len(set(found)) == 1, found
+    actual = gather_object([(trained.steps, trained.student_tokens, trained.selected_step, total)])
+    assert trained.steps > 2 and len(set(actual)) == 1, actual
 
 
 def run_a_cell(folder: Path) -> None:

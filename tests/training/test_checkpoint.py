@@ -1,5 +1,6 @@
-"""Checkpoints: exact, without pickle, and a torn one is passed over."""
+"""Checkpoints: exact, without pickle, and a damaged one is skipped."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tinyllm_bench.base.events import Evaluation
 from tinyllm_bench.training.checkpoint import (
     State,
     load_checkpoint,
@@ -98,3 +100,9 @@ def test_removal_leaves_the_rest(tmp_path: Path) -> None:
     (tmp_path / "best-00000001.safetensors").write_text("gone")
     remove_checkpoints(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_state_survives_json() -> None:
+    evaluation = Evaluation(1, 0.5, 0.5, None, 8, 1.5, {"length": 3.0})
+    state = State(evaluations=[evaluation], losses=[1.0], start=evaluation, sums={"x": (1.0, 2.0)})
+    assert State.from_json(json.loads(json.dumps(state.to_json()))) == state

@@ -110,12 +110,12 @@ def answer_of(folder: Path) -> LossFunction:
 
 
 def failed(results: list[ConformanceResult]) -> dict[str, str]:
-    return {one.vector: one.verdict for one in results if not one.passed}
+    return {result.vector: result.verdict for result in results if not result.passed}
 
 
 def test_ours_agrees_with_every_vector_to_a_billionth() -> None:
     results = run_conformance(tolerance=1e-9)
-    assert {one.verdict for one in results} == {"agrees"} and len(results) == len(read_vectors()) > 40
+    assert {result.verdict for result in results} == {"agrees"} and len(results) == len(read_vectors()) > 40
 
 
 def test_a_copy_without_a_bug_agrees(copied: Path) -> None:
@@ -130,13 +130,13 @@ def test_each_bug_is_noticed(bug: str, copied: Path) -> None:
     (copied / name).write_text(source.replace(right, wrong))
     results = run_conformance(answer_of(copied))
     assert failed(results)[vector] in ("value differs", "gradient differs")  # noticed, not merely broken
-    assert any(one.passed for one in results)
+    assert any(result.passed for result in results)
 
 
 def test_vectors_are_what_their_maker_makes(tmp_path: Path) -> None:
     make_vectors.main(tmp_path)
-    made, kept = ({p.name: p.read_text() for p in d.glob("*.json")} for d in (tmp_path, TRAINING / "vectors"))
-    assert made == kept, "run `python -m tests.conformance.make_vectors`"
+    generated, stored = ({p.name: p.read_text() for p in d.glob("*.json")} for d in (tmp_path, TRAINING / "vectors"))
+    assert generated == stored, "run `python -m tests.conformance.make_vectors`"
 
 
 def test_vectors_cover_what_they_should() -> None:
@@ -193,31 +193,33 @@ def test_verdicts() -> None:
     }
     answers |= {not_a_number: "value differs", missing: "not offered", broken: "fails"}
     for function, verdict in answers.items():
-        (one,) = run_conformance(function, vectors=[VECTOR])
-        assert one.verdict == verdict and one.passed is (None if verdict == "not offered" else "agrees" in verdict)
-        json.dumps(one.error, allow_nan=False)
+        (result,) = run_conformance(function, vectors=[VECTOR])
+        assert result.verdict == verdict and result.passed is (
+            None if verdict == "not offered" else "agrees" in verdict
+        )
+        json.dumps(result.error, allow_nan=False)
 
 
 def test_a_value_of_another_shape_differs() -> None:
-    (one,) = run_conformance(lambda *args: square(*args).reshape(1), vectors=[VECTOR])
-    assert one.verdict == "value differs" and one.error is None
+    (result,) = run_conformance(lambda *args: square(*args).reshape(1), vectors=[VECTOR])
+    assert result.verdict == "value differs" and result.error is None
 
 
 def test_a_mask_is_a_bool_tensor_and_an_impossible_token_is_minus_infinity() -> None:
-    seen: list[torch.Tensor] = []
+    recorded: list[torch.Tensor] = []
 
     def looking(kind: str, student: Any, teacher: Any, mask: Any, options: Mapping[str, Any]) -> Any:
         if mask is not None and student is not None:
             assert mask.dtype == torch.bool and mask.shape == student.shape[:2] and student.dtype == torch.float64
-            seen.append(student.detach())
+            recorded.append(student.detach())
         return ours(kind, student, teacher, mask, options)
 
-    assert failed(run_conformance(looking)) == {} and any(logits.isneginf().any() for logits in seen)
+    assert failed(run_conformance(looking)) == {} and any(logits.isneginf().any() for logits in recorded)
 
 
 def test_the_loss_of_transformers_agrees() -> None:
     results = run_conformance(foreign_losses.huggingface)
-    assert {one.vector: one.verdict for one in results if one.passed is not None} == {
+    assert {result.vector: result.verdict for result in results if result.passed is not None} == {
         "sequence_cross_entropy": "agrees",
         "sequence_accumulation": "agrees",
     }
@@ -230,5 +232,7 @@ def test_strangers_disagree_only_where_it_is_explained(name: str, package: str) 
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed; it is no part of this project")
     results = run_conformance(getattr(foreign_losses, name))
-    assert sorted(failed([one for one in results if one.passed is not None])) == sorted(foreign_losses.WHY[name])
-    assert sum(one.passed is True for one in results) >= 9
+    assert sorted(failed([result for result in results if result.passed is not None])) == sorted(
+        foreign_losses.WHY[name]
+    )
+    assert sum(result.passed is True for result in results) >= 9

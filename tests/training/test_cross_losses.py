@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.tokenizer_pair import bundled, numerals, splitting
-from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.training.cross_losses import (
     LOSSES,
@@ -70,36 +69,6 @@ def test_one_tokenizer_on_both_sides_is_plain_forward_kl(loss: Any) -> None:
     assert float(result.covered) / result.groups == pytest.approx(1)
 
 
-def test_the_teacher_reads_its_own_prompt_and_the_student_s_response() -> None:
-    items = [encoded(" the cat"), encoded(" 347", ended=False)]
-    aligned = make_view(items, STUDENT, TEACHER, ["Q: which?", "<turn>\nQ: how many?"], add_bos=True)
-    read = [TEACHER.decode(item.prompt) for item in aligned.teacher.items]
-    assert read == ["<bos>Q: which?", "<bos><turn>\nQ: how many?"]
-    assert [TEACHER.decode(item.target) for item in aligned.teacher.items] == [" the cat<eos>", " 347"]
-    assert aligned.teacher.target_ids_N.tolist() == aligned.spans.teacher_ids_M.tolist()
-    for row, place in zip(aligned.teacher.target_row_N, aligned.teacher.target_position_N, strict=True):
-        assert aligned.teacher.attention_mask_BT[row, place] == 1
-    assert (aligned.tokens, aligned.single, aligned.grouped) == (3 + 2, 3 + 1, 5)
-    # " the"=0, " cat"=1, end=2; " "=3 and "347"=4 beside "3", "4", "7"
-    assert aligned.spans.student_G2.tolist() == [[n, n] for n in range(5)]
-    assert aligned.spans.teacher_G2.tolist() == [[0, 0], [1, 1], [2, 2], [3, 3], [4, 6]]
-    assert aligned.spans.prefixes == (None, None, None, None, Prefix("teacher", b"34"))
-
-
-def test_a_response_that_grows_onto_the_prompt_is_tokenised_apart() -> None:
-    (item,) = make_view([encoded("at")], STUDENT, TEACHER, ["the c"]).teacher.items
-    assert TEACHER.decode(item.prompt) == "the c" and TEACHER.decode(item.target) == "at<eos>"
-
-
-def test_sampled_ids_are_aligned_as_they_are() -> None:
-    ids = [token(STUDENT, entry) for entry in ("c", "a", "t", "3", "47")]  # the tokenizer would write " cat", "347"
-    item = Encoded("r", "label", (5,), (*ids, STUDENT.eos_token_id), False)
-    aligned = make_view([item], STUDENT, TEACHER, ["Q:"])
-    assert aligned.spans.student_ids_N.tolist() == list(item.target)
-    assert aligned.spans.student_G2.tolist() == [[0, 2], [3, 3], [4, 4], [5, 5]]
-    assert aligned.spans.prefixes == (Prefix("student", b"ca"), None, Prefix("teacher", b"4"), None)
-
-
 def test_a_number_beside_its_digits_is_compared_by_the_chain_rule() -> None:
     aligned = view("347", ended=False)
     student, teacher = (x.detach() for x in random_logits(aligned))
@@ -150,7 +119,7 @@ def test_a_teacher_that_splits_digits_does_not_take_the_student_s_numbers_away(n
 
 
 def test_all_to_the_first_digit_is_what_the_teacher_counts_and_split_is_not() -> None:
-    """At a place where the text goes on with one digit, `347` is compared by what the teacher's `3` covers."""
+    """At a position where the text continues with one digit, `347` is compared by what the teacher's `3` covers."""
     aligned = view("3", ended=False)
     teacher = sure(aligned.spans.teacher_ids_M, len(TEACHER), 1 - 1e-9)
     student = sure(torch.tensor([token(STUDENT, "347")]), len(STUDENT), 1 - 1e-9)
@@ -168,7 +137,7 @@ def test_a_word_that_the_student_writes_in_pieces_counts_for_its_first_piece() -
     teacher = sure(torch.tensor([token(TEACHER, "photosynthesis")]), len(TEACHER), 1 - 1e-9)
     result = {name: float(LOSSES[name](student, teacher, aligned.spans, tokenizer_pair()).loss_N[0]) for name in LOSSES}
     assert result["span_projection"] == pytest.approx(0, abs=1e-6)
-    assert result["overlap"] > 5  # there the word is rest on one side and a column on the other
+    assert result["overlap"] > 5  # there the word is in the rest on one side and a column on the other
 
 
 def test_special_tokens_of_the_teacher_alone_only_take_weight_away() -> None:
@@ -298,13 +267,6 @@ def test_a_batch_without_groups_has_no_loss_and_a_gradient_of_zero(loss: Any) ->
     result = loss(student, torch.zeros(0, len(TEACHER)), spans, tokenizer_pair())
     result.loss_N.sum().backward()
     assert result.loss_N.tolist() == [0, 0] and result.groups == 0 and float(student.grad.abs().max()) == 0  # type: ignore[union-attr]
-
-
-def test_a_teacher_without_an_end_is_refused() -> None:
-    endless = splitting()
-    endless.eos_token = None
-    with pytest.raises(UserError, match="end-of-text token; set eos_token"):
-        make_view([encoded("cat")], STUDENT, endless, ["Q:"])
 
 
 @pytest.mark.bundled

@@ -48,8 +48,8 @@ def teacher(count: int = 6, size: int = 11) -> Dense:
     return Dense(logits(count, size).log_softmax(-1))
 
 
-def top_k(dense: Dense, kept: int) -> TopK:
-    logp_NK, ids_NK = dense.logp_NV.topk(kept)
+def top_k(dense: Dense, k: int) -> TopK:
+    logp_NK, ids_NK = dense.logp_NV.topk(k)
     others_NV = dense.logp_NV.scatter(-1, ids_NK, -math.inf)
     return TopK(ids_NK.int(), logp_NK, others_NV.logsumexp(-1))
 
@@ -67,11 +67,11 @@ def test_by_hand_equals_autograd(kind: str, settings: dict[str, Any]) -> None:
     z_NV, p = logits(), teacher()
     z_NV[0, 3] = p.logp_NV[0, 3] = -math.inf
     for vocabulary in (11, 9):
-        asked = (z_NV, p, config(kind, **settings))
-        got, wanted = (
-            with_gradient(form, *asked, vocabulary=vocabulary) for form in (divergence_N, autograd_divergence_N)
+        arguments = (z_NV, p, config(kind, **settings))
+        got, expected = (
+            with_gradient(form, *arguments, vocabulary=vocabulary) for form in (divergence_N, autograd_divergence_N)
         )
-        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
         assert got[1].isfinite().all() and not got[1][:, vocabulary:].any()
 
 
@@ -112,23 +112,23 @@ def test_values_are_never_negative(kind: str) -> None:
 def test_skew_falls_to_the_plain_divergences() -> None:
     z_NV, p = logits(), teacher()
     for skewed, plain in (("skew_forward_kl", "forward_kl"), ("skew_reverse_kl", "reverse_kl")):
-        wanted = with_gradient(divergence_N, z_NV, p, config(plain))
-        torch.testing.assert_close(with_gradient(divergence_N, z_NV, p, config(skewed, skew=0)), wanted)
+        expected = with_gradient(divergence_N, z_NV, p, config(plain))
+        torch.testing.assert_close(with_gradient(divergence_N, z_NV, p, config(skewed, skew=0)), expected)
         near = with_gradient(divergence_N, z_NV, p, config(skewed, skew=1e-8))
-        torch.testing.assert_close(near, wanted, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(near, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("end", "plain"), [(0.0, "forward_kl"), (1.0, "reverse_kl")])
 def test_limits_of_the_jsd(end: float, plain: str) -> None:
     z_NV, p = logits(), teacher()
-    wanted = with_gradient(divergence_N, z_NV, p, config(plain))
+    expected = with_gradient(divergence_N, z_NV, p, config(plain))
     at_end = with_gradient(divergence_N, z_NV, p, config("jsd", beta=end, normalize=True))
-    torch.testing.assert_close(at_end, wanted)
+    torch.testing.assert_close(at_end, expected)
     close = abs(end - 1e-6)
     near = with_gradient(divergence_N, z_NV, p, config("jsd", beta=close, normalize=True))
-    torch.testing.assert_close(near, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(near, expected, rtol=1e-4, atol=1e-4)
     trapped = divergence_N(z_NV, p, config("jsd", beta=abs(end - 1e-3)))
-    torch.testing.assert_close(trapped, wanted[0] * 1e-3, rtol=2e-2, atol=0)  # the scale trap
+    torch.testing.assert_close(trapped, expected[0] * 1e-3, rtol=2e-2, atol=0)  # the scale trap
     with pytest.raises(ValidationError, match=f"0 everywhere; set normalize=true or kind={plain}"):
         config("jsd", beta=end)
 
@@ -155,19 +155,19 @@ def test_adaptive_weights_by_hand() -> None:
 def test_top_k_of_all_tokens_equals_dense(kind: str) -> None:
     z_NV, p = logits(), teacher()
     settings = {"temperature": 2.0}
-    wanted = with_gradient(divergence_N, z_NV, p, config(kind, **settings))
+    expected = with_gradient(divergence_N, z_NV, p, config(kind, **settings))
     whole = with_gradient(divergence_N, z_NV, top_k(p, 11), config(kind, **settings))
-    torch.testing.assert_close(whole, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(whole, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("kind", "kept"), itertools.product(BUCKETED, [1, 3, 10]))
-def test_top_k_bounds_the_dense_value_from_below(kind: str, kept: int) -> None:
+@pytest.mark.parametrize(("kind", "k"), itertools.product(BUCKETED, [1, 3, 10]))
+def test_top_k_bounds_the_dense_value_from_below(kind: str, k: int) -> None:
     z_NV, p = logits(), teacher()
-    asked = (z_NV, top_k(p, kept), config(kind))
-    got, wanted = with_gradient(divergence_N, *asked), with_gradient(autograd_divergence_N, *asked)
-    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+    arguments = (z_NV, top_k(p, k), config(kind))
+    got, expected = with_gradient(divergence_N, *arguments), with_gradient(autograd_divergence_N, *arguments)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
     dense = divergence_N(z_NV, p, config(kind))
-    assert (got[0] <= dense + 1e-12).all() and (kept < 10 or torch.allclose(got[0], dense, atol=1e-12))
+    assert (got[0] <= dense + 1e-12).all() and (k < 10 or torch.allclose(got[0], dense, atol=1e-12))
 
 
 def test_top_k_where_the_student_has_no_other_token() -> None:
@@ -197,11 +197,11 @@ def test_what_a_truncated_teacher_cannot_answer_is_refused() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_padded_vocabulary_rows_change_nothing(kind: str) -> None:
     z_NV, raw_NV = logits(), logits()
-    wanted = with_gradient(divergence_N, z_NV, Dense(raw_NV.log_softmax(-1)), config(kind))
+    expected = with_gradient(divergence_N, z_NV, Dense(raw_NV.log_softmax(-1)), config(kind))
     wide_z_NV = torch.cat([z_NV, torch.full((6, 2), 7.0).double()], -1)
     wide_p = Dense(torch.cat([raw_NV, torch.zeros(6, 5).double()], -1).log_softmax(-1))
     value, gradient = with_gradient(divergence_N, wide_z_NV, wide_p, config(kind), vocabulary=11)
-    torch.testing.assert_close((value, gradient[:, :11]), wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close((value, gradient[:, :11]), expected, rtol=1e-9, atol=1e-9)
     assert not gradient[:, 11:].any()
 
 
@@ -230,36 +230,36 @@ def test_no_position_and_no_gradient() -> None:
 
 
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = (logits(), teacher(), config("jsd"))
-    wanted = with_gradient(divergence_N, *asked)
+    arguments = (logits(), teacher(), config("jsd"))
+    expected = with_gradient(divergence_N, *arguments)
     monkeypatch.setattr(divergences, "_BLOCK_LOGITS", 22)
-    torch.testing.assert_close(with_gradient(divergence_N, *asked), wanted)
+    torch.testing.assert_close(with_gradient(divergence_N, *arguments), expected)
 
 
 def test_backward_keeps_one_number_per_logit() -> None:
-    kept: list[int] = []
+    saved_numbers: list[int] = []
 
     def count(tensor: Tensor) -> Tensor:
-        kept.append(tensor.numel())
+        saved_numbers.append(tensor.numel())
         return tensor
 
     z_NV = logits().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         divergence_N(z_NV, teacher(), config("jsd"))
-    assert sum(kept) == z_NV.numel()
+    assert sum(saved_numbers) == z_NV.numel()
 
 
 class Teacher:
     """Distributions that depend on the position alone."""
 
     def __init__(self, logp_NV: Tensor) -> None:
-        self.logp_NV, self.asked = logp_NV, []
+        self.logp_NV, self.requested = logp_NV, []
 
     def on(self, batch: Any) -> Any:
         return SimpleNamespace(rows=self._rows)
 
     def _rows(self, rows: slice) -> Dense:
-        self.asked.append(rows)
+        self.requested.append(rows)
         return Dense(self.logp_NV[rows])
 
 
@@ -272,22 +272,22 @@ def test_channel_sums_do_not_depend_on_chunks(kind: str, tiny_llama: tuple[Any, 
     collator = Collator(encoder_decoder=False, pad_id=tokenizer.pad_token_id)
     batch = collator.collate(collator.rows([item for group in groups for item in group.items]))
     signal = Teacher(logits(len(batch.target_ids_N), model.config.vocab_size).log_softmax(-1))
-    found = []
+    results = []
     for chunk in (10**6, 7):
         model.zero_grad()
-        signal.asked.clear()
+        signal.requested.clear()
         losses = [divergence_of(signal.on(batch), config(kind))]
         (sums,) = channel_sums(batch, LM(model, chunk_positions=chunk), losses)
         sum(sums.values()).backward()
-        found.append((sums, model.get_input_embeddings().weight.grad.clone()))
-    assert max(rows.stop - rows.start for rows in signal.asked) == 7
-    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+        results.append((sums, model.get_input_embeddings().weight.grad.clone()))
+    assert max(rows.stop - rows.start for rows in signal.requested) == 7
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
     logits_NV = model(batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits[
         batch.target_row_N, batch.target_position_N
     ]
     values_N = autograd_divergence_N(logits_NV, Dense(signal.logp_NV), config(kind))
     for number, channel in enumerate(batch.channels):
-        torch.testing.assert_close(found[0][0][channel], values_N[batch.channel_N == number].sum())
+        torch.testing.assert_close(results[0][0][channel], values_N[batch.channel_N == number].sum())
 
 
 def test_several_losses_come_from_one_pass(tiny_llama: tuple[Any, Any]) -> None:

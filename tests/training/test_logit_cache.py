@@ -1,4 +1,4 @@
-"""Distributions kept on disk: what comes back, who may read them, and what a crash leaves."""
+"""Distributions cached on disk: round trips, refusals, and what a crash leaves."""
 
 import re
 import subprocess
@@ -27,13 +27,13 @@ def scored(name: str, tokens: int = 3, *, k: int = 4) -> Scored:
     return Scored(name, prompt, response.tolist(), Rows(*top_k(logits, k), gold))
 
 
-def read(cache: LogitCache, one: Scored) -> Rows:
-    return cache.rows_for(one.record_id, response_digest(one.prompt, one.response))
+def read(cache: LogitCache, response: Scored) -> Rows:
+    return cache.rows_for(response.record_id, response_digest(response.prompt, response.response))
 
 
-def assert_same(found: Rows, kept: Rows, *, rtol: float = 1e-3) -> None:
-    assert torch.equal(found.ids_NK, kept.ids_NK)
-    for mine, its in zip(found[1:], kept[1:], strict=True):
+def assert_same(actual: Rows, expected: Rows, *, rtol: float = 1e-3) -> None:
+    assert torch.equal(actual.ids_NK, expected.ids_NK)
+    for mine, its in zip(actual[1:], expected[1:], strict=True):
         torch.testing.assert_close(mine, its, rtol=rtol, atol=0)
 
 
@@ -41,9 +41,9 @@ def test_what_is_kept_comes_back_and_in_another_process_s_eyes_too(tmp_path: Pat
     cache, many = LogitCache.create(HEADER, tmp_path), [scored(name, n) for n, name in enumerate("abc", start=1)]
     other = LogitCache.open(tmp_path)  # opened while it was empty
     assert cache.add(many[:2]) == 2 and cache.add(many) == 1
-    for one in many:
-        assert_same(read(cache, one), one.rows)
-        assert_same(read(other, one), one.rows)
+    for response in many:
+        assert_same(read(cache, response), response.rows)
+        assert_same(read(other, response), response.rows)
     assert (cache.responses, cache.tokens) == (3, 6) == (other.responses, other.tokens)
     on_disk = sum(file.stat().st_size for file in tmp_path.glob("*.[if][24]"))
     assert on_disk == 6 * HEADER.bytes_per_token == 6 * (4 * (4 + 2) + 2 + 2)
@@ -60,10 +60,10 @@ def test_all_of_the_vocabulary_is_the_dense_distribution(tmp_path: Path, precisi
     logits[:, 3] = -torch.inf
     ids, logp, tail = top_k(logits, SIZE)
     cache.add([Scored("a", [1], [0] * 6, Rows(ids, logp, tail, logp[:, 0]))])
-    found = cache.rows_for("a", response_digest([1], [0] * 6))
-    dense = torch.full((6, SIZE), torch.nan).scatter(1, found.ids_NK, found.logp_NK)
+    actual = cache.rows_for("a", response_digest([1], [0] * 6))
+    dense = torch.full((6, SIZE), torch.nan).scatter(1, actual.ids_NK, actual.logp_NK)
     torch.testing.assert_close(dense, logits.log_softmax(-1), rtol=rtol, atol=0)
-    assert found.tail_N.tolist() == [-torch.inf] * 6
+    assert actual.tail_N.tolist() == [-torch.inf] * 6
 
 
 def test_the_tail_is_what_the_kept_leave() -> None:
@@ -83,8 +83,8 @@ def test_a_tail_far_below_the_precision_of_one_is_kept() -> None:
 
 
 def test_the_tail_of_kept_entries_alone() -> None:
-    kept = torch.tensor([[0.5, 0.25], [0.5, 0.5], [0.9, 0.100001]]).log()
-    assert tail_of(kept).tolist() == [pytest.approx(-1.3862944), -torch.inf, -torch.inf]
+    expected = torch.tensor([[0.5, 0.25], [0.5, 0.5], [0.9, 0.100001]]).log()
+    assert tail_of(expected).tolist() == [pytest.approx(-1.3862944), -torch.inf, -torch.inf]
     assert float(tail_of(torch.tensor([[-1e-4]]))) == pytest.approx(-9.21039, rel=1e-5)
 
 
@@ -117,32 +117,35 @@ def test_a_header_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_an_unknown_response_says_what_may_have_changed(tmp_path: Path) -> None:
-    cache, one = LogitCache.create(HEADER, tmp_path), scored("a")
-    cache.add([one])
+    cache, response = LogitCache.create(HEADER, tmp_path), scored("a")
+    cache.add([response])
     for changed in (
-        one._replace(prompt=(7, 9)),
-        one._replace(response=[*one.response[:-1], 99]),
-        one._replace(record_id="b"),
+        response._replace(prompt=(7, 9)),
+        response._replace(response=[*response.response[:-1], 99]),
+        response._replace(record_id="b"),
     ):
         with pytest.raises(UserError, match=rf"response of '{changed.record_id}'.*the prompt, the response"):
             read(cache, changed)
 
 
 def test_one_content_is_kept_once_under_both_names(tmp_path: Path) -> None:
-    cache, one = LogitCache.create(HEADER, tmp_path), scored("a")
-    assert cache.add([one, one._replace(record_id="b"), one]) == 1 and cache.add([one._replace(record_id="c")]) == 0
+    cache, response = LogitCache.create(HEADER, tmp_path), scored("a")
+    assert (
+        cache.add([response, response._replace(record_id="b"), response]) == 1
+        and cache.add([response._replace(record_id="c")]) == 0
+    )
     for name in "abc":
-        assert_same(read(cache, one._replace(record_id=name)), one.rows)
+        assert_same(read(cache, response._replace(record_id=name)), response.rows)
     assert cache.tokens == 3
 
 
 def test_rows_that_do_not_fit_are_refused_and_nothing_is_kept(tmp_path: Path) -> None:
-    cache, one = LogitCache.create(HEADER, tmp_path), scored("a")
+    cache, response = LogitCache.create(HEADER, tmp_path), scored("a")
     wrong = {
-        "shapes": one._replace(response=one.response[:-1]),
-        "at least one token": one._replace(response=[]),
-        "name the ids": one._replace(rows=one.rows._replace(ids_NK=one.rows.ids_NK + SIZE)),
-        "no log-probabilities": one._replace(rows=one.rows._replace(tail_N=one.rows.tail_N * torch.nan)),
+        "shapes": response._replace(response=response.response[:-1]),
+        "at least one token": response._replace(response=[]),
+        "name the ids": response._replace(rows=response.rows._replace(ids_NK=response.rows.ids_NK + SIZE)),
+        "no log-probabilities": response._replace(rows=response.rows._replace(tail_N=response.rows.tail_N * torch.nan)),
     }
     for message, bad in wrong.items():
         with pytest.raises(UserError, match=message):
@@ -160,14 +163,14 @@ def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
         file.write(b'1234abcd\t["half')
     again = LogitCache.open(tmp_path, HEADER)
     assert again.responses == 1 and again.add(many[1:]) == 2
-    for one in many:
-        assert_same(read(again, one), one.rows)
+    for response in many:
+        assert_same(read(again, response), response.rows)
     assert (tmp_path / "ids.i4").stat().st_size == 9 * 4 * 4
 
 
 def test_files_shorter_than_the_index_are_refused(tmp_path: Path) -> None:
-    cache, one = LogitCache.create(HEADER, tmp_path), scored("a")
-    cache.add([one])
+    cache, response = LogitCache.create(HEADER, tmp_path), scored("a")
+    cache.add([response])
     file = tmp_path / "logp.f2"
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(UserError, match=r"logp\.f2 is shorter than its index says; delete"):

@@ -26,8 +26,8 @@ def test_two_way_logits_by_hand() -> None:
 def test_bfloat16_logits_are_summed_in_float32() -> None:
     logits_NV = torch.randn(4, 50).bfloat16()
     ids_N = torch.arange(4)
-    wanted = cross_entropy_N(logits_NV.double(), ids_N)
-    torch.testing.assert_close(cross_entropy_N(logits_NV, ids_N).double(), wanted, rtol=1e-5, atol=1e-5)
+    expected = cross_entropy_N(logits_NV.double(), ids_N)
+    torch.testing.assert_close(cross_entropy_N(logits_NV, ids_N).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_t5"])
@@ -41,11 +41,11 @@ def test_channel_sums_equal_a_plain_forward_pass(family: str, request: pytest.Fi
     start = getattr(model.config, "decoder_start_token_id", None)
     collator = Collator(encoder_decoder=encoder_decoder, pad_id=tokenizer.pad_token_id, decoder_start_id=start)
     sums = channel_cross_entropy(collator.collate(collator.rows(items)), LM(model))
-    wanted: dict[str, Any] = dict.fromkeys(sums, 0.0)
+    expected: dict[str, Any] = dict.fromkeys(sums, 0.0)
     for item in items:
-        wanted[item.channel] = wanted[item.channel] + plain_loss(model, item, encoder_decoder)
+        expected[item.channel] = expected[item.channel] + plain_loss(model, item, encoder_decoder)
     for channel, total in sums.items():
-        torch.testing.assert_close(total, wanted[channel], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(total, expected[channel], rtol=1e-10, atol=1e-10)
 
 
 def plain_loss(model: Any, item: Any, encoder_decoder: bool) -> torch.Tensor:
@@ -64,12 +64,12 @@ def test_chunks_do_not_change_loss_or_gradient(tiny_llama: tuple[Any, Any]) -> N
     items = [item for group in make_groups(make_method("tinyllm"), tokenizer, count=3) for item in group.items]
     collator = Collator(encoder_decoder=False, pad_id=tokenizer.pad_token_id)
     batch = collator.collate(collator.rows(items))
-    found = []
+    results = []
     for chunk in (10**6, 7):
         model.zero_grad()
         sums = channel_cross_entropy(batch, LM(model, chunk_positions=chunk))
         sum(sums.values()).backward()
-        found.append((sums, model.get_input_embeddings().weight.grad.clone()))
-    for channel in found[0][0]:
-        torch.testing.assert_close(found[0][0][channel], found[1][0][channel], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-10, atol=1e-12)
+        results.append((sums, model.get_input_embeddings().weight.grad.clone()))
+    for channel in results[0][0]:
+        torch.testing.assert_close(results[0][0][channel], results[1][0][channel], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-10, atol=1e-12)

@@ -33,68 +33,68 @@ def along(table_PV: Tensor) -> Tensor:
     return table_PV.log_softmax(-1)[torch.tensor(places)]
 
 
-def said(logp_NTV: Tensor) -> Tensor:
+def log_probs(logp_NTV: Tensor) -> Tensor:
     return logp_NTV.gather(-1, torch.tensor(TEXTS)[..., None])[..., 0]
 
 
 def sequence_reverse_kl(student_PV: Tensor, teacher_PV: Tensor) -> Tensor:
     """Equation 1: over all 27 texts."""
-    logq_N, logp_N = said(along(student_PV)).sum(-1), said(along(teacher_PV)).sum(-1)
+    logq_N, logp_N = log_probs(along(student_PV)).sum(-1), log_probs(along(teacher_PV)).sum(-1)
     return (logq_N.exp() * (logq_N - logp_N)).sum()
 
 
 def finite_differences(student_PV: Tensor, teacher_PV: Tensor, step: float = 1e-6) -> Tensor:
-    found = torch.zeros_like(student_PV)
+    actual = torch.zeros_like(student_PV)
     for place in itertools.product(*map(range, student_PV.shape)):
         for sign in (1, -1):
             moved_PV = student_PV.clone()
             moved_PV[place] += sign * step
-            found[place] += sign * sequence_reverse_kl(moved_PV, teacher_PV) / (2 * step)
-    return found
+            actual[place] += sign * sequence_reverse_kl(moved_PV, teacher_PV) / (2 * step)
+    return actual
 
 
 def test_single_and_long_parts_are_the_gradient_of_the_sequence_divergence() -> None:
     """Equations 2 and 3, expectation over every text; Single from `divergences`, Long from `returns_NT`."""
     student_PV, teacher_PV = table(), table()
-    wanted = finite_differences(student_PV, teacher_PV)
+    expected = finite_differences(student_PV, teacher_PV)
     student_PV.requires_grad_()
     logq_NTV, logp_NTV = along(student_PV), along(teacher_PV)
-    chance_N = said(logq_NTV).sum(-1).exp().detach()
+    chance_N = log_probs(logq_NTV).sum(-1).exp().detach()
     mask_NT = torch.ones(len(TEXTS), STEPS)
-    rewards = rewards_NT(said(logp_NTV), said(logq_NTV), mask_NT)
+    rewards = rewards_NT(log_probs(logp_NTV), log_probs(logq_NTV), mask_NT)
 
     def gradient(parts_NT: Tensor) -> Tensor:
         return torch.autograd.grad((chance_N[:, None] * parts_NT).sum(), student_PV, retain_graph=True)[0]
 
     from_here = returns_NT(rewards, mask_NT, length_normalize=False, include_current=True)
     after = returns_NT(rewards, mask_NT, length_normalize=False)
-    equation_2 = gradient(-(from_here - 1) * said(logq_NTV))
+    equation_2 = gradient(-(from_here - 1) * log_probs(logq_NTV))
     flat = divergence_N(logq_NTV.flatten(0, 1), Dense(logp_NTV.flatten(0, 1)), DivergenceConfig(kind="reverse_kl"))
-    equation_3 = gradient(flat.view(len(TEXTS), STEPS)) + gradient(-after * said(logq_NTV))
-    torch.testing.assert_close(equation_2, wanted, rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(equation_3, wanted, rtol=1e-7, atol=1e-9)
-    counted_twice = gradient(flat.view(len(TEXTS), STEPS)) + gradient(-from_here * said(logq_NTV))
-    assert not torch.allclose(counted_twice, wanted, atol=1e-3)  # what `include_current` beside Single does
+    equation_3 = gradient(flat.view(len(TEXTS), STEPS)) + gradient(-after * log_probs(logq_NTV))
+    torch.testing.assert_close(equation_2, expected, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(equation_3, expected, rtol=1e-7, atol=1e-9)
+    counted_twice = gradient(flat.view(len(TEXTS), STEPS)) + gradient(-from_here * log_probs(logq_NTV))
+    assert not torch.allclose(counted_twice, expected, atol=1e-3)  # what `include_current` beside Single does
 
 
 def test_rewards_are_cut_masked_and_without_gradient() -> None:
     logq = torch.tensor([[-1.0, -9.0, -2.0]], requires_grad=True)
-    found = rewards_NT(torch.tensor([[-2.0, -1.0, -math.inf]]), logq, torch.tensor([[1, 1, 0]]), limit=5.0)
-    assert found.tolist() == [[-1.0, 5.0, 0.0]] and not found.requires_grad
+    actual = rewards_NT(torch.tensor([[-2.0, -1.0, -math.inf]]), logq, torch.tensor([[1, 1, 0]]), limit=5.0)
+    assert actual.tolist() == [[-1.0, 5.0, 0.0]] and not actual.requires_grad
 
 
 def test_returns_by_hand() -> None:
     rewards, mask = torch.tensor([[1.0, 2.0, 4.0, 8.0]]).double(), torch.tensor([[1, 1, 1, 0]])
 
-    def found(**settings: bool | float) -> list[float]:
+    def actual(**settings: bool | float) -> list[float]:
         return returns_NT(rewards, mask, **settings)[0].tolist()  # type: ignore[arg-type]
 
-    assert found(length_normalize=False) == [6, 4, 0, 0]
-    assert found() == [3, 4, 0, 0]
-    assert found(gamma=0.5, length_normalize=False) == [4, 4, 0, 0]
-    assert found(gamma=0.5) == pytest.approx([4 / 1.5, 4, 0, 0])
-    assert found(gamma=0.5, length_normalize=False, include_current=True) == [3, 4, 4, 0]
-    parity = found(gamma=0.5, include_current=True, discount_length=False)
+    assert actual(length_normalize=False) == [6, 4, 0, 0]
+    assert actual() == [3, 4, 0, 0]
+    assert actual(gamma=0.5, length_normalize=False) == [4, 4, 0, 0]
+    assert actual(gamma=0.5) == pytest.approx([4 / 1.5, 4, 0, 0])
+    assert actual(gamma=0.5, length_normalize=False, include_current=True) == [3, 4, 4, 0]
+    parity = actual(gamma=0.5, include_current=True, discount_length=False)
     assert parity == pytest.approx([3 / 3, 4 / 2, 4, 0])
 
 
@@ -103,13 +103,13 @@ def test_long_discounted_returns_are_finite_and_exact(length_normalize: bool) ->
     """gamma^4096 is 0 in float32: absolute powers would end in 0 / 0 (TRL issue 6626)."""
     rewards, mask = torch.randn(2, 4096), torch.ones(2, 4096)
     mask[1, 3000:] = 0
-    found = returns_NT(rewards, mask, gamma=0.95, length_normalize=length_normalize)
-    wanted = returns_NT(rewards.double(), mask, gamma=0.95, length_normalize=length_normalize)
-    assert found.dtype == torch.float32 and found.isfinite().all()
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    actual = returns_NT(rewards, mask, gamma=0.95, length_normalize=length_normalize)
+    expected = returns_NT(rewards.double(), mask, gamma=0.95, length_normalize=length_normalize)
+    assert actual.dtype == torch.float32 and actual.isfinite().all()
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
     powers = 0.95 ** torch.arange(2000).double()
     direct = (powers * rewards[0, 1001:3001].double()).sum() / (powers.sum() if length_normalize else 1)
-    assert found[0, 1000].item() == pytest.approx(direct.item(), abs=1e-5)
+    assert actual[0, 1000].item() == pytest.approx(direct.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 0.9])
@@ -148,20 +148,21 @@ def test_weight_has_a_gradient_in_the_new_student_alone() -> None:
 )
 def test_clip_by_hand(ratio: float, advantage: float, loss: float, moves: bool) -> None:
     log_ratio = torch.tensor([[math.log(ratio)]]).double().requires_grad_()
-    found = clipped_policy_loss_NT(log_ratio, torch.tensor([[advantage]]).double(), epsilon=0.2)
-    found.sum().backward()
-    assert found.item() == pytest.approx(loss) and log_ratio.grad is not None
+    actual = clipped_policy_loss_NT(log_ratio, torch.tensor([[advantage]]).double(), epsilon=0.2)
+    actual.sum().backward()
+    assert actual.item() == pytest.approx(loss) and log_ratio.grad is not None
     assert bool(log_ratio.grad.any()) == moves
 
 
 def test_whitening_sees_no_padding_and_sums_over_processes() -> None:
     values, mask = torch.randn(4, 6).double(), (torch.rand(4, 6) < 0.6).double()
-    found = whitened_NT(values, mask)
-    kept = found[mask.bool()]
-    assert kept.mean().item() == pytest.approx(0, abs=1e-12) and kept.var(correction=0).item() == pytest.approx(1)
-    torch.testing.assert_close(whitened_NT(values + 1e3 * (1 - mask), mask), found)
+    actual = whitened_NT(values, mask)
+    whitened = actual[mask.bool()]
+    assert whitened.mean().item() == pytest.approx(0, abs=1e-12)
+    assert whitened.var(correction=0).item() == pytest.approx(1)
+    torch.testing.assert_close(whitened_NT(values + 1e3 * (1 - mask), mask), actual)
     halves = [(values[:1], mask[:1]), (values[1:], mask[1:])]
-    torch.testing.assert_close(torch.cat(in_two_processes(halves)), found)
+    torch.testing.assert_close(torch.cat(in_two_processes(halves)), actual)
     assert not whitened_NT(values, torch.zeros_like(mask)).any()
 
 
@@ -169,7 +170,7 @@ def in_two_processes(halves: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Two processes that wait for each other, as threads."""
     import threading
 
-    barrier, shared, found = threading.Barrier(2), [torch.zeros(0)] * 2, [torch.zeros(0)] * 2
+    barrier, shared, actual = threading.Barrier(2), [torch.zeros(0)] * 2, [torch.zeros(0)] * 2
 
     def run(rank: int) -> None:
         def all_reduce(tensor: Tensor) -> Tensor:
@@ -179,11 +180,11 @@ def in_two_processes(halves: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
             barrier.wait(10)
             return total
 
-        found[rank] = whitened_NT(*halves[rank], all_reduce=all_reduce)
+        actual[rank] = whitened_NT(*halves[rank], all_reduce=all_reduce)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
-    return found
+    return actual

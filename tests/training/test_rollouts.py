@@ -1,4 +1,4 @@
-"""Drawn texts: their distribution, their log-probabilities, and that batches and seeds do what they say."""
+"""Sampled texts: their distribution, their log-probabilities, and independence of batches and seeds."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -50,9 +50,9 @@ def test_a_text_does_not_depend_on_its_neighbours(family: str) -> None:
     how: dict[str, Any] = {"max_new_tokens": 9, "teacher": teacher, "teacher_share": 0.3, "vocabulary": size}
     together = sample_texts(prompts, student, seeds=[3, 1, 2], **how)
     alone = [sample_texts([p], student, seeds=[s], **how)[0] for p, s in zip(prompts, (3, 1, 2), strict=True)]
-    assert [one.ids for one in together] == [one.ids for one in alone]
-    for one, other in zip(together, alone, strict=True):
-        torch.testing.assert_close(torch.tensor(one.logp), torch.tensor(other.logp), rtol=1e-6, atol=1e-6)
+    assert [text.ids for text in together] == [text.ids for text in alone]
+    for text, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(torch.tensor(text.logp), torch.tensor(other.logp), rtol=1e-6, atol=1e-6)
     assert sample_texts(prompts, student, seeds=[4, 1, 2], **how)[0].ids != together[0].ids
 
 
@@ -60,20 +60,20 @@ def test_a_text_does_not_depend_on_its_neighbours(family: str) -> None:
 def test_log_probabilities_are_those_of_a_whole_pass(family: str) -> None:
     student, teacher, tokenizer = pair(family)
     prompts, size = prompts_of(tokenizer), len(tokenizer)
-    found = sample_texts(prompts, student, seeds=[1, 2, 3], max_new_tokens=7, teacher=teacher, vocabulary=size)
+    texts = sample_texts(prompts, student, seeds=[1, 2, 3], max_new_tokens=7, teacher=teacher, vocabulary=size)
     collator = collator_of(student.plain, tokenizer)
-    for prompt, one in zip(prompts, found, strict=True):
-        item = with_sampled_text(Encoded("r", "label", tuple(prompt), (1,), False), one)
+    for prompt, text in zip(prompts, texts, strict=True):
+        item = with_sampled_text(Encoded("r", "label", tuple(prompt), (1,), False), text)
         batch = collator.collate(collator.rows([item]))
         with torch.no_grad():
             q, p = (lm.logits(lm.at_targets(batch))[:, :size].log_softmax(-1) for lm in (student, teacher))
         ids = batch.target_ids_N[:, None]
-        for kept, whole in ((one.logq, q), (one.logp, p)):
+        for logs, whole in ((text.logq, q), (text.logp, p)):
             torch.testing.assert_close(
-                torch.tensor(kept, dtype=q.dtype), whole.gather(1, ids)[:, 0], rtol=1e-5, atol=1e-5
+                torch.tensor(logs, dtype=q.dtype), whole.gather(1, ids)[:, 0], rtol=1e-5, atol=1e-5
             )
         kl = (q.exp() * (q - p)).sum(-1)
-        torch.testing.assert_close(torch.tensor(one.kl, dtype=kl.dtype), kl, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(text.kl, dtype=kl.dtype), kl, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("share", "temperature"), [(0.0, 1.0), (0.2, 1.0), (0.0, 0.5)])
@@ -84,7 +84,7 @@ def test_the_first_token_has_the_mixture_s_distribution(share: float, temperatur
     prompt, n, size = prompts_of(tokenizer)[0], 4000, len(tokenizer)
     for lm in (student, teacher):  # a random model's distribution is flat; this makes some tokens likely
         lm.plain.lm_head.weight.data *= 30
-    found = sample_texts(
+    texts = sample_texts(
         [prompt] * n,
         student,
         seeds=range(n),
@@ -99,53 +99,53 @@ def test_the_first_token_has_the_mixture_s_distribution(share: float, temperatur
     batch = collator.collate(collator.rows([item]))
     with torch.no_grad():
         q, p = (lm.logits(lm.at_targets(batch))[0, :size] for lm in (student, teacher))
-    wanted = share * p.softmax(-1) + (1 - share) * (q / temperature).softmax(-1)
-    seen = torch.bincount(torch.tensor([one.ids[0] for one in found]), minlength=size) / n
-    error = (wanted * (1 - wanted) / n).sqrt()
-    assert float(wanted.max()) > 0.05
-    assert bool(((seen - wanted).abs() <= 5 * error + 2 / n).all())
+    expected = share * p.softmax(-1) + (1 - share) * (q / temperature).softmax(-1)
+    shares = torch.bincount(torch.tensor([text.ids[0] for text in texts]), minlength=size) / n
+    error = (expected * (1 - expected) / n).sqrt()
+    assert float(expected.max()) > 0.05
+    assert bool(((shares - expected).abs() <= 5 * error + 2 / n).all())
 
 
 @families
 def test_temperature_zero_is_greedy_generation(family: str) -> None:
     student, _, tokenizer = pair(family)
     prompt = prompts_of(tokenizer)[0]
-    (found,) = sample_texts([prompt], student, seeds=[0], max_new_tokens=8, temperature=0)
+    (text,) = sample_texts([prompt], student, seeds=[0], max_new_tokens=8, temperature=0)
     with torch.inference_mode():
         out = student.plain.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0].tolist()
     new = out[1:] if student.encoder_decoder else out[len(prompt) :]
-    assert list(found.ids) == new[: len(found.ids)]
-    assert found.logp == () == found.kl
+    assert list(text.ids) == new[: len(text.ids)]
+    assert text.logp == () == text.kl
 
 
 def test_a_text_ends_with_the_end_and_keeps_it() -> None:
     student, _, tokenizer = pair("llama")
     student.plain.lm_head.weight.data[:] = 0  # every token alike: about one of 380 ends a text
-    found = sample_texts(
+    texts = sample_texts(
         [prompts_of(tokenizer)[1]] * 60, student, seeds=range(60), max_new_tokens=40, vocabulary=len(tokenizer)
     )
     ends = end_ids(student)
-    assert {one.ended for one in found} == {True, False}
-    for one in found:
-        assert (one.ids[-1] in ends) == one.ended and not ends & set(one.ids[:-1])
-        assert len(one.ids) == len(one.logq) and (one.ended or len(one.ids) == 40)
-        assert max(one.ids) < len(tokenizer)
+    assert {text.ended for text in texts} == {True, False}
+    for text in texts:
+        assert (text.ids[-1] in ends) == text.ended and not ends & set(text.ids[:-1])
+        assert len(text.ids) == len(text.logq) and (text.ended or len(text.ids) == 40)
+        assert max(text.ids) < len(tokenizer)
 
 
 def test_rows_beyond_the_vocabulary_are_never_drawn() -> None:
     student, _, tokenizer = pair("llama")
     head = student.plain.lm_head.weight.data
     head[len(tokenizer) :] = 100 * head[: head.shape[0] - len(tokenizer)]
-    found = sample_texts(
+    texts = sample_texts(
         [prompts_of(tokenizer)[0]] * 8, student, seeds=range(8), max_new_tokens=6, vocabulary=len(tokenizer)
     )
-    assert max(token for one in found for token in one.ids) < len(tokenizer)
+    assert max(token for text in texts for token in text.ids) < len(tokenizer)
 
 
 @pytest.mark.parametrize("name", ["gkd", "minillm"])
 @families
 def test_a_drawn_text_costs_what_the_same_text_of_the_data_set_costs(name: str, family: str) -> None:
-    """DistiLLM's code shifts drawn texts otherwise than given ones, and never trains their end; ours has one path."""
+    """DistiLLM's code shifts sampled texts differently from given ones, and never trains their end."""
     student, _, tokenizer = pair(family)
     settings: dict[str, Any] = {"epsilon": None, "single_step_weight": 1.0} if name == "minillm" else {"lmbda": 1.0}
     method = make_method(name, **settings)
@@ -153,11 +153,11 @@ def test_a_drawn_text_costs_what_the_same_text_of_the_data_set_costs(name: str, 
     signal = make_signal(method, student.plain)
     assert signal is not None
     rolled = method.rollout(groups, student, signal, step_of())
-    drawn = [item for group in rolled for item in group.items if item.rollout]
-    assert drawn
+    sampled = [item for group in rolled for item in group.items if item.rollout]
+    assert sampled
     collator = collator_of(student.plain, tokenizer)
     totals = []
-    for items in (drawn, [item._replace(rollout={}) for item in drawn]):
+    for items in (sampled, [item._replace(rollout={}) for item in sampled]):
         items = [
             i._replace(rollout={**i.rollout, "advantage": (0.0,) * len(i.target)}) if i.rollout else i for i in items
         ]
@@ -172,10 +172,10 @@ def test_a_share_of_the_questions_is_drawn_and_the_rest_is_given() -> None:
     method = make_method("gkd", lmbda=0.5)
     groups = make_groups(method, tokenizer, count=20)
     rolled = method.rollout(groups, student, InMemoryTeacher(student), step_of())
-    drawn = [bool(group.items[0].rollout) for group in rolled]
-    assert 3 <= sum(drawn) <= 17
+    was_sampled = [bool(group.items[0].rollout) for group in rolled]
+    assert 3 <= sum(was_sampled) <= 17
     assert [g.record_id for g in rolled] == [g.record_id for g in groups]
-    assert all(new == old for new, old, was in zip(rolled, groups, drawn, strict=True) if not was)
+    assert all(new == old for new, old, was in zip(rolled, groups, was_sampled, strict=True) if not was)
     assert not make_method("gkd", lmbda=0).is_on_policy
 
 
@@ -210,14 +210,14 @@ def test_the_probe_has_the_same_random_numbers_every_time() -> None:
 
 
 def test_numbers_stand_beside_the_rollout_tokens() -> None:
-    drawn = SampledText((5, 6), (-1.0, -2.0), (-3.0, -4.0), (0.1, 0.2), True)
-    item = with_sampled_text(Encoded("r", "label", (1,), (9, 9, 9), True), drawn, advantage=(0.5, -0.5))
+    sampled = SampledText((5, 6), (-1.0, -2.0), (-3.0, -4.0), (0.1, 0.2), True)
+    item = with_sampled_text(Encoded("r", "label", (1,), (9, 9, 9), True), sampled, advantage=(0.5, -0.5))
     assert (item.target, item.cut) == ((5, 6), False)
     assert item.rollout == {"logq": (-1.0, -2.0), "logp": (-3.0, -4.0), "advantage": (0.5, -0.5)}
 
 
 def test_texts_are_drawn_in_the_precision_that_is_trained(tmp_path: Path) -> None:
-    """Under bf16 texts would else come from another student than the one that is trained."""
+    """In bf16, texts would otherwise come from another student than the one that is trained."""
 
     def log_ratio(*, as_trained: bool) -> float:
         model, tokenizer = tiny_llama()
@@ -234,8 +234,8 @@ def test_texts_are_drawn_in_the_precision_that_is_trained(tmp_path: Path) -> Non
 
         def read(logits_NV: Tensor, rows: slice) -> Tensor:
             logp_N = torch.zeros(len(batch.target_ids_N), dtype=torch.float32)
-            found_NV = torch.log_softmax(logits_NV.float(), -1)
-            logp_N[rows] = found_NV.gather(1, batch.target_ids_N[rows][:, None])[:, 0]
+            actual_NV = torch.log_softmax(logits_NV.float(), -1)
+            logp_N[rows] = actual_NV.gather(1, batch.target_ids_N[rows][:, None])[:, 0]
             return logp_N
 
         with torch.no_grad():
@@ -250,7 +250,7 @@ def test_texts_are_drawn_in_the_precision_that_is_trained(tmp_path: Path) -> Non
 def test_the_ratio_of_the_first_inner_step_is_one(
     family: str, precision: str, checkpointing: bool, tmp_path: Path
 ) -> None:
-    """With dropout in the model and in adapters, with texts drawn in bf16 token by token, and in several
+    """With dropout in the model and in adapters, with texts sampled in bf16 token by token, and in several
     micro-batches: at the first step of a round the student is what drew its texts, so every ratio is 1."""
     rates = {"dropout_rate": 0.3} if family == "t5" else {"attention_dropout": 0.3}
     model, tokenizer = FAMILIES[family](**rates)
@@ -278,7 +278,7 @@ def test_the_ratio_of_the_first_inner_step_is_one(
     trainer.run()
     assert len(ratios) == 4 and len(ratios[0]) > 40
     assert max(map(abs, ratios[0])) < 1e-6
-    assert max(map(abs, ratios[1])) > 1e-6, "the second mini-batch's were drawn before the first step"
+    assert max(map(abs, ratios[1])) > 1e-6, "the second mini-batch's were sampled before the first step"
 
 
 def test_a_question_is_drawn_as_often_as_it_stands_in_a_round(tmp_path: Path) -> None:
@@ -290,21 +290,21 @@ def test_a_question_is_drawn_as_often_as_it_stands_in_a_round(tmp_path: Path) ->
         sizes = {"group_size": method.group_size, "inner_epochs": method.inner_epochs}
         plan = make_plan(groups, batch_records=8, seed=0, epochs=4, **sizes)
         trainer = make_trainer(model, tokenizer, method, groups, tmp_path / name, plan=plan)
-        seen: list[list[Group]] = []
+        trained: list[list[Group]] = []
         optimise = trainer.optimise
 
-        def watched(found: Any, index: int, seen: Any = seen, optimise: Any = optimise) -> None:
-            seen.append(list(found))
-            optimise(found, index)
+        def watched(groups: Any, index: int, trained: Any = trained, optimise: Any = optimise) -> None:
+            trained.append(list(groups))
+            optimise(groups, index)
 
         trainer.optimise = watched  # type: ignore[method-assign]
         trained = trainer.run()
-        first_pass = [group for groups in seen[: method.group_size] for group in groups]
+        first_pass = [group for groups in trained[: method.group_size] for group in groups]
         texts = [group.items[0].target for group in first_pass]
         assert len(texts) == 8 * method.group_size and len(set(texts)) == len(texts)
         assert all(item.rollout for group in first_pass for item in group.items)
         if method.inner_epochs == 2:
-            assert sorted(g.items[0].target for groups in seen[2:4] for g in groups) == sorted(texts)
+            assert sorted(g.items[0].target for groups in trained[2:4] for g in groups) == sorted(texts)
             assert trained.rollout_tokens == sum(map(len, texts))
 
 
@@ -314,4 +314,4 @@ def test_examples_of_one_question_draw_apart() -> None:
     (group,) = make_groups(method, tokenizer, count=1)
     twice = [group._replace(items=group.items * 2), group._replace(occurrence=1)]
     rolled = method.rollout(twice, student, InMemoryTeacher(student), step_of())
-    assert len({item.target for one in rolled for item in one.items}) == 3
+    assert len({item.target for group in rolled for item in group.items}) == 3

@@ -1,4 +1,4 @@
-"""The one trainer: selection, division, resume, refusals."""
+"""The trainer: selection, division, resume, refusals."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.learning import gradients, make_groups, make_method, make_trainer, run
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.events import TrainingStep, from_json
+from tinyllm_bench.base.events import Evaluation, TrainingStep, from_json
 from tinyllm_bench.base.files import read_checked
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoded
@@ -18,9 +18,9 @@ from tinyllm_bench.testing.tiny_models import tiny_t5 as make_t5
 from tinyllm_bench.training.batching import Group
 from tinyllm_bench.training.budget import Plan, make_plan
 from tinyllm_bench.training.checkpoint import State, load_checkpoint, preserved_random_state, save_checkpoint
-from tinyllm_bench.training.result import ValidationScore
+from tinyllm_bench.training.result import ValidationScore, checkpoint_score
 from tinyllm_bench.training.settings import TrainConfig
-from tinyllm_bench.training.trainer import Trainer, parameter_groups
+from tinyllm_bench.training.trainer import Trainer, parameter_groups, rate
 
 
 class Scripted:
@@ -43,10 +43,10 @@ def build(folder: Path, validate: Any, *, name: str = "tinyllm", **config: Any) 
     return make_trainer(model, tokenizer, make_method(name), groups, folder, plan=plan, validate=validate, **settings)
 
 
-def test_the_best_look_is_kept_and_ties_go_to_gold_probability_then_to_the_earlier(tmp_path: Path) -> None:
+def test_the_best_evaluation_is_selected_ties_go_to_gold_probability_then_to_the_earlier(tmp_path: Path) -> None:
     scores = [(0.5, 0.2), (0.6, 0.3), (0.6, 0.4), (0.6, 0.4)]
     trained, after = run(build(tmp_path / "best", Scripted(*scores)))
-    assert [one.step for one in trained.evaluations] == [2, 4, 6, 8]
+    assert [evaluation.step for evaluation in trained.evaluations] == [2, 4, 6, 8]
     assert trained.selected_step == 6
     stopped = build(tmp_path / "stopped", Scripted(*scores))
     stopped.plan = Plan(rounds=stopped.plan.rounds, inner_epochs=1, seed=0, tokens=0, epochs=2)
@@ -69,10 +69,10 @@ def test_select_last_keeps_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_looking_at_validation_does_not_change_training(tmp_path: Path) -> None:
-    looked = run(build(tmp_path / "a", Scripted(*[(0.1, 0.1)] * 4), select="last"))
+def test_evaluations_do_not_change_training(tmp_path: Path) -> None:
+    evaluated = run(build(tmp_path / "a", Scripted(*[(0.1, 0.1)] * 4), select="last"))
     blind = run(build(tmp_path / "b", Scripted(), select="last", evaluations=()))
-    assert all(torch.equal(looked[1][key], blind[1][key]) for key in blind[1])
+    assert all(torch.equal(evaluated[1][key], blind[1][key]) for key in blind[1])
 
 
 class Crash(Exception):
@@ -83,7 +83,7 @@ class Crash(Exception):
 @pytest.mark.slow
 def test_a_crashed_training_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, at: int, decay: float) -> None:
     scores = [(0.5, 0.2), (0.6, 0.3), (0.7, 0.4), (0.6, 0.4)]
-    whole, wanted = run(build(tmp_path / "whole", Scripted(*scores), weight_decay=decay))
+    whole, expected = run(build(tmp_path / "whole", Scripted(*scores), weight_decay=decay))
     broken = build(tmp_path / "broken", Scripted(*scores), weight_decay=decay)
     optimise = broken.optimise
 
@@ -95,9 +95,9 @@ def test_a_crashed_training_goes_on_and_ends_with_the_same_bytes(tmp_path: Path,
     broken.optimise = crash  # type: ignore[method-assign]
     with pytest.raises(Crash):
         broken.run()
-    seen = sum(step <= at for step in (2, 4, 6, 8))
-    again, found = run(build(tmp_path / "broken", Scripted(*scores[seen:]), weight_decay=decay))
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    done = sum(step <= at for step in (2, 4, 6, 8))
+    again, actual = run(build(tmp_path / "broken", Scripted(*scores[done:]), weight_decay=decay))
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
     assert (again.student_tokens, again.evaluations, again.last_loss) == (
         whole.student_tokens,
         whole.evaluations,
@@ -119,9 +119,9 @@ def test_channel_means_are_over_the_whole_mini_batch(tiny_llama: tuple[Any, Any]
     batch = collator.collate(collator.rows(items))
     counts = count_targets(groups)
     with torch.no_grad():
-        wanted = sum(float(s) / counts[c] for c, s in channel_cross_entropy(batch, LM(model)).items())
+        expected = sum(float(s) / counts[c] for c, s in channel_cross_entropy(batch, LM(model)).items())
     trained = make_trainer(model, tokenizer, make_method("tinyllm"), groups, tmp_path, micro_batch_tokens=200).run()
-    assert trained.first_loss == pytest.approx(wanted, rel=1e-5)
+    assert trained.first_loss == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("average", ["sequence", "token"])
@@ -142,17 +142,17 @@ def test_a_loss_is_a_mean_over_texts_or_over_tokens(name: str, average: str, tmp
     lm, signal, means, tokens = LM(model), trainer.teacher, [], 0
     for group in groups:
         batch = trainer.collator.collate(trainer.collator.rows(group.items))
-        q, p = (one.logits(one.at_targets(batch)).log_softmax(-1) for one in (lm, signal.lm))
+        q, p = (model.logits(model.at_targets(batch)).log_softmax(-1) for model in (lm, signal.lm))
         m = (0.5 * (q.exp() + p.detach().exp())).log()
         value = 0.5 * (p.detach().exp() * (p.detach() - m)).sum(-1) + 0.5 * (q.exp() * (q - m)).sum(-1)
         means.append(value.mean() if average == "sequence" else value.sum())
         tokens += len(value)
-    wanted = torch.stack(means).sum() / (len(texts) if average == "sequence" else tokens)
-    grads = torch.autograd.grad(wanted, list(model.parameters()))
-    found = gradients(trainer)
-    assert trainer.state.losses[0] == pytest.approx(float(wanted.detach()), rel=1e-6)
+    expected = torch.stack(means).sum() / (len(texts) if average == "sequence" else tokens)
+    grads = torch.autograd.grad(expected, list(model.parameters()))
+    actual = gradients(trainer)
+    assert trainer.state.losses[0] == pytest.approx(float(expected.detach()), rel=1e-6)
     for (key, _), grad in zip(trainer.module.named_parameters(), grads, strict=True):
-        torch.testing.assert_close(found[key], grad, rtol=0, atol=1e-6 * float(grad.abs().max()))
+        torch.testing.assert_close(actual[key], grad, rtol=0, atol=1e-6 * float(grad.abs().max()))
 
 
 def test_gkd_averages_per_sequence_and_kd_per_token_by_default() -> None:
@@ -198,7 +198,7 @@ def test_nothing_to_learn_is_refused(name: str, settings: dict[str, Any]) -> Non
 
 
 def test_a_teacher_that_no_loss_reads_is_not_run_and_not_charged(tmp_path: Path) -> None:
-    """On-policy distillation (Single left out) asks the teacher while texts are drawn, and not again."""
+    """On-policy distillation (Single left out) runs the teacher only while texts are sampled."""
     flops = []
     for number, single in enumerate((0.0, 1.0)):
         model, tokenizer = make_llama()
@@ -218,7 +218,7 @@ def test_a_teacher_that_no_loss_reads_is_not_run_and_not_charged(tmp_path: Path)
 @pytest.mark.parametrize("make", [make_llama, make_t5])
 def test_weight_decay_leaves_norms_and_biases_alone(make: Any, lora: bool, tmp_path: Path) -> None:
     """One step with decay and one without: matrices differ by the decay, and nothing else does."""
-    found = []
+    results = []
     for decay in (0.0, 0.5):
         model, tokenizer = make()
         torch.manual_seed(0)
@@ -230,20 +230,20 @@ def test_weight_decay_leaves_norms_and_biases_alone(make: Any, lora: bool, tmp_p
             learning_rate=1e-2,
         )  # fmt: skip
         before = {key: p.detach().clone() for key, p in trainer.module.named_parameters() if p.requires_grad}
-        found.append(run(trainer)[1])
+        results.append(run(trainer)[1])
     for key, start in before.items():
         is_matrix = start.ndim > 1 and "relative_attention_bias" not in key
-        gap = found[0][key] - found[1][key]
+        gap = results[0][key] - results[1][key]
         torch.testing.assert_close(gap, 0.005 * start if is_matrix else torch.zeros_like(start), rtol=1e-3, atol=1e-6)
     assert any(start.ndim > 1 for start in before.values())
 
 
 def test_a_checkpoint_of_other_parameter_groups_is_not_gone_on_from(tmp_path: Path) -> None:
-    """As a version before this one left them: all parameters in one group."""
+    """As an earlier version saved them: all parameters in one group."""
     model, _ = make_llama()
-    one = torch.optim.AdamW(model.parameters())
-    save_checkpoint(tmp_path, step=3, module=model, optimizer=one, state=State())
-    assert load_checkpoint(tmp_path, module=model, optimizer=one) == (3, State())
+    ungrouped = torch.optim.AdamW(model.parameters())
+    save_checkpoint(tmp_path, step=3, module=model, optimizer=ungrouped, state=State())
+    assert load_checkpoint(tmp_path, module=model, optimizer=ungrouped) == (3, State())
     two = torch.optim.AdamW(parameter_groups(model, 0.1))
     assert load_checkpoint(tmp_path, module=model, optimizer=two) is None
 
@@ -255,21 +255,21 @@ def test_a_loss_that_is_not_finite_stops_with_the_fix(tmp_path: Path) -> None:
 
 def test_random_state_is_kept() -> None:
     torch.manual_seed(1)
-    wanted = torch.rand(1)
+    expected = torch.rand(1)
     torch.manual_seed(1)
     with preserved_random_state():
         torch.manual_seed(2)
-    assert torch.equal(torch.rand(1), wanted)
+    assert torch.equal(torch.rand(1), expected)
 
 
 def test_a_warm_up_in_steps_a_schedule_and_betas_are_the_optimizer_s(tmp_path: Path) -> None:
     model, tokenizer = make_llama()
     method = make_method("finetune")
     groups = make_groups(method, tokenizer)
-    wanted = {"scheduler": "constant", "warmup_steps": 3, "betas": (0.9, 0.95), "weight_decay": 1e-6}
+    settings = {"scheduler": "constant", "warmup_steps": 3, "betas": (0.9, 0.95), "weight_decay": 1e-6}
     plan = make_plan(groups, batch_records=2, seed=0, student_tokens=sum(group.tokens for group in groups) * 2)
     trainer = make_trainer(
-        model, tokenizer, method, groups, tmp_path, plan=plan, learning_rate=1e-3, batch_records=2, **wanted
+        model, tokenizer, method, groups, tmp_path, plan=plan, learning_rate=1e-3, batch_records=2, **settings
     )
     assert trainer.optimizer.param_groups[0]["betas"] == (0.9, 0.95)
     trainer.run()
@@ -281,3 +281,33 @@ def test_a_warm_up_in_steps_a_schedule_and_betas_are_the_optimizer_s(tmp_path: P
 def test_two_warm_ups_are_refused() -> None:
     with pytest.raises(ValueError, match="set warmup=0 or warmup_steps=null"):
         TrainConfig(warmup=0.1, warmup_steps=5)
+
+
+def test_the_learning_rate_rises_and_falls_over_the_whole_run() -> None:
+    assert [rate(step, 4, 0.0) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    warmed = [rate(step, 10, 0.2) for step in range(10)]
+    assert warmed[0] < warmed[1] < warmed[2] == 1.0 and warmed[-1] == pytest.approx(1 / 8)
+
+
+@pytest.mark.parametrize("scheduler", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_schedules_are_those_of_transformers(scheduler: Any, warmup: int) -> None:
+    import torch
+    from transformers import get_scheduler
+
+    name = "constant_with_warmup" if scheduler == "constant" else scheduler
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=100)
+    for step in range(100):
+        actual = rate(step, 100, warmup / 100, scheduler)
+        off = 0.05 if step < warmup else 1e-9  # a warm-up of theirs begins at 0
+        assert actual == pytest.approx(theirs.get_last_lr()[0], abs=off) and actual > 0
+        optimizer.step()
+        theirs.step()
+
+
+def test_selection_by_loss_takes_the_lowest_and_then_the_earlier() -> None:
+    scores = [(0.9, 0.9, 8, 3.0), (0.1, 0.1, 8, 2.0), (0.5, 0.5, 8, 2.0)]
+    evaluations = [Evaluation(n, n / 4, *score) for n, score in enumerate(scores, start=1)]
+    assert max(evaluations, key=lambda evaluation: checkpoint_score(evaluation, "loss")).step == 2
+    assert max(evaluations, key=lambda evaluation: checkpoint_score(evaluation, "best")).step == 1

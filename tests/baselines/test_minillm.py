@@ -74,8 +74,8 @@ def test_single_is_the_exact_reverse_kl_and_long_is_the_mean_of_what_follows() -
         rewards = (p_T - q_T).detach()
         for t in range(len(q_T) - 1):  # equation 6 as a true mean over the tokens after t
             long = long - rewards[t + 1 :].mean() * (q_T[t] - q_T[t].detach()).exp()
-    found = case.loss()
-    torch.testing.assert_close(found, single + long, rtol=1e-5, atol=1e-5)
+    actual = case.loss()
+    torch.testing.assert_close(actual, single + long, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(case.gradient(case.loss()), case.gradient(single + long), rtol=1e-4, atol=1e-5)
 
 
@@ -87,8 +87,8 @@ def test_on_policy_distillation_is_a_setting() -> None:
     batch, (logq_NV, logp_NV) = case.batch, case.log_probs()
     ids = batch.target_ids_N[:, None]
     logq_N, logp_N = logq_NV.gather(1, ids)[:, 0], logp_NV.gather(1, ids)[:, 0]
-    wanted = -((logp_N - logq_N).detach() * logq_N).sum()
-    torch.testing.assert_close(case.gradient(case.loss()), case.gradient(wanted), rtol=1e-4, atol=1e-5)
+    expected = -((logp_N - logq_N).detach() * logq_N).sum()
+    torch.testing.assert_close(case.gradient(case.loss()), case.gradient(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_the_paper_s_form_weighs_single_with_the_step_s_weight() -> None:
@@ -118,18 +118,18 @@ def test_the_released_code_s_advantages() -> None:
     case = SampledBatch(parity="released_code")
     rows = []
     for group in case.groups:
-        kept = group.items[0].rollout
-        r = [p - q for p, q in zip(kept["logp"], kept["logq"], strict=True)]
+        rollout = group.items[0].rollout
+        r = [p - q for p, q in zip(rollout["logp"], rollout["logq"], strict=True)]
         back = 0.0
-        found = []
+        results = []
         for t in reversed(range(len(r))):
             back = r[t] + 0.95 * back
-            found.append(back / (len(r) - t))
-        rows.append(torch.tensor(found[::-1], dtype=torch.float64))
+            results.append(back / (len(r) - t))
+        rows.append(torch.tensor(results[::-1], dtype=torch.float64))
     raw = torch.cat(rows)
-    wanted = (raw - raw.mean()) / (raw.var(unbiased=False) + 1e-8).sqrt()
-    seen = torch.tensor([a for g in case.groups for a in g.items[0].rollout["advantage"]], dtype=torch.float64)
-    torch.testing.assert_close(seen, wanted, rtol=1e-6, atol=1e-6)
+    expected = (raw - raw.mean()) / (raw.var(unbiased=False) + 1e-8).sqrt()
+    recorded = torch.tensor([a for g in case.groups for a in g.items[0].rollout["advantage"]], dtype=torch.float64)
+    torch.testing.assert_close(recorded, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_the_released_code_s_cut_is_of_log_ratios_already_divided() -> None:
@@ -145,10 +145,12 @@ def test_the_released_code_s_cut_is_of_log_ratios_already_divided() -> None:
 
 def test_advantages_are_means_of_what_follows_and_the_last_is_zero() -> None:
     for group in SampledBatch().groups:
-        kept = group.items[0].rollout
-        rewards = torch.tensor([[p - q for p, q in zip(kept["logp"], kept["logq"], strict=True)]], dtype=torch.float64)
-        wanted = returns_NT(rewards, torch.ones_like(rewards))[0].tolist()
-        assert kept["advantage"] == pytest.approx(wanted) and kept["advantage"][-1] == 0.0
+        rollout = group.items[0].rollout
+        rewards = torch.tensor(
+            [[p - q for p, q in zip(rollout["logp"], rollout["logq"], strict=True)]], dtype=torch.float64
+        )
+        expected = returns_NT(rewards, torch.ones_like(rewards))[0].tolist()
+        assert rollout["advantage"] == pytest.approx(expected) and rollout["advantage"][-1] == 0.0
 
 
 def test_a_round_without_a_question_takes_part_in_sums() -> None:

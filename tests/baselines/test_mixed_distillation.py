@@ -23,13 +23,13 @@ NAME = "mixed_distillation"
 ASK = Ask(mode="generate")
 
 
-def said(record_id: str, n: int, *, cot: bool = True, pot: bool = True) -> list[Annotation]:
+def annotations(record_id: str, n: int, *, cot: bool = True, pot: bool = True) -> list[Annotation]:
     texts = {
         "rationale": "There are some. " * (1 + n % 3) + f"The answer is {n}.",
         "program": f"shells = {n}\ngiven = 2\nanswer = shells - given",
     }
-    wanted = [kind for kind, there in (("rationale", cot), ("program", pot)) if there]
-    return [Annotation(record_id=record_id, teacher="t", kind=kind, text=texts[kind]) for kind in wanted]  # type: ignore[arg-type]
+    expected = [kind for kind, there in (("rationale", cot), ("program", pot)) if there]
+    return [Annotation(record_id=record_id, teacher="t", kind=kind, text=texts[kind]) for kind in expected]  # type: ignore[arg-type]
 
 
 def groups_of(method: Method, tokenizer: Any, *, count: int = 8, **there: bool) -> list[Group]:
@@ -37,7 +37,7 @@ def groups_of(method: Method, tokenizer: Any, *, count: int = 8, **there: bool) 
         tokenizer, ASK, encoder_decoder=False, add_bos=False, max_prompt_tokens=1500, max_target_tokens=256
     )
     return [
-        Group(r.id, tuple(encoder.encode(e) for e in method.examples(r, said(r.id, n, **there), ASK)))
+        Group(r.id, tuple(encoder.encode(e) for e in method.examples(r, annotations(r.id, n, **there), ASK)))
         for n, r in enumerate(sample_records(count))
     ]
 
@@ -86,27 +86,27 @@ def test_a_weight_of_zero_is_the_other_mode_alone_step_by_step(
 
 
 def test_a_mini_batch_without_programs_has_the_gradient_of_rationales_alone(tmp_path: Path) -> None:
-    found = []
+    results = []
     for name, settings in (("both", {}), ("one", {"cot_weight": 1.0, "pot_weight": 0.0, "policy": "single_cot"})):
         model, tokenizer = student()
         method = make_method(NAME, **settings)
         groups = groups_of(method, tokenizer, pot=False)
         trainer = make_trainer(model, tokenizer, method, groups, tmp_path / name)
-        found.append(gradients(trainer))
+        results.append(gradients(trainer))
         assert torch.isfinite(torch.tensor(trainer.state.losses)).all()
-    assert_close(*found, rtol=1e-9)
+    assert_close(*results, rtol=1e-9)
 
 
 def test_accumulation_over_unequal_lengths_changes_nothing(tmp_path: Path) -> None:
-    found = []
+    results = []
     for limit in (10**6, 150):
         model, tokenizer = student()
         method = make_method(NAME)
         groups = groups_of(method, tokenizer)
-        found.append(
+        results.append(
             gradients(make_trainer(model, tokenizer, method, groups, tmp_path / str(limit), micro_batch_tokens=limit))
         )
-    assert_close(*found, rtol=1e-9)
+    assert_close(*results, rtol=1e-9)
 
 
 def test_each_mode_has_the_mean_of_its_own_tokens() -> None:
@@ -127,7 +127,7 @@ def test_each_mode_has_the_mean_of_its_own_tokens() -> None:
 
 def test_balance_and_what_is_there() -> None:
     record = sample_records(1)[0]
-    for settings, there, wanted in (
+    for settings, there, expected in (
         ({}, {}, ["cot", "pot"]),
         ({}, {"pot": False}, ["cot"]),
         ({"balance": "paired"}, {"pot": False}, []),
@@ -136,9 +136,9 @@ def test_balance_and_what_is_there() -> None:
         ({"cot_weight": 0.0, "policy": "single_pot"}, {}, ["pot"]),
     ):
         method = make_method(NAME, **settings)
-        found = method.examples(record, said(record.id, 3, **there), ASK)
-        assert [example.channel for example in found] == wanted
-        assert all(example.marker.strip() for example in found)
+        actual = method.examples(record, annotations(record.id, 3, **there), ASK)
+        assert [example.channel for example in actual] == expected
+        assert all(example.marker.strip() for example in actual)
 
 
 def test_settings_that_cannot_be_read_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""A teacher with another tokenizer inside a method, and a teacher that is only a cache."""
+"""A teacher with another tokenizer, and a cached teacher, in a method's loss."""
 
 from pathlib import Path
 from typing import Any

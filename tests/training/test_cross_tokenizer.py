@@ -1,4 +1,4 @@
-"""Tokens of two tokenizations of one text, brought together by bytes."""
+"""Two tokenizations of one text are aligned by bytes, and a batch is converted for a teacher with another tokenizer."""
 
 from itertools import pairwise
 from typing import Any
@@ -6,13 +6,20 @@ from typing import Any
 import pytest
 
 from tests.tokenizer_pair import bundled, numerals, splitting
+from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.models.vocabulary import vocabulary
-from tinyllm_bench.training.cross_tokenizer import END, AlignedGroup, Piece, align, align_ratio
+from tinyllm_bench.training.cross_losses import (
+    Prefix,
+)
+from tinyllm_bench.training.cross_tokenizer import END, AlignedGroup, Piece, align, align_ratio, make_view
+
+# --- Alignment -------------------------------------------------------------------------------------------------------
 
 
 def pieces(tokenizer: Any, text: str) -> list[Piece]:
-    found = vocabulary(tokenizer).pieces
-    return [found[token] for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    actual = vocabulary(tokenizer).pieces
+    return [actual[token] for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
 def shown(
@@ -29,8 +36,8 @@ def assert_smallest(student: list[Piece], teacher: list[Piece]) -> list[AlignedG
         assert b"".join(x or b"" for x in ours) == b"".join(x or b"" for x in theirs)
         ends = [{len(b"".join(x or b"" for x in side[:n])) for n in range(1, len(side))} for side in (ours, theirs)]
         assert not ends[0] & ends[1]
-    for one, next_one in pairwise(groups):
-        assert (one.student.stop, one.teacher.stop) == (next_one.student.start, next_one.teacher.start)
+    for group, next_group in pairwise(groups):
+        assert (group.student.stop, group.teacher.stop) == (next_group.student.start, next_group.teacher.start)
     assert (groups[0].student.start, groups[-1].student.stop) == (0, len(student))
     assert (groups[0].teacher.start, groups[-1].teacher.stop) == (0, len(teacher))
     return groups
@@ -122,3 +129,54 @@ def test_the_bundled_pair_is_aligned_to_the_last_byte() -> None:
         groups = assert_smallest(student, teacher)
         if text is prose:
             assert align_ratio(groups, len(student)) > 0.8
+
+
+# --- View ------------------------------------------------------------------------------------------------------------
+
+STUDENT, TEACHER = numerals(), splitting()
+
+
+def encoded(text: str, *, tokenizer: Any = STUDENT, ended: bool = True) -> Encoded:
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return Encoded("r", "label", (5, 6), (*ids, tokenizer.eos_token_id) if ended else ids, not ended)
+
+
+def token(tokenizer: Any, entry: str) -> int:
+    return int(tokenizer.get_vocab()[entry])
+
+
+def test_the_teacher_reads_its_own_prompt_and_the_student_s_response() -> None:
+    items = [encoded(" the cat"), encoded(" 347", ended=False)]
+    aligned = make_view(items, STUDENT, TEACHER, ["Q: which?", "<turn>\nQ: how many?"], add_bos=True)
+    read = [TEACHER.decode(item.prompt) for item in aligned.teacher.items]
+    assert read == ["<bos>Q: which?", "<bos><turn>\nQ: how many?"]
+    assert [TEACHER.decode(item.target) for item in aligned.teacher.items] == [" the cat<eos>", " 347"]
+    assert aligned.teacher.target_ids_N.tolist() == aligned.spans.teacher_ids_M.tolist()
+    for row, place in zip(aligned.teacher.target_row_N, aligned.teacher.target_position_N, strict=True):
+        assert aligned.teacher.attention_mask_BT[row, place] == 1
+    assert (aligned.tokens, aligned.single, aligned.grouped) == (3 + 2, 3 + 1, 5)
+    # " the"=0, " cat"=1, end=2; " "=3 and "347"=4 beside "3", "4", "7"
+    assert aligned.spans.student_G2.tolist() == [[n, n] for n in range(5)]
+    assert aligned.spans.teacher_G2.tolist() == [[0, 0], [1, 1], [2, 2], [3, 3], [4, 6]]
+    assert aligned.spans.prefixes == (None, None, None, None, Prefix("teacher", b"34"))
+
+
+def test_a_response_that_grows_onto_the_prompt_is_tokenised_apart() -> None:
+    (item,) = make_view([encoded("at")], STUDENT, TEACHER, ["the c"]).teacher.items
+    assert TEACHER.decode(item.prompt) == "the c" and TEACHER.decode(item.target) == "at<eos>"
+
+
+def test_sampled_ids_are_aligned_as_they_are() -> None:
+    ids = [token(STUDENT, entry) for entry in ("c", "a", "t", "3", "47")]  # the tokenizer would write " cat", "347"
+    item = Encoded("r", "label", (5,), (*ids, STUDENT.eos_token_id), False)
+    aligned = make_view([item], STUDENT, TEACHER, ["Q:"])
+    assert aligned.spans.student_ids_N.tolist() == list(item.target)
+    assert aligned.spans.student_G2.tolist() == [[0, 2], [3, 3], [4, 4], [5, 5]]
+    assert aligned.spans.prefixes == (Prefix("student", b"ca"), None, Prefix("teacher", b"4"), None)
+
+
+def test_a_teacher_without_an_end_is_refused() -> None:
+    endless = splitting()
+    endless.eos_token = None
+    with pytest.raises(UserError, match="end-of-text token; set eos_token"):
+        make_view([encoded("cat")], STUDENT, endless, ["Q:"])
