@@ -281,7 +281,7 @@ def test_the_ratio_of_the_first_inner_step_is_one(
     assert max(map(abs, ratios[1])) > 1e-6, "the second mini-batch's were sampled before the first step"
 
 
-def test_a_question_is_drawn_as_often_as_it_stands_in_a_round(tmp_path: Path) -> None:
+def test_a_question_is_sampled_as_often_as_it_occurs_in_a_round(tmp_path: Path) -> None:
     """Four questions in a round of 16: 16 texts, not four that count four times."""
     for name, settings in (("minillm", {"group_size": 2, "inner_epochs": 2}), ("gkd", {"lmbda": 1.0})):
         model, tokenizer = tiny_llama()
@@ -290,25 +290,25 @@ def test_a_question_is_drawn_as_often_as_it_stands_in_a_round(tmp_path: Path) ->
         sizes = {"group_size": method.group_size, "inner_epochs": method.inner_epochs}
         plan = make_plan(groups, batch_records=8, seed=0, epochs=4, **sizes)
         trainer = make_trainer(model, tokenizer, method, groups, tmp_path / name, plan=plan)
-        trained: list[list[Group]] = []
+        steps: list[list[Group]] = []
         optimise = trainer.optimise
 
-        def watched(groups: Any, index: int, trained: Any = trained, optimise: Any = optimise) -> None:
-            trained.append(list(groups))
+        def watched(groups: Any, index: int, steps: Any = steps, optimise: Any = optimise) -> None:
+            steps.append(list(groups))
             optimise(groups, index)
 
         trainer.optimise = watched  # type: ignore[method-assign]
-        trained = trainer.run()
-        first_pass = [group for groups in trained[: method.group_size] for group in groups]
+        summary = trainer.run()
+        first_pass = [group for groups in steps[: method.group_size] for group in groups]
         texts = [group.items[0].target for group in first_pass]
         assert len(texts) == 8 * method.group_size and len(set(texts)) == len(texts)
         assert all(item.rollout for group in first_pass for item in group.items)
         if method.inner_epochs == 2:
-            assert sorted(g.items[0].target for groups in trained[2:4] for g in groups) == sorted(texts)
-            assert trained.rollout_tokens == sum(map(len, texts))
+            assert sorted(g.items[0].target for groups in steps[2:4] for g in groups) == sorted(texts)
+            assert summary.rollout_tokens == sum(map(len, texts))
 
 
-def test_examples_of_one_question_draw_apart() -> None:
+def test_examples_of_one_question_get_different_texts() -> None:
     student, _, tokenizer = pair("llama")
     method = make_method("gkd", lmbda=1.0)
     (group,) = make_groups(method, tokenizer, count=1)
