@@ -40,8 +40,8 @@ def generator(server: FakeServer, waits: list[float] | None = None, **more: Any)
 
 
 def written(server: FakeServer, batch: list[GenerationRequest], **more: Any) -> dict[int, Completion | FailedRequest]:
-    with generator(server, **more) as one:
-        answers = list(one.generate(batch))
+    with generator(server, **more) as client:
+        answers = list(client.generate(batch))
     assert len(answers) == len(dict(answers)) == len(batch)
     return dict(answers)
 
@@ -173,8 +173,8 @@ def test_a_compressed_reply_is_not_unpacked() -> None:
 def test_the_key_is_sent_to_no_other_host(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYLLM_BENCH_API_KEY", SECRET)
     with FakeServer() as other, FakeServer([Reply(status=status, headers={"Location": other.url})]) as server:
-        with pytest.raises(UserError, match=f"cannot serve .* it answers {status}"), generator(server) as one:
-            list(one.generate(requests(1)))
+        with pytest.raises(UserError, match=f"cannot serve .* it answers {status}"), generator(server) as client:
+            list(client.generate(requests(1)))
         assert other.keys == [] and SECRET not in repr(other.requests_sent)
 
 
@@ -196,12 +196,12 @@ def test_odd_counts_of_tokens_are_words(count: Any) -> None:
 
 
 def test_closing_while_a_request_is_under_way_ends_at_once() -> None:
-    with FakeServer([Reply(hold=True)]) as server, generator(server, timeout=60) as one:
-        threading.Thread(target=lambda: list(one.generate(requests(1))), daemon=True).start()
+    with FakeServer([Reply(hold=True)]) as server, generator(server, timeout=60) as client:
+        threading.Thread(target=lambda: list(client.generate(requests(1))), daemon=True).start()
         while not server.requests_sent:
             time.sleep(0.01)
         began = time.monotonic()
-        one.__exit__(None, None, None)
+        client.__exit__(None, None, None)
         assert time.monotonic() - began < 5
 
 
@@ -252,8 +252,8 @@ def test_a_server_that_cannot_be_used_is_refused_at_the_door() -> None:
 
 def test_an_unknown_model_while_writing_ends_everything() -> None:
     gone = Reply(status=404, body={"error": {"message": "no such model"}})
-    with FakeServer([words("one"), gone]) as server, generator(server) as one:
-        answers = one.generate(requests(5))
+    with FakeServer([words("one"), gone]) as server, generator(server) as client:
+        answers = client.generate(requests(5))
         assert next(answers)[0] == 0
         with pytest.raises(UserError, match=r"404 \(no such model\).*api:URL#MODEL"):
             next(answers)
@@ -262,13 +262,13 @@ def test_an_unknown_model_while_writing_ends_everything() -> None:
 
 def test_a_server_that_dies_half_way_and_comes_back() -> None:
     got: dict[int, Any] = {}
-    with FakeServer(dies_after=4) as server, generator(server, concurrency=2) as one:
+    with FakeServer(dies_after=4) as server, generator(server, concurrency=2) as client:
         with pytest.raises(UserError, match="went away.*3 times; start the server again and repeat"):
-            got.update(one.generate(requests(20)))
+            got.update(client.generate(requests(20)))
         assert 4 <= len(got) < 20 and all(isinstance(answer, Completion) for answer in got.values())
         with FakeServer(port=server.port):
             rest = [request for n, request in enumerate(requests(20)) if n not in got]
-            assert len(dict(one.generate(rest))) == len(rest)
+            assert len(dict(client.generate(rest))) == len(rest)
 
 
 def test_a_wrong_or_missing_key_names_the_variable_and_never_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,10 +283,10 @@ def test_a_wrong_or_missing_key_names_the_variable_and_never_the_key(monkeypatch
         assert SECRET not in everything(caught.value)
         monkeypatch.setenv("MY_KEY", " right\n")
         assert len(written(server, requests(1), key_variable="MY_KEY")) == 1
-        with generator(server, key_variable="MY_KEY") as one:
+        with generator(server, key_variable="MY_KEY") as client:
             server.key = "another"
             with pytest.raises(UserError, match=r"refuses the key \(401\); set MY_KEY"):
-                list(one.generate(requests(3)))
+                list(client.generate(requests(3)))
     monkeypatch.setenv("MY_KEY", f"{SECRET}ï")
     with pytest.raises(UserError, match="odd characters") as caught:
         generator(server, key_variable="MY_KEY").__enter__()
@@ -313,22 +313,22 @@ def test_the_key_is_in_no_reason_no_log_and_no_repr(caplog: pytest.LogCaptureFix
     caplog.set_level(logging.DEBUG)
     telling = {"error": {"message": f"you sent {SECRET}"}}
     script = [Reply(status=status, body=telling) for status in (400, 500, 429, 200)]
-    with FakeServer(script) as server, generator(server, attempts=1) as one:
-        answers = dict(one.generate(requests(4)))
+    with FakeServer(script) as server, generator(server, attempts=1) as client:
+        answers = dict(client.generate(requests(4)))
         assert [type(answer) for answer in answers.values()] == [FailedRequest] * 4 and SECRET not in repr(answers)
         assert all("you sent ***" in answer.reason for answer in answers.values() if isinstance(answer, FailedRequest))
         server.script = [Reply(status=404, body=telling)]
         with pytest.raises(UserError) as caught:
-            list(one.generate(requests(1)))
+            list(client.generate(requests(1)))
         assert SECRET not in str(caught.value)
-        assert SECRET not in repr(one) + repr(vars(one))
+        assert SECRET not in repr(client) + repr(vars(client))
     assert set(server.keys) == {f"Bearer {SECRET}"}
     assert "HTTP Request" in caplog.text and SECRET not in caplog.text
 
 
 def test_leaving_early_begins_nothing_new() -> None:
-    with FakeServer() as server, generator(server) as one:
-        for _ in one.generate(requests(50)):
+    with FakeServer() as server, generator(server) as client:
+        for _ in client.generate(requests(50)):
             break
         time.sleep(0.1)
         assert len(server.requests_sent) < 50

@@ -66,16 +66,16 @@ def test_greedy_texts_do_not_depend_on_the_batch_and_counts_are_exact(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     folder, pair = request.getfixturevalue(f"tiny_{kind}_dir"), request.getfixturevalue(f"tiny_{kind}")
-    found = written(folder, requests(), batch=3)
+    completions = written(folder, requests(), batch=3)
     tokenizer = pair[1]
-    for answer, prompt in zip(found, PROMPTS, strict=True):
+    for answer, prompt in zip(completions, PROMPTS, strict=True):
         new_ids = alone(pair, prompt)
         ended = tokenizer.eos_token_id in new_ids
         assert answer.tokens_in == len(tokenizer(prompt).input_ids)
         assert answer.tokens_out == (new_ids.index(tokenizer.eos_token_id) + 1 if ended else 12)
         assert answer.finish == ("stop" if ended else "length") and answer.seconds > 0
         assert answer.text == tokenizer.decode(new_ids, skip_special_tokens=True).rstrip("\ufffd")
-    assert len(set(texts(found))) == len(PROMPTS)  # else the comparison would say little
+    assert len(set(texts(completions))) == len(PROMPTS)  # else the comparison would say little
 
 
 def test_an_end_token_and_a_stop_text_end_one_row_and_leave_the_others(tiny_llama: Any, tmp_path: Path) -> None:
@@ -90,15 +90,21 @@ def test_an_end_token_and_a_stop_text_end_one_row_and_leave_the_others(tiny_llam
         for n in range(3, 12)
         if "\ufffd" not in (text := tokenizer.decode(whole[1][n - 2 : n])) and sum(text in one for one in decoded) == 1
     )
-    found = written(folder, requests(stop=(stop, "never written")))
-    assert found[0].finish == "stop" and found[0].tokens_out == whole[0].index(end) + 1
-    assert found[0].text == tokenizer.decode(whole[0][: whole[0].index(end)])
-    assert found[1].finish == "stop" and found[1].text == decoded[1].split(stop)[0] and found[1].tokens_out < 12
-    assert stop in tokenizer.decode(whole[1][: found[1].tokens_out])
-    assert stop not in tokenizer.decode(whole[1][: found[1].tokens_out - 1])
+    completions = written(folder, requests(stop=(stop, "never written")))
+    assert completions[0].finish == "stop" and completions[0].tokens_out == whole[0].index(end) + 1
+    assert completions[0].text == tokenizer.decode(whole[0][: whole[0].index(end)])
+    assert (
+        completions[1].finish == "stop"
+        and completions[1].text == decoded[1].split(stop)[0]
+        and completions[1].tokens_out < 12
+    )
+    assert stop in tokenizer.decode(whole[1][: completions[1].tokens_out])
+    assert stop not in tokenizer.decode(whole[1][: completions[1].tokens_out - 1])
     ended = [tokenizer.eos_token_id in row for row in whole[2:]]
-    assert [answer.finish for answer in found[2:]] == ["stop" if own_end else "length" for own_end in ended]
-    assert texts(found[2:]) == [tokenizer.decode(row, skip_special_tokens=True).rstrip("\ufffd") for row in whole[2:]]
+    assert [answer.finish for answer in completions[2:]] == ["stop" if own_end else "length" for own_end in ended]
+    assert texts(completions[2:]) == [
+        tokenizer.decode(row, skip_special_tokens=True).rstrip("\ufffd") for row in whole[2:]
+    ]
 
 
 @pytest.mark.slow
@@ -106,12 +112,12 @@ def test_a_sampled_text_depends_on_its_own_seed_alone(tiny_llama_dir: Path) -> N
     sampled = requests(temperature=1.0, top_p=0.95)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    found = written(tiny_llama_dir, sampled)
+    completions = written(tiny_llama_dir, sampled)
     assert torch.equal(before, torch.get_rng_state())
-    assert texts(written(tiny_llama_dir, sampled[::-1], batch=2)) == texts(found)[::-1]
-    assert texts(written(tiny_llama_dir, [*sampled[:2], *requests()[:2]]))[:2] == texts(found)[:2]
-    assert texts(written(tiny_llama_dir, [request._replace(seed=99) for request in sampled])) != texts(found)
-    assert texts(written(tiny_llama_dir, requests())) != texts(found)
+    assert texts(written(tiny_llama_dir, sampled[::-1], batch=2)) == texts(completions)[::-1]
+    assert texts(written(tiny_llama_dir, [*sampled[:2], *requests()[:2]]))[:2] == texts(completions)[:2]
+    assert texts(written(tiny_llama_dir, [request._replace(seed=99) for request in sampled])) != texts(completions)
+    assert texts(written(tiny_llama_dir, requests())) != texts(completions)
 
 
 @pytest.mark.slow
@@ -128,9 +134,12 @@ def test_any_token_can_be_sampled_and_top_p_narrows_it(tiny_llama_dir: Path) -> 
 
 def test_a_prompt_that_is_too_long_fails_alone_and_is_never_cut(tmp_path: Path) -> None:
     folder = tiny_models.saved(tiny_models.tiny_llama(max_position_embeddings=64), tmp_path / "short")
-    found = written(folder, requests(["A hen", "long " * 60, "Water boils"]))
-    assert isinstance(found[1], FailedRequest) and "new ones are more than the model's limit of 64" in found[1].reason
-    assert isinstance(found[0], Completion) and isinstance(found[2], Completion)
+    completions = written(folder, requests(["A hen", "long " * 60, "Water boils"]))
+    assert (
+        isinstance(completions[1], FailedRequest)
+        and "new ones are more than the model's limit of 64" in completions[1].reason
+    )
+    assert isinstance(completions[0], Completion) and isinstance(completions[2], Completion)
     read = written(folder, [GenerationRequest("A hen", SamplingConfig(max_new_tokens=100), 0)])
     assert isinstance(read[0], FailedRequest) and "and 100 new ones" in read[0].reason
 
@@ -142,8 +151,8 @@ def test_a_chat_model_reads_its_own_template(tmp_path: Path, tiny_llama_dir: Pat
     wrapped = [f"<|user|>{prompt}\n<|assistant|>" for prompt in PROMPTS]
     as_text = written(tiny_llama_dir, requests(wrapped))
     for chat in ("auto", "always"):
-        found = written(folder, requests(), chat=chat)
-        assert [answer[:4] for answer in found] == [answer[:4] for answer in as_text]
+        completions = written(folder, requests(), chat=chat)
+        assert [answer[:4] for answer in completions] == [answer[:4] for answer in as_text]
     assert texts(written(folder, requests(), chat="never")) == texts(written(tiny_llama_dir, requests()))
     with pytest.raises(UserError, match="no chat template"), HfGenerator(spec(tiny_llama_dir), chat="always"):
         pass

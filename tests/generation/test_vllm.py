@@ -51,9 +51,9 @@ def generator(chat_folder: Path) -> Iterator[VllmEngine]:
 
 
 def answers(generator: VllmEngine, batch: list[GenerationRequest]) -> list[Any]:
-    found = dict(generator.generate(batch))
-    assert list(found) == list(range(len(batch)))
-    return list(found.values())
+    results = dict(generator.generate(batch))
+    assert list(results) == list(range(len(batch)))
+    return list(results.values())
 
 
 @pytest.mark.vllm
@@ -88,11 +88,11 @@ def test_a_sampled_text_depends_on_its_own_seed_alone(generator: VllmEngine) -> 
 @needs_vllm
 def test_a_long_prompt_fails_alone_and_a_death_is_clear(generator: VllmEngine, chat_folder: Path) -> None:
     batch = [GenerationRequest(text, SamplingConfig(max_new_tokens=4), 0) for text in ("A hen", "long " * 250, "Water")]
-    found = answers(generator, batch)
-    assert [isinstance(answer, FailedRequest) for answer in found] == [False, True, False]
-    assert "limit of 256" in found[1].reason
+    results = answers(generator, batch)
+    assert [isinstance(answer, FailedRequest) for answer in results] == [False, True, False]
+    assert "limit of 256" in results[1].reason
     only_long = answers(generator, batch[1:2])
-    assert only_long == [found[1]]
+    assert only_long == [results[1]]
     with teacher_engine(chat_folder, EngineOptions(max_model_len=32), start_seconds=300, answer_seconds=300) as short:
         assert isinstance(answers(short, requests(PROMPTS[2:3]))[0], FailedRequest)
         assert short.pid is not None
@@ -173,33 +173,33 @@ def expected(folder: Path, prompt: Any, response: Any, k: int) -> tuple[Rows, to
     return Rows(*top_k(logits_NV, k), gold_N), logp_NV
 
 
-def agree(found: Rows, folder: Path, prompt: Any, response: Any, k: int = K) -> None:
+def agree(actual: Rows, folder: Path, prompt: Any, response: Any, k: int = K) -> None:
     reference, logp_NV = expected(folder, prompt, response, k)
-    check_rows(Scored("x", prompt, response, found), k=k, vocabulary=ENTRIES)
-    assert [part.dtype for part in found] == [torch.int64, *[torch.float32] * 3]
-    for ours, theirs in zip(found[1:], reference[1:], strict=True):
+    check_rows(Scored("x", prompt, response, actual), k=k, vocabulary=ENTRIES)
+    assert [part.dtype for part in actual] == [torch.int64, *[torch.float32] * 3]
+    for ours, theirs in zip(actual[1:], reference[1:], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
     # every id has the log-probability that stands beside it, and where no neighbour is near the ids are the same
-    torch.testing.assert_close(logp_NV.gather(-1, found.ids_NK), found.logp_NK, atol=1e-3, rtol=0)
+    torch.testing.assert_close(logp_NV.gather(-1, actual.ids_NK), actual.logp_NK, atol=1e-3, rtol=0)
     longer_NK = torch.nn.functional.pad(logp_NV, (0, 1), value=-torch.inf).topk(k + 1)[0]
     gaps_NK = longer_NK[:, :-1] - longer_NK[:, 1:]
     clear_NK = (gaps_NK > 2e-3) & (torch.nn.functional.pad(gaps_NK, (1, 0), value=1.0)[:, :-1] > 2e-3)
     assert clear_NK.float().mean() > 0.5
-    assert torch.equal(found.ids_NK[clear_NK], reference.ids_NK[clear_NK])
-    assert bool((found.logp_NK.diff(dim=-1) <= 0).all())
+    assert torch.equal(actual.ids_NK[clear_NK], reference.ids_NK[clear_NK])
+    assert bool((actual.logp_NK.diff(dim=-1) <= 0).all())
 
 
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
 def test_the_rows_are_those_of_transformers(scorer: VllmEngine, folder: Path) -> None:
-    found = list(scorer.score(PAIRS))
-    assert [len(rows.gold_N) for rows in found] == [len(response) for _, response in PAIRS]
-    for rows, pair in zip(found, PAIRS, strict=True):
+    scored = list(scorer.score(PAIRS))
+    assert [len(rows.gold_N) for rows in scored] == [len(response) for _, response in PAIRS]
+    for rows, pair in zip(scored, PAIRS, strict=True):
         agree(rows, folder, *pair)
-    inside = [rows.ids_NK.eq(torch.tensor(pair[1])[:, None]).any(-1) for rows, pair in zip(found, PAIRS, strict=True)]
+    inside = [rows.ids_NK.eq(torch.tensor(pair[1])[:, None]).any(-1) for rows, pair in zip(scored, PAIRS, strict=True)]
     assert not torch.cat(inside).all(), "some tokens stand outside of the k most probable"
-    most_probable = (SHARED, (int(found[0].ids_NK[0, 0]), int(found[0].ids_NK[0, -1])))
+    most_probable = (SHARED, (int(scored[0].ids_NK[0, 0]), int(scored[0].ids_NK[0, -1])))
     (rows,) = scorer.score([most_probable])
     agree(rows, folder, *most_probable)
     assert rows.gold_N[0] == rows.logp_NK[0, 0], "a token among the k most probable is not counted twice"
@@ -311,7 +311,7 @@ def test_a_scorer_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def flat(*positions: list[tuple[int, float]]) -> Any:
-    """What vLLM answers: positions of (id, log-probability), the first of each being the token that stands there."""
+    """What vLLM answers: positions of (id, log-probability), the first of each being the actual token."""
     ends = [sum(len(position) for position in positions[: i + 1]) for i in range(len(positions))]
     pairs = [pair for position in positions for pair in position]
     return SimpleNamespace(
@@ -325,10 +325,10 @@ def flat(*positions: list[tuple[int, float]]) -> Any:
 def test_a_position_is_its_token_and_the_top_k() -> None:
     answer = flat([], [(9, -4.0), (3, -0.5), (4, -1.0)], [(3, -0.2), (3, -0.2), (7, -3.0)])
     assert read_position(answer, 1) == (9, -4.0, [3, 4], [-0.5, -1.0])
-    found = rows_of(answer, [5], [9, 3], k=2)
-    assert found == {"ids": [[3, 4], [3, 7]], "logp": [[-0.5, -1.0], [-0.2, -3.0]], "gold": [-4.0, -0.2]}
+    rows = rows_of(answer, [5], [9, 3], k=2)
+    assert rows == {"ids": [[3, 4], [3, 7]], "logp": [[-0.5, -1.0], [-0.2, -3.0]], "gold": [-4.0, -0.2]}
     with pytest.raises(UserError, match="id 7 is among the top 2 tokens, but the tokenizer has only 5"):
-        top_k_rows(found, vocabulary=5)
+        top_k_rows(rows, vocabulary=5)
     with pytest.raises(AssertionError):
         rows_of(answer, [5], [9, 4], k=2)
 
@@ -337,8 +337,8 @@ def test_a_position_is_its_token_and_the_top_k() -> None:
 @pytest.mark.vllm
 def test_the_prefix_cache_is_off_where_distributions_are_read(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder)
-    batch = {"dtype": "float32", "max_model_len": None, "gpu_memory": 0.9, "all_devices": True}
-    found = engine_options(config, **batch, top_k=5)
-    assert found["enable_prefix_caching"] is False and found["max_logprobs"] == 5
-    assert found["logprobs_mode"] == "raw_logprobs" and found["dtype"] == "float32"
-    assert engine_options(config, **batch, top_k=None)["enable_prefix_caching"] is True
+    settings = {"dtype": "float32", "max_model_len": None, "gpu_memory": 0.9, "all_devices": True}
+    options = engine_options(config, **settings, top_k=5)
+    assert options["enable_prefix_caching"] is False and options["max_logprobs"] == 5
+    assert options["logprobs_mode"] == "raw_logprobs" and options["dtype"] == "float32"
+    assert engine_options(config, **settings, top_k=None)["enable_prefix_caching"] is True

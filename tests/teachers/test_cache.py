@@ -125,7 +125,9 @@ def test_all_that_decides_a_text_is_in_its_key() -> None:
             for change in ({"temperature": 0.5}, {"top_p": 0.9}, {"max_new_tokens": 9}, {"stop": ()})
         ),
     ]
-    keys = [text_key(TEACHER, one) for one in [request, *others]] + [text_key({**TEACHER, "chat": "never"}, request)]
+    keys = [text_key(TEACHER, variant) for variant in [request, *others]] + [
+        text_key({**TEACHER, "chat": "never"}, request)
+    ]
     assert len(set(keys)) == len(others) + 2
     assert text_key(dict(reversed(TEACHER.items())), request) == keys[0]
 
@@ -147,10 +149,10 @@ def test_a_text_that_is_no_unicode_is_cached_all_the_same(cache: TextCache) -> N
 
 def test_the_folder_is_named_by_the_teachers_identity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path))
-    one, other = texts_folder("a-model", TEACHER), texts_folder("a-model", {**TEACHER, "chat": "never"})
-    assert one.parent == other.parent == tmp_path / "annotations" / "a-model" and one != other
-    fill(TextCache(one, TEACHER), FakeGenerator(), REQUESTS[:1])
-    assert dict(TextCache.open(one).teacher) == TEACHER
+    first, second = texts_folder("a-model", TEACHER), texts_folder("a-model", {**TEACHER, "chat": "never"})
+    assert first.parent == second.parent == tmp_path / "annotations" / "a-model" and first != second
+    fill(TextCache(first, TEACHER), FakeGenerator(), REQUESTS[:1])
+    assert dict(TextCache.open(first).teacher) == TEACHER
 
 
 def test_reading_five_thousand_texts_is_fast(cache: TextCache) -> None:

@@ -32,7 +32,7 @@ POOL = [made(i, answer=i % 3) for i in range(12)]
 
 
 def shown_ids(shots: ShotSelector, record: TaskRecord) -> list[str]:
-    return [one.record.id for one in shots.select(record)]
+    return [shot.record.id for shot in shots.select(record)]
 
 
 @pytest.mark.parametrize("select", SELECTS)
@@ -40,7 +40,7 @@ def test_the_record_itself_is_never_shown(select: Select) -> None:
     shots = ShotSelector(ShotConfig(select=select, shots=11), POOL, None)
     for record in POOL:
         shown = shown_ids(shots, record)
-        assert sorted([*shown, record.id]) == sorted(one.id for one in POOL), "eleven of twelve: all the others"
+        assert sorted([*shown, record.id]) == sorted(record.id for record in POOL), "eleven of twelve: all the others"
 
 
 @pytest.mark.parametrize("select", SELECTS)
@@ -48,7 +48,7 @@ def test_nor_is_the_same_question_in_other_letters(select: Select) -> None:
     twins = [made(20 + i, f"  Why is   the MOSS {'wet' if i % 2 else 'Wet'}? ", answer=i % 3) for i in range(6)]
     shots = ShotSelector(ShotConfig(select=select, shots=4), [*twins, *POOL[:4]], None)
     record = made(99, "why is the moss wet?")
-    assert sorted(shown_ids(shots, record)) == sorted(one.id for one in POOL[:4])
+    assert sorted(shown_ids(shots, record)) == sorted(record.id for record in POOL[:4])
 
 
 @pytest.mark.parametrize("select", SELECTS)
@@ -57,7 +57,7 @@ def test_no_question_is_shown_twice(select: Select) -> None:
         ShotConfig(select=select, shots=3), [*POOL[:3], *(made(20 + i, "Is it raining?") for i in range(9))], None
     )
     for i in range(20):
-        questions = [one.record.question for one in shots.select(made(100 + i, "Is it raining in the river?"))]
+        questions = [shot.record.question for shot in shots.select(made(100 + i, "Is it raining in the river?"))]
         assert len(set(questions)) == 3
 
 
@@ -80,8 +80,8 @@ def test_random_samples_again_for_each_record_and_each_seed() -> None:
 
 def test_random_is_uniform() -> None:
     shots = ShotSelector(ShotConfig(shots=3), POOL, None)
-    counts = Counter(one for i in range(400) for one in shown_ids(shots, made(1000 + i, f"Other question {i}?")))
-    assert set(counts) == {one.id for one in POOL}
+    counts = Counter(name for i in range(400) for name in shown_ids(shots, made(1000 + i, f"Other question {i}?")))
+    assert set(counts) == {record.id for record in POOL}
     assert all(60 <= count <= 140 for count in counts.values()), counts  # 100 expected
 
 
@@ -132,7 +132,7 @@ def test_stratified_spreads_positions() -> None:
     pool = [made(i, answer=0 if i < 9 else i % 3) for i in range(12)]
     shots = ShotSelector(ShotConfig(select="stratified", shots=4), pool, None)
     for record in pool:
-        counts = Counter(one.record.answer for one in shots.select(record))
+        counts = Counter(shot.record.answer for shot in shots.select(record))
         most = [1, 1, 2] if record.answer == 0 else [1, 3]
         assert sorted(counts.values()) == most, "positions 1 and 2 have one record each"
 
@@ -141,9 +141,9 @@ def test_stratified_spreads_texts_where_the_choices_are_closed() -> None:
     pool = [made(i, choices=("Yes", "No") if i % 2 else ("no", "yes"), answer=0) for i in range(12)]
     shots = ShotSelector(ShotConfig(select="stratified", shots=4), pool, None)
     for record in pool:
-        said = [one.record.choices[0].lower() for one in shots.select(record)]
-        assert Counter(said) == {"yes": 2, "no": 2}
-    orders = {tuple(one.record.choices[0].lower() for one in shots.select(record)) for record in pool}
+        answers = [shot.record.choices[0].lower() for shot in shots.select(record)]
+        assert Counter(answers) == {"yes": 2, "no": 2}
+    orders = {tuple(shot.record.choices[0].lower() for shot in shots.select(record)) for record in pool}
     assert len(orders) > 2, "no fixed order of answers"
 
 
@@ -157,12 +157,12 @@ def test_rationales_come_along_without_their_trigger_and_the_rest_is_not_shown()
         "toy/train/5": "It is dry.",
     }
     shots = ShotSelector(ShotConfig(rationales="replay:sample#any"), POOL, texts)
-    said = {one.record.id: one.rationale for record in POOL for one in shots.select(record)}
-    assert said == {"toy/train/0": "It is heavy.", "toy/train/4": "It is light.", "toy/train/5": "It is dry."}
+    rationales = {shot.record.id: shot.rationale for record in POOL for shot in shots.select(record)}
+    assert rationales == {"toy/train/0": "It is heavy.", "toy/train/4": "It is light.", "toy/train/5": "It is dry."}
 
 
 def test_without_texts_there_is_no_rationale() -> None:
-    assert [one.rationale for one in ShotSelector(ShotConfig(), POOL, None).select(POOL[0])] == [None, None]
+    assert [shot.rationale for shot in ShotSelector(ShotConfig(), POOL, None).select(POOL[0])] == [None, None]
 
 
 def test_no_shots_need_no_pool() -> None:
@@ -244,10 +244,10 @@ def test_the_digest_follows_everything_that_a_prompt_depends_on() -> None:
 def test_a_large_pool_is_quick() -> None:
     pool = [made(i, answer=i % 3) for i in range(16_000)]
     shots = [ShotSelector(ShotConfig(select=select), pool, None) for select in ("random", "stratified")]
-    for one in shots:
-        one.select(pool[0])
+    for selector in shots:
+        selector.select(pool[0])
     start = time.process_time()
-    for one in shots:
+    for selector in shots:
         for record in pool[:500]:
-            one.select(record)
+            selector.select(record)
     assert time.process_time() - start < 2, "a whole shuffle for each record takes 8 s here"

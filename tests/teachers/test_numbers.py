@@ -51,9 +51,11 @@ def test_recorded_programs_are_another_kind_of_annotation() -> None:
     prose = open_teacher(parse_spec("replay:sample#stepwise", role="teacher"), SETTINGS, context("svamp"))
     assert teacher is not None and prose is not None
     assert (teacher.kind, prose.kind, teacher.recorded, teacher.gold_visible) == ("program", "rationale", True, True)
-    found = teacher.annotate(TRAIN, report=quiet)
-    assert {a.kind for a in found} == {"program"} and not any(a.rejected for a in found), "prose filters stay away"
-    assert all("answer = " in a.text and a.answer is None for a in found)
+    annotations = teacher.annotate(TRAIN, report=quiet)
+    assert {a.kind for a in annotations} == {"program"} and not any(a.rejected for a in annotations), (
+        "prose filters stay away"
+    )
+    assert all("answer = " in a.text and a.answer is None for a in annotations)
     assert teacher.text_digest("svamp") != prose.text_digest("svamp")
 
 
@@ -79,9 +81,9 @@ def test_blind_teachers_are_marked_and_their_answers_are_read(release: Path, kin
         pytest.skip("needs the task's own file beside the release folder")
     source = Source("release", str(release))
     records = load_split(source, "svamp", "train")
-    found = ReplayTeacher("gpt4", "replay:release#gpt4", source, (), kind=kind).annotate(records, report=quiet)
-    assert {(a.kind, a.gold_visible) for a in found} == {(kind, False)}
-    right = sum(a.answer == record.number for a, record in zip(found, records, strict=True))
+    annotations = ReplayTeacher("gpt4", "replay:release#gpt4", source, (), kind=kind).annotate(records, report=quiet)
+    assert {(a.kind, a.gold_visible) for a in annotations} == {(kind, False)}
+    right = sum(a.answer == record.number for a, record in zip(annotations, records, strict=True))
     assert right == (659 if kind == "rationale" else 0)
     spec = parse_spec(f"replay:{release}#gpt4", role="teacher")
     opened = (open_teacher if kind == "rationale" else open_program_teacher)(spec, SETTINGS, context("svamp"))
@@ -95,8 +97,8 @@ def test_the_digest_of_read_answers_names_who_reads_them(monkeypatch: pytest.Mon
     seeing = ReplayTeacher("terse", "replay:sample#terse", SAMPLE, ())
     blind = ReplayTeacher("terse", "replay:sample#terse", SAMPLE, (), gold_visible=False)
     assert seeing.text_digest("svamp") != blind.text_digest("svamp")
-    found = blind.annotate(TRAIN, report=quiet)
-    assert [a.answer for a in found] == [record.number for record in TRAIN]
+    annotations = blind.annotate(TRAIN, report=quiet)
+    assert [a.answer for a in annotations] == [record.number for record in TRAIN]
 
 
 # --- filters, controls, shots -----------------------------------------------------------------------------------------
@@ -189,8 +191,8 @@ def test_a_report_reads_the_numbers() -> None:
         records[name] = TaskRecord(id=name, task="t", split=split, question="?", number="5")
     blind = [
         Annotation(record_id=name, teacher=teacher, kind="rationale", text=text, answer="5" if i else "$6")
-        for teacher, found in texts.items()
-        for i, (name, text) in enumerate(zip(records, found, strict=True))
+        for teacher, teacher_texts in texts.items()
+        for i, (name, text) in enumerate(zip(records, teacher_texts, strict=True))
     ]
     first, second = teacher_reports(blind, records, ("empty",))
     assert (first.contains_gold.count, first.gold_only.count) == (2, 1)

@@ -69,7 +69,7 @@ def edited(file: Path, number: int, **changes: Any) -> None:
 
 def test_packed_texts_arrive_in_the_cache(packed: Path) -> None:
     header, new = import_pack(packed)
-    assert (new, header.texts, [one.texts for one in header.teachers]) == (70, 70, [30, 40])
+    assert (new, header.texts, [teacher.texts for teacher in header.teachers]) == (70, 70, [30, 40])
     rows = fill(cache_at("two", TWO), None)  # no generator is needed
     row = rows[text_key(TWO, REQUESTS[0])]
     assert (row["text"], row["finish"], row["seconds"]) == ("ünïcode\n\u2028", "length", 0.25)

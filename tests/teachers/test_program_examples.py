@@ -18,8 +18,8 @@ def test_an_example_gives_its_answer(example: ProgramExample, sandbox: Sandbox) 
     (prepared,) = sandbox.prepare([example.program])
     assert prepared.code is not None and prepared.line is not None, prepared
     assert not prepared.degenerate or not example.options
-    found = answer_of(sandbox.run(example.program, inputs=inputs_for(example.options)), example.options)
-    assert found.key == example.key, found
+    answer = answer_of(sandbox.run(example.program, inputs=inputs_for(example.options)), example.options)
+    assert answer.key == example.key, answer
 
 
 def test_there_are_six_of_each_kind_and_their_answers_are_spread() -> None:

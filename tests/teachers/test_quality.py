@@ -49,8 +49,8 @@ def annotation(number: int, text: str, **settings: Any) -> Annotation:
 
 
 def report(annotations: list[Annotation], filters: tuple[str, ...] = DEFAULTS, **known: Any) -> TeacherReport:
-    (found,) = teacher_reports(annotations, RECORDS, filters, **known)
-    return found
+    (result,) = teacher_reports(annotations, RECORDS, filters, **known)
+    return result
 
 
 def own(teacher: str, answers: list[str | None], **settings: Any) -> list[Annotation]:
@@ -70,8 +70,8 @@ TEXTS = [
 
 
 def test_shares_follow_their_definitions() -> None:
-    found = report([annotation(n, text) for n, text in enumerate(TEXTS)])
-    counts = {name: getattr(found, name).count for name in TeacherReport.model_fields if name in SHARES}
+    result = report([annotation(n, text) for n, text in enumerate(TEXTS)])
+    counts = {name: getattr(result, name).count for name in TeacherReport.model_fields if name in SHARES}
     assert counts == {
         "under_five_words": 3,
         "empty_or_nan": 2,
@@ -81,13 +81,13 @@ def test_shares_follow_their_definitions() -> None:
         "gold_only": 0,
         "kept": 1,
     }
-    assert {name: share.count for name, share in found.rejected.items()} == {
+    assert {name: share.count for name, share in result.rejected.items()} == {
         "empty": 1,
         "nan": 1,
         "short": 1,
         "prompt_junk": 1,
     }
-    assert (found.n, found.task, found.teacher, found.split) == (5, "toy", "alder", "train")
+    assert (result.n, result.task, result.teacher, result.split) == (5, "toy", "alder", "train")
 
 
 SHARES = (
@@ -102,9 +102,9 @@ SHARES = (
 
 
 def test_each_filter_counts_alone_and_only_what_it_can_judge() -> None:
-    found = report([annotation(n, text) for n, text in enumerate(TEXTS)], ("empty",))
-    assert found.alone["short"].count == 3 and found.alone["empty"].count == 1
-    assert found.alone["cut"] == Share(count=0, of=0) and found.alone["cut"].share is None
+    result = report([annotation(n, text) for n, text in enumerate(TEXTS)], ("empty",))
+    assert result.alone["short"].count == 3 and result.alone["empty"].count == 1
+    assert result.alone["cut"] == Share(count=0, of=0) and result.alone["cut"].share is None
     cut = report(
         [annotation(0, TEXTS[0], finish="length"), annotation(1, TEXTS[0], finish="stop"), annotation(2, TEXTS[4])]
     )
@@ -141,10 +141,10 @@ def test_what_counts_as_an_invented_question(text: str, expected: int) -> None:
 
 
 def test_the_gold_text_is_compared_in_its_normal_form() -> None:
-    found = report(
+    result = report(
         [annotation(0, f"{TRIGGER} RUST."), annotation(1, "It is rust, not moss."), annotation(2, "Moss, I think.")]
     )
-    assert (found.contains_gold.count, found.gold_only.count) == (2, 1)
+    assert (result.contains_gold.count, result.gold_only.count) == (2, 1)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 12])
@@ -157,18 +157,18 @@ def test_lengths_are_those_of_numpy(size: int) -> None:
 
 
 def test_own_accuracy_is_of_named_answers_of_teachers_that_did_not_see_the_gold() -> None:
-    found = report(own("alder", ["Rust", "tin.", "rust", None])).own
+    accuracy = report(own("alder", ["Rust", "tin.", "rust", None])).own
     interval = binomtest(2, 3).proportion_ci(method="wilson")
-    assert found is not None
-    assert (found.texts, found.named, found.correct) == (4, 3, 2)
-    assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert accuracy is not None
+    assert (accuracy.texts, accuracy.named, accuracy.correct) == (4, 3, 2)
+    assert (accuracy.low, accuracy.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
     assert report([annotation(0, TEXTS[0], answer="rust")]).own is None
 
 
 def test_without_a_named_answer_any_accuracy_is_possible() -> None:
-    found = report(own("alder", [None, None]))
-    assert found.own is not None and (found.own.named, found.own.low, found.own.high) == (0, 0.0, 1.0)
-    assert dict(figure_rows([found]))["own accuracy"] == "-, 2 unread"
+    result = report(own("alder", [None, None]))
+    assert result.own is not None and (result.own.named, result.own.low, result.own.high) == (0, 0.0, 1.0)
+    assert dict(figure_rows([result]))["own accuracy"] == "-, 2 unread"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -195,11 +195,11 @@ def test_agreement_is_over_records_that_both_answered_in_their_first_sample() ->
     birch = own("birch", ["rust", "tin", "rust", "tin"])
     again = own("birch", ["moss"] * 5, sample=1)
     first, second = teacher_reports([*alder, *birch, *again], RECORDS, ())
-    (found,) = first.agreement
-    assert (found.other, found.n, found.agreed) == ("birch", 3, 2)
-    assert found.kappa == cohen_kappa([(0, 0), (1, 1), (2, 0)])
-    assert second.agreement[0].kappa == found.kappa
-    assert agreement_lines([first, second]) == [f"alder and birch: 2 of 3 alike, kappa {found.kappa:.2f}"]
+    (agreement,) = first.agreement
+    assert (agreement.other, agreement.n, agreement.agreed) == ("birch", 3, 2)
+    assert agreement.kappa == cohen_kappa([(0, 0), (1, 1), (2, 0)])
+    assert second.agreement[0].kappa == agreement.kappa
+    assert agreement_lines([first, second]) == [f"alder and birch: 2 of 3 alike, kappa {agreement.kappa:.2f}"]
 
 
 def test_a_teacher_that_saw_the_gold_has_no_agreement() -> None:
@@ -238,8 +238,8 @@ def test_a_sample_carries_its_question_and_every_reason() -> None:
 def test_prompts_belong_to_a_teacher() -> None:
     words = "the long words that stand in front of each and every question that is sent to this one teacher"
     annotations = [annotation(0, f"Now {words}."), annotation(0, f"Now {words}.", teacher="birch")]
-    found = teacher_reports(annotations, RECORDS, (), prompts={"birch": {"toy/train/0": words}})
-    assert [r.alone["prompt_echo"].count for r in found] == [0, 1]
+    reports = teacher_reports(annotations, RECORDS, (), prompts={"birch": {"toy/train/0": words}})
+    assert [r.alone["prompt_echo"].count for r in reports] == [0, 1]
 
 
 def test_tasks_and_teachers_have_separate_reports() -> None:
@@ -249,16 +249,20 @@ def test_tasks_and_teachers_have_separate_reports() -> None:
         annotation(0, TEXTS[0], record_id=other.id),
         annotation(1, TEXTS[0], teacher="birch"),
     ]
-    found = teacher_reports(annotations, {**RECORDS, other.id: other}, ())
-    assert [(r.task, r.teacher, r.n) for r in found] == [("toy", "alder", 1), ("toy", "birch", 1), ("play", "alder", 1)]
+    reports = teacher_reports(annotations, {**RECORDS, other.id: other}, ())
+    assert [(r.task, r.teacher, r.n) for r in reports] == [
+        ("toy", "alder", 1),
+        ("toy", "birch", 1),
+        ("play", "alder", 1),
+    ]
     assert teacher_reports([], RECORDS, ()) == []
 
 
 def test_a_report_survives_json() -> None:
-    found = report(own("alder", ["rust", None]))
-    dumped = found.model_dump(mode="json")
+    result = report(own("alder", ["rust", None]))
+    dumped = result.model_dump(mode="json")
     assert dumped["kept"] == {"count": 2, "of": 2, "share": 1.0}
-    assert TeacherReport.model_validate_json(found.model_dump_json()) == found
+    assert TeacherReport.model_validate_json(result.model_dump_json()) == result
 
 
 def test_unknown_filters_are_refused() -> None:
@@ -267,10 +271,10 @@ def test_unknown_filters_are_refused() -> None:
 
 
 def test_the_samples_recorded_teachers_need_no_model() -> None:
-    found = replayed_reports(Source("sample"), ["obqa", "arc"], None, DEFAULTS)
-    assert {r.task for r in found} == {"obqa", "arc"} and len({r.teacher for r in found}) >= 2
-    assert {r.n for r in found} == {24} and all(r.gold_visible and r.own is None for r in found)
-    one = found[0].teacher
+    reports = replayed_reports(Source("sample"), ["obqa", "arc"], None, DEFAULTS)
+    assert {r.task for r in reports} == {"obqa", "arc"} and len({r.teacher for r in reports}) >= 2
+    assert {r.n for r in reports} == {24} and all(r.gold_visible and r.own is None for r in reports)
+    one = reports[0].teacher
     assert {r.teacher for r in replayed_reports(Source("sample"), ["obqa"], [one], ())} == {one}
 
 
@@ -287,8 +291,8 @@ def test_teachers_that_are_not_recorded_are_an_error(source: Any, keys: list[str
 
 
 def test_every_share_is_in_the_rows() -> None:
-    found = report([annotation(n, text) for n, text in enumerate(TEXTS)])
-    shown = dict([*figure_rows([found]), *filter_rows([found])])
+    result = report([annotation(n, text) for n, text in enumerate(TEXTS)])
+    shown = dict([*figure_rows([result]), *filter_rows([result])])
     assert shown["under five words"] == "60.0 % (3)" and shown["short"] == "60.0 % (3)"
     assert shown["cut"] == "-" and shown["own accuracy"] == "saw the gold"
 
@@ -315,11 +319,11 @@ LENGTHS = {  # words of the same texts: mean, median, 95th percentile, most
 @pytest.mark.release
 @pytest.mark.parametrize("task", RELEASE)
 def test_the_releases_figures_come_out_within_one_point(task: str, release: Path) -> None:
-    found = replayed_reports(Source("release", str(release)), [task], ["llama-2-7b"], DEFAULTS)[0]
-    shares = (found.under_five_words, found.invented_question, found.ends_on_punctuation, found.contains_gold)
+    result = replayed_reports(Source("release", str(release)), [task], ["llama-2-7b"], DEFAULTS)[0]
+    shares = (result.under_five_words, result.invented_question, result.ends_on_punctuation, result.contains_gold)
     measured = [100 * (share.share or 0.0) for share in shares]
     assert measured == pytest.approx(RELEASE[task], abs=1.0)
-    words = found.words
+    words = result.words
     assert (words.mean, words.median, words.p95, words.max) == pytest.approx(LENGTHS[task], abs=0.5)
 
 
@@ -327,5 +331,5 @@ def test_the_releases_figures_come_out_within_one_point(task: str, release: Path
 @pytest.mark.release
 def test_the_first_teachers_figures_come_out_too(release: Path) -> None:
     expected = {"obqa": 66, "arc": 65, "piqa": 57, "riddle": 53, "pubmedqa": 32, "bioasq": 98}
-    found = replayed_reports(Source("release", str(release)), list(expected), ["flan-t5-xl"], DEFAULTS)
-    assert {r.task: 100 * (r.contains_gold.share or 0.0) for r in found} == pytest.approx(expected, abs=1.0)
+    reports = replayed_reports(Source("release", str(release)), list(expected), ["flan-t5-xl"], DEFAULTS)
+    assert {r.task: 100 * (r.contains_gold.share or 0.0) for r in reports} == pytest.approx(expected, abs=1.0)

@@ -172,23 +172,23 @@ def test_an_answer_to_the_student_s_prompt_is_used_as_it_is() -> None:
     generator = Cut(text=f" {text}\n")
     prompts = StudentPrompts(ask=Ask(mode="generate"), max_context_words=160)
     live = replace(teacher(generator, sampling=TeacherSamplingConfig(max_new_tokens=99)), prompts=prompts)
-    (found,) = annotate(live, RECORDS[:1])
-    assert found.text == text and found.is_cut and found.rejected is None
+    (annotation,) = annotate(live, RECORDS[:1])
+    assert annotation.text == text and annotation.is_cut and annotation.rejected is None
     assert generator.requested[0].sampling.stop == () and generator.requested[0].sampling.max_new_tokens == 99
     cutting = replace(live, settings=live.settings.model_copy(update={"filters": ("empty", "cut")}))
     assert [one.rejected for one in annotate(cutting, RECORDS[:1])] == ["cut"]
 
 
 @pytest.mark.parametrize(
-    ("text", "kept", "cut"),
+    ("text", "used", "cut"),
     [
         ("Ice melts when it is warm, and so it", "Ice melts when it is warm, and so it", True),
         ("Ice melts when it is warm.\nAnswer: (a)\nFor another ques", "Ice melts when it is warm.", False),
     ],
 )
-def test_a_text_is_cut_where_its_used_part_reaches_the_limit(text: str, kept: str, cut: bool) -> None:
-    (found,) = annotate(teacher(Cut(text=text), kind="rationale_then_answer"), RECORDS[:1])
-    assert (found.text, found.is_cut) == (kept, cut)
+def test_a_text_is_cut_where_its_used_part_reaches_the_limit(text: str, used: str, cut: bool) -> None:
+    (annotation,) = annotate(teacher(Cut(text=text), kind="rationale_then_answer"), RECORDS[:1])
+    assert (annotation.text, annotation.is_cut) == (used, cut)
 
 
 class Thinker(Echo):
@@ -203,11 +203,11 @@ class Thinker(Echo):
 
 @pytest.mark.parametrize("filters", [(), AnnotationConfig().filters])
 def test_reasoning_is_no_rationale_and_the_answer_is_read_after_it(filters: tuple[str, ...]) -> None:
-    found = teacher(Thinker(), kind="free", filters=filters).annotate(RECORDS[:2], report=lambda _: None)
-    kept = {one.rejected: one for one in found}
-    assert kept.keys() == {"thought", None}
-    record = next(record for record in RECORDS if record.id == kept[None].record_id)
-    assert (kept[None].text, kept[None].answer) == ("Iron rusts in wet air.", record.choices[1])
+    annotations = teacher(Thinker(), kind="free", filters=filters).annotate(RECORDS[:2], report=lambda _: None)
+    by_reason = {annotation.rejected: annotation for annotation in annotations}
+    assert by_reason.keys() == {"thought", None}
+    record = next(record for record in RECORDS if record.id == by_reason[None].record_id)
+    assert (by_reason[None].text, by_reason[None].answer) == ("Iron rusts in wet air.", record.choices[1])
 
 
 class AtTheLimit(Echo):
@@ -219,8 +219,8 @@ class AtTheLimit(Echo):
 
 
 def test_texts_that_the_limit_cut_are_rejected_by_default() -> None:
-    found = teacher(AtTheLimit(), filters=AnnotationConfig().filters).annotate(RECORDS[:2], report=lambda _: None)
-    assert [one.rejected for one in found] == ["cut", "cut"]
+    annotations = teacher(AtTheLimit(), filters=AnnotationConfig().filters).annotate(RECORDS[:2], report=lambda _: None)
+    assert [annotation.rejected for annotation in annotations] == ["cut", "cut"]
 
 
 # --- from a spec to a teacher ---
