@@ -9,7 +9,7 @@ rationale prompt with text and a program prompt with a program, right by either.
 import argparse
 from pathlib import Path
 
-from tinyllm_bench.answers.sandbox import Sandbox
+from tinyllm_bench.answers.sandbox.pool import Sandbox
 from tinyllm_bench.answers.voting import COT, POT
 from tinyllm_bench.evaluation.sampled_answers import DecodingConfig, sample_answers
 from tinyllm_bench.experiment.annotate import annotate, taught

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tinyllm_bench.answers.sandbox import ExecResult, Sandbox
+from tinyllm_bench.answers.sandbox.pool import Sandbox
+from tinyllm_bench.answers.sandbox.runner import ExecResult
 
 AIM = 3000  # programs per second on two cores
 

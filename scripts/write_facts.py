@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.files import write_json, write_text
-from tinyllm_bench.data.facts import facts_of, shipped_facts
 from tinyllm_bench.data.records import SPLITS, Split
 from tinyllm_bench.data.release import is_there
 from tinyllm_bench.data.rows import source_id
 from tinyllm_bench.data.sources import read_release_split
+from tinyllm_bench.data.splits import shipped_facts, split_facts
 
 
 def _pack(ids: Sequence[str]) -> list[str | list[int]]:
@@ -54,7 +54,7 @@ def write_facts(release: Path, tasks: Path) -> None:
         if name not in shipped_facts() and not is_there(release, info):
             continue
         records = {split: read_release_split(release, info, split) for split in SPLITS}
-        digests[name] = {split: facts_of(found) for split, found in records.items()}
+        digests[name] = {split: split_facts(found) for split, found in records.items()}
         if info.hub:
             ids = {split: [source_id(record) for record in found] for split, found in records.items()}
             write_text(tasks / "ids" / f"{name}.json", _ids_text(ids))

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm_bench.answers.parser import Read, read
-from tinyllm_bench.answers.programs import answer_of, number
-from tinyllm_bench.answers.sandbox import Sandbox
+from tinyllm_bench.answers.keys import answer_of, number
+from tinyllm_bench.answers.parser import ParsedAnswer, read
+from tinyllm_bench.answers.sandbox.pool import Sandbox
 from tinyllm_bench.base import plugins
-from tinyllm_bench.data.facts import facts_of, shipped_facts
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import SCORING_MODES, SPLITS
 from tinyllm_bench.data.release import own_file
@@ -23,6 +22,7 @@ from tinyllm_bench.data.sources import (
     program_keys,
     rationale_keys,
 )
+from tinyllm_bench.data.splits import shipped_facts, split_facts
 from tinyllm_bench.testing import task_contract
 
 SAMPLE = Source("sample")
@@ -95,7 +95,7 @@ def test_the_sample_s_rationales_name_the_answer_and_its_programs_work_it_out(ta
     train = {record.id: record for record in load_split(SAMPLE, task, "train")}
     for key in rationale_keys(SAMPLE, task):
         for name, text in load_rationales(SAMPLE, task, "train", key).items():
-            assert read(text, ()) == Read(None, "answer_is", train[name].number), text
+            assert read(text, ()) == ParsedAnswer(None, "answer_is", train[name].number), text
     assert program_keys(SAMPLE, task) == ("stepwise",)
     programs = load_rationales(SAMPLE, task, "train", "stepwise", kind="program")
     assert list(programs) == list(train)
@@ -121,7 +121,7 @@ def test_every_row_of_the_release_converts(task: str, release: Path) -> None:
     for split, size in zip(SPLITS, RELEASE_ROWS[task], strict=True):
         records = load_split(source, task, split)
         assert len(records) == size == len({record.id for record in records})
-        assert facts_of(records) == shipped_facts()[task][split]
+        assert split_facts(records) == shipped_facts()[task][split]
         assert all((record.choices or (record.gold_text,)).count(record.gold_text) == 1 for record in records)
         assert all(record.choices or record.number == number(record.gold_text).key for record in records)
         assert not any("Answer Choices" in record.context + record.question for record in records)
@@ -176,4 +176,4 @@ def test_a_missing_training_file_is_rebuilt_with_the_same_digest(release: Path, 
     (tmp_path / task).mkdir()
     (tmp_path / task / "llm").symlink_to(release / task / "llm")
     records = load_split(Source("release", str(tmp_path)), task, "train")
-    assert facts_of(records) == shipped_facts()[task]["train"]
+    assert split_facts(records) == shipped_facts()[task]["train"]

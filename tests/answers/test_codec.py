@@ -15,7 +15,8 @@ from tinyllm_bench.answers.codec import (
     round_trip_failure,
     round_trip_failures,
 )
-from tinyllm_bench.answers.sandbox import Prepared, Sandbox
+from tinyllm_bench.answers.programs import Prepared
+from tinyllm_bench.answers.sandbox.pool import Sandbox
 from tinyllm_bench.testing.tiny_models import bpe_tokenizer, unigram_tokenizer
 
 STRAIGHT = "price = 76\noff = 25\nleft = price - off\nanswer = left"
@@ -33,16 +34,16 @@ def box() -> Iterator[Sandbox]:
 
 
 def one(box: Sandbox, code: str) -> Prepared:
-    [found] = box.prepare([code])
-    assert found.reason is None
-    return found
+    [result] = box.prepare([code])
+    assert result.reason is None
+    return result
 
 
 @pytest.mark.parametrize("code", [STRAIGHT, STRING, BRACES, "from math import ceil\nanswer = ceil(2.5)", "answer = 1"])
 def test_straight_lines_are_joined(box: Sandbox, code: str) -> None:
-    found = one(box, code)
-    line = encode_program(found, LAYOUT)
-    assert line == found.line and "\n" not in line
+    result = one(box, code)
+    line = encode_program(result, LAYOUT)
+    assert line == result.line and "\n" not in line
     assert ast.dump(ast.parse(line)) == ast.dump(ast.parse(code))
     assert decode_program(line, LAYOUT) == line, "it is Python as it stands"
     assert box.run(line) == box.run(code)
@@ -50,12 +51,12 @@ def test_straight_lines_are_joined(box: Sandbox, code: str) -> None:
 
 @pytest.mark.parametrize("code", [LOOP, FUNCTION, "if 1 > 2:\n    answer = 'a'\nelse:\n    answer = 'b'"])
 def test_other_programs_keep_their_lines_as_tokens(box: Sandbox, code: str) -> None:
-    found = one(box, code)
-    text = encode_program(found, LAYOUT)
-    assert found.line is None and "\n" not in text and "    " not in text
-    assert decode_program(text, LAYOUT) == found.code
+    result = one(box, code)
+    text = encode_program(result, LAYOUT)
+    assert result.line is None and "\n" not in text and "    " not in text
+    assert decode_program(text, LAYOUT) == result.code
     spaced = text.replace("<nl>", " <nl> ").replace("<in>", " <in> ")
-    assert decode_program(spaced, LAYOUT) == found.code, "blanks beside a token mean nothing"
+    assert decode_program(spaced, LAYOUT) == result.code, "blanks beside a token mean nothing"
     assert box.run(decode_program(text, LAYOUT)) == box.run(code)
 
 
@@ -71,9 +72,9 @@ def test_the_tokens_have_names() -> None:
 
 def test_causal_students_get_real_newlines(box: Sandbox) -> None:
     for code in (STRAIGHT, LOOP, BRACES):
-        found = one(box, code)
-        assert encode_program(found, None) == code == decode_program(code, None).replace('"', "'")
-        assert round_trip_failure(bpe_tokenizer(), encode_program(found, None)) is None
+        result = one(box, code)
+        assert encode_program(result, None) == code == decode_program(code, None).replace('"', "'")
+        assert round_trip_failure(bpe_tokenizer(), encode_program(result, None)) is None
     with pytest.raises(AssertionError, match="a rejected program has no target"):
         encode_program(Prepared(None, "syntax"), None)
 
@@ -87,9 +88,9 @@ def t5_like() -> Any:
 def test_a_tokenizer_that_collapses_white_space(box: Sandbox) -> None:
     tokenizer = t5_like()
     for code in (STRAIGHT, LOOP, FUNCTION):
-        found = one(box, code)
-        assert round_trip_failure(tokenizer, encode_program(found, None)) == "the tokenizer loses '\\n'"
-        assert round_trip_failure(tokenizer, encode_program(found, LAYOUT), LAYOUT) is None
+        result = one(box, code)
+        assert round_trip_failure(tokenizer, encode_program(result, None)) == "the tokenizer loses '\\n'"
+        assert round_trip_failure(tokenizer, encode_program(result, LAYOUT), LAYOUT) is None
     assert round_trip_failure(tokenizer, "a = 'two  blanks'; answer = a") == "the tokenizer loses white space"
     assert round_trip_failure(unigram_tokenizer(), encode_program(one(box, LOOP), LAYOUT), LAYOUT) is None, (
         "it knows < and >"

@@ -2,15 +2,15 @@
 
 import pytest
 
-from tinyllm_bench.answers.choices import RULES
-from tinyllm_bench.answers.numbers import NUMBER_RULES
+from tinyllm_bench.answers.keys import normalised
 from tinyllm_bench.answers.parser import (
+    NUMBER_RULES,
     NUMBERS_VERSION,
     PARSER_VERSION,
-    Read,
+    RULES,
+    ParsedAnswer,
     bare_number,
     first_line,
-    normalised,
     numbers_in,
     read,
     read_answer,
@@ -66,7 +66,7 @@ PLAIN = ("a magnet", "a battery that is full", "a wire", "wood")
     ],
 )
 def test_it_reads_what_is_said(text: str, choices: tuple[str, ...], index: int, rule: str) -> None:
-    assert read_answer(text, choices) == Read(index, rule)
+    assert read_answer(text, choices) == ParsedAnswer(index, rule)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_it_reads_what_is_said(text: str, choices: tuple[str, ...], index: int, 
     ],
 )
 def test_it_never_guesses(text: str, choices: tuple[str, ...]) -> None:
-    assert read_answer(text, choices) == Read(None, None)
+    assert read_answer(text, choices) == ParsedAnswer(None, None)
 
 
 def test_every_choice_of_a_set_reads_as_itself() -> None:
@@ -120,7 +120,7 @@ def test_reading_does_not_depend_on_case_or_on_what_follows_the_line() -> None:
 def test_only_a_newline_ends_a_line(mark: str) -> None:
     choices = ("red", "tall trees", "blue")
     assert read_answer(f"tall{mark}trees", choices) == read_answer("tall trees", choices)
-    assert read_answer(f"Wait,{mark}red is warm. The answer is (c).", choices) == Read(2, "answer_is")
+    assert read_answer(f"Wait,{mark}red is warm. The answer is (c).", choices) == ParsedAnswer(2, "answer_is")
     assert read_answer(f"(b){mark}red is no tree", choices).index == read_answer("(b) red is no tree", choices).index
     assert read(f"There are 3 and{mark}4 apples, so 7", ()) == read("There are 3 and 4 apples, so 7", ())
     assert read(f"5{mark}apples", ()) == read("5 apples", ())
@@ -185,7 +185,7 @@ def test_helpers_and_names() -> None:
     ],
 )
 def test_it_reads_a_number_that_is_said(text: str, key: str, rule: str) -> None:
-    assert read_number(text) == Read(None, rule, key) == read(text, ())
+    assert read_number(text) == ParsedAnswer(None, rule, key) == read(text, ())
     assert read(text, ()).key == key
 
 
@@ -230,11 +230,11 @@ def test_it_reads_a_number_that_is_said(text: str, key: str, rule: str) -> None:
     ],
 )
 def test_it_never_guesses_a_number(text: str) -> None:
-    assert read_number(text) == Read(None, None) and read(text, ()).key is None
+    assert read_number(text) == ParsedAnswer(None, None) and read(text, ()).key is None
 
 
 def test_one_door_for_both_kinds_of_question() -> None:
-    assert read("(b)", COLOURS) == Read(1, "letter") and read("(b)", COLOURS).key == 1
+    assert read("(b)", COLOURS) == ParsedAnswer(1, "letter") and read("(b)", COLOURS).key == 1
     assert read("a", COLOURS).key == 0, "index 0 is an answer"
     assert read("purple", COLOURS).key is None
 
@@ -467,12 +467,12 @@ UNREAD_CLOSED = (
 
 @pytest.mark.parametrize("text", UNREAD_HUES)
 def test_a_denial_a_list_and_several_choices_are_no_answer(text: str) -> None:
-    assert read(text, HUES) == Read(None, None)
+    assert read(text, HUES) == ParsedAnswer(None, None)
 
 
 @pytest.mark.parametrize("text", UNREAD_CLOSED)
 def test_closed_words_are_denied_listed_and_joined_too(text: str) -> None:
-    assert read(text, YES_NO) == Read(None, None)
+    assert read(text, YES_NO) == ParsedAnswer(None, None)
 
 
 @pytest.mark.parametrize(
@@ -689,7 +689,7 @@ def test_claims_that_differ_and_correct_nothing_contradict_each_other(text: str)
     ],
 )
 def test_a_number_inside_something_else_is_not_read_as_its_part(text: str) -> None:
-    assert read_number(text) == Read(None, None)
+    assert read_number(text) == ParsedAnswer(None, None)
 
 
 @pytest.mark.parametrize(

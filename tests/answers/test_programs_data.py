@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from tinyllm_bench.answers.codec import Layout, decode_program, encode_program, missing_characters, round_trip_failures
-from tinyllm_bench.answers.programs import normalise, number
-from tinyllm_bench.answers.sandbox import ExecResult, Prepared, Sandbox
+from tinyllm_bench.answers.keys import normalise, number
+from tinyllm_bench.answers.programs import Prepared
+from tinyllm_bench.answers.sandbox.pool import Sandbox
+from tinyllm_bench.answers.sandbox.runner import ExecResult
 from tinyllm_bench.testing.tiny_models import bpe_tokenizer, unigram_tokenizer
 
 pytestmark = [pytest.mark.release, pytest.mark.slow]
@@ -76,11 +78,11 @@ def test_teachers_programs_give_the_stored_values(
     teacher: str, box: Sandbox, word_problems: list[dict[str, Any]]
 ) -> None:
     assert len(word_problems) == 1000
-    said = [row[teacher] for row in word_problems]
-    results = box.map([one["pot"] for one in said])
-    found = Counter((one["pot_status"], outcome(result)) for one, result in zip(said, results, strict=True))
-    assert dict(found) == EXPLAINED[teacher]
-    for one, result in zip(said, results, strict=True):
+    rows = [row[teacher] for row in word_problems]
+    results = box.map([one["pot"] for one in rows])
+    actual = Counter((one["pot_status"], outcome(result)) for one, result in zip(rows, results, strict=True))
+    assert dict(actual) == EXPLAINED[teacher]
+    for one, result in zip(rows, results, strict=True):
         assert number(result.value).key == number(one["pot_value"]).key
 
 
@@ -118,27 +120,29 @@ def test_every_text_is_prepared_or_rejected_for_a_reason(
 ) -> None:
     assert Counter(program.reason for program in programs) == {None: 8987, "syntax": 13, "no_answer": 1}
     assert sum(program.code is not None and program.line is None for program in programs) == 7
-    kept = [(text, p.code) for text, p in zip(texts, programs, strict=True) if p.code is not None]
-    assert box.map([text for text, _ in kept]) == box.map([code for _, code in kept]), "canonical means the same"
-    assert [p.code for p in box.prepare([code for _, code in kept])] == [code for _, code in kept]
+    accepted = [(text, p.code) for text, p in zip(texts, programs, strict=True) if p.code is not None]
+    assert box.map([text for text, _ in accepted]) == box.map([code for _, code in accepted]), (
+        "canonical means the same"
+    )
+    assert [p.code for p in box.prepare([code for _, code in accepted])] == [code for _, code in accepted]
 
 
 def test_the_codec_gives_every_program_back(box: Sandbox, programs: list[Prepared]) -> None:
-    kept = [program for program in programs if program.code is not None]
+    accepted = [program for program in programs if program.code is not None]
     layout = Layout()
-    lines = [encode_program(program, layout) for program in kept]
+    lines = [encode_program(program, layout) for program in accepted]
     assert not any("\n" in line or "  " in line for line in lines)
     back = box.prepare([decode_program(line, layout) for line in lines])
-    assert [one.code for one in back] == [program.code for program in kept]
+    assert [one.code for one in back] == [program.code for program in accepted]
 
 
 def test_tokenizers_give_every_program_back(box: Sandbox, programs: list[Prepared]) -> None:
-    kept = [program for program in programs if program.code is not None]
+    accepted = [program for program in programs if program.code is not None]
     layout = Layout()
-    assert set(round_trip_failures(bpe_tokenizer(), kept, None, box.prepare)) == {None}
+    assert set(round_trip_failures(bpe_tokenizer(), accepted, None, box.prepare)) == {None}
     tokenizer = unigram_tokenizer()
     tokenizer.add_tokens(list(layout.tokens))
-    failures = Counter(round_trip_failures(tokenizer, kept, layout, box.prepare))
+    failures = Counter(round_trip_failures(tokenizer, accepted, layout, box.prepare))
     assert failures == {None: 8986, "the tokenizer loses '{' '}'": 1}
-    tokenizer.add_tokens(missing_characters(tokenizer, [encode_program(program, layout) for program in kept]))
-    assert set(round_trip_failures(tokenizer, kept, layout, box.prepare)) == {None}
+    tokenizer.add_tokens(missing_characters(tokenizer, [encode_program(program, layout) for program in accepted]))
+    assert set(round_trip_failures(tokenizer, accepted, layout, box.prepare)) == {None}

@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tinyllm_bench.answers import sandbox as sandbox_module
-from tinyllm_bench.answers.sandbox import ExecResult, Sandbox, find_interpreter
-from tinyllm_bench.answers.sandbox_values import read_value, unplain
+from tinyllm_bench.answers.sandbox import pool as sandbox_module
+from tinyllm_bench.answers.sandbox.pool import Sandbox, find_interpreter
+from tinyllm_bench.answers.sandbox.runner import ExecResult, read_value, unplain
 from tinyllm_bench.base.errors import UserError
 
 GOOD = "x = 6\ny = 7\nanswer = x * y"
@@ -93,7 +93,9 @@ FORGED = {
 }
 
 
-@pytest.mark.parametrize(("name", "words"), [(name, words) for name, said in FORGED.items() for words in said])
+@pytest.mark.parametrize(
+    ("name", "words"), [(name, words) for name, all_words in FORGED.items() for words in all_words]
+)
 def test_a_program_cannot_choose_the_reason_for_its_failure(box: Sandbox, name: str, words: str) -> None:
     raised = f'{name}("{words}")' if words else name
     programs = [
@@ -223,7 +225,7 @@ def test_a_worker_that_cannot_start_is_an_error(program: str, monkeypatch: pytes
 
 
 def test_the_parent_imports_no_interpreter_before_it_is_needed() -> None:
-    code = "import sys, tinyllm_bench.answers.sandbox; print('pydantic_monty' in sys.modules)"
+    code = "import sys, tinyllm_bench.answers.sandbox.pool; print('pydantic_monty' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from tests.answers.attacks import ALL, CATEGORIES, Attack
-from tinyllm_bench.answers.sandbox import ExecResult, Sandbox
-from tinyllm_bench.answers.sandbox_values import unplain
+from tinyllm_bench.answers.sandbox.pool import Sandbox
+from tinyllm_bench.answers.sandbox.runner import ExecResult, unplain
 
 CPU_S, WALL_S = 0.2, 1.0
 GOOD = [f"a = {i}\nb = {i} + 1\nanswer = a * b" for i in range(500)]
@@ -103,8 +103,8 @@ def test_harmless_programs_of_the_same_shape_succeed(category: str, box: Sandbox
 def test_the_source_check_refuses_most_of_them_by_name(box: Sandbox) -> None:
     for category in ("imports", "os"):
         attacks = CATEGORIES[category]
-        found = {name: r.error for name, r in zip(attacks, box.map([a.code for a in attacks.values()]), strict=True)}
-        assert set(found.values()) == {"rejected_by_gate"}, found
+        result = {name: r.error for name, r in zip(attacks, box.map([a.code for a in attacks.values()]), strict=True)}
+        assert set(result.values()) == {"rejected_by_gate"}, result
 
 
 def test_files_are_forbidden_below_the_check(box: Sandbox) -> None:

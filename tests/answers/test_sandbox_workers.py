@@ -17,11 +17,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tinyllm_bench.answers import sandbox as sandbox_module
-from tinyllm_bench.answers import sandbox_runner
-from tinyllm_bench.answers.sandbox import Sandbox, launch_command
-from tinyllm_bench.answers.sandbox_reader import Reader
-from tinyllm_bench.answers.sandbox_runner import Limits
+from tinyllm_bench.answers.sandbox import pool as sandbox_module
+from tinyllm_bench.answers.sandbox import runner as sandbox_runner
+from tinyllm_bench.answers.sandbox.pool import Sandbox, launch_command
+from tinyllm_bench.answers.sandbox.reader import Reader
+from tinyllm_bench.answers.sandbox.runner import Limits
 from tinyllm_bench.base.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -123,7 +123,7 @@ def test_workers_have_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_workers_die_with_their_parent() -> None:
     code = (
         "import os, psutil, signal, sys\n"
-        "from tinyllm_bench.answers.sandbox import Sandbox\n"
+        "from tinyllm_bench.answers.sandbox.pool import Sandbox\n"
         "box = Sandbox(cpu_s=50, wall_s=60).__enter__()\n"
         "future = box._submit(lambda slot: slot.runner.run('while True: pass', 'answer'))\n"
         "print(*[p.pid for p in psutil.Process().children()], flush=True)\n"
@@ -192,7 +192,7 @@ def test_a_reader_that_misbehaves_is_contained(name: str, tmp_path: Path) -> Non
     reader = Reader(launch_command(limits, sys.executable, "-S", str(script)), limits)
     begin = time.monotonic()
     try:
-        good, bad, again = (reader.ask("runnable", [text]) for text in ("good", "poison", "good"))
+        good, bad, again = (reader.read("runnable", [text]) for text in ("good", "poison", "good"))
     finally:
         reader.close()
     assert good[0].code == again[0].code == "answer = 1"
@@ -239,11 +239,11 @@ def test_it_works_as_nobody() -> None:
     if python is None:
         pytest.skip("no Python here that the user nobody may run")
     paths = [
-        str(Path(sandbox_module.__file__).parents[2]),
+        str(Path(sandbox_module.__file__).parents[3]),
         str(Path(metadata.files("pydantic-monty-client")[0].locate()).parents[1]),
     ]
     code = (
-        "import os\nfrom tinyllm_bench.answers.sandbox import Sandbox\n"
+        "import os\nfrom tinyllm_bench.answers.sandbox.pool import Sandbox\n"
         "with Sandbox() as box:\n"
         "    print(os.getuid() != 0, box.run('answer = 6 * 7').value, box.run('while True: pass').error)\n"
     )
@@ -266,7 +266,7 @@ def test_the_launcher_needs_a_kernel_that_binds_it_to_its_parent() -> None:
         sys.executable,
         "-I",
         "-S",
-        str(Path(sandbox_module.__file__).parent / "sandbox_launch.py"),
+        str(Path(sandbox_module.__file__).parent / "launch.py"),
         "1",
         "1",
         "256",
@@ -282,7 +282,7 @@ def test_a_worker_that_takes_no_request_is_replaced(tmp_path: Path) -> None:
     reader = Reader(launch_command(limits, sys.executable, "-S", str(script)), limits)
     begin = time.monotonic()
     try:
-        found = reader.ask("runnable", ["x" * 8000] * 9)
+        result = reader.read("runnable", ["x" * 8000] * 9)
     finally:
         reader.close()
-    assert found[0].detail == "the source check took too long" and time.monotonic() - begin < 20
+    assert result[0].detail == "the source check took too long" and time.monotonic() - begin < 20

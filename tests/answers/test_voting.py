@@ -2,16 +2,16 @@
 
 import pytest
 
-from tinyllm_bench.answers.programs import number
-from tinyllm_bench.answers.voting import COT, POLICIES, POT, Path, decide, facts_of, needed
+from tinyllm_bench.answers.keys import number
+from tinyllm_bench.answers.voting import COT, POLICIES, POT, ReasoningPath, decide, needed, path_statistics
 
 
-def cot(key: str | None, **settings: object) -> Path:
-    return Path(channel=COT, key=key, **settings)  # type: ignore[arg-type]
+def cot(key: str | None, **settings: object) -> ReasoningPath:
+    return ReasoningPath(channel=COT, key=key, **settings)  # type: ignore[arg-type]
 
 
-def pot(key: str | None, **settings: object) -> Path:
-    return Path(channel=POT, key=key, **settings)  # type: ignore[arg-type]
+def pot(key: str | None, **settings: object) -> ReasoningPath:
+    return ReasoningPath(channel=POT, key=key, **settings)  # type: ignore[arg-type]
 
 
 TABLES = [
@@ -33,11 +33,11 @@ TABLES = [
 
 
 @pytest.mark.parametrize(("paths", "key", "rule"), [row[1:] for row in TABLES], ids=[row[0] for row in TABLES])
-def test_votes_of_hand_made_tables(paths: list[Path], key: str | None, rule: str) -> None:
-    found = decide(paths, "vote")
-    assert (found.key, found.rule) == (key, rule)
-    assert not any(path.greedy for path in found.used)
-    assert decide(paths, "vote") == found
+def test_votes_of_hand_made_tables(paths: list[ReasoningPath], key: str | None, rule: str) -> None:
+    result = decide(paths, "vote")
+    assert (result.key, result.rule) == (key, rule)
+    assert not any(path.greedy for path in result.used)
+    assert decide(paths, "vote") == result
 
 
 def test_numbers_that_are_written_otherwise_are_one_key() -> None:
@@ -59,8 +59,8 @@ def test_single_paths_have_no_silent_fallback() -> None:
 
 def test_early_stop_takes_two_paths_where_they_agree() -> None:
     paths = [cot("5", tokens=3), pot("5", tokens=2), cot("6", tokens=4), pot("6", tokens=4), cot("6", tokens=4)]
-    found = decide(paths, "vote_early_stop")
-    assert found.key == "5" and sum(path.tokens for path in found.used) == 5
+    result = decide(paths, "vote_early_stop")
+    assert result.key == "5" and sum(path.tokens for path in result.used) == 5
     other = [cot("1"), pot("2"), cot("2"), pot("2")]
     assert decide(other, "vote_early_stop").key == "2" and len(decide(other, "vote_early_stop").used) == 4
     failed = [cot(None), pot(None), cot("2")]
@@ -81,7 +81,7 @@ def test_facts_by_hand() -> None:
         ([cot("2", greedy=True, tokens=4), pot("2", greedy=True, tokens=2), pot("3", tokens=2)], "3"),
         ([cot("4", greedy=True, tokens=4), pot(None, greedy=True, tokens=2)], "5"),
     ]
-    found = facts_of(questions)
-    assert (found.executed, found.agreement, found.right_given_agreement) == (3 / 4, 2 / 3, 1 / 2)
-    assert (found.oracle, found.tokens) == (2 / 3, 20 / 3)
-    assert facts_of([([cot("1")], "1")]).executed is None
+    result = path_statistics(questions)
+    assert (result.executed, result.agreement, result.right_given_agreement) == (3 / 4, 2 / 3, 1 / 2)
+    assert (result.oracle, result.tokens) == (2 / 3, 20 / 3)
+    assert path_statistics([([cot("1")], "1")]).executed is None

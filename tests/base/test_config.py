@@ -34,9 +34,9 @@ class Outer(BaseModel):
 
 
 def test_later_layers_win_key_by_key() -> None:
-    found = resolve(Outer, [Layer("one", {"inner": {"rate": 1, "steps": 2}}), Layer("two", {"inner": {"rate": 3}})])
-    assert (found.config.inner.rate, found.config.inner.steps) == (3.0, 2)
-    assert found.origin == {"inner.rate": "two", "inner.steps": "one"}
+    result = resolve(Outer, [Layer("one", {"inner": {"rate": 1, "steps": 2}}), Layer("two", {"inner": {"rate": 3}})])
+    assert (result.config.inner.rate, result.config.inner.steps) == (3.0, 2)
+    assert result.origin == {"inner.rate": "two", "inner.steps": "one"}
 
 
 def test_null_takes_back_a_group_and_a_later_layer_fills_it_again() -> None:
@@ -227,14 +227,14 @@ def test_a_value_of_another_kind_is_refused_in_one_line(written: str) -> None:
 
 
 def test_true_is_no_number_in_a_file_either() -> None:
-    with pytest.raises(UserError, match=r"inner.rate=true \(--config\): a number is wanted"):
+    with pytest.raises(UserError, match=r"inner.rate=true \(--config\): must be a number"):
         resolve(Typed, [Layer("--config", {"inner": {"rate": True}})])
     with pytest.raises(UserError, match=r"numbers.1=true \(--config\)"):
         resolve(Typed, [Layer("--config", {"numbers": [1, True]})])
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "message"),
     [
         ("amount=[", "amount='[' (command line): allowed: whole number or `all`"),
         ("weight=-1", "weight=-1 (command line): allowed: number at least 0 or mapping from text to number at least 0"),
@@ -251,10 +251,10 @@ def test_true_is_no_number_in_a_file_either() -> None:
         ("whole=\u0663", "allowed: whole number"),
     ],
 )
-def test_a_refusal_names_the_setting_its_layer_and_what_is_allowed(written: str, said: str) -> None:
+def test_a_refusal_names_the_setting_its_layer_and_what_is_allowed(written: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         typed(written)
-    assert said in str(caught.value) and "instance of" not in str(caught.value)
+    assert message in str(caught.value) and "instance of" not in str(caught.value)
 
 
 def test_a_list_nested_too_deep_is_refused_at_once() -> None:
@@ -269,8 +269,8 @@ def test_a_file_of_settings_keeps_plain_values_as_they_are_written(tmp_path: Pat
     if "#" in text:
         return  # a comment of YAML
     (tmp_path / "c.yaml").write_text(f"text: {text}\nnames: [{text}]\ntexts: {{{text}: {text}}}\n", encoding="utf-8")
-    found = resolve(Typed, [Layer("--config", read_settings(tmp_path / "c.yaml"))]).config
-    assert (found.text, found.names, found.texts) == (text, (text,), {text: text})
+    result = resolve(Typed, [Layer("--config", read_settings(tmp_path / "c.yaml"))]).config
+    assert (result.text, result.names, result.texts) == (text, (text,), {text: text})
 
 
 def test_a_file_of_settings_reads_numbers_as_the_command_line_does(tmp_path: Path) -> None:
@@ -280,9 +280,9 @@ def test_a_file_of_settings_reads_numbers_as_the_command_line_does(tmp_path: Pat
     )
     values = read_settings(file)
     del values["base"]
-    found = resolve(Typed, [Layer("--config", values)]).config
-    assert (found.whole, found.number, found.flag, found.maybe_text, found.maybe) == (10, 1e-4, True, None, None)
-    assert found.inner == Inner(rate=1, steps=2)
+    result = resolve(Typed, [Layer("--config", values)]).config
+    assert (result.whole, result.number, result.flag, result.maybe_text, result.maybe) == (10, 1e-4, True, None, None)
+    assert result.inner == Inner(rate=1, steps=2)
     for line in ("whole: 1:30", "whole: 2026-01-02", "number: true", "number: " + "9" * 5000, "text: null"):
         file.write_text(line)
         with pytest.raises(UserError, match=line[:4]):

@@ -62,8 +62,8 @@ def test_a_package_offers_an_object_or_a_module(site: Site, point: str) -> None:
     site.add("theirs", METHOD, methods="theirs = METHOD" if point == "methods" else "theirs")
     assert "theirs" in plugins.names("method") and "theirs" in plugins.working("method")
     assert plugins.load_method("theirs").paper == "none"
-    (found,) = [one for one in plugins.outside("method") if one.name == "theirs"]
-    assert (found.package, found.version, plugins.state(found)) == ("theirs", "1.0", "ok")
+    (result,) = [one for one in plugins.outside("method") if one.name == "theirs"]
+    assert (result.package, result.version, plugins.state(result)) == ("theirs", "1.0", "ok")
 
 
 def test_a_file_offers_every_kind_under_its_own_name_or_under_others(site: Site, tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ def test_a_broken_package_is_named_once_and_left_out(site: Site, what: str) -> N
     code, says = BROKEN[what]
     name = what.replace(" ", "_")
     site.add(f"package_{name}", code, methods=name)
-    with pytest.warns(PluginWarning, match=f"method '{name}' is left out: .*{says}") as told:
+    with pytest.warns(PluginWarning, match=f"method '{name}' is left out: .*{says}") as warned:
         assert name not in plugins.working("method") and "finetune" in plugins.working("method")
-    assert len(told) == 1
+    assert len(warned) == 1
     assert name in plugins.names("method"), "it can be asked for, and then the reason is told"
     with pytest.raises(UserError, match=says):
         plugins.load_method(name)
@@ -209,13 +209,13 @@ def test_a_packages_digest_is_that_of_all_its_code(site: Site) -> None:
     (site.folder / "grown" / "__init__.py").write_text(textwrap.dedent(METHOD))
     site.add("grown", "", methods="grown = METHOD")
     (site.folder / "grown.py").unlink()
-    found = plugins.origin("method", "grown")
-    assert found is not None and plugins.load_method("grown")
-    mark = found.fingerprint
+    result = plugins.origin("method", "grown")
+    assert result is not None and plugins.load_method("grown")
+    mark = result.fingerprint
     helper.write_text("ONE = 2\n")
-    assert found.fingerprint == mark
+    assert result.fingerprint == mark
     forget()
-    assert found.fingerprint["digest"] != mark["digest"] and found.fingerprint["version"] == "1.0"
+    assert result.fingerprint["digest"] != mark["digest"] and result.fingerprint["version"] == "1.0"
 
 
 def test_defaults_lie_beside_the_module(site: Site, tmp_path: Path) -> None:
@@ -232,8 +232,8 @@ def test_defaults_lie_beside_the_module(site: Site, tmp_path: Path) -> None:
 def sample_rows() -> list[dict[str, Any]]:
     def row(number: int, split: str) -> dict[str, Any]:
         right = str(number + 1)
-        asked = f"What is {number} plus 1?"
-        return {"id": str(number), "split": split, "question": asked, "choices": [right, "x"], "answer": right}
+        question = f"What is {number} plus 1?"
+        return {"id": str(number), "split": split, "question": question, "choices": [right, "x"], "answer": right}
 
     return [row(number, split) for number, split in enumerate(("train", "train", "valid", "test"))]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from tests.base.test_reading import BOMB, ODD, odd
+from tests.base.test_files import BOMB, ODD, odd
 from tests.cli.conftest import Call, CommandResult
 from tests.leaderboard.fakes import CONFIG, flags, make_record
 from tinyllm_bench.leaderboard.record import save_record

@@ -11,9 +11,9 @@ import pytest
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data import hub, sources
-from tinyllm_bench.data.facts import facts_of, shipped_facts, shipped_ids
 from tinyllm_bench.data.records import SPLITS, HubSource, Split, TaskInfo
 from tinyllm_bench.data.rows import PASSAGE_BREAK, multiple_choice
+from tinyllm_bench.data.splits import shipped_facts, shipped_ids, split_facts
 
 ON_HUB = [name for name in plugins.names("task") if plugins.load_task(name).hub]
 OFF_HUB = [name for name in plugins.names("task") if not plugins.load_task(name).hub]
@@ -41,11 +41,11 @@ def local_hub(folder: Path, info: TaskInfo, rows: Mapping[Split, list[dict[str, 
     """Write the rows as a local data set, with rows that the release leaves out; the task that reads it."""
     assert info.hub is not None
     by_hub_split: dict[str, list[dict[str, Any]]] = {}
-    for split, found in rows.items():
-        by_hub_split.setdefault(info.hub.splits[SPLITS.index(split)], []).extend(found)
-    for hub_split, found in by_hub_split.items():
+    for split, split_rows in rows.items():
+        by_hub_split.setdefault(info.hub.splits[SPLITS.index(split)], []).extend(split_rows)
+    for hub_split, hub_rows in by_hub_split.items():
         # A set whose ids are positions keeps its order; the others are turned round, with a row of no split in front.
-        ordered = sorted(found, key=lambda row: row["id"]) if isinstance(found[0]["id"], int) else found[::-1]
+        ordered = sorted(hub_rows, key=lambda row: row["id"]) if isinstance(hub_rows[0]["id"], int) else hub_rows[::-1]
         if isinstance(ordered[0]["id"], str):
             ordered.insert(0, {**ordered[0], "id": "999999999"})
         lines = (json.dumps(in_hub_form(info.name, row)) + "\n" for row in ordered)
@@ -67,9 +67,9 @@ def test_the_hub_gives_the_release_s_splits(
     rows = {split: sources.release.read_rows(release, info, split)[1] for split in SPLITS}
     moved = local_hub(tmp_path / "hub", info, rows)
     for split in SPLITS:
-        where, found = hub.read_rows(moved, split)
-        records = sources.to_records(found, moved, split, where=where, size=info.sizes[split], fix="")
-        assert facts_of(records) == shipped_facts()[name][split]
+        where, read = hub.read_rows(moved, split)
+        records = sources.to_records(read, moved, split, where=where, size=info.sizes[split], fix="")
+        assert split_facts(records) == shipped_facts()[name][split]
 
 
 @pytest.mark.parametrize("name", ON_HUB)

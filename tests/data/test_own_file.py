@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from tests.data import toy_release
-from tinyllm_bench.answers.programs import number
+from tinyllm_bench.answers.keys import number
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data import checks
-from tinyllm_bench.data.facts import facts_of, shipped_facts
 from tinyllm_bench.data.records import Split, TaskRecord
-from tinyllm_bench.data.rows import lowest_hashes, number_key, records_digest, word_problem
+from tinyllm_bench.data.rows import lowest_hashes, number_key, word_problem
 from tinyllm_bench.data.sources import (
     Source,
     gold_visible,
@@ -25,6 +24,7 @@ from tinyllm_bench.data.sources import (
     rationale_keys,
     to_records,
 )
+from tinyllm_bench.data.splits import records_digest, shipped_facts, split_facts
 
 TASK, FILE = "toysums", "sums/toysums.jsonl"
 MODULE = """
@@ -158,9 +158,9 @@ def test_a_row_without_its_teacher_is_refused(source: Source) -> None:
         load_rationales(source, TASK, "test", "two")
 
 
-@pytest.mark.parametrize("said", [5, ["a", "b"], False, {"text": "a"}])
-def test_a_teacher_s_text_of_another_kind_is_refused(source: Source, said: Any) -> None:
-    change(source, lambda rows: [{**one, "two": {**one["two"], "rationale": said}} for one in rows])
+@pytest.mark.parametrize("text", [5, ["a", "b"], False, {"text": "a"}])
+def test_a_teacher_s_text_of_another_kind_is_refused(source: Source, text: Any) -> None:
+    change(source, lambda rows: [{**one, "two": {**one["two"], "rationale": text}} for one in rows])
     with pytest.raises(
         UserError, match=r"toysums/test/\d: the rationale of 'two' is .*, not text or null; copy it again"
     ):
@@ -168,15 +168,15 @@ def test_a_teacher_s_text_of_another_kind_is_refused(source: Source, said: Any) 
 
 
 def test_a_text_may_hold_what_other_readers_take_for_the_end_of_a_line(source: Source) -> None:
-    said = "one\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven\x1deight\x1enine\rten"
+    text = "one\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven\x1deight\x1enine\rten"
     rows = [json.loads(line) for line in file_of(source).read_text().split("\n")]
     for one in rows:
-        one["question"] = one["two"]["rationale"] = said
+        one["question"] = one["two"]["rationale"] = text
     lines = (json.dumps(one, ensure_ascii=False) for one in rows)
     file_of(source).write_bytes("".join(f"{line}\r\n" for line in lines).encode("utf-8-sig"))
     load_split.cache_clear()
-    assert {record.question for record in load_split(source, TASK, "test")} == {said}
-    assert set(load_rationales(source, TASK, "test", "two").values()) == {said}
+    assert {record.question for record in load_split(source, TASK, "test")} == {text}
+    assert set(load_rationales(source, TASK, "test", "two").values()) == {text}
 
 
 def test_the_check_counts_programs_and_does_not_miss_a_file_that_no_other_task_needs(source: Source) -> None:
@@ -195,7 +195,9 @@ def test_facts_of_numbers(source: Source) -> None:
 
 
 def test_changed_text_is_found_by_the_digest(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts: dict[Split, Any] = {split: facts_of(load_split(source, TASK, split)) for split in ("train", "valid", "test")}
+    facts: dict[Split, Any] = {
+        split: split_facts(load_split(source, TASK, split)) for split in ("train", "valid", "test")
+    }
     monkeypatch.setitem(shipped_facts(), TASK, facts)
     change(source, lambda rows: [{**one, "gold": one["gold"] + 1} for one in rows])
     with pytest.raises(UserError, match="content digest .* the text was changed; copy it again"):
@@ -207,8 +209,8 @@ def test_changed_text_is_found_by_the_digest(source: Source, monkeypatch: pytest
 
 def test_the_key_of_a_number_is_that_of_programs() -> None:
     rng = random.Random(0)
-    drawn = [rng.choice([rng.randint(-(10**9), 10**9), round(rng.uniform(-1e4, 1e4), 3)]) for _ in range(2000)]
-    for value in (0, -0.0, 51.0, 2.5, 22090603.0, 1e16, 1e-7, 123456.7, -5, *drawn):
+    sampled = [rng.choice([rng.randint(-(10**9), 10**9), round(rng.uniform(-1e4, 1e4), 3)]) for _ in range(2000)]
+    for value in (0, -0.0, 51.0, 2.5, 22090603.0, 1e16, 1e-7, 123456.7, -5, *sampled):
         assert number_key(value) == number(value).key
         record = word_problem({"id": "x", "question": "?", "gold": value}, task="t", split="test")
         assert number(record.gold_text).key == record.gold_key == number_key(value)
@@ -223,7 +225,7 @@ def test_a_long_number_is_written_in_full_and_compared_by_its_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({}, "answer -1 is not one of 0 choices"),
         ({"choices": ("a", "b"), "answer": 2}, "answer 2 is not one of 2 choices"),
@@ -234,15 +236,15 @@ def test_a_long_number_is_written_in_full_and_compared_by_its_key() -> None:
         ({"choices": ("a", "b"), "answer": 0, "written": "5"}, "asks for a choice"),
     ],
 )
-def test_a_record_asks_for_a_choice_or_for_a_number(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_record_asks_for_a_choice_or_for_a_number(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         TaskRecord(id="t/test/1", task="t", split="test", question="?", **fields)
 
 
 def test_a_task_does_not_mix_both_kinds() -> None:
-    def to_record(found: dict[str, Any], split: Split) -> TaskRecord:
-        asked = {"choices": ("a", "b"), "answer": 0} if found["id"] else {"number": "5"}
-        return TaskRecord(id=f"t/test/{found['id']}", task="t", split=split, question="?", **asked)
+    def to_record(row: dict[str, Any], split: Split) -> TaskRecord:
+        answer = {"choices": ("a", "b"), "answer": 0} if row["id"] else {"number": "5"}
+        return TaskRecord(id=f"t/test/{row['id']}", task="t", split=split, question="?", **answer)
 
     info = plugins.load_task("obqa")
     object_info = type(info)(**{name: getattr(info, name) for name in info.__slots__} | {"to_record": to_record})

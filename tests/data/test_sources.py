@@ -14,10 +14,10 @@ from tests.data.toy_release import TASK
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data import hub, release, sources
-from tinyllm_bench.data.facts import facts_of, shipped_facts
 from tinyllm_bench.data.records import SPLITS
 from tinyllm_bench.data.rows import multiple_choice, split_passages
 from tinyllm_bench.data.sources import Source, find_source, load_rationales, load_split, manifest, rationale_keys
+from tinyllm_bench.data.splits import shipped_facts, split_facts
 
 
 @pytest.fixture(autouse=True)
@@ -69,12 +69,12 @@ def test_json_lines_and_arrays_give_the_same(folder: Path, tmp_path: Path) -> No
 
 
 def test_train_is_rebuilt_from_the_rationale_files(folder: Path) -> None:
-    wanted = manifest(at(folder), TASK)
+    expected = manifest(at(folder), TASK)
     (folder / TASK / f"{TASK}_train.json").unlink()
     load_split.cache_clear()
     info = plugins.load_task(TASK)
     assert release.is_rebuilt(folder, info, "train") and not release.is_rebuilt(folder, info, "test")
-    assert manifest(at(folder), TASK) == wanted
+    assert manifest(at(folder), TASK) == expected
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_a_folder_in_place_of_a_file_is_refused(folder: Path) -> None:
     [
         ("[" * 100_000, "nested too deep"),
         (f"[{'9' * 5000}]", "a number of 5000 digits"),
-        ('[{"id": 1, "id": 2}]', "the key 'id' stands twice"),
-        ('{"id": 1}\n{"id": 2, "question": "a", "question": "b"}', "line 2: the key 'question' stands twice"),
+        ('[{"id": 1, "id": 2}]', "the key 'id' appears twice"),
+        ('{"id": 1}\n{"id": 2, "question": "a", "question": "b"}', "line 2: the key 'question' appears twice"),
         ('["\\ud800"]', "half a character"),
         ("", "0 rows"),
         ('{"id": 1}', "1 rows"),
@@ -212,7 +212,7 @@ def test_a_row_without_a_field_or_of_another_kind_is_refused(folder: Path) -> No
 
 
 def test_changed_text_is_found_by_the_digest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = {split: facts_of(load_split(at(folder), TASK, split)) for split in SPLITS}
+    facts = {split: split_facts(load_split(at(folder), TASK, split)) for split in SPLITS}
     monkeypatch.setitem(shipped_facts(), TASK, facts)
     load_split.cache_clear()
     assert len(load_split(at(folder), TASK, "test")) == 3
@@ -246,8 +246,8 @@ def test_rationale_files_are_read_in_the_order_of_their_numbers(folder: Path, mo
     strings = json.loads((llm / "train_CoT_0.json").read_text())
     for number in range(3):
         (llm / f"train_CoT_{number}.json").write_text(json.dumps(strings[2 * number : 2 * number + 2]))
-    found = load_rationales(at(folder), TASK, "train", "first")
-    assert list(found.values()) == [f"One train {number}." for number in range(6)]
+    result = load_rationales(at(folder), TASK, "train", "first")
+    assert list(result.values()) == [f"One train {number}." for number in range(6)]
     (llm / "train_CoT_1.json").unlink()
     with pytest.raises(UserError, match=r"train_CoT_1\.json: file not found, expected 2 rationales"):
         load_rationales(at(folder), TASK, "train", "first")
@@ -310,7 +310,7 @@ def test_no_source_says_what_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_the_module_imports_nothing_heavy() -> None:
     code = (
-        "import sys, tinyllm_bench.data.sources, tinyllm_bench.data.checks, tinyllm_bench.data.subsets\n"
+        "import sys, tinyllm_bench.data.sources, tinyllm_bench.data.checks, tinyllm_bench.data.splits\n"
         "bad = {'torch', 'datasets', 'pandas', 'transformers', 'huggingface_hub'} & set(sys.modules)\n"
         "assert not bad, bad"
     )

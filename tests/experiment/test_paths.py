@@ -237,7 +237,7 @@ def test_the_table_is_one_preset(tiny_llama_dir: Path) -> None:
 @pytest.mark.slow
 def test_an_over_fitted_student_answers_by_both_modes(tiny_llama_dir: Path, tmp_path: Path) -> None:
     """Mode control on eight questions: text for one prompt, a program for the other, both right."""
-    from tinyllm_bench.answers.sandbox import Sandbox
+    from tinyllm_bench.answers.sandbox.pool import Sandbox
     from tinyllm_bench.evaluation.sampled_answers import DecodingConfig, sample_answers
     from tinyllm_bench.experiment.sample_answers import student_specs
     from tinyllm_bench.generation.hf import HfSampler

@@ -59,7 +59,7 @@ def test_plain_text_of_a_windows_editor_is_the_same_text(tmp_path: Path, encodin
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("Œuvre".encode("utf-16"), "UTF-16 text, and UTF-8 is wanted"),
+        ("Œuvre".encode("utf-16"), "UTF-16 text and must be UTF-8"),
         ("é".encode("latin-1"), "line 1: byte 0xe9 is not UTF-8"),
     ],
 )

@@ -96,9 +96,9 @@ def test_a_wrong_record_is_refused_in_one_line_by_add_and_by_build(
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
-        ('"seed": 0', '"seed": 0, "seed": 1', "the key 'seed' stands twice"),
-        ('"sample": false', '"sample": true, "sample": false', "the key 'sample' stands twice"),
-        ('"request": {}', '"request": {"a": {"b": 1, "b": 2}}', "the key 'b' stands twice"),
+        ('"seed": 0', '"seed": 0, "seed": 1', "the key 'seed' appears twice"),
+        ('"sample": false', '"sample": true, "sample": false', "the key 'sample' appears twice"),
+        ('"request": {}', '"request": {"a": {"b": 1, "b": 2}}', "the key 'b' appears twice"),
         ('"request": {}', '"request": {"a": NaN}', "NaN is no number"),
         ('"request": {}', '"request": {"a": [-Infinity]}', "-Infinity is no number"),
         ('"request": {}', '"request": {"a": 1e999}', "1e999 is too large"),

@@ -383,7 +383,7 @@ def test_rows_keys_and_ids_that_stand_twice(tmp_path: Path) -> None:
         load_reported(tmp_path)
     (tmp_path / "zoo.yaml").unlink()
     file.write_text(file.read_text() + "about: again\n")
-    with pytest.raises(UserError, match=r"not valid YAML: 'about' stands twice, remove one"):
+    with pytest.raises(UserError, match=r"not valid YAML: 'about' appears twice, remove one"):
         load_reported(tmp_path)
 
 

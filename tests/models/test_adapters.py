@@ -16,7 +16,8 @@ from tinyllm_bench.base.files import canonical_json
 from tinyllm_bench.experiment.predict import Engines, StudentAsker
 from tinyllm_bench.leaderboard.public import machine_paths, public_text
 from tinyllm_bench.leaderboard.record import load_record
-from tinyllm_bench.models.adapters import CONFIG, WEIGHTS
+from tinyllm_bench.models.adapters import WEIGHTS
+from tinyllm_bench.models.files import ADAPTER_CONFIG as CONFIG
 from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.models.load import Loaded, check_spec, load_model, save_model, weights_digest
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
@@ -39,10 +40,10 @@ def adapter(folder: Path, base: Any, *, seed: int = 1, **settings: Any) -> Any:
     """A trained-looking adapter of a model, saved by peft; returns peft's own, unmerged model."""
     from peft import LoraConfig, get_peft_model
 
-    asked = {"r": 4, "target_modules": ["q_proj", "up_proj"], "task_type": "CAUSAL_LM", **settings}
+    options = {"r": 4, "target_modules": ["q_proj", "up_proj"], "task_type": "CAUSAL_LM", **settings}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        wrapped: Any = get_peft_model(base, LoraConfig(**asked))
+        wrapped: Any = get_peft_model(base, LoraConfig(**options))
         for name, parameter in wrapped.named_parameters():
             if "lora_" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -62,8 +63,8 @@ def lora(tiny_llama: Any, tmp_path: Path) -> Path:
 
 
 def changed(folder: Path, **settings: Any) -> None:
-    found = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**found, **settings}))
+    result = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**result, **settings}))
 
 
 # --- the model ---
@@ -101,16 +102,16 @@ def test_an_encoder_decoder_takes_one_too(tiny_t5: Any, tmp_path: Path) -> None:
 
 
 def test_student_and_teacher_get_each_their_own_adapter(base: Path, tmp_path: Path) -> None:
-    wanted = {}
+    expected = {}
     for seed, name in enumerate(("student", "teacher"), 1):
-        wanted[name] = logits(adapter(tmp_path / name, tiny_models.tiny_llama()[0], seed=seed))
-    found = {
+        expected[name] = logits(adapter(tmp_path / name, tiny_models.tiny_llama()[0], seed=seed))
+    result = {
         role: logits(load_model(parse_spec(f"dir:{base}?adapter={tmp_path / role}", role=role)).model)
         for role in ("student", "teacher")
     }
-    for role in found:
-        torch.testing.assert_close(found[role], wanted[role], atol=1e-5, rtol=1e-5)
-    assert (found["student"] - found["teacher"]).abs().max() > 0.1
+    for role in result:
+        torch.testing.assert_close(result[role], expected[role], atol=1e-5, rtol=1e-5)
+    assert (result["student"] - result["teacher"]).abs().max() > 0.1
 
 
 def test_layers_are_kept_first_and_the_adapter_is_of_what_is_left(base: Path, tmp_path: Path, lora: Path) -> None:
@@ -188,8 +189,8 @@ def test_an_adapted_student_is_saved_for_vllm(base: Path, lora: Path, tmp_path: 
     asker = StudentAsker(cell, adapted, Engines(), tmp_path / "scratch")
     asker.__dict__["loaded"] = load_model(adapted)
     assert asker._folder() == tmp_path / "scratch"
-    found = load_model(spec(f"dir:{tmp_path / 'scratch'}")).model
-    assert weights_digest(found) == weights_digest(asker.loaded.model)
+    result = load_model(spec(f"dir:{tmp_path / 'scratch'}")).model
+    assert weights_digest(result) == weights_digest(asker.loaded.model)
     assert StudentAsker(cell, spec(f"dir:{base}"), Engines(), tmp_path / "none")._folder() == base
 
 
@@ -227,8 +228,8 @@ def test_peft_itself_takes_an_adapter_without_a_fitting_tensor(base: Path, lora:
     with pytest.warns(UserWarning, match="missing adapter keys"):
         ignored = PeftModel.from_pretrained(plain, lora)
     assert torch.equal(logits(ignored), before)
-    said = refused(f"dir:{base}?adapter={lora}")
-    assert "8 tensors of the adapter fit no module" in said and "decoder.blocks" in said
+    message = refused(f"dir:{base}?adapter={lora}")
+    assert "8 tensors of the adapter fit no module" in message and "decoder.blocks" in message
 
 
 def test_one_tensor_that_does_not_fit_is_enough(base: Path, lora: Path) -> None:
@@ -239,7 +240,7 @@ def test_one_tensor_that_does_not_fit_is_enough(base: Path, lora: Path) -> None:
 def test_a_module_without_its_tensors_is_refused(base: Path, lora: Path) -> None:
     tensors = {name: tensor for name, tensor in load_file(lora / WEIGHTS).items() if "layers.1.mlp" not in name}
     save_file(tensors, lora / WEIGHTS, metadata={"format": "pt"})
-    assert "lacks 2 tensors for modules" in refused(f"dir:{base}?adapter={lora}")
+    assert "is missing 2 tensors for modules" in refused(f"dir:{base}?adapter={lora}")
 
 
 def test_modules_that_the_model_does_not_have_are_refused(base: Path, lora: Path) -> None:
@@ -310,8 +311,8 @@ def test_a_damaged_config_is_refused(base: Path, lora: Path) -> None:
 
 def test_pickled_weights_are_refused_with_the_reason(base: Path, lora: Path) -> None:
     (lora / WEIGHTS).rename(lora / "adapter_model.bin")
-    said = refusal(f"dir:{base}?adapter={lora}")
-    assert "can run code when they are read; safetensors only" in said
+    message = refusal(f"dir:{base}?adapter={lora}")
+    assert "can run code when they are read; safetensors only" in message
 
 
 def test_missing_and_truncated_weights_are_refused(base: Path, lora: Path) -> None:
@@ -356,9 +357,9 @@ def test_identity_is_the_adapter_s_content_and_not_its_place(base: Path, lora: P
 def test_no_place_enters_identity_or_a_published_spec(start: str, lora: Path, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     start = start.format(gguf=tmp_path / "x.gguf")
-    found = model_identity(spec(f"{start}?layers=0:2:1&adapter={lora}"), tmp_path)
-    assert str(tmp_path) not in canonical_json(found)
-    assert found["base"] == model_identity(spec(f"{start}?layers=0:2:1"), tmp_path)
+    result = model_identity(spec(f"{start}?layers=0:2:1&adapter={lora}"), tmp_path)
+    assert str(tmp_path) not in canonical_json(result)
+    assert result["base"] == model_identity(spec(f"{start}?layers=0:2:1"), tmp_path)
     assert str(tmp_path) not in public_text(spec(f"{start}?adapter={lora}").text)
 
 

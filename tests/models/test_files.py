@@ -13,8 +13,7 @@ from tests.experiment.runs import one_cell, run_all
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.models.files import model_files
 from tinyllm_bench.models.identity import model_identity
-from tinyllm_bench.models.load import check_spec, load_model, weights_digest
-from tinyllm_bench.models.shape import load_shape
+from tinyllm_bench.models.load import check_spec, load_model, load_shape, weights_digest
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
@@ -24,13 +23,13 @@ def spec(folder: Path) -> ModelSpec:
 
 
 def refusal(folder: Path) -> str:
-    said = []
+    messages = []
     for opened in (check_spec, load_model, load_shape, lambda one: model_identity(one, folder)):
         with pytest.raises(UserError) as refused:
             opened(spec(folder))
-        said.append(str(refused.value))
-    assert len(set(said)) == 1 and "\n" not in said[0]
-    return said[0]
+        messages.append(str(refused.value))
+    assert len(set(messages)) == 1 and "\n" not in messages[0]
+    return messages[0]
 
 
 def changed(file: Path, **values: Any) -> None:
@@ -185,7 +184,7 @@ def test_a_run_s_student_must_be_what_its_training_saved(folder: Path, tmp_path:
     [
         ("[" * 10**5, "nested too deep"),
         ("[]", "no JSON object"),
-        ('{"a": 1, "a": 2}', "stands twice"),
+        ('{"a": 1, "a": 2}', "appears twice"),
         ('{"vocab_size": ' + "9" * 5000 + "}", "a number of 5000 digits"),
         ("\xff", "not UTF-8"),
     ],
@@ -257,5 +256,5 @@ def test_transformers_reports_nothing_of_a_file(folder: Path, capsys: pytest.Cap
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, "\x1b[31mred": torch.zeros(3)}, folder / "model.safetensors", metadata={"format": "pt"})
     load_model(spec(folder))
-    said = capsys.readouterr()
-    assert "\x1b" not in said.out + said.err
+    output = capsys.readouterr()
+    assert "\x1b" not in output.out + output.err

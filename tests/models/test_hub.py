@@ -50,10 +50,10 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     from huggingface_hub import HfApi, constants
 
     def answers(**revisions: str) -> list[str]:
-        asked: list[str] = []
+        requested: list[str] = []
 
         def model_info(self: Any, name: str, revision: str, **_: Any) -> Any:
-            asked.append(revision)
+            requested.append(revision)
             if revision not in revisions:
                 raise OSError("no route")
             return SimpleNamespace(sha=revisions[revision], siblings=[SimpleNamespace(rfilename="model.safetensors")])
@@ -61,7 +61,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(HfApi, "model_info", model_info)
         forget()
-        return asked
+        return requested
 
     return answers
 
@@ -90,10 +90,10 @@ def test_a_reference_that_is_no_commit_is_none(cache: Path) -> None:
 
 
 def test_the_hub_is_asked_first_and_once(cache: Path, online: Callable[..., list[str]]) -> None:
-    asked = online(main=B)
-    assert [at_commit(spec()).revision for _ in range(3)] == [B] * 3 and asked == ["main"]
+    requested = online(main=B)
+    assert [at_commit(spec()).revision for _ in range(3)] == [B] * 3 and requested == ["main"]
     forget()
-    assert at_commit(spec()).revision == B and asked == ["main", "main"]
+    assert at_commit(spec()).revision == B and requested == ["main", "main"]
 
 
 def test_a_hub_that_cannot_be_reached_leaves_the_cache(cache: Path, online: Callable[..., list[str]]) -> None:

@@ -21,8 +21,8 @@ def test_a_tied_t5_is_scaled(tiny_t5: tuple[Any, Any]) -> None:
     lm = LM(model)
     lm.check()
     hidden_NH = torch.randn(2, model.config.d_model)
-    wanted = model.lm_head(hidden_NH * model.config.d_model**-0.5)
-    torch.testing.assert_close(lm.logits(hidden_NH), wanted)
+    expected = model.lm_head(hidden_NH * model.config.d_model**-0.5)
+    torch.testing.assert_close(lm.logits(hidden_NH), expected)
 
 
 def test_a_softcap_is_applied(tiny_llama: tuple[Any, Any]) -> None:

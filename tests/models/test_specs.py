@@ -94,7 +94,7 @@ def test_a_bare_hub_name_suggests_hf_and_a_bare_file_gguf():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "has no kind"),
         ("smollm", "bundled:smollm2-135m"),
@@ -116,19 +116,19 @@ def test_a_bare_hub_name_suggests_hf_and_a_bare_file_gguf():
         ("dir:x?adapter=a&b", "unknown option 'b'; allowed: .*adapter=FOLDER.*may hold no"),
         ("dir:x?adapter=a?b", "unknown option 'b'"),
         ("api:host#m", "no http:// or https://"),
-        ("api:http://#m", "no whole address"),
-        ("api:http://:80/v1#m", "no whole address"),
-        ("api:http://h:99999/v1#m", "no whole address"),
-        ("api:http://h:0/v1#m", "no whole address"),
-        ("api:http://[::1/v1#m", "no whole address"),
-        ("api:http://a b/v1#m", "no whole address"),
-        ("api:http://h\x1b[31m/v1#m", "no whole address"),
+        ("api:http://#m", "not a complete address"),
+        ("api:http://:80/v1#m", "not a complete address"),
+        ("api:http://h:99999/v1#m", "not a complete address"),
+        ("api:http://h:0/v1#m", "not a complete address"),
+        ("api:http://[::1/v1#m", "not a complete address"),
+        ("api:http://a b/v1#m", "not a complete address"),
+        ("api:http://h\x1b[31m/v1#m", "not a complete address"),
         ("api:https://host/v1", "#MODEL"),
         ("replay:release#", "nothing after '#'"),
     ],
 )
-def test_a_malformed_spec_is_one_readable_line(text, said):
-    with pytest.raises(UserError, match=said) as refused:
+def test_a_malformed_spec_is_one_readable_line(text, message):
+    with pytest.raises(UserError, match=message) as refused:
         parse_spec(text, role="teacher")
     assert "\n" not in str(refused.value)
 

@@ -105,5 +105,5 @@ def test_a_special_token_spelled_in_data_is_text_in_training_and_in_evaluation(
             ids = [*example.prompt, *example.target]
             plain = made.encode(ask.example(record, "label", ask.label_target(record)))
             added = [one for one in (*plain.prompt, *plain.target) if one in tokenizer.all_special_ids]
-            kept = [one for one in ids if one in tokenizer.all_special_ids and one != tokenizer.unk_token_id]
-            assert kept == [one for one in added if one != tokenizer.unk_token_id], "only what the tokenizer adds"
+            special = [one for one in ids if one in tokenizer.all_special_ids and one != tokenizer.unk_token_id]
+            assert special == [one for one in added if one != tokenizer.unk_token_id], "only what the tokenizer adds"

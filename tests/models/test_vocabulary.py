@@ -6,7 +6,7 @@ import pytest
 
 from tests.tokenizer_pair import bundled, numerals, splitting
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.models.vocabulary import canonical, overlap, same_tokenizer, spell, vocabulary, written
+from tinyllm_bench.models.vocabulary import overlap, same_tokenizer, spell, vocabulary, written
 from tinyllm_bench.testing import tiny_models
 
 TEXTS = ("the cat sat", "  two spaces\nand a line", "日本 🙂🙂", "é ü ß", "1234 A\x07", "naïve — “quoted”")
@@ -25,16 +25,20 @@ def test_the_bytes_of_a_text_s_ids_are_the_text_s(tokenizer: Any, text: str) -> 
 
 def test_a_space_is_one_in_every_family() -> None:
     bytewise, pieces = numerals(), splitting()
-    assert canonical(bytewise)[entry(bytewise, "Ġcat")] == b" cat" == canonical(pieces)[entry(pieces, "▁cat")]
+    assert (
+        vocabulary(bytewise).pieces[entry(bytewise, "Ġcat")]
+        == b" cat"
+        == vocabulary(pieces).pieces[entry(pieces, "▁cat")]
+    )
     unigram = tiny_models.unigram_tokenizer()
-    assert canonical(unigram)[entry(unigram, "▁the")] == b" the"
+    assert vocabulary(unigram).pieces[entry(unigram, "▁the")] == b" the"
 
 
 def test_special_tokens_spell_nothing_and_added_text_does() -> None:
     pieces = splitting()
-    found = canonical(pieces)
-    assert [found[entry(pieces, name)] for name in ("<pad>", "<eos>", "<bos>", "<unk>")] == [None] * 4
-    assert [found[entry(pieces, name)] for name in ("\n", "▁▁", "<0x0A>")] == [b"\n", b"  ", b"\n"]
+    result = vocabulary(pieces).pieces
+    assert [result[entry(pieces, name)] for name in ("<pad>", "<eos>", "<bos>", "<unk>")] == [None] * 4
+    assert [result[entry(pieces, name)] for name in ("\n", "▁▁", "<0x0A>")] == [b"\n", b"  ", b"\n"]
 
 
 def test_the_normal_token_wins_over_its_byte() -> None:
@@ -55,18 +59,18 @@ def test_a_token_with_two_roles_is_paired_once() -> None:
 
 def test_overlap_counts_spellings_and_not_how_they_are_shown() -> None:
     one, two = numerals(), splitting()
-    found = overlap(one, two)
-    assert (entry(one, "Ġcat"), entry(two, "▁cat")) in found.pairs
+    result = overlap(one, two)
+    assert (entry(one, "Ġcat"), entry(two, "▁cat")) in result.pairs
     shared = {b"\n", b"  "} | {bytes([n]) for n in range(256)} | {w for w in vocabulary(two).ids if len(w) > 1}
     expected = len(shared & vocabulary(one).ids.keys()) / len(vocabulary(two).ids)
-    assert found.share_of_smaller == pytest.approx(expected)
+    assert result.share_of_smaller == pytest.approx(expected)
     raw = len(one.get_vocab().keys() & two.get_vocab().keys()) / len(two)
-    assert raw < found.share_of_smaller
+    assert raw < result.share_of_smaller
 
 
 def test_one_tokenizer_shares_every_id_with_itself() -> None:
-    found = overlap(splitting(), splitting())
-    assert found.pairs == tuple((n, n) for n in range(len(splitting()))) and found.share_of_smaller == 1
+    result = overlap(splitting(), splitting())
+    assert result.pairs == tuple((n, n) for n in range(len(splitting()))) and result.share_of_smaller == 1
 
 
 def test_tokenizers_are_one_by_their_rules_and_not_by_their_size() -> None:
@@ -102,16 +106,16 @@ def test_an_unknown_family_is_refused_by_name() -> None:
 
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
     with pytest.raises(UserError, match=r"only fast tokenizers of byte-level BPE .* and of SentencePiece's kind"):
-        canonical(words)
+        vocabulary(words)
 
 
 @pytest.mark.bundled
 def test_the_bundled_pair_shares_most_of_the_smaller_vocabulary() -> None:
     smol, gemma = bundled()
     raw = len(smol.get_vocab().keys() & gemma.get_vocab().keys()) / len(smol)
-    found = overlap(smol, gemma)
-    assert raw < 0.31 and found.share_of_smaller > 0.93
-    assert (smol.eos_token_id, gemma.eos_token_id) in found.pairs
+    result = overlap(smol, gemma)
+    assert raw < 0.31 and result.share_of_smaller > 0.93
+    assert (smol.eos_token_id, gemma.eos_token_id) in result.pairs
     for text in TEXTS:
         for tokenizer in (smol, gemma):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tinyllm_bench.answers.programs import answer_of, inputs_for, kind_of
-from tinyllm_bench.answers.sandbox import Sandbox
+from tinyllm_bench.answers.keys import answer_of, inputs_for, question_kind
+from tinyllm_bench.answers.sandbox.pool import Sandbox
 from tinyllm_bench.teachers.program_examples import EXAMPLES, ProgramExample
 
 
@@ -24,5 +24,5 @@ def test_an_example_gives_its_answer(example: ProgramExample, sandbox: Sandbox) 
 
 def test_there_are_six_of_each_kind_and_their_answers_are_spread() -> None:
     for kind, examples in EXAMPLES.items():
-        assert len(examples) == 6 and {kind_of(example.options) for example in examples} == {kind}
+        assert len(examples) == 6 and {question_kind(example.options) for example in examples} == {kind}
         assert len({example.key for example in examples}) > 1

@@ -1,1 +1,1 @@
-"""How a student's text is read: the answer parser, programs and their sandbox, and votes."""
+"""Answers in free text: the parser, programs and the sandbox that runs them, answer keys and voting."""

@@ -1,19 +1,16 @@
-"""Programs as one line of text, for students whose tokenizer makes one blank of all white space, as T5's does.
+"""Programs as one line of text, for students whose tokenizer turns all white space into one space, as T5's does.
 
-Straight-line programs are joined with `; `, which is Python again. The others keep their lines: newline and indent
-become tokens that were added to the tokenizer. What a tokenizer still loses (T5 knows no `{`) is found by
-`round_trip_failure`: such a target is rejected, or its characters are added.
+Straight-line programs are joined with `; `, which is Python again. In the others newline and indent become tokens that
+were added to the tokenizer. What a tokenizer still loses (T5 has no `{`) is found by `round_trip_failure`: such a
+target is rejected, or its characters are added.
 """
 
-import ast
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from tinyllm_bench.answers.program_source import Prepared
+from tinyllm_bench.answers.programs import Prepared
 
-_SIMPLE = ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Expr | ast.Import | ast.ImportFrom | ast.Assert | ast.Pass
 _INDENT = "    "  # of `ast.unparse`
 
 
@@ -30,53 +27,41 @@ class Layout:
         return self.newline, self.indent
 
 
-def joined(tree: ast.Module) -> str | None:
-    """A straight-line program on one line, or None; parses, so it runs in the sandbox's workers only."""
-    if not tree.body or not all(isinstance(statement, _SIMPLE) for statement in tree.body):
-        return None
-    line = "; ".join(ast.unparse(statement) for statement in tree.body)
-    if "\n" in line or ast.dump(ast.parse(line)) != ast.dump(tree):
-        return None
-    return line
-
-
-def encode_program(program: "Prepared", layout: Layout | None) -> str:
+def encode_program(program: Prepared, layout: Layout | None) -> str:
     """The target text of a prepared program: with real newlines for `layout=None`, else on one line."""
     assert program.code is not None, "a rejected program has no target"
     if layout is None:
         return program.code
     if program.line is not None:
         return program.line
-    return layout.newline.join(_indented(line, layout) for line in program.code.split("\n"))
-
-
-def _indented(line: str, layout: Layout) -> str:
-    steps = (len(line) - len(line.lstrip(" "))) // len(_INDENT)
-    return layout.indent * steps + line[steps * len(_INDENT) :]
+    lines = []
+    for line in program.code.split("\n"):
+        steps = (len(line) - len(line.lstrip(" "))) // len(_INDENT)
+        lines.append(layout.indent * steps + line[steps * len(_INDENT) :])
+    return layout.newline.join(lines)
 
 
 def decode_program(text: str, layout: Layout | None) -> str:
-    """The program of a student's text: `encode_program` undone, with or without blanks beside the added tokens."""
+    """The program in a student's text: `encode_program` undone, with or without spaces beside the added tokens."""
     if layout is None or layout.newline not in text:
         return text
-    return "\n".join(_outdented(line, layout) for line in text.split(layout.newline))
-
-
-def _outdented(line: str, layout: Layout) -> str:
-    steps, rest = 0, line.strip(" ")
-    while rest.startswith(layout.indent):
-        steps, rest = steps + 1, rest[len(layout.indent) :].lstrip(" ")
-    return _INDENT * steps + rest
+    lines = []
+    for line in text.split(layout.newline):
+        steps, rest = 0, line.strip(" ")
+        while rest.startswith(layout.indent):
+            steps, rest = steps + 1, rest[len(layout.indent) :].lstrip(" ")
+        lines.append(_INDENT * steps + rest)
+    return "\n".join(lines)
 
 
 def round_trip(tokenizer: Any, target: str) -> str:
-    """What a tokenizer makes of a text: encoded, and decoded again."""
+    """A text encoded and decoded again."""
     ids = tokenizer.encode(target, add_special_tokens=False)
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def round_trip_failure(tokenizer: Any, target: str, layout: Layout | None = None) -> str | None:
-    """Why a tokenizer does not give a target back, or None. Blanks beside a layout token mean nothing."""
+    """Why a target does not survive encoding and decoding, or None. Spaces beside a layout token mean nothing."""
     if decode_program(round_trip(tokenizer, target), layout) == decode_program(target, layout):
         return None
     lost = missing_characters(tokenizer, [target])
@@ -85,26 +70,26 @@ def round_trip_failure(tokenizer: Any, target: str, layout: Layout | None = None
 
 def round_trip_failures(
     tokenizer: Any,
-    programs: Sequence["Prepared"],
+    programs: Sequence[Prepared],
     layout: Layout | None,
-    prepare: Callable[[Sequence[str]], Sequence["Prepared"]],
+    prepare: Callable[[Sequence[str]], Sequence[Prepared]],
 ) -> list[str | None]:
-    """`round_trip_failure` for many prepared programs, where only what the program is counts.
+    """`round_trip_failure` for many prepared programs; only the program counts, not its spelling.
 
-    A tokenizer may set blanks beside a character that was added to it: where the text differs, it passes if its
-    canonical form is the same. `prepare` is `Sandbox.prepare`.
+    A tokenizer may put spaces beside a character that was added to it: a text that differs passes if its canonical
+    form is the same. `prepare` is `Sandbox.prepare`.
     """
     targets = [encode_program(program, layout) for program in programs]
     failures = [round_trip_failure(tokenizer, target, layout) for target in targets]
     doubtful = [i for i, failure in enumerate(failures) if failure is not None]
     again = prepare([decode_program(round_trip(tokenizer, targets[i]), layout) for i in doubtful])
-    for i, found in zip(doubtful, again, strict=True):
-        if found.code == programs[i].code:
+    for i, reread in zip(doubtful, again, strict=True):
+        if reread.code == programs[i].code:
             failures[i] = None
     return failures
 
 
 def missing_characters(tokenizer: Any, targets: Iterable[str]) -> list[str]:
-    """The characters of the targets, blanks apart, that the tokenizer does not give back; sorted."""
+    """The characters of the targets, except spaces, that the tokenizer loses; sorted."""
     characters = sorted({character for target in targets for character in target} - set(" "))
-    return [one for one in characters if round_trip(tokenizer, f"a{one}a").replace(" ", "") != f"a{one}a"]
+    return [c for c in characters if round_trip(tokenizer, f"a{c}a").replace(" ", "") != f"a{c}a"]

@@ -1,9 +1,9 @@
-"""From several paths of one student to one answer: policies of Mixed Distillation (arXiv:2312.10730), pure functions.
+"""From several reasoning paths of one student to one answer: policies of Mixed Distillation (arXiv:2312.10730).
 
-A path is one text the student wrote: a rationale (`cot`) or a program (`pot`), with the answer key that was read or
-computed from it, or None where it failed. Failed paths abstain. The paper samples both kinds and combines them; how it
-breaks ties is not known, and the order here is ours: a key that both kinds support, then the higher summed mean
-log-probability (where every path has one), then the greedy program's key, then the key that was seen first.
+A reasoning path is one text of the student: a chain of thought (`cot`) or a program (`pot`), with the answer key that
+was read or computed from it, or None if it failed. Failed paths abstain. The paper samples both kinds and combines
+them; it does not say how ties are broken, and the order here is this project's: a key that both kinds support, then the
+higher summed mean log-probability (if every path has one), then the greedy program's key, then the first key.
 
 `pot_then_cot` is MAmmoTH's fallback, `vote_early_stop` a later idea (arXiv:2604.17433); neither is the paper's.
 """
@@ -19,8 +19,8 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Path:
-    """One text of one question. `logprob` is the mean log-probability of its tokens; `greedy`: it was not sampled."""
+class ReasoningPath:
+    """One text for one question. `logprob` is the mean log-probability of its tokens; `greedy`: it was not sampled."""
 
     channel: str
     key: str | None
@@ -29,16 +29,16 @@ class Path:
     tokens: int = 0
 
 
-class Outcome(NamedTuple):
-    """The answer key of a question, None where no path has one; the rule that decided; the paths that it took."""
+class Decision(NamedTuple):
+    """The answer key of a question, None if no path has one; the rule that decided; the paths that it used."""
 
     key: str | None
     rule: str
-    used: tuple[Path, ...]
+    used: tuple[ReasoningPath, ...]
 
 
-def decide(paths: Sequence[Path], policy: Policy) -> Outcome:
-    """The answer of some paths under a policy; paths that a policy does not ask for are left out."""
+def decide(paths: Sequence[ReasoningPath], policy: Policy) -> Decision:
+    """The answer that a policy derives from reasoning paths; paths that it does not use are ignored."""
     if policy in ("single_cot", "single_pot"):
         return _single(paths, COT if policy == "single_cot" else POT)
     if policy == "pot_then_cot":
@@ -46,49 +46,48 @@ def decide(paths: Sequence[Path], policy: Policy) -> Outcome:
         if program.key is not None:
             return program._replace(rule="program")
         text = _single(paths, COT)
-        return Outcome(text.key, "fallback to text", (*program.used, *text.used))
+        return Decision(text.key, "fallback to text", (*program.used, *text.used))
     sampled = [path for path in paths if not path.greedy]
     if policy == "vote_early_stop":
         first = [next((p for p in sampled if p.channel == channel), None) for channel in (COT, POT)]
-        agreed = first[0] is not None and first[1] is not None and first[0].key == first[1].key is not None
-        if agreed:
-            pair = tuple(path for path in first if path is not None)
-            return Outcome(pair[0].key, "first two agree", pair)
+        cot, pot = first
+        if cot is not None and pot is not None and cot.key == pot.key is not None:
+            return Decision(cot.key, "first two agree", (cot, pot))
     return _majority(sampled, [p for p in paths if p.greedy and p.channel == POT])
 
 
 def needed(policy: Policy, samples: Mapping[str, int]) -> dict[str, tuple[bool, int]]:
-    """Per channel, whether a policy takes its greedy path, and how many sampled ones."""
+    """Per channel, whether a policy uses a greedy path, and how many sampled ones."""
     greedy = {"single_cot": (COT,), "single_pot": (POT,), "pot_then_cot": (COT, POT)}.get(policy)
     if greedy is not None:
         return dict.fromkeys(greedy, (True, 0))
     return {COT: (False, samples[COT]), POT: (True, samples[POT])}  # the greedy program breaks ties
 
 
-def _single(paths: Sequence[Path], channel: str) -> Outcome:
-    """The one greedy path; one that failed is no answer, and nothing takes its place."""
-    found = [path for path in paths if path.greedy and path.channel == channel]
-    assert len(found) == 1, f"{len(found)} greedy paths of channel {channel}"
-    return Outcome(found[0].key, "greedy", (found[0],))
+def _single(paths: Sequence[ReasoningPath], channel: str) -> Decision:
+    """The answer of the one greedy path of a channel, None if it failed."""
+    greedy = [path for path in paths if path.greedy and path.channel == channel]
+    assert len(greedy) == 1, f"{len(greedy)} greedy paths of channel {channel}"
+    return Decision(greedy[0].key, "greedy", (greedy[0],))
 
 
-def _majority(sampled: Sequence[Path], greedy_program: Sequence[Path]) -> Outcome:
-    votes: dict[str, list[Path]] = defaultdict(list)
+def _majority(sampled: Sequence[ReasoningPath], greedy_program: Sequence[ReasoningPath]) -> Decision:
+    votes: dict[str, list[ReasoningPath]] = defaultdict(list)
     for path in sampled:
         if path.key is not None:
             votes[path.key].append(path)
     used = tuple(sampled)
     if not votes:
-        return Outcome(None, "all paths failed", used)
+        return Decision(None, "all paths failed", used)
     most = max(map(len, votes.values()))
     tied = {key: paths for key, paths in votes.items() if len(paths) == most}
     if len(tied) == 1:
-        return Outcome(next(iter(tied)), "majority", used)
-    key, rule = _break(tied, greedy_program)
-    return Outcome(key, rule, used)
+        return Decision(next(iter(tied)), "majority", used)
+    key, rule = _break_tie(tied, greedy_program)
+    return Decision(key, rule, used)
 
 
-def _break(tied: Mapping[str, Sequence[Path]], greedy_program: Sequence[Path]) -> tuple[str, str]:
+def _break_tie(tied: Mapping[str, Sequence[ReasoningPath]], greedy_program: Sequence[ReasoningPath]) -> tuple[str, str]:
     both = [key for key, paths in tied.items() if len({path.channel for path in paths}) > 1]
     if len(both) == 1:
         return both[0], "tie: both kinds"
@@ -107,11 +106,12 @@ def _break(tied: Mapping[str, Sequence[Path]], greedy_program: Sequence[Path]) -
     return next(iter(left)), "tie: first seen"
 
 
-class PathFacts(NamedTuple):
-    """What the paths of many questions are like; shares between 0 and 1, None where nothing was there to count.
+class PathStatistics(NamedTuple):
+    """Statistics of the paths of many questions; shares between 0 and 1, None if there is nothing to count.
 
-    executed: of all programs, those that gave an answer; agreement: questions whose first text and first program
-    (greedy before sampled) give one key; right_given_agreement; oracle: any path right; tokens: written per question.
+    executed: programs that gave an answer; agreement: questions whose first chain of thought and first program (greedy
+    before sampled) have the same key; right_given_agreement: accuracy of these; oracle: questions with any right path;
+    tokens: generated per question.
     """
 
     executed: float | None
@@ -121,12 +121,12 @@ class PathFacts(NamedTuple):
     tokens: float
 
 
-def facts_of(questions: Sequence[tuple[Sequence[Path], str]]) -> PathFacts:
-    """Facts of `(paths, gold key)` of every question."""
+def path_statistics(questions: Sequence[tuple[Sequence[ReasoningPath], str]]) -> PathStatistics:
+    """Statistics of `(paths, gold key)` of every question."""
     programs = [path for paths, _ in questions for path in paths if path.channel == POT]
     pairs = [(pair, gold) for paths, gold in questions if (pair := _first_pair(paths)) is not None]
     agreed = [(cot, gold) for (cot, pot), gold in pairs if cot.key is not None and cot.key == pot.key]
-    return PathFacts(
+    return PathStatistics(
         executed=_share([path.key is not None for path in programs]),
         agreement=_share([cot.key is not None and cot.key == pot.key for (cot, pot), _ in pairs]),
         right_given_agreement=_share([cot.key == gold for cot, gold in agreed]),
@@ -135,11 +135,11 @@ def facts_of(questions: Sequence[tuple[Sequence[Path], str]]) -> PathFacts:
     )
 
 
-def _first_pair(paths: Sequence[Path]) -> tuple[Path, Path] | None:
+def _first_pair(paths: Sequence[ReasoningPath]) -> tuple[ReasoningPath, ReasoningPath] | None:
     ordered = sorted(paths, key=lambda path: not path.greedy)
-    found = [next((path for path in ordered if path.channel == channel), None) for channel in (COT, POT)]
-    return (found[0], found[1]) if found[0] is not None and found[1] is not None else None
+    cot, pot = (next((path for path in ordered if path.channel == channel), None) for channel in (COT, POT))
+    return None if cot is None or pot is None else (cot, pot)
 
 
-def _share(found: Sequence[bool]) -> float | None:
-    return sum(found) / len(found) if found else None
+def _share(flags: Sequence[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None

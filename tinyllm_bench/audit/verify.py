@@ -20,16 +20,15 @@ from pydantic import TypeAdapter, ValidationError
 from tinyllm_bench import __version__
 from tinyllm_bench.answers.codec import Layout
 from tinyllm_bench.answers.parser import reader_version
-from tinyllm_bench.answers.sandbox import Sandbox
+from tinyllm_bench.answers.sandbox.pool import Sandbox
 from tinyllm_bench.answers.voting import POT
 from tinyllm_bench.base import provenance
 from tinyllm_bench.base.config import Resolved, read_yaml
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import visible
 from tinyllm_bench.base.events import CellStarted, RunRecorded, TrainingStep, from_json
-from tinyllm_bench.base.files import read_checked, read_json
+from tinyllm_bench.base.files import check_inside, read_checked, read_json
 from tinyllm_bench.base.plugins import load_method
-from tinyllm_bench.base.reading import check_inside
 from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.data.sources import Source, find_source

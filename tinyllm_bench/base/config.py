@@ -1,8 +1,8 @@
 """Layered configuration: every value knows the layer it came from; unknown keys are errors with the nearest name.
 
 Order, later wins: model default < method YAML < preset < preset's task part < preset's method part < preset's variant
-of a method < `--config` file < `key=value`. A value of the command line is read by the type that its setting declares,
-never by what YAML would make of it: `#2` and `1:30` stay the texts that they are, and `true` is no number.
+of a method < `--config` file < `key=value`. A value of the command line is parsed by the declared type of its setting,
+not by YAML's rules: `#2` and `1:30` remain texts, and `true` is not a number.
 """
 
 import re
@@ -15,11 +15,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tinyllm_bench.base.errors import UserError, unknown_name
-from tinyllm_bench.base.files import read_text
-from tinyllm_bench.base.reading import strict_yaml
+from tinyllm_bench.base.files import read_text, strict_yaml
 from tinyllm_bench.base.secrets import SECRET_REFUSED, holds_secret, redacted
 
-_MOST = 1e30  # of any number, also of settings of plugins; the settings' own bounds are tighter
+_MOST = 1e30  # the largest number, also in settings of plugins; most settings have tighter bounds
 
 
 class Layer(NamedTuple):
@@ -53,14 +52,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return parse_yaml(read_text(path), str(path))
 
 
-class Written(str):
-    """A value as it was typed: the declared type of the setting that it is for decides what it means."""
+class RawText(str):
+    """A value as the user typed it; the declared type of its setting decides how it is parsed."""
 
     __slots__ = ()
 
 
 class _SettingsLoader(yaml.SafeLoader):
-    """Plain values stay as they are written, but for null and `<<`: YAML would make 8 of 010 and 90 of 1:30."""
+    """Leaves plain values unparsed, except null and `<<`: YAML would read 010 as 8 and 1:30 as 90."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in pairs if tag.endswith((":null", ":merge"))]
@@ -68,92 +67,102 @@ class _SettingsLoader(yaml.SafeLoader):
     }
 
 
-def _as_written(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
-    return Written(node.value) if node.style is None else str(node.value)
+def _raw_text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    return RawText(node.value) if node.style is None else str(node.value)
 
 
-_SettingsLoader.add_constructor("tag:yaml.org,2002:str", _as_written)
+_SettingsLoader.add_constructor("tag:yaml.org,2002:str", _raw_text)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A person's YAML file of settings; its plain values are `Written`, as those of the command line are."""
+    """A user's YAML file of settings; its plain values are `RawText`, like those of the command line."""
     return _mapping(read_text(path), str(path), _SettingsLoader)
 
 
 def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
-    """`["train.learning_rate=1e-4"]` as nested values, each `Written`; `resolve` reads them by the settings' types."""
+    """`["train.learning_rate=1e-4"]` as nested values, each `RawText`; `resolve` parses them by the settings' types."""
     nested: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
-        if not equals or not all(key.split(".")):
+        path = key.split(".")
+        if not equals or not all(path):
             raise UserError(f"{_short(text)} is not a setting; write key=value, e.g. train.learning_rate=1e-4")
-        _put(nested, key.split("."), Written(value))
+        group: Any = nested
+        for depth, part in enumerate(path[:-1], start=1):
+            group[part] = group = group_of(group.get(part, {}), ".".join(path[:depth]))
+            if not isinstance(group, dict):
+                raise UserError(f"{key}: {part!r} is a value already, not a group of settings")
+        group[path[-1]] = RawText(value)
     return nested
 
 
 def group_of(value: Any, path: str) -> Any:
-    """The mapping that `{...}` writes; every other value as it is.
+    """The mapping of a raw text `{...}`; every other value is returned unchanged.
 
     Raises:
-        UserError: the text is no mapping that can be read.
+        UserError: the text is not a valid mapping.
     """
-    if isinstance(value, Written) and value.startswith("{"):
-        return _listed(value, path)
+    if isinstance(value, RawText) and value.startswith("{"):
+        return _parse_flow(value, path)
     return value
 
 
-def _listed(text: Written, path: str) -> Any:
-    """A list or mapping in YAML's flow style. Its plain texts stay `Written`; no anchors, no tags, no comments."""
-    wrong = UserError(
+def _parse_flow(text: RawText, path: str) -> Any:
+    """A list or mapping in YAML's flow style. Its plain texts are `RawText`; anchors, tags and comments are refused."""
+    invalid = UserError(
         f"{_short(f'{path}={text}')}: the value is not valid YAML; put a text with special marks in quotes"
     )
     try:
-        node = yaml.BaseLoader(text).get_single_node()  # first: it gives up where it is nested too deep
+        node = yaml.BaseLoader(text).get_single_node()  # first, because it refuses what is nested too deep
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.BaseLoader)):
-            raise wrong
+            raise invalid
         if node is None or node.end_mark.index != len(text.rstrip()):  # a comment follows
-            raise wrong
-        return _built(node, wrong)
+            raise invalid
+        return _node_value(node, invalid)
     except (yaml.YAMLError, RecursionError):
-        raise wrong from None
+        raise invalid from None
 
 
-def _built(node: Any, wrong: UserError) -> Any:
+def _node_value(node: Any, invalid: UserError) -> Any:
     if isinstance(node, yaml.SequenceNode):
-        return [_built(one, wrong) for one in node.value]
+        return [_node_value(item, invalid) for item in node.value]
     if isinstance(node, yaml.MappingNode):
-        found = {str(_built(key, wrong)): _built(value, wrong) for key, value in node.value}
-        if len(found) < len(node.value):
-            raise wrong  # a key is there twice
-        return found
+        mapping = {str(_node_value(key, invalid)): _node_value(value, invalid) for key, value in node.value}
+        if len(mapping) < len(node.value):
+            raise invalid  # a duplicate key
+        return mapping
     if node.tag != "tag:yaml.org,2002:str":
-        raise wrong
-    return Written(node.value) if node.style is None else node.value
+        raise invalid
+    return RawText(node.value) if node.style is None else node.value
 
 
 def as_assignments(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Nested or dotted settings as the texts that `parse_assignments` reads, groups before what lies in them.
+    """Nested or dotted settings as texts for `parse_assignments`, groups before their members.
 
-    A text that would be read as something else (`null`, a list, a mapping, a text in quotes) is put into quotes. A
-    mapping is taken apart into its keys; one with keys that a dotted name cannot hold stays one value.
+    A text that would be parsed as something else (`null`, a list, a mapping, a quoted text) is quoted. A mapping is
+    split into its keys, unless a key cannot be part of a dotted name.
     """
-    texts = [text for key, value in settings.items() for text in _assigned(key, value)]
+    texts = [text for key, value in settings.items() for text in _assignments(key, value)]
     return tuple(sorted(texts, key=lambda text: text.partition("=")[0].count(".")))
 
 
-def _assigned(key: str, value: Any) -> Iterator[str]:
+def _assignments(key: str, value: Any) -> Iterator[str]:
     if not isinstance(key, str) or not key or "=" in key:
         raise UserError(f"{key!r} is not the name of a setting; write it as train.learning_rate")
-    if isinstance(value, Mapping) and value and all(_is_part(name) for name in value):
+    if (
+        isinstance(value, Mapping)
+        and value
+        and all(isinstance(name, str) and name and not set(name) & {".", "="} for name in value)
+    ):
         for name, inner in value.items():
-            yield from _assigned(f"{key}.{name}", inner)
+            yield from _assignments(f"{key}.{name}", inner)
         return
     if isinstance(value, str):
         special = value in ("null", "true", "false") or value[:1] in tuple("[{'\"") or not value.isprintable()
-        yield f"{key}=" + (_dumped(value, default_style='"') if special else value)
+        yield f"{key}=" + (_dump(value, default_style='"') if special else value)
         return
     try:
-        text = _dumped(_plain(value), default_flow_style=True)
+        text = _dump(_plain(value), default_flow_style=True)
     except yaml.YAMLError:
         raise UserError(
             f"{key}={value!r}: a setting is a number, a text, a list, a mapping, true, false or None"
@@ -161,30 +170,18 @@ def _assigned(key: str, value: Any) -> Iterator[str]:
     yield f"{key}={text}"
 
 
-def _dumped(value: Any, **style: Any) -> str:
+def _dump(value: Any, **style: Any) -> str:
     text: str = yaml.safe_dump(value, width=10**9, allow_unicode=True, sort_keys=False, **style)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def _is_part(name: Any) -> bool:
-    return isinstance(name, str) and bool(name) and not set(name) & {".", "="}
-
-
 def _plain(value: Any) -> Any:
-    """Tuples as lists and paths as texts: YAML knows neither."""
+    """Tuples as lists and paths as texts, for YAML."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _put(nested: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for depth, part in enumerate(path[:-1], start=1):
-        nested[part] = nested = group_of(nested.get(part, {}), ".".join(path[:depth]))
-        if not isinstance(nested, dict):
-            raise UserError(f"{'.'.join(path)}: {part!r} is a value already, not a group of settings")
-    nested[path[-1]] = value
 
 
 class Resolved(NamedTuple):
@@ -212,7 +209,7 @@ def resolve(model: type[BaseModel], layers: Iterable[Layer]) -> Resolved:
 
 
 def _refusal(model: type[BaseModel], error: ValidationError, origin: Mapping[str, str]) -> UserError:
-    """The error of the first value that a setting does not take: where it was set, and what is allowed."""
+    """The error for the first invalid value: where it was set, and what is allowed."""
     first = error.errors()[0]
     names: list[str] = []
     parts, field = list(first["loc"]), None
@@ -224,11 +221,11 @@ def _refusal(model: type[BaseModel], error: ValidationError, origin: Mapping[str
     layer = next((layer for path, layer in origin.items() if f"{path}.".startswith(f"{key}.")), "the settings")
     if first["type"] == "missing" and group is None and field is not None and not parts:
         return UserError(f"{key} is missing ({layer}); allowed: {allowed(field.annotation, field.metadata)}")
-    told = f"{key}={_short(first['input'])} ({layer})"
+    value = f"{key}={_short(first['input'])} ({layer})"
     if field is None or first["type"] in ("value_error", "literal_error"):
-        return UserError(f"{told}: {first['msg'].removeprefix('Value error, ').lower()}")
-    what = allowed(field.annotation, field.metadata)
-    return UserError(f"{told}: allowed: {what}" + f", as {key}.NAME=VALUE" * ("group" in what.split()))
+        return UserError(f"{value}: {first['msg'].removeprefix('Value error, ').lower()}")
+    words = allowed(field.annotation, field.metadata)
+    return UserError(f"{value}: allowed: {words}" + f", as {key}.NAME=VALUE" * ("group" in words.split()))
 
 
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
@@ -236,17 +233,17 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def allowed(kind: Any, metadata: Sequence[Any] = ()) -> str:
-    """In words, which values a setting of a type takes, with pydantic's bounds."""
+    """The values that a setting of a type accepts, in words, with pydantic's bounds."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        extra = [part for one in inner[1:] for part in getattr(one, "metadata", [one])]
+        extra = [part for field in inner[1:] for part in getattr(field, "metadata", [field])]
         return allowed(inner[0], [*metadata, *extra])
     if origin is Literal:
-        return ", ".join(f"`{one}`" for one in inner)
+        return ", ".join(f"`{value}`" for value in inner)
     if origin in (Union, UnionType):
-        return " or ".join(allowed(one, metadata if one in (int, float) else ()) for one in inner)
+        return " or ".join(allowed(member, metadata if member in (int, float) else ()) for member in inner)
     if origin is tuple and inner[-1] is not Ellipsis:
-        return f"list of {len(inner)}: {', '.join(allowed(one) for one in inner)}"
+        return f"list of {len(inner)}: {', '.join(allowed(item) for item in inner)}"
     if origin in (list, tuple):
         return f"list of {allowed(inner[0])}"
     if origin is dict:
@@ -254,22 +251,25 @@ def allowed(kind: Any, metadata: Sequence[Any] = ()) -> str:
     if _is_model(kind):
         return "group"
     bounds = [
-        f"{word} {getattr(one, name):g}" for one in metadata for name, word in _BOUNDS.items() if hasattr(one, name)
+        f"{word} {getattr(bound, name):g}"
+        for bound in metadata
+        for name, word in _BOUNDS.items()
+        if hasattr(bound, name)
     ]
     return f"{_WORDS.get(kind, getattr(kind, '__name__', str(kind)))} {' and '.join(bounds)}".strip()
 
 
 def _short(value: Any, most: int = 100) -> str:
     text = repr(value)
-    text = redacted(text)  # before it is cut: half a secret is not known as one
+    text = redacted(text)  # before it is cut: half a secret would not be detected
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _refuse_secrets(values: Any, layer: str, path: str = "") -> None:
-    """Do nothing unless a setting holds a key or a password: settings are written into the folders of runs.
+    """Check that no setting holds a key or a password: settings are written into the folders of runs.
 
     Raises:
-        UserError: one does; it is named and not shown.
+        UserError: one does; the message names it without its value.
     """
     if isinstance(values, Mapping):
         for key, value in values.items():
@@ -308,46 +308,46 @@ def _merge(
 
 
 def _typed(value: Any, annotation: Any, path: str, layer: str) -> Any:
-    """A value by the type that its setting declares, written values inside lists and mappings too.
+    """A value with raw texts parsed by the declared type of its setting, inside lists and mappings too.
 
-    Only what a text means is decided here; whether the value is allowed is the model's to say.
+    Whether the value is allowed is checked by the model.
     """
     kinds = _kinds(annotation)
-    if isinstance(value, Written):
-        value = _meant(value, kinds, path)
-    if isinstance(value, Written):
+    if isinstance(value, RawText):
+        value = _parse_text(value, kinds, path)
+    if isinstance(value, RawText):
         return str(value)
     if isinstance(value, Mapping):
         if any(_is_model(kind) for kind in kinds):
-            return value  # `_merge` takes it apart
+            return value  # `_merge` descends into it
         (inside,) = next((get_args(kind)[1:] for kind in kinds if get_origin(kind) is dict), (Any,))
-        return {name: _typed(one, inside, f"{path}.{name}", layer) for name, one in value.items()}
+        return {name: _typed(member, inside, f"{path}.{name}", layer) for name, member in value.items()}
     if isinstance(value, list):
         listed = next((get_args(kind) for kind in kinds if get_origin(kind) in (list, tuple)), (Any, ...))
         each = listed if len(listed) == len(value) and ... not in listed else (listed[0],) * len(value)
         return [
-            _typed(one, kind, f"{path}.{place}", layer)
-            for place, (one, kind) in enumerate(zip(value, each, strict=False))
+            _typed(item, kind, f"{path}.{place}", layer)
+            for place, (item, kind) in enumerate(zip(value, each, strict=False))
         ]
     if isinstance(value, bool) and bool not in kinds and not {int, float}.isdisjoint(kinds):
-        raise UserError(f"{path}={str(value).lower()} ({layer}): a number is wanted")
+        raise UserError(f"{path}={str(value).lower()} ({layer}): must be a number")
     if isinstance(value, int | float) and not abs(value) <= _MOST:  # nan is not, either
-        raise UserError(f"{path}={_short(value)} ({layer}): a finite number is wanted, at most {_MOST:g}")
+        raise UserError(f"{path}={_short(value)} ({layer}): must be a finite number, at most {_MOST:g}")
     return value
 
 
-def _meant(text: Written, kinds: Sequence[Any], path: str) -> Any:
-    """What a typed text means for a setting of these kinds; `Written` where it is a text."""
+def _parse_text(text: RawText, kinds: Sequence[Any], path: str) -> Any:
+    """The value of a raw text for a setting of these types; `RawText` if it remains a text."""
     listed = any(get_origin(kind) in (list, tuple, dict) or _is_model(kind) for kind in kinds)
     if text == "null" and type(None) in kinds:
         return None
     if text[:1] in ("[", "{") and (listed or Any in kinds):
-        return _listed(text, path)
+        return _parse_flow(text, path)
     if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]:
         try:
-            return str(_listed(text, path))
+            return str(_parse_flow(text, path))
         except UserError:
-            return text  # it only begins and ends with a quote
+            return text  # a text that happens to start and end with a quote
     if str in kinds or any(text in get_args(kind) for kind in kinds if get_origin(kind) is Literal):
         return text
     if Any in kinds and text in ("true", "false", "null"):
@@ -355,12 +355,12 @@ def _meant(text: Written, kinds: Sequence[Any], path: str) -> Any:
     if text.isascii() and not {int, float, Any}.isdisjoint(kinds):
         for number in (int, float):
             try:
-                found = number(text)
+                value = number(text)
             except ValueError:
                 continue
-            if found == 0 and re.match("[^eE]*[1-9]", text):
+            if value == 0 and re.match("[^eE]*[1-9]", text):
                 raise UserError(f"{path}={_short(str(text))}: closer to 0 than a number can be; write 0")
-            return found
+            return value
     return text
 
 
@@ -378,7 +378,7 @@ def _is_model(kind: Any) -> bool:
 
 
 def _inner_model(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
-    """The config model of a field, also behind `| None`."""
+    """The config model of a field, also of `Model | None`."""
     kinds = [] if model is None else _kinds(model.model_fields[key].annotation)
     return next((kind for kind in kinds if _is_model(kind)), None)
 

@@ -7,9 +7,9 @@ from tinyllm_bench.base.secrets import redacted
 
 
 class UserError(ValueError):
-    """The request or its input is wrong; the command line prints the message and exits with status 2.
+    """A wrong request or input; the command line prints the message and exits with status 2.
 
-    A message quotes what people typed: a key or a password in it is shown as `***`.
+    Messages quote user input: a key or a password in it is shown as `***`.
     """
 
     def __init__(self, message: str) -> None:
@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 
 def unknown_name(kind: str, value: object, known: Iterable[str]) -> UserError:
-    """The error for a name that does not exist: says what does, and the nearest one."""
+    """The error for a name that does not exist, with the known names and the nearest one."""
     names = sorted(known)
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -1,14 +1,14 @@
-"""Texts that a record, a model or a teacher wrote, made harmless in every form that shows them: one function a form.
+"""Escaping of untrusted text (from records, models, teachers), one function for each output format.
 
-What is written on a page, in a table or on a terminal came from people we do not know. Each form has one function here,
-and every renderer calls it; `leaderboard.latex.latex` is that of LaTeX.
+Text on a page, in a table or on a terminal may come from anyone. Every renderer calls the function of its format; that
+of LaTeX is `leaderboard.latex.latex`.
 """
 
 import json
 import re
 from typing import Any
 
-# Controls (C0, DEL, C1), characters without a width, of direction, of lines and paragraphs, tags, halves of characters.
+# Controls (C0, DEL, C1), zero-width and direction characters, line and paragraph separators, tags, surrogates.
 _UNSEEN = (
     "\x00-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0"
     "\ufff9-\ufffb\U000e0000-\U000e0fff\ud800-\udfff"
@@ -17,22 +17,22 @@ _HIDDEN = re.compile(f"[{_UNSEEN}]")
 _HIDDEN_BUT_NEWLINES = re.compile(f"(?!\n)[{_UNSEEN}]")
 
 
-def _code(found: re.Match[str]) -> str:
-    return json.dumps(found[0])[1:-1]  # \n, \t, \u001b: also the escape of JSON itself
+def _code(match: re.Match[str]) -> str:
+    return json.dumps(match[0])[1:-1]  # \n, \t, \u001b: also the escape of JSON itself
 
 
 def visible(text: str) -> str:
-    """One line in which nothing is hidden or acts on a terminal: such characters stand as JSON escapes them."""
+    """One line in which characters that are invisible or control a terminal are escaped as in JSON."""
     return _HIDDEN.sub(_code, text)
 
 
 def terminal(text: str) -> str:
-    """Lines for a terminal or a file of text, `visible` but for their ends. A JSON text stays the same JSON."""
+    """Lines for a terminal or a text file: `visible` except for newlines. A JSON text remains the same JSON."""
     return _HIDDEN_BUT_NEWLINES.sub(_code, text)
 
 
 def all_visible(value: Any) -> Any:
-    """`visible` of every text, keys too, in nested dicts, lists and tuples; other values are kept."""
+    """`visible` of every text, keys too, in nested dicts, lists and tuples; other values are unchanged."""
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, dict):
@@ -41,16 +41,16 @@ def all_visible(value: Any) -> Any:
 
 
 class Markdown(str):
-    """A text that is Markdown already; a template takes it as it is."""
+    """A text that is Markdown already; templates insert it unescaped."""
 
     __slots__ = ()
 
 
 _MARKS = re.compile(r"[\\`*_\[\]<>|~$]|&(?=#?\w+;)")
-# What would become a heading, a list or a rule where it begins a line.
+# What would be a heading, a list or a rule at the start of a line.
 _BEGINS_BLOCK = re.compile(r"^(?:#{1,6}(?=\s|$)|[-+](?=\s)|[-=+#]{2,})")
 _BEGINS_LIST = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
-# What GitHub makes a link of without being asked.
+# What GitHub links automatically.
 _LINKS = re.compile(r"(?i)(?<![a-z])(?:(?:https?|ftp):(?=//)|(?:mailto|xmpp):|www\.)")
 
 
@@ -59,14 +59,14 @@ def markdown(text: str) -> Markdown:
     if isinstance(text, Markdown):
         return text
     line = visible(" ".join(text.split(" ")).strip())
-    line = _MARKS.sub(lambda found: f"\\{found[0]}", line)
-    line = _LINKS.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", line)
+    line = _MARKS.sub(lambda match: f"\\{match[0]}", line)
+    line = _LINKS.sub(lambda match: f"{match[0][:-1]}\\{match[0][-1]}", line)
     line = _BEGINS_LIST.sub(r"\1\\\2", line)
-    return Markdown(_BEGINS_BLOCK.sub(lambda found: f"\\{found[0]}", line))
+    return Markdown(_BEGINS_BLOCK.sub(lambda match: f"\\{match[0]}", line))
 
 
 def markdown_code(text: str) -> Markdown:
-    """A text as code within a line of Markdown, also in a table's cell."""
+    """A text as inline code of Markdown, also in a table's cell."""
     line = visible(text).replace("|", "\\|")
     ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if len(ticks) > 1 or line != line.strip() or not line else ""
@@ -74,21 +74,21 @@ def markdown_code(text: str) -> Markdown:
 
 
 def markdown_block(text: str, language: str = "") -> Markdown:
-    """Lines of code as a block that they cannot end."""
+    """Lines of code as a fenced block that they cannot close."""
     lines = terminal(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", lines)), default=0))
     return Markdown(f"{fence}{language}\n{lines}\n{fence}")
 
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
-# What a spreadsheet takes for a formula, wide forms included.
+# First characters of a formula in a spreadsheet, wide forms included.
 _FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20\u2212\u207a\u207b\ufe63\ufe62\ufe66\ufe6b"
 
 
 def csv_cell(value: Any) -> Any:
-    """A cell that no spreadsheet computes: numbers are numbers, a text that would begin a formula gets a `'`.
+    """A cell that no spreadsheet computes: numbers are unchanged, a text that would start a formula is quoted by `'`.
 
-    A lone `-` is how our tables print nothing: it is an empty cell.
+    A lone `-`, which means nothing in tables, becomes an empty cell.
     """
     if not isinstance(value, str):
         return value

@@ -1,7 +1,7 @@
-"""What happens while cells run: a closed union of dataclasses, matched by type wherever events are shown or written.
+"""Events of running cells: a closed union of dataclasses, matched by type wherever events are shown or written.
 
-Two files of a run's folder are JSON lines of them, `to_json` and `from_json` their form: `events.jsonl` holds starts
-and ends of stages, `train/metrics.jsonl` optimiser steps and evaluations.
+Two files of a run's folder are JSON lines of events (`to_json`, `from_json`): `events.jsonl` has starts and ends of
+stages, `train/metrics.jsonl` optimiser steps and evaluations.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +19,8 @@ class Evaluation:
     """The student on the validation split after `step` optimiser steps, `fraction` of the run.
 
     `accuracy` is a share of the `n` questions, `gold_probability` the mean probability of the gold option (rankings
-    only), `loss` the token mean of the gold answers' cross-entropy in nats (measured where weights are selected by it),
-    `probe` what the method measured on texts that it sampled.
+    only), `loss` the token mean of the gold answers' cross-entropy in nats (if checkpoints are selected by it), `probe`
+    the method's own measurements on sampled texts.
     """
 
     step: int
@@ -34,7 +34,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class CellStarted:
-    """A cell starts, or resumes after one that it needed was trained."""
+    """A cell starts, or resumes after the training of a prerequisite."""
 
     run_id: str
     label: str
@@ -44,7 +44,7 @@ class CellStarted:
 
 @dataclass(frozen=True, slots=True)
 class PrerequisiteStarted:
-    """A cell whose student is needed by the current one is trained first."""
+    """A cell whose student the current one needs is trained first."""
 
     label: str
     model: str
@@ -53,7 +53,7 @@ class PrerequisiteStarted:
 
 @dataclass(frozen=True, slots=True)
 class AnnotationProgress:
-    """So many of a teacher's missing texts are written."""
+    """Progress of generating a teacher's missing texts."""
 
     teacher: str
     done: int
@@ -63,7 +63,7 @@ class AnnotationProgress:
 
 @dataclass(frozen=True, slots=True)
 class AnnotationFailed:
-    """A teacher did not write some texts; `reason` is that of the first."""
+    """Some texts of a teacher could not be generated; `reason` is that of the first."""
 
     teacher: str
     failed: int
@@ -74,7 +74,7 @@ class AnnotationFailed:
 
 @dataclass(frozen=True, slots=True)
 class AnnotationFinished:
-    """The method has its annotations."""
+    """The method's annotations are complete."""
 
     annotations: int
     event: Literal["annotation_finished"] = "annotation_finished"
@@ -82,7 +82,7 @@ class AnnotationFinished:
 
 @dataclass(frozen=True, slots=True)
 class LogitCacheOpened:
-    """The teacher's distributions for so many responses are not cached yet."""
+    """The number of responses whose teacher distributions are not cached yet."""
 
     missing: int
     bytes_per_token: int
@@ -91,7 +91,7 @@ class LogitCacheOpened:
 
 @dataclass(frozen=True, slots=True)
 class LogitCacheProgress:
-    """So many of the missing responses are scored by the teacher."""
+    """Progress of scoring the missing responses with the teacher."""
 
     done: int
     total: int
@@ -111,7 +111,7 @@ class TrainingResumed:
 class TrainingStep:
     """One optimiser step: its loss in mean nats per token, also by channel, and the student tokens since the start.
 
-    `steps` is the expected length of the run, `measured` means of what the method measured in this step.
+    `steps` is the expected length of the run, `measured` the means of the method's own measurements in this step.
     """
 
     step: int
@@ -134,7 +134,7 @@ class StudentEvaluated:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFinished:
-    """The student is trained; `last_loss` is None where the cell has several students."""
+    """The student is trained; `last_loss` is None if the cell has several students."""
 
     steps: int
     last_loss: float | None
@@ -143,7 +143,7 @@ class TrainingFinished:
 
 @dataclass(frozen=True, slots=True)
 class PredictionProgress:
-    """So many test questions are answered."""
+    """Progress of answering the test questions."""
 
     done: int
     total: int
@@ -152,7 +152,7 @@ class PredictionProgress:
 
 @dataclass(frozen=True, slots=True)
 class RunRecorded:
-    """The record of the run is written; it has no accuracy where nothing was scored."""
+    """The record of the run is written; `accuracy` is None if nothing was scored."""
 
     accuracy: float | None
     event: Literal["run_recorded"] = "run_recorded"
@@ -160,7 +160,7 @@ class RunRecorded:
 
 @dataclass(frozen=True, slots=True)
 class TrackerFailed:
-    """An experiment tracker raised an error and gets no more values."""
+    """An experiment tracker raised an error and receives no more values."""
 
     tracker: str
     error: str
@@ -200,7 +200,7 @@ def from_json(row: Mapping[str, Any], file: object) -> Event:
     """An event that `to_json` wrote; further keys, such as a time, are ignored.
 
     Raises:
-        UserError: it is no event; the message names `file`.
+        UserError: it is not an event; the message names `file`.
     """
     try:
         return _adapter().validate_python(row)

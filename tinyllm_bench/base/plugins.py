@@ -3,23 +3,23 @@
 A built-in method, task or reporter is a file, and the file's name is its name. Other people's come in two ways:
 
 - A package with entry points in the groups `tinyllm_bench.methods`, `.tasks`, `.teachers` and `.reporters`. An entry
-  point names the object, or a module that holds it as METHOD, TASK, TEACHER or REPORTER.
-- A file, given with `--plugin FILE` or named in TINYLLM_BENCH_PLUGINS (several with the system's path separator between
-  them). It holds METHOD, TASK, TEACHER or REPORTER, which is named as the file is, or METHODS, TASKS, TEACHERS or
-  REPORTERS, each a mapping of names to objects. The variable reaches child processes and `accelerate launch` too.
+  point names the object, or a module that has it as METHOD, TASK, TEACHER or REPORTER.
+- A file, given with `--plugin FILE` or listed in TINYLLM_BENCH_PLUGINS (separated by the system's path separator). It
+  has METHOD, TASK, TEACHER or REPORTER, whose name is the file's, or METHODS, TASKS, TEACHERS or REPORTERS, each a
+  mapping of names to objects. The variable also reaches child processes and `accelerate launch`.
 
-What the objects are:
+The objects:
 
 - method: a subclass of `Method`. `<name>.yaml` beside its module holds its defaults, if it has any.
 - task: a `TaskInfo` of that name. `samples/<name>.jsonl` beside its module holds its sample.
 - teacher: a function `(rest, settings) -> TextGenerator`; its name is a kind of spec: `teachers=[name:rest]`.
 - reporter: a function `(BoardData) -> {file name: text}`, called whenever a board is built.
 
-The modules that define these types tell this one what it must check of them (`define`).
+The modules that define these types register how they are checked (`define`).
 
-One name has one owner: a built-in's is refused, and so is one that two plugins claim. A plugin that does not load, is
-of the wrong type or lacks something is told about in one warning and left out; asked for by name it is an error that
-says why. A package is imported when its name is asked for, or everything of its kind is; a file, to know its names.
+A name has one owner: a built-in's is refused, and so is one that two plugins claim. A plugin that does not load, is of
+the wrong type or incomplete is left out with one warning; requested by name it is an error with the reason. A package
+is imported when its name, or everything of its kind, is requested; a file is imported to learn its names.
 """
 
 import contextlib
@@ -40,8 +40,7 @@ from types import ModuleType
 from typing import Any
 
 from tinyllm_bench.base.errors import UserError, unknown_name
-from tinyllm_bench.base.files import digest, digest_file, read_text
-from tinyllm_bench.base.reading import read_bytes
+from tinyllm_bench.base.files import digest, digest_file, read_bytes, read_text
 
 KINDS = ("method", "task", "teacher", "reporter")
 VARIABLE = "TINYLLM_BENCH_PLUGINS"
@@ -55,15 +54,15 @@ _reserved: dict[str, frozenset[str]] = {}
 
 
 class PluginWarning(UserWarning):
-    """Something of another package or of a plugin file was left out."""
+    """A plugin of another package or file was left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """One thing that a package or a file offers. `package` is its distribution's name, or the file's.
+    """One object that a package or a file offers. `package` is its distribution's name, or the file's.
 
-    `place` says where in it; `load` gives the object or raises whatever its import raises; `home` gives the folder of
-    its module and `code` the digest of the package's or the file's code, both after it was loaded.
+    `place` is its location there; `load` gives the object or raises whatever its import raises; `home` gives the folder
+    of its module and `code` the digest of the package's or the file's code, both after it was loaded.
     """
 
     kind: str
@@ -77,20 +76,20 @@ class Plugin:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What tells two states of it apart: package, version, and the digest of the code that this process runs.
+        """The identity of its state: package, version, and the digest of the code that this process runs.
 
-        Somebody who goes on writing while a run goes on changes nothing of it.
+        It does not change while a process runs, even if the file is edited meanwhile.
         """
         return {"package": self.package, "version": self.version, "digest": self.code()}
 
 
 def define(kind: str, *, fault: Callable[[str, Any], str | None] | None = None, reserved: Iterable[str] = ()) -> None:
-    """Say what the objects of a kind must be; the module that defines their type calls this.
+    """Register how the objects of a kind are checked; the module that defines their type calls this.
 
     Args:
         kind: One of `KINDS`.
-        fault: What is wrong with an object of a name, in words; None if nothing is.
-        reserved: Names that no plugin may take.
+        fault: Returns the problem with an object of a name, in words; None if there is none.
+        reserved: Names that no plugin may have.
     """
     if fault is not None:
         _faults[kind] = fault
@@ -108,7 +107,7 @@ def names(kind: str) -> list[str]:
 
 
 def working(kind: str) -> list[str]:
-    """The names that load; the other ones are told about, each in one warning."""
+    """The names that load; there is one warning for each of the others."""
     broken = {plugin.name: why for plugin in outside(kind) if (why := state(plugin)) != "ok"}
     for name, why in broken.items():
         warn(f"{kind} {name!r} is left out: {why}")
@@ -116,12 +115,12 @@ def working(kind: str) -> list[str]:
 
 
 def outside(kind: str) -> list[Plugin]:
-    """What packages and plugin files offer of a kind, sorted by name; a file that does not load is told about."""
+    """The plugins of a kind in packages and files, sorted by name; a file that does not load causes a warning."""
     for file, why in broken_files().items():
         warn(f"plugin file {file} is left out: {why}")
-    found = [_of_package(kind, point) for point in _entry_points(f"tinyllm_bench.{kind}s", tuple(sys.path))]
-    found += [plugin for file in plugin_files() for plugin in _of_file(kind, file)]
-    return sorted(found, key=lambda plugin: (plugin.name, plugin.package))
+    plugins = [_of_package(kind, point) for point in _entry_points(f"tinyllm_bench.{kind}s", tuple(sys.path))]
+    plugins += [plugin for file in plugin_files() for plugin in _of_file(kind, file)]
+    return sorted(plugins, key=lambda plugin: (plugin.name, plugin.package))
 
 
 def state(plugin: Plugin) -> str:
@@ -134,7 +133,7 @@ def state(plugin: Plugin) -> str:
 
 
 def load(kind: str, name: str) -> Any:
-    """The object of a name.
+    """The object with a name.
 
     Raises:
         UserError: unknown name (with the nearest one), or a plugin that cannot be used, with the reason.
@@ -148,26 +147,26 @@ def load(kind: str, name: str) -> Any:
 
 
 def load_method(name: str) -> Any:
-    """The `Method` class of a name: attribute `METHOD` of `baselines/<name>.py`, or what a plugin offers."""
+    """The `Method` class with a name: attribute `METHOD` of `baselines/<name>.py`, or a plugin's."""
     return load("method", name)
 
 
 def load_task(name: str) -> Any:
-    """The `TaskInfo` of a name: attribute `TASK` of `tasks/<name>.py`, or what a plugin offers."""
+    """The `TaskInfo` with a name: attribute `TASK` of `tasks/<name>.py`, or a plugin's."""
     return load("task", name)
 
 
 def origin(kind: str, name: str) -> Plugin | None:
-    """Who offers a name; None for a built-in one, and for one that nobody offers."""
+    """The plugin with a name; None for a built-in or unknown name."""
     if name in _built_in(kind):
         return None
     return next((plugin for plugin in outside(kind) if plugin.name == name), None)
 
 
 def unknown(kind: str, name: str, *others: str, what: str = "") -> UserError:
-    """The error for a name that nobody offers, which tells of files that were not read.
+    """The error for an unknown name, which also lists plugin files that were left out.
 
-    `others` could have been said as well; `what` says what the name is of, where that is not the kind.
+    `others` are further allowed names; `what` replaces the kind in the message.
     """
     error = unknown_name(what or kind, name, [*names(kind), *others])
     unread = [f" Plugin file {file} is left out: {why}." for file, why in broken_files().items()]
@@ -175,7 +174,7 @@ def unknown(kind: str, name: str, *others: str, what: str = "") -> UserError:
 
 
 def home(kind: str, name: str) -> Traversable:
-    """The folder of what goes with a method or a task: its defaults, its sample."""
+    """The folder of the files that belong to a method or a task: its defaults, its sample."""
     plugin = origin(kind, name)
     if plugin is None:
         return folder(kind)
@@ -184,14 +183,14 @@ def home(kind: str, name: str) -> Traversable:
 
 
 def method_defaults(name: str) -> str:
-    """The text of `<method>.yaml` beside a method; empty for one that has none."""
+    """The text of `<method>.yaml` beside a method; empty if there is none."""
     file = home("method", name) / f"{name}.yaml"
     return read_text(file) if file.is_file() else ""
 
 
 @functools.cache
 def warn(text: str) -> None:
-    """Tell once that something of somebody else's was left out."""
+    """Warn once about a plugin that was left out."""
     warnings.warn(text, PluginWarning, stacklevel=3)
 
 
@@ -199,13 +198,13 @@ def warn(text: str) -> None:
 
 
 def plugin_files() -> list[Path]:
-    """The plugin files that were named, each once."""
+    """The plugin files that are listed in the variable, without duplicates."""
     named = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
     return list(dict.fromkeys(Path(os.path.realpath(Path(text).expanduser())) for text in named))
 
 
 def add_file(file: Path) -> None:
-    """Name a plugin file for this process and its children.
+    """Add a plugin file for this process and its children.
 
     Raises:
         UserError: there is no such file.
@@ -218,13 +217,13 @@ def add_file(file: Path) -> None:
 
 
 def broken_files() -> dict[Path, str]:
-    """Plugin files that do not load or offer nothing, and why."""
-    found = {file: _module(file) for file in plugin_files()}
-    return {file: module for file, module in found.items() if isinstance(module, str)}
+    """Plugin files that do not load or offer nothing, with the reason."""
+    modules = {file: _module(file) for file in plugin_files()}
+    return {file: module for file, module in modules.items() if isinstance(module, str)}
 
 
 def _module(file: Path) -> ModuleType | str:
-    if file in _importing:  # it asks for somebody else's method while it is read: so far it offers nothing
+    if file in _importing:  # it loads another plugin while it is imported: so far it offers nothing
         return ModuleType(file.stem)
     return _imported(file) if file.is_file() else "no such file"
 
@@ -244,8 +243,8 @@ def _imported(file: Path) -> ModuleType | str:
     _importing.add(file)
     execute = spec.loader.exec_module
     try:
-        run_others_code(lambda: execute(module))
-    except OthersError as error:
+        run_plugin_code(lambda: execute(module))
+    except PluginCodeError as error:
         del sys.modules[name]
         return f"does not load: {error}"
     finally:
@@ -261,9 +260,9 @@ def _of_file(kind: str, file: Path) -> list[Plugin]:
     module = _module(file)
     if isinstance(module, str):
         return []
-    said = vars(module)
-    one = {file.stem: said[kind.upper()]} if kind.upper() in said else {}
-    offered = {**one, **said.get(f"{kind.upper()}S", {})}
+    attributes = vars(module)
+    single = {file.stem: attributes[kind.upper()]} if kind.upper() in attributes else {}
+    offered = {**single, **attributes.get(f"{kind.upper()}S", {})}
 
     def plugin(name: str, thing: Any) -> Plugin:
         return Plugin(
@@ -275,7 +274,7 @@ def _of_file(kind: str, file: Path) -> list[Plugin]:
 
 @functools.cache
 def _file_code(file: Path) -> str:
-    """Digest of a file as it was when it was first looked at."""
+    """Digest of a file at its first import in this process."""
     return hashlib.sha256(read_bytes(file, most=_MOST_BYTES)).hexdigest()
 
 
@@ -284,14 +283,14 @@ def _file_code(file: Path) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Looking through every installed package takes 20 ms: once for an import path, not with every name."""
+    """Cached by import path: searching all installed packages takes 20 ms."""
     return tuple(entry_points(group=group))
 
 
 def _of_package(kind: str, point: EntryPoint) -> Plugin:
     def thing() -> Any:
-        found = point.load()
-        return getattr(found, kind.upper()) if isinstance(found, ModuleType) else found
+        loaded = point.load()
+        return getattr(loaded, kind.upper()) if isinstance(loaded, ModuleType) else loaded
 
     return Plugin(
         kind,
@@ -307,28 +306,28 @@ def _of_package(kind: str, point: EntryPoint) -> Plugin:
 
 @functools.cache
 def _package_code(name: str) -> str:
-    """Digest of all Python files of a package, or of the one that a module is, when they were first looked at."""
+    """Digest of all Python files of a package (or of a single module) at the first call in this process."""
     top = importlib.import_module(name)
     if not hasattr(top, "__path__"):
         return digest_file(Path(str(top.__file__)))
-    found = [
+    sources = [
         (file.relative_to(root).as_posix(), file) for root in map(Path, top.__path__) for file in root.rglob("*.py")
     ]
-    return digest([[name, digest_file(file)] for name, file in sorted(found)])
+    return digest([[name, digest_file(file)] for name, file in sorted(sources)])
 
 
-# --- somebody else's code ---------------------------------------------------------------------------------------------
+# --- running plugin code ----------------------------------------------------------------------------------------------
 
 
-class OthersError(Exception):
-    """What somebody else's code raised, in words."""
+class PluginCodeError(Exception):
+    """An exception that a plugin's code raised, in words."""
 
 
-def run_others_code(function: Callable[[], Any]) -> Any:
-    """What a function of a plugin returns. What it prints goes to standard error: ours holds JSON, perhaps.
+def run_plugin_code(function: Callable[[], Any]) -> Any:
+    """Call a function of a plugin. What it prints goes to standard error, because standard output may be JSON.
 
     Raises:
-        OthersError: it raised anything but an interruption by the user.
+        PluginCodeError: it raised anything but an interruption by the user.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -337,10 +336,10 @@ def run_others_code(function: Callable[[], Any]) -> Any:
         raise
     except BaseException as error:
         try:
-            said = repr(error)
-        except Exception:  # somebody else's, too
-            said = type(error).__name__
-        raise OthersError(said) from error
+            message = repr(error)
+        except Exception:  # `__repr__` is the plugin's, too
+            message = type(error).__name__
+        raise PluginCodeError(message) from error
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -354,32 +353,28 @@ def _built_in(kind: str) -> set[str]:
 
 
 def _checked(plugin: Plugin) -> Any:
-    """The object of a plugin, which may be used.
+    """The object of a plugin, loaded and checked.
 
     Raises:
-        UserError: it does not load, is not what its kind asks for, or has a name that is taken.
+        UserError: it does not load, is not of its kind's type, or has a name that is taken.
     """
     kind, name = plugin.kind, plugin.name
-    said = f"{kind} {name!r} of package {plugin.place!r}"
+    label = f"{kind} {name!r} of package {plugin.place!r}"
     if name in _built_in(kind):
-        raise UserError(f"{said} has a built-in's name; rename it, or remove the package")
-    rivals = [one.place for one in outside(kind) if one.name == name and one.place != plugin.place]
+        raise UserError(f"{label} has a built-in's name; rename it, or remove the package")
+    rivals = [rival.place for rival in outside(kind) if rival.name == name and rival.place != plugin.place]
     if rivals:
-        raise UserError(f"{said} has a name that {rivals[0]!r} has too; remove or rename one of them")
+        raise UserError(f"{label} has a name that {rivals[0]!r} has too; remove or rename one of them")
     try:
-        found = run_others_code(plugin.load)
-    except OthersError as error:
-        raise UserError(f"{said} does not load: {error}") from error
-    fault = _fault(kind, name, found)
-    if fault:
-        raise UserError(f"{said} cannot be used: {fault}")
-    return found
-
-
-def _fault(kind: str, name: str, found: Any) -> str | None:
-    """What is wrong with an object of a kind, in words; None if nothing is."""
+        loaded = run_plugin_code(plugin.load)
+    except PluginCodeError as error:
+        raise UserError(f"{label} does not load: {error}") from error
     if kind in ("teacher", "reporter"):
-        return None if callable(found) else f"a {kind} is a function, not {found!r}"
-    if kind not in _faults:  # its type was never imported, so this cannot be one
-        return f"a {kind} is made from what {_PACKAGE} offers for it, not {found!r}"
-    return _faults[kind](name, found)
+        fault = None if callable(loaded) else f"a {kind} is a function, not {loaded!r}"
+    elif kind not in _faults:  # the module of its type was never imported, so this cannot be one
+        fault = f"a {kind} is made from what {_PACKAGE} offers for it, not {loaded!r}"
+    else:
+        fault = _faults[kind](name, loaded)
+    if fault:
+        raise UserError(f"{label} cannot be used: {fault}")
+    return loaded

@@ -1,8 +1,9 @@
-"""Where a number comes from: code version, packages, machine, memory."""
+"""Provenance of results: code version, packages, device, peak memory."""
 
 import platform
 import resource
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,14 +24,12 @@ PACKAGES = (
 
 
 def packages() -> dict[str, str]:
-    """Versions of the packages that can change a number."""
-    found = {}
+    """Versions of the packages that can change a result."""
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {"python": platform.python_version(), **found}
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def git_state() -> tuple[str | None, bool | None]:
@@ -51,7 +50,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def device_name() -> str:
-    """The accelerator's name, or the processor and how many threads torch uses."""
+    """The accelerator's name, or the processor and torch's number of threads."""
     import torch
 
     if torch.cuda.is_available():
@@ -60,7 +59,7 @@ def device_name() -> str:
 
 
 def reset_peak_memory() -> None:
-    """Start a new measurement of peak memory, where the system allows it (Linux)."""
+    """Start a new measurement of peak memory, if the system allows it (Linux)."""
     import torch
 
     if torch.cuda.is_available():
@@ -72,7 +71,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Peak bytes since `reset_peak_memory`: of the accelerator where there is one, else of this process."""
+    """Peak bytes since `reset_peak_memory`, of the accelerator if there is one, else of this process."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,6 +1,7 @@
-"""Keys and passwords in what people type: found before anything keeps it, and never shown again.
+"""Keys and passwords in user input: detected before anything is stored, and never shown.
 
-A key is read from the environment. In an address it would reach the configuration of a run, its record and messages.
+API keys are read from the environment. In an address a key would reach the configuration of a run, its record and
+messages.
 """
 
 import re
@@ -15,11 +16,11 @@ _SECRET = re.compile(
     "|".join(
         (
             r"://[^\s#]*@",  # a user in front of the host, also where the password holds a slash
-            r"://[^\s/#?@\[]*:(?=[^\d/#?\s'\",)\]])",  # user:password cut at a # of the password: no port looks so
+            r"://[^\s/#?@\[]*:(?=[^\d/#?\s'\",)\]])",  # user:password cut at a # in the password: not a port
             r"\bapi:[^\s#]*[?@]",  # neither belongs to the address of an API
             r"\bapi:[^\s#]*#\S*[?=&]",  # nor these to a model's name
             rf"[?&;#]{_NAMES}=[^\s&]",
-            # as OpenAI and others, Hugging Face, GitHub, Google, Slack and AWS write their keys
+            # the forms of keys of OpenAI and others, Hugging Face, GitHub, Google, Slack and AWS
             r"\b[spr]k-(?=\S*\d)(?=\S*(?-i:[A-Z]))[\w-]{20,}|\bhf_[a-z0-9]{30,}|\bgh[opsur]_\w{30,}|\bAIza[\w-]{30,}"
             r"|\bxox[abprs]-[\w-]{10,}|(?-i:\bAKIA[0-9A-Z]{16}\b)",
         )
@@ -27,11 +28,11 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _ADDRESS = re.compile(r"(?:\b[a-z][a-z0-9+.-]*:(?=//)(?://)?|\bapi:)\S*", re.IGNORECASE)
-_MOST_ENCODINGS = 3  # times that a text may be percent-encoded and still be looked through
+_MOST_ENCODINGS = 3  # layers of percent-encoding that are decoded for the search
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a text holds an address with a user, a password or a key, or a key in a form that a provider uses."""
+    """Whether a text has an address with a user, a password or a key, or a key in the form of a known provider."""
     for _ in range(_MOST_ENCODINGS + 1):
         if _SECRET.search(text):
             return True
@@ -43,13 +44,15 @@ def holds_secret(text: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """The text with `***` in place of every address that `holds_secret`, behind its scheme, and of every key."""
+    """The text with `***` in place of every key, and of every address that `holds_secret`, after its scheme."""
     if not holds_secret(text):
         return text
-    text = _ADDRESS.sub(_without_secret, text)
+
+    def scheme_alone(address: re.Match[str]) -> str:
+        if not holds_secret(address[0]):
+            return address[0]
+        scheme = re.match(r"[^:]*:(?://)?", address[0])
+        return f"{scheme[0] if scheme else ''}***"
+
+    text = _ADDRESS.sub(scheme_alone, text)
     return " ".join("***" if holds_secret(word) else word for word in text.split(" ")) if holds_secret(text) else text
-
-
-def _without_secret(found: re.Match[str]) -> str:
-    address = found[0]
-    return f"{re.match(r'[^:]*:(?://)?', address)[0]}***" if holds_secret(address) else address  # type: ignore[index]

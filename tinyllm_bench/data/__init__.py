@@ -1,1 +1,1 @@
-"""What is asked: records, prompts, sources and their checks."""
+"""Questions: records, prompts, sources and their checks."""

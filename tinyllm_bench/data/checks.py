@@ -1,4 +1,4 @@
-"""What `data check` and `data info` say: is the release whole, and what does a task's data look like."""
+"""The checks behind `data check` and `data info`: whether the release is complete, and facts of a task's data."""
 
 import re
 from collections import Counter
@@ -10,16 +10,16 @@ from statistics import fmean
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data import release
-from tinyllm_bench.data.facts import shipped_facts
 from tinyllm_bench.data.records import SPLITS, Recorded, Split, TaskInfo, TaskRecord
 from tinyllm_bench.data.sources import Source, load_rationales, load_split
+from tinyllm_bench.data.splits import shipped_facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckLine:
-    """What was found of one task. `rationales` and `programs` count texts that are not empty, per teacher and split.
+    """The result for one task. `rationales` and `programs` count texts that are not empty, per teacher and split.
 
-    `absent` is the task's own file or folder where it is not there: such a task cannot be asked, and nothing is wrong.
+    `absent` names the task's own file or folder if it is missing: such a task cannot be run, which is not an error.
     """
 
     task: str
@@ -33,7 +33,7 @@ class CheckLine:
 
     @property
     def text(self) -> str:
-        """The line for people: counts and digests where all is well, the problems otherwise."""
+        """The result as a line: counts and digests, or the problems."""
         if not self.ok:
             return f"{self.task}: FAILED: {'; '.join(self.problems)}"
         if self.absent is not None:
@@ -49,36 +49,36 @@ class CheckLine:
 
 
 def _teachers(texts: Mapping[str, Mapping[Split, int]]) -> str:
-    return ", ".join(f"{key} {' / '.join(str(found[split]) for split in SPLITS)}" for key, found in texts.items())
+    return ", ".join(f"{key} {' / '.join(str(counts[split]) for split in SPLITS)}" for key, counts in texts.items())
 
 
 def check_release(folder: str | Path, *, tasks: Iterable[str] | None = None) -> list[CheckLine]:
     """One line a task (all of them by default): rows and digests of every split, texts of every teacher.
 
-    By default a task whose own file is not there, and one that was never part of the release, is said to be absent;
-    asked for by name, it has a problem.
+    By default a task whose own file is missing, and one that was never part of the release, is reported as absent;
+    requested by name, it has a problem.
 
-    A problem does not stop the check: every split and teacher is looked at, and each problem is reported once.
+    A problem does not stop the check: every split and teacher is checked, and each problem is reported once.
     """
     source = Source("release", str(folder))
-    load_split.cache_clear()  # the folder may have been repaired since the last look
+    load_split.cache_clear()  # the folder may have been repaired since
     if tasks is not None:
         return [_check_task(source, name) for name in tasks]
-    return [_absent(source, name) or _check_task(source, name) for name in plugins.working("task")]
-
-
-def _absent(source: Source, name: str) -> CheckLine | None:
-    info: TaskInfo = plugins.load_task(name)
-    if release.is_there(Path(source.folder or ""), info) or (info.file is None and name in shipped_facts()):
-        return None
-    return CheckLine(task=name, ok=True, absent=name if info.file is None else info.file.path)
+    lines = []
+    for name in plugins.working("task"):
+        info: TaskInfo = plugins.load_task(name)
+        if release.is_there(Path(folder), info) or (info.file is None and name in shipped_facts()):
+            lines.append(_check_task(source, name))
+        else:
+            lines.append(CheckLine(task=name, ok=True, absent=name if info.file is None else info.file.path))
+    return lines
 
 
 def _check_task(source: Source, name: str) -> CheckLine:
     info: TaskInfo = plugins.load_task(name)
     counts: dict[Split, int] = {}
     kinds: dict[Recorded, tuple[str, ...]] = {"rationale": info.rationale_keys, "program": info.program_keys}
-    found: dict[Recorded, dict[str, dict[Split, int]]] = {
+    text_counts: dict[Recorded, dict[str, dict[Split, int]]] = {
         kind: {key: {} for key in keys} for kind, keys in kinds.items()
     }
     problems: list[str] = []
@@ -87,15 +87,15 @@ def _check_task(source: Source, name: str) -> CheckLine:
             counts[split] = len(load_split(source, name, split))
             for kind, key in ((kind, key) for kind, keys in kinds.items() for key in keys):
                 texts = load_rationales(source, name, split, key, kind=kind)
-                found[kind][key][split] = sum(map(bool, texts.values()))
+                text_counts[kind][key][split] = sum(map(bool, texts.values()))
         except UserError as error:
             problems.append(str(error))
     return CheckLine(
         task=name,
         ok=not problems,
         counts=counts,
-        rationales=found["rationale"],
-        programs=found["program"],
+        rationales=text_counts["rationale"],
+        programs=text_counts["program"],
         rebuilt=release.is_rebuilt(Path(source.folder or ""), info, "train"),
         problems=tuple(dict.fromkeys(problems)),
     )
@@ -123,7 +123,7 @@ def task_facts(source: Source, task: str) -> TaskFacts:
     """Licence, source, sizes, chance and majority level on test, leakage from train, and lengths (mean, longest).
 
     `majority_answer` is the option position, or the number, that is right most often in train; the chance level of a
-    number is 0. `overlap` counts the test questions that stand in train too, with `question_key` as the measure.
+    number is 0. `overlap` counts the test questions that are in train, too, compared by `question_key`.
     """
     info: TaskInfo = plugins.load_task(task)
     by_split = {split: load_split(source, task, split) for split in SPLITS}
@@ -148,13 +148,13 @@ def task_facts(source: Source, task: str) -> TaskFacts:
 
 
 def most_frequent(keys: Iterable[int | str]) -> int | str:
-    """The answer key that stands most often: on a tie the lowest option position, or the smallest number."""
+    """The most frequent answer key; on a tie the lowest option position, or the smallest number."""
     counted = Counter(keys)
     return min(counted, key=lambda key: (-counted[key], float(key)))
 
 
 def chance_level(records: Sequence[TaskRecord]) -> float:
-    """Expected accuracy of a blind guess: the mean of one over the number of options, and 0 for a number."""
+    """Expected accuracy of a random guess: the mean of one over the number of options, and 0 for a number."""
     return fmean(1 / len(record.choices) if record.choices else 0.0 for record in records)
 
 
@@ -164,36 +164,36 @@ def _lengths(texts: Iterable[str]) -> tuple[float, int]:
 
 
 def question_key(record: TaskRecord) -> str:
-    """A question without case, white space and punctuation: equal keys are the same question."""
+    """A question without case, white space and punctuation: equal keys mean the same question."""
     return " ".join(re.findall(r"\w+", record.question.casefold()))
 
 
 def clusters(records: Sequence[TaskRecord]) -> tuple[int, ...]:
-    """A number for each record, the same for records that share their context or their question, by any chain; empty
-    where no two do."""
+    """A cluster number for each record: connected components of records that share their context or their question;
+    empty if no two do."""
     number: dict[str, int] = {}
-    found: list[int] = []
+    members: list[int] = []
     for record in records:
         keys = [f"question {question_key(record)}", *([f"context {record.context}"] if record.context else [])]
         known = sorted({number[key] for key in keys if key in number})
-        own = known[0] if known else len(found)
+        own = known[0] if known else len(members)
         if len(known) > 1:  # this record joins two clusters
             number = {key: own if value in known else value for key, value in number.items()}
-            found = [own if value in known else value for value in found]
+            members = [own if value in known else value for value in members]
         number.update(dict.fromkeys(keys, own))
-        found.append(own)
-    order = {value: place for place, value in enumerate(dict.fromkeys(found))}
-    return tuple(order[value] for value in found) if len(order) < len(found) else ()
+        members.append(own)
+    order = {value: place for place, value in enumerate(dict.fromkeys(members))}
+    return tuple(order[value] for value in members) if len(order) < len(members) else ()
 
 
-def overlap(seen: Sequence[TaskRecord], asked: Sequence[TaskRecord]) -> int:
-    """How many of the asked questions stand among the seen ones."""
-    known = {question_key(record) for record in seen}
-    return sum(question_key(record) in known for record in asked)
+def overlap(train: Sequence[TaskRecord], test: Sequence[TaskRecord]) -> int:
+    """The number of test questions that are among the training questions."""
+    known = {question_key(record) for record in train}
+    return sum(question_key(record) in known for record in test)
 
 
 def context_cut_share(records: Sequence[TaskRecord], max_words: int) -> float:
-    """The share of records whose context is longer than `max_words` white-space words and is cut."""
+    """The share of records whose context is longer than `max_words` words and is cut."""
     return fmean(len(record.context.split()) > max_words for record in records) if records else 0.0
 
 

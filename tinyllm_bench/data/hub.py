@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.data.facts import shipped_ids
 from tinyllm_bench.data.records import SPLITS, HubSource, Split, TaskInfo
+from tinyllm_bench.data.splits import shipped_ids
 
 BRING = "bring the release folder: --data-dir FOLDER or TINYLLM_BENCH_DATA"
 Load = Callable[[HubSource, str], Iterable[Mapping[str, Any]]]
@@ -19,7 +19,7 @@ def load_dataset(hub: HubSource, hub_split: str) -> Iterable[Mapping[str, Any]]:
     """The rows of one split of a data set on the hub, in its own order.
 
     Raises:
-        UserError: The hub is off or out of reach, or has no such data set, revision or split.
+        UserError: The hub is switched off or not reachable, or has no such data set, revision or split.
     """
     import datasets
 
@@ -28,13 +28,13 @@ def load_dataset(hub: HubSource, hub_split: str) -> Iterable[Mapping[str, Any]]:
     except Exception as error:  # the library raises a dozen types for "not there" and "not reachable"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"data set {hub.path!r}, revision {hub.revision}, split {hub_split!r} cannot be had from the hub "
+            f"data set {hub.path!r}, revision {hub.revision}, split {hub_split!r} is not available from the hub "
             f"({reason}); connect (and unset HF_HUB_OFFLINE), or {BRING}"
         ) from None
 
 
 def reachable(*, seconds: float = 3.0) -> bool:
-    """Whether the hub answers; False at once where HF_HUB_OFFLINE is set."""
+    """Whether the hub answers; False at once if HF_HUB_OFFLINE is set."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -42,7 +42,7 @@ def reachable(*, seconds: float = 3.0) -> bool:
         return False
     try:
         huggingface_hub.get_session().head(constants.ENDPOINT, timeout=seconds)
-    except Exception:  # whatever the reason, it is not there
+    except Exception:  # for whatever reason
         return False
     return True
 
@@ -56,29 +56,29 @@ def read_rows(info: TaskInfo, split: Split, *, load: Load = load_dataset) -> tup
         load: Gives the rows of a hub split; tests pass their own.
 
     Raises:
-        UserError: A task that may not be fetched, a hub out of reach, or ids that the data set does not hold.
+        UserError: A task that may not be fetched, a hub that is not reachable, or ids that the data set does not have.
     """
     if info.hub is None:
         raise UserError(f"task {info.name!r} has no copy on the hub that may be fetched ({info.licence}); {BRING}")
     hub_split = info.hub.splits[SPLITS.index(split)]
-    wanted = shipped_ids(info.name).get(split, ())
-    if not wanted:
+    ids = shipped_ids(info.name).get(split, ())
+    if not ids:
         raise UserError(f"task {info.name!r} ships no id list for {split!r}, so the hub cannot be used; {BRING}")
     name = f"{info.hub.path}@{info.hub.revision} ({hub_split})"
-    keep = set(wanted)
+    listed = set(ids)
     by_id: dict[str, Mapping[str, Any]] = {}
     for index, hub_row in enumerate(load(info.hub, hub_split)):
         try:
             row = info.hub.to_row(hub_row, index, hub_split)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            raise UserError(f"{name}: row {index} is not of the task's form ({said}); {BRING}") from None
-        if row is not None and str(row["id"]) in keep:
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            raise UserError(f"{name}: row {index} is not of the task's form ({reason}); {BRING}") from None
+        if row is not None and str(row["id"]) in listed:
             by_id[str(row["id"])] = row
-    missing = [source_id for source_id in wanted if source_id not in by_id]
+    missing = [source_id for source_id in ids if source_id not in by_id]
     if missing:
         raise UserError(
-            f"{name}: {len(by_id)} rows of {info.name} {split} found, expected {len(wanted)}; "
+            f"{name}: {len(by_id)} rows of {info.name} {split} found, expected {len(ids)}; "
             f"id {missing[0]!r} is missing; {BRING}"
         )
-    return name, [by_id[source_id] for source_id in wanted]
+    return name, [by_id[source_id] for source_id in ids]

@@ -1,4 +1,4 @@
-"""The text a student reads: ONE function for training and for evaluation.
+"""The prompts of students: ONE function for training and for evaluation.
 
 marker style (default):  context + marker, e.g. "Question: ...\nAnswer:" ; channels of one question share the context
 paper style (TinyLLM):   marker + context, e.g. "predict: ...", "explain: ..."
@@ -22,11 +22,11 @@ def rationale_channel(teacher: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """How a question is asked.
+    """The prompt format of questions.
 
-    `mode` decides the label channel's form; other channels keep the options in view unless `rationale_context` is
-    `question` (decided because the released rationales were written with the options in view). `markers` replaces the
-    marker of a channel by name. `delimiter` stands between what is read and what is written.
+    `mode` decides the form of the label channel; other channels show the options unless `rationale_context` is
+    `question` (the released rationales were written with the options in view). `markers` replaces the marker of a
+    channel by name. `delimiter` separates the prompt from the target.
     """
 
     mode: ScoringMode
@@ -36,9 +36,9 @@ class Ask:
     delimiter: str = " "
 
     def context(self, record: TaskRecord, channel: str = LABEL) -> str:
-        """The part of the prompt that tells the question, without the channel's marker.
+        """The part of the prompt with the question, without the channel's marker.
 
-        A question that asks for a number has no options to show: in every mode and channel it looks as in `cloze`.
+        A question that asks for a number has no options: its form is that of `cloze` in every mode and channel.
         """
         hidden = self.mode == "cloze" if channel == LABEL else self.rationale_context == "question"
         passage = f"{record.context}\n" if record.context else ""
@@ -48,9 +48,7 @@ class Ask:
         return f"{passage}{record.question}\nAnswer Choices:\n{options}"
 
     def marker(self, channel: str = LABEL) -> str:
-        """The text that says which channel is wanted; it stands after the context, or before it in the paper's
-        style.
-        """
+        """The text that selects the channel; it follows the context, or precedes it in the paper's style."""
         if channel in self.markers:
             return self.markers[channel]
         kind, _, teacher = channel.partition(":")
@@ -59,7 +57,7 @@ class Ask:
         return "\nAnswer:" if channel == LABEL else f"\n{kind.capitalize()} ({teacher}):" if teacher else f"\n{kind}:"
 
     def options(self, record: TaskRecord) -> tuple[str, ...]:
-        """What is ranked by probability: letters in `multiple_choice`, answer texts otherwise; no numbers."""
+        """The options to rank by probability: letters in `multiple_choice`, else answer texts; empty for numbers."""
         if self.mode == "multiple_choice":
             return tuple(LETTERS[: len(record.choices)])
         return record.choices
@@ -80,7 +78,7 @@ class Ask:
         )
 
     def prompt(self, record: TaskRecord, channel: str = LABEL) -> str:
-        """Everything the student reads before it writes: the prompt of evaluation and of training."""
+        """The whole prompt, in evaluation and in training."""
         return self.join(self.context(record, channel), self.marker(channel))
 
     def join(self, context: str, marker: str) -> str:

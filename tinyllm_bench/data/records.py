@@ -1,6 +1,6 @@
-"""The objects on every border of the pipeline: what is asked, said by a teacher, imitated, and predicted.
+"""The objects that the parts of an experiment exchange: questions, annotations, training examples, predictions.
 
-The same record id stands on each of them, all the way to the board's cell.
+All carry the id of their question, from the data set to the leaderboard.
 """
 
 import re
@@ -63,14 +63,13 @@ class TaskRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskInfo:
-    """Facts of a task that the core needs; made in `tasks/<name>.py` as `TASK`.
+    """A task: where its questions come from and how they are read; `TASK` in `tasks/<name>.py`.
 
     `sizes` are rows per split in the release. `to_record(row, split)` turns a row of the release's form into a record.
     `hub` is None where the data may not be fetched; `file` is a file of the task's own, where it is no part of the
     release. `rationale_keys` and `program_keys` name the teachers whose texts are recorded (in the release: in the
-    order in which one rationale string holds them), `blind_keys` those of them who did not see the right answer.
-    `suite` is the group that the task is run with: `main` is what `--task all` means. `title`, `source` and `licence`
-    are for people.
+    order of the texts in one rationale string), `blind_keys` those who were not given the right answer. `suite` is the
+    group that the task is run with: `--task all` runs `main`. `title`, `source` and `licence` are for display.
     """
 
     name: str
@@ -109,8 +108,8 @@ class HubSource:
 class FileSource:
     """A task's own file of JSON lines, all splits in one.
 
-    `path` is looked for inside the release folder and beside it. `splits_of(rows)` names every row's split.
-    `text_of(row, kind, key)` is what a row records of one teacher; None or empty where it said nothing.
+    `path` is searched inside the release folder and beside it. `splits_of(rows)` names every row's split.
+    `text_of(row, kind, key)` is the text of one teacher in a row; None or empty if there is none.
     """
 
     path: str
@@ -120,11 +119,11 @@ class FileSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annotation:
-    """What a teacher said about a record. A rejected text is kept, with the reason in `rejected`.
+    """A teacher's text about a record. A rejected text is stored, with the reason in `rejected`.
 
-    `answer` is the choice or the number that the teacher named itself. Of live teachers: the prompt's digest, how the
-    text was sampled, its tokens, why it ended, and its share of wall seconds and of energy (None where the machine does
-    not tell).
+    `answer` is the choice or the number that the teacher named itself. The fields from `prompt_digest` are those of
+    live teachers: how the text was sampled, its tokens, why it ended, and its share of wall seconds and of energy (None
+    if the machine does not measure it).
     """
 
     record_id: str
@@ -146,15 +145,15 @@ class Annotation:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the teacher's limit ended the text; where nobody recorded why it ended, it was not."""
+        """Whether the teacher's token limit ended the text; False if the reason was not recorded."""
         return self.finish == "length"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One thing the student imitates: it reads `context` and `marker` (in the style's order) and writes `target`.
+    """One training example: a prompt of `context` and `marker` (in the style's order), and its `target`.
 
-    `ends` tells whether the text is over where `target` is: one that was cut at a teacher's limit teaches no end.
+    `ends`: the target is followed by an end-of-sequence token; a text that was cut at a teacher's limit is not.
     """
 
     record_id: str
@@ -169,8 +168,8 @@ class Example:
 class Sample:
     """One text the student wrote for a record.
 
-    `answer_key` is what it was read as or computed to, `executed` whether a program gave an answer; `logprob` the mean
-    log-probability of its tokens; `sampled` tells a sampled text from a greedy one.
+    `answer_key` is the answer that was read or computed from it, `executed` whether a program gave an answer, `logprob`
+    the mean log-probability of its tokens; `sampled` is False for a greedy text.
     """
 
     channel: str
@@ -185,11 +184,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One answered question. `answer` is a choice's index or a number's key, None when nothing could be read (wrong).
+    """One answered question. `answer` is a choice's index or a number's key, None if the text was unparsed (wrong).
 
     `option_logprobs` are natural-log probabilities of the options' texts (cloze) or letters (multiple_choice),
     `option_chars` their lengths in characters; both are empty in `generate`. `choices_read` are the choices as the
-    student's tokenizer gives them back, where the written answer must be one of them to the letter; empty elsewhere.
+    student's tokenizer decodes them if the answer is scored by exact match, else empty.
     """
 
     record_id: str
@@ -205,20 +204,20 @@ class Prediction:
 
 
 def cut_context(record: TaskRecord, max_words: int) -> TaskRecord:
-    """The record with only the last `max_words` white-space words of its context: the question is never cut."""
+    """The record with only the last `max_words` words of its context; the question is never cut."""
     words = record.context.split()
     if len(words) <= max_words:
         return record
     return replace(record, context=" ".join(words[len(words) - max_words :]))
 
 
-def _fault(name: str, found: Any) -> str | None:
-    """What keeps an object from being the task of a plugin."""
-    if not isinstance(found, TaskInfo):
-        return f"a task is a tinyllm_bench.TaskInfo, not {found!r}"
-    if not isinstance(found.sizes, Mapping) or set(found.sizes) != set(SPLITS):
-        return f"its sizes are {found.sizes!r}, not rows of {', '.join(SPLITS)}"
-    return None if found.name == name else f"its TaskInfo is called {found.name!r}, not {name!r}"
+def _fault(name: str, task: Any) -> str | None:
+    """Why an object cannot be the task of a plugin, or None."""
+    if not isinstance(task, TaskInfo):
+        return f"a task is a tinyllm_bench.TaskInfo, not {task!r}"
+    if not isinstance(task.sizes, Mapping) or set(task.sizes) != set(SPLITS):
+        return f"its sizes are {task.sizes!r}, not rows of {', '.join(SPLITS)}"
+    return None if task.name == name else f"its TaskInfo is called {task.name!r}, not {name!r}"
 
 
 plugins.define("task", fault=_fault)

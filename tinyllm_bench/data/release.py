@@ -1,4 +1,4 @@
-"""The layout of the data folder: rows of a split, and what teachers said of them. First that of the public release:
+"""The layout of the data folder: rows of a split, and the teachers' texts. First that of the public release:
 
     <set>/<set>_{train,valid,test}.json     a JSON array, or one JSON object a line
     <set>/llm/{split}_CoT_<k>.json          JSON arrays of 500 strings; in the order of k they line up with the rows
@@ -34,12 +34,12 @@ _GOLD = re.compile(re.escape(ANSWER_MARK) + r" \((\w)\)")
 
 
 def again(info: TaskInfo) -> str:
-    """What to do about a damaged file of a task."""
+    """How to repair a damaged file of a task, for errors."""
     return AGAIN if info.file is None else "copy it again"
 
 
 def split_file(folder: Path, task: str, split: Split) -> Path:
-    """Where the release keeps a split's rows."""
+    """The file of a split's rows in the release."""
     return folder / task / f"{task}_{split}.json"
 
 
@@ -49,7 +49,7 @@ def is_rebuilt(folder: Path, info: TaskInfo, split: Split) -> bool:
 
 
 def own_file(folder: Path, info: TaskInfo) -> Path | None:
-    """A task's own file inside the folder or beside it; None where it is in neither, or where a task has none."""
+    """A task's own file inside the folder or beside it; None if it is in neither, or if the task has none."""
     if info.file is None:
         return None
     places = (folder / info.file.path, folder.resolve().parent / info.file.path)
@@ -78,7 +78,7 @@ def read_rows(folder: Path, info: TaskInfo, split: Split) -> tuple[Path, list[An
     """
     if info.file is not None:
         path, rows = _read_own(folder, info)
-        return path, [row for row, its in rows if its == split]
+        return path, [row for row, split_of_row in rows if split_of_row == split]
     path = origin(folder, info, split)
     if is_rebuilt(folder, info, split):
         strings = _read_rationale_strings(folder, info, split)
@@ -138,13 +138,13 @@ def _read_rationale_strings(folder: Path, info: TaskInfo, split: Split) -> list[
     for number in range(math.ceil(rows / ROWS_PER_FILE)):
         path = folder / info.name / "llm" / f"{split}_CoT_{number}.json"
         expected = min(ROWS_PER_FILE, rows - number * ROWS_PER_FILE)
-        found = _read_array(path, f"{expected} rationales")
-        if len(found) != expected:
-            raise UserError(f"{path}: {len(found)} rationales, expected {expected}; {AGAIN}")
-        for at, text in enumerate(found):
+        texts = _read_array(path, f"{expected} rationales")
+        if len(texts) != expected:
+            raise UserError(f"{path}: {len(texts)} rationales, expected {expected}; {AGAIN}")
+        for at, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"{path}: rationale {at} is {kind_of(text)}, not text; {AGAIN}")
-        strings += found
+        strings += texts
     return strings
 
 
@@ -152,8 +152,8 @@ def _rebuild(path: Path, number: int, text: str) -> dict[str, Any]:
     """The row that a rationale string embeds; its id is its position, which is the public set's own order."""
     head, _, tail = text.partition(_QUESTION_MARK)
     gold = _GOLD.search(head)
-    question, found, options = tail.partition(f" {SECOND_MARK}")[0].partition("\nAnswer Choices:\n(a) ")
-    if gold is None or not found:
+    question, mark, options = tail.partition(f" {SECOND_MARK}")[0].partition("\nAnswer Choices:\n(a) ")
+    if gold is None or not mark:
         raise UserError(f"{path}: rationale {number} does not embed its question and answer; {AGAIN}")
     choices = []
     for letter in LETTERS[1:]:
@@ -169,7 +169,7 @@ def _rebuild(path: Path, number: int, text: str) -> dict[str, Any]:
 
 
 def read_rationales(folder: Path, info: TaskInfo, records: Sequence[TaskRecord], *, key: str) -> dict[str, str]:
-    """Record id to the text of one teacher (empty where it said nothing), checked to line up with the rows.
+    """Record id to the text of one teacher (empty if missing), checked to match the rows.
 
     Args:
         folder: The release.
@@ -188,15 +188,27 @@ def read_rationales(folder: Path, info: TaskInfo, records: Sequence[TaskRecord],
     part = info.rationale_keys.index(key)
     texts = {}
     for number, (record, text) in enumerate(zip(records, strings, strict=True)):
-        _check_aligned(pattern, number, record, text)
-        texts[record.id] = _part(text, part)
+        if ANSWER_MARK not in text:
+            raise UserError(f"{pattern}: rationale {number} has no {ANSWER_MARK!r}; {AGAIN}")
+        if _without_space(record.question) not in _without_space(text):
+            raise UserError(
+                f"{pattern}: rationale {number} is not about the question of {record.id}: "
+                f"the files do not line up with the rows; {AGAIN}"
+            )
+        own = text.partition(ANSWER_MARK)[0] if part == 0 else text.partition(SECOND_MARK)[2]
+        texts[record.id] = own.strip()
     return texts
+
+
+def _without_space(text: str) -> str:
+    """The files differ from the rows in white space."""
+    return "".join(text.split())
 
 
 def read_own_texts(
     folder: Path, info: TaskInfo, records: Sequence[TaskRecord], *, key: str, kind: Recorded
 ) -> dict[str, str]:
-    """Record id to a teacher's text in a task's own file, empty where it said nothing; `records` are a whole split.
+    """Record id to a teacher's text in a task's own file, empty if missing; `records` are a whole split.
 
     Raises:
         UserError: As `read_rows`, or a row without that teacher.
@@ -222,23 +234,3 @@ def recorded_text(text: Any, what: str, fix: str) -> str:
     if text is not None and not isinstance(text, str):
         raise UserError(f"{what} is {kind_of(text)}, not text or null; {fix}")
     return (text or "").strip()
-
-
-def _check_aligned(pattern: Path, number: int, record: TaskRecord, text: str) -> None:
-    if ANSWER_MARK not in text:
-        raise UserError(f"{pattern}: rationale {number} has no {ANSWER_MARK!r}; {AGAIN}")
-    if _squeeze(record.question) not in _squeeze(text):
-        raise UserError(
-            f"{pattern}: rationale {number} is not about the question of {record.id}: "
-            f"the files do not line up with the rows; {AGAIN}"
-        )
-
-
-def _squeeze(text: str) -> str:
-    """Without white space: the files differ from the rows in it."""
-    return "".join(text.split())
-
-
-def _part(text: str, part: int) -> str:
-    found = text.partition(ANSWER_MARK)[0] if part == 0 else text.partition(SECOND_MARK)[2]
-    return found.strip()

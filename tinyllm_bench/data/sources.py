@@ -16,12 +16,12 @@ from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import json_lines, read_text
 from tinyllm_bench.data import hub, release
-from tinyllm_bench.data.facts import SplitFacts, facts_of, shipped_facts
 from tinyllm_bench.data.records import SPLITS, Recorded, Split, TaskInfo, TaskRecord
 from tinyllm_bench.data.rows import kind_of
+from tinyllm_bench.data.splits import SplitFacts, shipped_facts, split_facts
 
 DATA_VARIABLE = "TINYLLM_BENCH_DATA"
-# Of built-in tasks; the sample of another package has the sizes that its author gave it.
+# Of built-in tasks; a sample of another package may have any sizes.
 SAMPLE_SIZES: dict[Split, int] = {"train": 24, "valid": 8, "test": 16}
 KINDS = ("auto", "release", "hub", "sample")
 
@@ -35,14 +35,14 @@ class Source:
 
 
 def find_source(kind: Literal["auto", "release", "hub", "sample"], data_dir: str | None) -> Source:
-    """The source that a request means; `auto` takes the release's folder, else a reachable hub.
+    """The source that a request names; `auto` is the release's folder if there is one, else a reachable hub.
 
     Args:
-        kind: What was asked for.
+        kind: The requested kind.
         data_dir: `--data-dir`; without it the variable TINYLLM_BENCH_DATA names the release's folder.
 
     Raises:
-        UserError: An unknown kind, a folder that is not there, a folder for another kind, or nothing to be had.
+        UserError: An unknown kind, a folder that does not exist, a folder for another kind, or no source available.
     """
     if kind not in KINDS:
         raise unknown_name("data source", kind, KINDS)
@@ -52,11 +52,11 @@ def find_source(kind: Literal["auto", "release", "hub", "sample"], data_dir: str
                 f"--data-dir {data_dir} names a release folder, but the data source is {kind!r}; drop one of them"
             )
         return Source(kind)
-    asked, name = (data_dir, "--data-dir") if data_dir else (os.environ.get(DATA_VARIABLE), DATA_VARIABLE)
-    if asked:
-        folder = Path(asked).expanduser()
+    path, name = (data_dir, "--data-dir") if data_dir else (os.environ.get(DATA_VARIABLE), DATA_VARIABLE)
+    if path:
+        folder = Path(path).expanduser()
         if not folder.is_dir():
-            raise UserError(f"{name} names {asked!r}, which is not a folder; give the folder of the release")
+            raise UserError(f"{name} names {path!r}, which is not a folder; give the folder of the release")
         return Source("release", str(folder))
     needs = f"--data-dir FOLDER or {DATA_VARIABLE} (the release folder)"
     if kind == "release":
@@ -71,15 +71,20 @@ def load_split(source: Source, task: str, split: Split) -> tuple[TaskRecord, ...
     """A split's checked records, in the source's order; ids are `task/split/source_id`.
 
     Raises:
-        UserError: One line with the file, what was found and expected, and the fix.
+        UserError: One line with the file, the actual and the expected data, and the fix.
     """
     info: TaskInfo = plugins.load_task(task)
     if source.kind == "sample":
-        return _sample_split(info, split)
+        where, rows = _sample_rows(info)
+        rows = [row for row in rows if row["split"] == split]
+        built_in = plugins.origin("task", info.name) is None
+        size = SAMPLE_SIZES[split] if built_in else max(1, len(rows))
+        fix = "install the package again" if built_in else "every split needs a row"
+        return to_records(rows, info, split, where=where, size=size, fix=fix)
     if source.kind == "hub":
-        name, rows = hub.read_rows(info, split)
-        records = to_records(rows, info, split, where=name, size=info.sizes[split], fix=hub.BRING)
-        _check_digest(records, info, split, where=name, fix=hub.BRING)
+        where, rows = hub.read_rows(info, split)
+        records = to_records(rows, info, split, where=where, size=info.sizes[split], fix=hub.BRING)
+        _check_digest(records, info, split, where=where, fix=hub.BRING)
         return records
     folder = Path(source.folder or "")
     records = read_release_split(folder, info, split)
@@ -100,7 +105,7 @@ def to_records(
     """The records of a split's rows.
 
     Raises:
-        UserError: Not `size` rows, a row that is not a question with its answer, or an id that stands twice.
+        UserError: Not `size` rows, a row that is not a question with its answer, or a duplicate id.
     """
     if len(rows) != size:
         raise UserError(f"{where}: {len(rows)} rows, expected {size} ({info.name} {split}); {fix}")
@@ -112,10 +117,10 @@ def to_records(
         except UserError as error:
             raise UserError(f"{where}: row {number} of {size}: {error}; {fix}") from None
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            said = f"{type(error).__name__}: {error}"
-            raise UserError(f"{where}: row {number} of {size} is not of the task's form ({said}); {fix}") from None
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{where}: row {number} of {size} is not of the task's form ({reason}); {fix}") from None
         if record.id in seen:
-            raise UserError(f"{where}: row {number} of {size}: id {record.id!r} stands twice; {fix}")
+            raise UserError(f"{where}: row {number} of {size}: id {record.id!r} appears twice; {fix}")
         if records and bool(record.choices) != bool(records[0].choices):
             raise UserError(f"{where}: row {number} of {size}: a task asks for choices or for numbers, not both; {fix}")
         seen.add(record.id)
@@ -124,29 +129,29 @@ def to_records(
 
 
 def _check_digest(records: Sequence[TaskRecord], info: TaskInfo, split: Split, *, where: str, fix: str) -> None:
-    wanted = shipped_facts().get(info.name, {}).get(split)
-    if wanted is None:  # a task of another package
+    expected = shipped_facts().get(info.name, {}).get(split)
+    if expected is None:  # a task of another package
         return
-    found = facts_of(records)
-    if found["digest"] != wanted["digest"]:
+    actual = split_facts(records)
+    if actual["digest"] != expected["digest"]:
         raise UserError(
-            f"{where}: {found['rows']} rows as expected, but content digest {found['digest'][:12]}, "
-            f"expected {wanted['digest'][:12]} ({info.name} {split}): the text was changed; {fix}"
+            f"{where}: {actual['rows']} rows as expected, but content digest {actual['digest'][:12]}, "
+            f"expected {expected['digest'][:12]} ({info.name} {split}): the text was changed; {fix}"
         )
 
 
 def manifest(source: Source, task: str) -> dict[str, SplitFacts]:
-    """Per split, the number of records and their content digest: what a run record says about its data."""
-    return {split: facts_of(load_split(source, task, split)) for split in SPLITS}
+    """Per split, the number of records and their content digest, as stored in run records."""
+    return {split: split_facts(load_split(source, task, split)) for split in SPLITS}
 
 
 def rationale_keys(source: Source, task: str) -> tuple[str, ...]:
-    """The teachers whose recorded rationales a source holds for a task; the hub has none."""
+    """The teachers with recorded rationales for a task in a source; the hub has none."""
     return _keys(source, task, "rationale")
 
 
 def program_keys(source: Source, task: str) -> tuple[str, ...]:
-    """The teachers whose recorded programs a source holds for a task; most tasks have none."""
+    """The teachers with recorded programs for a task in a source; most tasks have none."""
     return _keys(source, task, "program")
 
 
@@ -161,19 +166,19 @@ def _keys(source: Source, task: str, kind: Recorded) -> tuple[str, ...]:
 
 
 def gold_visible(source: Source, task: str, key: str) -> bool:
-    """Whether a recorded teacher saw the right answer when it wrote; the sample's authors did."""
+    """Whether a recorded teacher was given the right answer; the sample's authors knew it."""
     return source.kind != "release" or key not in plugins.load_task(task).blind_keys
 
 
 def load_rationales(
     source: Source, task: str, split: Split, key: str, *, kind: Recorded = "rationale"
 ) -> dict[str, str]:
-    """Record id to the recorded text of one teacher, for every record of a split; empty where it said nothing.
+    """Record id to the recorded text of one teacher, for every record of a split; empty for a missing text.
 
-    `kind="program"` gives its programs, as they were written: nothing is run here.
+    With `kind="program"` its programs, as they were written: nothing is run here.
 
     Raises:
-        UserError: No such teacher in this source (the message names those it has), or files that do not line up.
+        UserError: No such teacher in this source (the message names those it has), or files that do not match the rows.
     """
     keys = _keys(source, task, kind)
     if key not in keys:
@@ -220,17 +225,8 @@ def _sample_rows(info: TaskInfo) -> tuple[str, list[Any]]:
 
 
 def _recorded(row: Mapping[str, Any], kind: Recorded) -> Mapping[str, Any]:
-    """What a sample's row records of teachers."""
-    found = row.get(f"{kind}s") or {}
-    if not isinstance(found, Mapping):
-        raise UserError(f"id {row.get('id')!r}: field '{kind}s' is {kind_of(found)}, not an object of teachers' texts")
-    return found
-
-
-def _sample_split(info: TaskInfo, split: Split) -> tuple[TaskRecord, ...]:
-    where, rows = _sample_rows(info)
-    mine = [row for row in rows if row["split"] == split]
-    built_in = plugins.origin("task", info.name) is None
-    size = SAMPLE_SIZES[split] if built_in else max(1, len(mine))
-    fix = "install the package again" if built_in else "every split needs a row"
-    return to_records(mine, info, split, where=where, size=size, fix=fix)
+    """The teachers' texts in a sample's row, by teacher."""
+    texts = row.get(f"{kind}s") or {}
+    if not isinstance(texts, Mapping):
+        raise UserError(f"id {row.get('id')!r}: field '{kind}s' is {kind_of(texts)}, not an object of teachers' texts")
+    return texts

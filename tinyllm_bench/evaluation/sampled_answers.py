@@ -11,15 +11,25 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tinyllm_bench.answers.codec import Layout, decode_program
+from tinyllm_bench.answers.keys import answer_of, index_of, inputs_for, key_of
 from tinyllm_bench.answers.parser import read
-from tinyllm_bench.answers.programs import answer_of, index_of, inputs_for, key_of
-from tinyllm_bench.answers.voting import COT, POLICIES, POT, Path, PathFacts, Policy, decide, facts_of, needed
+from tinyllm_bench.answers.voting import (
+    COT,
+    POLICIES,
+    POT,
+    PathStatistics,
+    Policy,
+    ReasoningPath,
+    decide,
+    needed,
+    path_statistics,
+)
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
 from tinyllm_bench.generation.requests import Completion, FailedRequest, Generate, GenerationRequest, SamplingConfig
 
 if TYPE_CHECKING:
-    from tinyllm_bench.answers.sandbox import Sandbox
+    from tinyllm_bench.answers.sandbox.pool import Sandbox
     from tinyllm_bench.data.prompts import Ask
 
 
@@ -178,10 +188,10 @@ def _with_decision(record: TaskRecord, samples: Sequence[Sample], policy: Policy
     )
 
 
-def reasoning_paths(prediction: Prediction) -> list[Path]:
+def reasoning_paths(prediction: Prediction) -> list[ReasoningPath]:
     """The texts of a prediction as the policies compare them."""
     return [
-        Path(
+        ReasoningPath(
             channel=sample.channel,
             key=sample.answer_key,
             greedy=not sample.sampled,
@@ -207,5 +217,5 @@ def policy_report(
         report[f"accuracy_{policy}"] = sum(decision.key == right for decision, right in decisions) / len(decisions)
         used = sum(path.tokens for decision, _ in decisions for path in decision.used)
         report[f"tokens_{policy}"] = used / len(decisions)
-    facts: PathFacts = facts_of(questions)
+    facts: PathStatistics = path_statistics(questions)
     return report | {f"paths_{name}": value for name, value in facts._asdict().items() if value is not None}

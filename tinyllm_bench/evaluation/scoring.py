@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from tinyllm_bench.answers.keys import question_kind
 from tinyllm_bench.answers.parser import read, to_the_letter
-from tinyllm_bench.answers.programs import kind_of
 from tinyllm_bench.data.records import Prediction, TaskRecord
 
 
@@ -15,7 +15,7 @@ def shared_gold(records: Sequence[TaskRecord]) -> tuple[int, ...]:
     Empty for other tasks: there an index means something else in every question.
     """
     kinds = {record.choices for record in records}
-    return tuple(record.answer for record in records) if len(kinds) == 1 and kind_of(*kinds) == "yes_no" else ()
+    return tuple(record.answer for record in records) if len(kinds) == 1 and question_kind(*kinds) == "yes_no" else ()
 
 
 def argmax(values: Sequence[float]) -> int:

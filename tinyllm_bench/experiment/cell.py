@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinyllm_bench.base.files import digest
-from tinyllm_bench.data.facts import SplitFacts
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import ScoringMode, Split, TaskInfo, TaskRecord, cut_context
 from tinyllm_bench.data.sources import Source, load_split
-from tinyllm_bench.data.subsets import stratified_subset
+from tinyllm_bench.data.splits import SplitFacts, stratified_subset
 from tinyllm_bench.evaluation.runner import EvalRequest
 from tinyllm_bench.experiment.identity import identity_of
 from tinyllm_bench.experiment.settings import BenchConfig

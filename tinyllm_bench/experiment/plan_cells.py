@@ -13,10 +13,10 @@ from typing import Any, Literal
 from tinyllm_bench.base.config import Resolved
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.plugins import load_task, names
-from tinyllm_bench.data.facts import SplitFacts
 from tinyllm_bench.data.prompts import LABEL, rationale_channel
 from tinyllm_bench.data.records import SCORING_MODES, Annotation, ScoringMode, TaskInfo
 from tinyllm_bench.data.sources import Source, find_source, load_split, manifest
+from tinyllm_bench.data.splits import SplitFacts
 from tinyllm_bench.evaluation.sampled_answers import policies_for
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.cell_teachers import (
@@ -43,8 +43,7 @@ from tinyllm_bench.experiment.request import (
 from tinyllm_bench.experiment.settings import BenchConfig, InitConfig, TeacherInitConfig
 from tinyllm_bench.generation.vllm import backend_for
 from tinyllm_bench.models.hub import forget
-from tinyllm_bench.models.load import check_spec, is_encoder_decoder
-from tinyllm_bench.models.shape import check_targets
+from tinyllm_bench.models.load import check_spec, check_targets, is_encoder_decoder
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.teachers.filters import rejected_by
 from tinyllm_bench.teachers.teacher import open_responder

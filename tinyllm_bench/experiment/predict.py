@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zstandard
 
-from tinyllm_bench.answers.sandbox import Sandbox
+from tinyllm_bench.answers.sandbox.pool import Sandbox
 from tinyllm_bench.base import provenance
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.events import PredictionProgress, Report
-from tinyllm_bench.base.files import append_checked, canonical_json, read_checked, write_bytes
-from tinyllm_bench.base.reading import read_bytes, strict_json
+from tinyllm_bench.base.files import append_checked, canonical_json, read_bytes, read_checked, strict_json, write_bytes
 from tinyllm_bench.data.records import Prediction, Sample, TaskRecord
 from tinyllm_bench.evaluation.reference_baselines import guess_majority, guess_random
 from tinyllm_bench.evaluation.runner import evaluate

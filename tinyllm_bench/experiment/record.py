@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tinyllm_bench.answers.programs import kind_of
+from tinyllm_bench.answers.keys import question_kind
 from tinyllm_bench.data.checks import clusters, overlap
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.evaluation.reference_baselines import chance, expected
@@ -258,7 +258,7 @@ def _score(found: TaskScore) -> Score:
 def _secondary(found: TaskScore, predictions: Sequence[Prediction], records: Sequence[TaskRecord]) -> dict[str, float]:
     """Accuracy by plain log-probability in rankings; macro-F1 where the answers are yes, no and maybe."""
     second = {} if found.accuracy_plain is None else {"accuracy_plain": found.accuracy_plain}
-    if {kind_of(record.choices) for record in records} == {"yes_no"}:
+    if {question_kind(record.choices) for record in records} == {"yes_no"}:
         by_id = {record.id: record for record in records}
         asked = [by_id[prediction.record_id] for prediction in predictions]
         labels = sorted({choice for record in records for choice in record.choices})

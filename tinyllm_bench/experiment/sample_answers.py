@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.answers.codec import Layout
-from tinyllm_bench.answers.sandbox import Sandbox
+from tinyllm_bench.answers.sandbox.pool import Sandbox
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.evaluation.sampled_answers import DecodingConfig, policies_for, sample_answers
 from tinyllm_bench.experiment.verified_texts import layout_of

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.answers.codec import Layout, encode_program, missing_characters, round_trip_failure
-from tinyllm_bench.answers.program_source import Prepared
-from tinyllm_bench.answers.programs import answer_of, inputs_for, kind_of
-from tinyllm_bench.answers.sandbox import Sandbox
+from tinyllm_bench.answers.keys import answer_of, inputs_for, question_kind
+from tinyllm_bench.answers.programs import Prepared
+from tinyllm_bench.answers.sandbox.pool import Sandbox
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import LETTERS
 from tinyllm_bench.data.records import Annotation, TaskRecord
@@ -99,7 +99,7 @@ def _programs(
 
 def _degenerate(program: Prepared, record: TaskRecord) -> str | None:
     """A label with boilerplate is no program; a number that is computed from constants is."""
-    return "degenerate" if program.degenerate and kind_of(record.choices) != "number" else None
+    return "degenerate" if program.degenerate and question_kind(record.choices) != "number" else None
 
 
 def _agreeing(found: Sequence[Annotation], records: Mapping[str, TaskRecord]) -> list[Annotation]:

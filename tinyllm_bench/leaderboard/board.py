@@ -16,8 +16,7 @@ from tinyllm_bench.base import plugins
 from tinyllm_bench.base.config import Layer, parse_yaml, resolve
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import all_visible, visible
-from tinyllm_bench.base.files import locked, read_text, write_text
-from tinyllm_bench.base.reading import check_inside
+from tinyllm_bench.base.files import check_inside, locked, read_text, write_text
 from tinyllm_bench.leaderboard import exports
 from tinyllm_bench.leaderboard.consistency import check_consistency
 from tinyllm_bench.leaderboard.latex import GENERATED, latex_mean, latex_section

@@ -29,8 +29,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema, to_json
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import digest, write_json
-from tinyllm_bench.base.reading import read_bytes, strict_json
+from tinyllm_bench.base.files import digest, read_bytes, strict_json, write_json
 from tinyllm_bench.data.records import NUMBER_KEY, ScoringMode
 from tinyllm_bench.leaderboard.public import machine_paths
 

@@ -17,8 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import markdown
-from tinyllm_bench.base.files import read_text
-from tinyllm_bench.base.reading import strict_yaml
+from tinyllm_bench.base.files import read_text, strict_yaml
 from tinyllm_bench.leaderboard.tables import Cells, text_table
 
 Certainty = Literal["seen", "second-hand", "derived"]

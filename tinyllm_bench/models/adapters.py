@@ -1,8 +1,8 @@
 """`?adapter=FOLDER`: a LoRA adapter (peft) merged into the model of a spec, so that all else sees a plain model.
 
-The folder is what peft's `save_pretrained` wrote. Which base model its config names is information only: the spec says
-what it is merged into, and every tensor must fit there. The tokenizer is the base model's; one that lies in the
-adapter's folder is not read.
+The folder is one that peft's `save_pretrained` wrote. The base model that its config names is ignored: the spec says
+what it is merged into, and every tensor must fit there. The tokenizer is the base model's; one in the adapter's folder
+is not read.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
-# What the adapter was made from and by, and whether it is being trained: none of it changes the merged weights.
+# Where the adapter comes from, and whether it is being trained: none of it changes the merged weights.
 _INFORMATION = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
-# peft cannot merge these: copied layers share one weight, and an activated adapter acts on some tokens alone.
+# peft cannot merge these: copied layers share one weight, and an activated adapter acts on some tokens only.
 _NOT_MERGEABLE = ("layer_replication", "alora_invocation_tokens")
 
 
 def adapter_folder(spec: ModelSpec) -> Path:
-    """Where the adapter of a spec lies."""
+    """The folder of a spec's adapter."""
     assert spec.adapter is not None
     return Path(spec.adapter).expanduser()
 
 
 def check_adapter(spec: ModelSpec) -> Path:
-    """The file that holds the weights of a spec's adapter; nothing is loaded.
+    """The weight file of a spec's adapter; nothing is loaded.
 
     Raises:
         UserError: folder, config or weights missing, pickled weights, an adapter that is not LoRA or cannot be merged.
@@ -66,7 +66,7 @@ def check_adapter(spec: ModelSpec) -> Path:
 
 
 def adapter_settings(spec: ModelSpec) -> dict[str, Any]:
-    """The adapter's config without what does not change the merged weights, such as the place of its base model.
+    """The adapter's config without settings that do not change the merged weights, such as the base model's path.
 
     Raises:
         UserError: folder or config missing or damaged.
@@ -89,27 +89,27 @@ def _settings(spec: ModelSpec) -> dict[str, Any]:
 
 
 def save_adapter(wrapped: PeftModel, folder: Path) -> None:
-    """Write the adapters of a model that peft wraps, before they are merged, as a folder that `?adapter=` reads.
+    """Write the adapters of a model that peft wraps, before they are merged, as a folder for `?adapter=`.
 
-    The place of the base model, which peft would write, and peft's own card are left out: who passes the folder on
-    says what it belongs to.
+    The path of the base model, which peft would write, and peft's model card are left out: they are set when the
+    folder is published.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    wrapped.save_pretrained(str(folder), save_embedding_layers=False)  # else peft asks the hub about the base model
+    wrapped.save_pretrained(str(folder), save_embedding_layers=False)  # else peft sends a request to the hub
     for file in folder.iterdir():
         if file.name not in (CONFIG, WEIGHTS):
             file.unlink()
     settings = read_json(folder / CONFIG)
     write_json(folder / CONFIG, {**settings, "base_model_name_or_path": None})
-    (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+    (folder / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read it
 
 
 def apply_adapter(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
-    """Merge the adapter of a spec into a model on the CPU, in place; every weight can be trained again afterwards.
+    """Merge the adapter of a spec into a model on the CPU, in place; all weights are trainable afterwards.
 
     Raises:
-        UserError: tensors of the adapter that the model has no place for, or places that the adapter leaves empty;
-            weights that are not finite; an adapter that changes one of two modules that share a weight.
+        UserError: tensors of the adapter that fit no module of the model, or modules without their tensors; weights
+            that are not finite; an adapter that changes one of two modules that share a weight.
     """
     import torch
     from peft import LoraConfig, PeftModel
@@ -120,19 +120,35 @@ def apply_adapter(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
         folder = str(links)
         config = LoraConfig.from_pretrained(folder)
         config.inference_mode = True
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # peft draws numbers before it reads its own
-            warnings.simplefilter("ignore")  # they are about shared weights, which are looked at here
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # peft initialises before it reads weights
+            warnings.simplefilter("ignore")  # they are about shared weights, which are checked here
             wrapped = PeftModel(model, config)
-            _refuse_shared(spec, model, shared)
-            found = wrapped.load_adapter(folder, "default", torch_device="cpu")
-            _refuse_misfit(spec, unplaced=found.unexpected_keys, empty=found.missing_keys)
+            if changed := _adapted(model, shared):
+                raise UserError(
+                    f"{spec.text}: the adapter changes {changed}, which shares its weight with another module, and"
+                    " merging would change both; untie them in the base model or train an adapter without it"
+                )
+            result = wrapped.load_adapter(folder, "default", torch_device="cpu")
+            # peft only reports what did not fit; such a model would pass for the adapted one.
+            unplaced, missing = sorted(result.unexpected_keys), sorted(result.missing_keys)
+            hint = "give the base model (and layers) that the adapter was trained on"
+            if unplaced:
+                raise UserError(
+                    f"{spec.text}: {len(unplaced)} tensors of the adapter fit no module of the model, such as "
+                    f"{unplaced[0]}; {hint}"
+                )
+            if missing:
+                raise UserError(
+                    f"{spec.text}: the adapter is missing {len(missing)} tensors for modules that its config names,"
+                    f" such as {missing[0]}; {hint}"
+                )
             merged: Any = wrapped.merge_and_unload(safe_merge=True)
-    merged.config.tie_word_embeddings = tied  # peft corrects it for T5, whose untied head is stored as a tied one
+    merged.config.tie_word_embeddings = tied  # peft changes it for T5, whose untied head is stored as tied
     return merged.requires_grad_(True)  # peft froze the weights
 
 
 def add_adapters(model: PreTrainedModel, *, r: int, alpha: int, dropout: float, target_modules: str | list[str]) -> Any:
-    """A model with LoRA adapters to train, in place; the names of the settings are those of `student.lora`.
+    """Add trainable LoRA adapters to a model, in place; the arguments are named as the settings of `student.lora`.
 
     Raises:
         UserError: target modules that the model does not have, or that share their weight with another module: merged
@@ -141,63 +157,42 @@ def add_adapters(model: PreTrainedModel, *, r: int, alpha: int, dropout: float, 
     from peft import LoraConfig, TaskType, get_peft_model
 
     kind = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
-    asked = f"student.lora.target_modules={target_modules!r}"
+    setting = f"student.lora.target_modules={target_modules!r}"
     shared = _sharing(model)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are about shared weights, which are looked at here
+            warnings.simplefilter("ignore")  # they are about shared weights, which are checked here
             settings = LoraConfig(
                 r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules, task_type=kind
             )
             wrapped = get_peft_model(model, settings)
     except (ValueError, TypeError, re.error) as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{asked}: {line}; all-linear takes every linear layer but the head") from error
-    changed = sorted(name for name, module in shared.items() if model.get_submodule(name) is not module)
-    if changed:
+        raise UserError(f"{setting}: {line}; all-linear takes every linear layer but the head") from error
+    if changed := _adapted(model, shared):
         raise UserError(
-            f"{asked}: {changed[0]} shares its weight with another module, and an adapter merged into one would change"
+            f"{setting}: {changed} shares its weight with another module, and an adapter merged into one would change"
             " both; name other modules, or all-linear, which leaves the head out"
         )
     return wrapped
 
 
 def _sharing(model: PreTrainedModel) -> dict[str, Any]:
-    """The modules, by name, that share a parameter with another one, as an embedding table with the head."""
+    """The modules, by name, that share a parameter with another one, such as an embedding table with the head."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
     return {name: model.get_submodule(name) for names in owners.values() if len(names) > 1 for name in names}
 
 
-def _refuse_shared(spec: ModelSpec, model: PreTrainedModel, shared: Mapping[str, Any]) -> None:
-    """Merging into one of two modules with the same weight would change the other one too."""
-    changed = sorted(name for name, module in shared.items() if model.get_submodule(name) is not module)
-    if changed:
-        raise UserError(
-            f"{spec.text}: the adapter changes {changed[0]}, which shares its weight with another module, and merging "
-            "would change both; untie them in the base model or train an adapter without it"
-        )
-
-
-def _refuse_misfit(spec: ModelSpec, *, unplaced: list[str], empty: list[str]) -> None:
-    """peft only reports what did not fit; such a model would pass for the adapted one."""
-    hint = "give the base model (and layers) that the adapter was trained on"
-    if unplaced:
-        raise UserError(
-            f"{spec.text}: {len(unplaced)} tensors of the adapter fit no module of the model, such as "
-            f"{sorted(unplaced)[0]}; {hint}"
-        )
-    if empty:
-        raise UserError(
-            f"{spec.text}: the adapter lacks {len(empty)} tensors for modules that its config names, such as "
-            f"{sorted(empty)[0]}; {hint}"
-        )
+def _adapted(model: PreTrainedModel, shared: Mapping[str, Any]) -> str | None:
+    """The first of the modules with a shared weight that peft has wrapped; merging would change the others, too."""
+    return min((name for name, module in shared.items() if model.get_submodule(name) is not module), default=None)
 
 
 @contextmanager
 def _readable(spec: ModelSpec) -> Iterator[None]:
-    """Turn what peft raises about an adapter into one line for the user."""
+    """Turn exceptions of peft about an adapter into one line for the user."""
     try:
         yield
     except UserError:

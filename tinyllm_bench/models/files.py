@@ -1,8 +1,8 @@
-"""Which files of a model folder are read. They are looked at before anything is opened, and nothing else is opened.
+"""Which files of a model folder are read: they are chosen and checked before anything is opened.
 
-transformers opens what it finds: an index may name pickled shards (which torch then loads) or files outside the folder,
-and an adapter beside a model is put on without a word. So the files are chosen and checked here, and the loader is
-given a folder of links to exactly these (`only`). The same list is a model's identity.
+transformers opens whatever a folder has: an index may name pickled shards (which torch then loads) or files outside the
+folder, and an adapter beside a model is applied silently. So the loader is given a folder of links to exactly the files
+chosen here (`only`). The same list is a model's identity.
 """
 
 import os
@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import decode, digest_file, parse_json
-from tinyllm_bench.base.reading import read_bytes
+from tinyllm_bench.base.files import decode, digest_file, parse_json, read_bytes
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
-# Configuration, generation configuration, whatever a tokenizer is made of, and chat templates; never code.
+# Configuration, generation configuration, tokenizer files and chat templates; never code.
 _SMALL = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 _TEMPLATES = "additional_chat_templates"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_MOST_BYTES = 256 << 20  # of a file that holds no weights; the largest tokenizers take a tenth of it
+_MOST_BYTES = 256 << 20  # of a file without weights; the largest tokenizers need a tenth of it
 _LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n_layers")
 _MOST_LAYERS = 10_000  # each is built before a weight is read
 _FIX = "safetensors only: load it once where you trust it and save_pretrained it again"
@@ -40,7 +39,7 @@ def is_small(name: str) -> bool:
 
 
 def weight_files(where: str, folder: Path) -> list[str]:
-    """Names of the files that hold the weights of a folder, there or not: one file, or what its index names.
+    """Names of a folder's weight files, present or not: one file, or those that its index names.
 
     Raises:
         UserError: no weights, pickled ones alone, an index that is damaged or names anything but safetensors of this
@@ -70,9 +69,9 @@ def weight_files(where: str, folder: Path) -> list[str]:
 
 
 def model_files(where: str, folder: Path, *, weights: bool = True) -> dict[str, Path]:
-    """Every file of a model folder that is read, by its path in the folder; nothing is opened but small JSON.
+    """Every file of a model folder that is read, by its path in the folder; only small JSON files are opened.
 
-    Without `weights` only the small ones, which is all that a model's shape needs.
+    Without `weights`, only the small files, which are enough for a model's shape.
 
     Raises:
         UserError: as `weight_files`; a missing folder, config or shard; a config that names other weights or code.
@@ -83,7 +82,7 @@ def model_files(where: str, folder: Path, *, weights: bool = True) -> dict[str, 
         if not (folder / CONFIG).is_file():
             raise UserError(f"{where}: {folder} is an adapter; name its base model first: BASE?adapter={folder}")
         raise UserError(
-            f"{where}: {folder} holds a model and an adapter ({ADAPTER_CONFIG}), and it is not said whether both are"
+            f"{where}: {folder} holds a model and an adapter ({ADAPTER_CONFIG}), and it is not clear whether both are"
             f" meant; move the adapter to a folder of its own and write dir:{folder}?adapter=FOLDER"
         )
     if not (folder / CONFIG).is_file():
@@ -92,9 +91,9 @@ def model_files(where: str, folder: Path, *, weights: bool = True) -> dict[str, 
     heavy = weight_files(where, folder) if weights else []
     for name in heavy:
         if not (folder / name).is_file():
-            raise UserError(f"{where}: {folder} lacks {name}, which its index names; copy or fetch it again")
-    found = sorted([*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja")])
-    names = [str(file.relative_to(folder)) for file in found if file.is_file()]
+            raise UserError(f"{where}: {folder} has no {name}, which its index names; copy or fetch it again")
+    candidates = sorted([*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja")])
+    names = [str(file.relative_to(folder)) for file in candidates if file.is_file()]
     small = [name for name in names if is_small(name) and (name != INDEX or WEIGHTS not in heavy)]
     for name in small:
         if (size := (folder / name).stat().st_size) > _MOST_BYTES:
@@ -113,16 +112,16 @@ def read_object(where: str, file: Path) -> dict[str, Any]:
     """
     try:
         # Not strict: some published configurations hold Infinity.
-        found = parse_json(decode(read_bytes(file, most=_MOST_BYTES), str(file)))
+        value = parse_json(decode(read_bytes(file, most=_MOST_BYTES), str(file)))
     except ValueError as error:
         raise UserError(f"{where}: {file} is damaged ({error}); copy or fetch it again") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UserError(f"{where}: {file} is damaged (no JSON object); copy or fetch it again")
-    return found
+    return value
 
 
 def _check_config(where: str, config: Mapping[str, Any]) -> None:
-    """Refuse a configuration that would have other weights or somebody's code loaded."""
+    """Refuse a configuration that would make transformers load other weights or code, or build endless layers."""
     for name in _LAYERS:
         if name in config and not (type(config[name]) is int and 0 < config[name] <= _MOST_LAYERS):
             raise UserError(
@@ -132,7 +131,7 @@ def _check_config(where: str, config: Mapping[str, Any]) -> None:
     if "transformers_weights" in config:
         raise UserError(f"{where}: its {CONFIG} names other weights (transformers_weights); name them {WEIGHTS}")
     for name, value in _settings(config):
-        # transformers fetches such an attention kernel from the hub, which is compiled code
+        # transformers would fetch such an attention kernel, compiled code, from the hub
         if name.endswith("_implementation") and isinstance(value, str) and "/" in value:
             raise UserError(
                 f"{where}: its {CONFIG} names code of the hub ({name}={value!r}); remove it: code is never run"
@@ -148,10 +147,10 @@ def _check_config(where: str, config: Mapping[str, Any]) -> None:
 
 
 def _settings(value: Any) -> Iterator[tuple[str, Any]]:
-    """Names and values of a configuration and of those inside it."""
+    """Names and values of a configuration and of nested ones."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from ((str(name), one) for one in (inner.values() if isinstance(inner, dict) else [inner]))
+            yield from ((str(name), leaf) for leaf in (inner.values() if isinstance(inner, dict) else [inner]))
             yield from _settings(inner)
     elif isinstance(value, list):
         for inner in value:
@@ -159,10 +158,10 @@ def _settings(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def check_safetensors(where: str, files: Iterable[Path]) -> None:
-    """Refuse files that are no whole safetensors, by their headers.
+    """Check by their headers that files are complete safetensors.
 
     Raises:
-        UserError: such a file.
+        UserError: a truncated or damaged file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -176,19 +175,19 @@ def check_safetensors(where: str, files: Iterable[Path]) -> None:
 
 @contextmanager
 def only(files: Mapping[str, Path]) -> Iterator[Path]:
-    """A folder that holds links to some files and nothing else, while the context lasts."""
-    with tempfile.TemporaryDirectory(prefix="tinyllm-bench-model-") as made:
+    """A temporary folder of links to these files and nothing else."""
+    with tempfile.TemporaryDirectory(prefix="tinyllm-bench-model-") as folder:
         for name, file in files.items():
-            link = Path(made) / name
+            link = Path(folder) / name
             link.parent.mkdir(exist_ok=True)
             os.symlink(file.resolve(), link)
-        yield Path(made)
+        yield Path(folder)
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 (hex) of a file, worked out again only where the file changed."""
-    told = file.stat()
-    return _digest(file, told.st_mtime_ns, told.st_size)
+    """SHA-256 (hex) of a file, cached until the file changes."""
+    state = file.stat()
+    return _digest(file, state.st_mtime_ns, state.st_size)
 
 
 @lru_cache(maxsize=256)

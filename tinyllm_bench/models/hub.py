@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub: which commit a name means, whether it is at hand, and its files on this machine.
+"""Models of the Hugging Face hub: the commit that a name means, and its files in the local cache.
 
-A branch or a tag can mean another model tomorrow, so a spec is resolved to a commit before it becomes an identity: the
-hub is asked, or its cache here where that cannot be. The files of that commit are then a folder like any other.
+A branch or a tag can mean another model tomorrow, so a spec is resolved to a commit before it becomes an identity: by
+the hub, or by the local cache if the hub is not available. The files of that commit are then a folder like any other.
 """
 
 import re
@@ -21,14 +21,14 @@ _SECONDS = 10
 
 @dataclass(frozen=True)
 class _Listing:
-    """What the hub has under a revision."""
+    """The commit and the files of a revision on the hub."""
 
     commit: str
     files: tuple[str, ...]
 
 
 def at_commit(spec: ModelSpec) -> ModelSpec:
-    """A hub spec that names its commit. Other specs, and those that cannot be resolved, as they are."""
+    """A hub spec with its commit as the revision. Other specs, and those that cannot be resolved, are unchanged."""
     if spec.kind != "hf":
         return spec
     commit = _commit(spec)
@@ -36,7 +36,7 @@ def at_commit(spec: ModelSpec) -> ModelSpec:
 
 
 def forget() -> None:
-    """Ask the hub anew what branches and tags mean; until then, one process keeps to what it was told."""
+    """Resolve branches and tags again from now on; results are cached in a process until then."""
     _listing.cache_clear()
 
 
@@ -47,12 +47,12 @@ def _commit(spec: ModelSpec) -> str | None:
     if _COMMIT.fullmatch(revision):
         return revision
     if not constants.HF_HUB_OFFLINE:
-        with suppress(Exception):  # `check_hub` says what is wrong
+        with suppress(Exception):  # `check_listed` reports what is wrong
             return _listing(spec.location, revision).commit
     file = _cache_of(spec) / "refs" / revision
     with suppress(OSError, UnicodeDecodeError):
-        said = file.read_text(encoding="utf-8").strip()
-        return said if _COMMIT.fullmatch(said) else None
+        commit = file.read_text(encoding="utf-8").strip()
+        return commit if _COMMIT.fullmatch(commit) else None
     return None
 
 
@@ -73,14 +73,14 @@ def _listing(name: str, revision: str) -> _Listing:
 
 
 def cached_folder(spec: ModelSpec) -> Path | None:
-    """The folder of the spec's commit in the hub's cache, whole or not; None where nothing of it is there."""
+    """The folder of the spec's commit in the local cache, complete or not; None if there is none."""
     commit = _commit(spec)
     folder = None if commit is None else _cache_of(spec) / "snapshots" / commit
     return folder if folder is not None and folder.is_dir() else None
 
 
-def at_hand(spec: ModelSpec) -> Path | None:
-    """The folder of the spec's commit in the cache if it is whole or nothing else can be had, else None.
+def available_folder(spec: ModelSpec) -> Path | None:
+    """The folder of the spec's commit in the cache if it is complete, or if the hub is switched off; else None.
 
     Raises:
         UserError: as `is_whole`.
@@ -92,7 +92,7 @@ def at_hand(spec: ModelSpec) -> Path | None:
 
 
 def is_whole(spec: ModelSpec, folder: Path) -> bool:
-    """Whether a folder of the cache holds a configuration and all weights; a download may have been interrupted.
+    """Whether a folder of the cache has a configuration and all weights; a download may have been interrupted.
 
     Raises:
         UserError: its index names anything but safetensors of the folder.
@@ -103,7 +103,7 @@ def is_whole(spec: ModelSpec, folder: Path) -> bool:
 
 
 def check_listed(spec: ModelSpec) -> None:
-    """Refuse a model that the hub does not give, or not as safetensors; one request.
+    """Check that the hub has a model, as safetensors; one request.
 
     Raises:
         UserError: no such model or revision, a gated one, no safetensors, a hub that cannot be reached.
@@ -130,7 +130,7 @@ def _listed(spec: ModelSpec) -> _Listing:
         raise UserError(f"{spec.text} is gated; accept its terms on the hub and log in with `hf auth login`") from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise UserError(f"{spec.text}: the hub has no such model or revision; check hf:OWNER/NAME@REVISION") from None
-    except Exception as error:  # whatever the connection does, the answer to the user is the same
+    except Exception as error:  # every failure of the connection means the same to the user
         raise UserError(
             f"{spec.text} is not in the local cache and the hub cannot be reached ({type(error).__name__}); "
             "use dir:FOLDER or bundled:smollm2-135m"
@@ -138,14 +138,14 @@ def _listed(spec: ModelSpec) -> _Listing:
 
 
 def hub_folder(spec: ModelSpec, *, weights: bool) -> Path:
-    """The folder of the spec's commit with all files that are read, fetched where they are missing.
+    """The folder of the spec's commit with all files that are read; missing ones are fetched.
 
-    Of a model without `weights`, its small files. The index is inspected before any weights are fetched.
+    Without `weights`, only the small files. The index is checked before any weights are fetched.
 
     Raises:
         UserError: as `check_listed`; an index that names anything but safetensors; a download that fails.
     """
-    folder = at_hand(spec) if weights else cached_folder(spec)
+    folder = available_folder(spec) if weights else cached_folder(spec)
     if folder is not None and (weights or (folder / CONFIG).is_file()):
         return folder
     listing = _listed(spec)
@@ -162,13 +162,13 @@ def _download(spec: ModelSpec, commit: str, names: list[str]) -> Path:
 
     try:
         return Path(snapshot_download(spec.location, revision=commit, allow_patterns=names))
-    except Exception as error:  # as above: whatever the connection does
+    except Exception as error:  # as above
         line = next(iter(str(error).strip().splitlines()), "")
         raise UserError(f"{spec.text} could not be fetched ({type(error).__name__}: {line}); try again") from None
 
 
 def hub_config(spec: ModelSpec) -> dict[str, Any] | None:
-    """A hub model's configuration, of the cache or of the hub; None where neither has it: `check_spec` says why."""
+    """A hub model's configuration, from the cache or the hub; None if neither has it (`check_spec` says why)."""
     folder = cached_folder(spec)
     with suppress(Exception):
         if folder is None or not (folder / CONFIG).is_file():

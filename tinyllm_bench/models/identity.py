@@ -1,4 +1,4 @@
-"""What a model spec stands for, as digests of files: nothing is loaded, and renaming a folder changes nothing."""
+"""The identity of a model: digests of its files, which do not change when a folder is renamed; nothing is loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from tinyllm_bench.models.specs import ModelSpec, without_adapter
 
 
 def model_identity(spec: ModelSpec, runs: Path) -> Any:
-    """What a spec stands for: digests of every file of a local model that is read, a bundled model's manifest, the
+    """The identity of a model: digests of every file of a local model that is read, a bundled model's manifest, the
     commit of a hub model, a run's id (loading compares its student with what its training saved).
 
-    An adapter stands beside its base model, as digests of its weights and settings; its folder is no part of it.
+    An adapter is listed beside its base model, with digests of its weights and settings; its folder does not count.
 
     Raises:
         UserError: everything `check_adapter` and `files_of` refuse.
@@ -34,19 +34,19 @@ def model_identity(spec: ModelSpec, runs: Path) -> Any:
 
 
 def same_weights(a: ModelSpec, b: ModelSpec, runs: Path) -> bool:
-    """Whether two specs name one model: the same spelling, or files of the same weights with the same layers kept.
+    """Whether two specs name the same model: the same spelling, or the same weights with the same layers.
 
-    Tokenizers and settings beside the weights are not compared. A model of the hub is compared by its files where they
-    are in the local cache, by its spelling elsewhere.
+    Tokenizers and settings beside the weights are not compared. A hub model is compared by its files if they are in the
+    local cache, else by its spelling.
     """
     if a.text == b.text:
         return True
-    if (a.kind == "gguf") != (b.kind == "gguf"):  # the one is read dequantised, the other as it is
+    if (a.kind == "gguf") != (b.kind == "gguf"):  # a GGUF is dequantised
         return False
     files = [_weights(spec, runs) for spec in (a, b)]
     if not all(files) or sorted(f.stat().st_size for f in files[0]) != sorted(f.stat().st_size for f in files[1]):
         return False
-    if _kept_layers(a, files[0][0].parent) != _kept_layers(b, files[1][0].parent):
+    if _layers(a, files[0][0].parent) != _layers(b, files[1][0].parent):
         return False
     adapters = [None if spec.adapter is None else _adapter(spec) for spec in (a, b)]
     if adapters[0] != adapters[1]:
@@ -55,7 +55,7 @@ def same_weights(a: ModelSpec, b: ModelSpec, runs: Path) -> bool:
 
 
 def _weights(spec: ModelSpec, runs: Path) -> list[Path]:
-    """The files of a model's weights on this machine; none where it is not here."""
+    """The files of a model's weights on this machine; empty if it is not here."""
     if spec.kind == "gguf":
         return [Path(spec.location).expanduser()]
     folder = spec_folder(spec, runs=runs)
@@ -66,16 +66,16 @@ def _weights(spec: ModelSpec, runs: Path) -> list[Path]:
     return [folder / name for name in weight_files(spec.text, folder) if (folder / name).is_file()]
 
 
-def _kept_layers(spec: ModelSpec, folder: Path) -> tuple[int, ...] | None:
-    """The layers that a spec keeps, None for all of them; `?layers=0:30:1` of 30 layers is all of them."""
+def _layers(spec: ModelSpec, folder: Path) -> tuple[int, ...] | None:
+    """The layers that a spec keeps, None for all of them; `?layers=0:30:1` of 30 layers means all."""
     if spec.layers is None:
         return None
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     count = next(
         (config[key] for key in ("num_hidden_layers", "num_layers", "n_layer") if key in config), spec.layers[1]
     )
-    kept = tuple(range(*slice(*spec.layers).indices(count)))
-    return None if kept == tuple(range(count)) else kept
+    layers = tuple(range(*slice(*spec.layers).indices(count)))
+    return None if layers == tuple(range(count)) else layers
 
 
 def _adapter(spec: ModelSpec) -> dict[str, str]:

@@ -22,7 +22,7 @@ PerChunk = Callable[[Tensor, slice], Tensor]
 
 
 class HasPositions(Protocol):
-    """What `LM.forward` reads of a batch; `training.batching.Batch` tells what each means."""
+    """The parts of a batch that `LM.forward` reads; `training.batching.Batch` documents them."""
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor
@@ -46,7 +46,7 @@ def branch_mask(until_BT: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def branch_block_mask(until_BT: Tensor) -> Any:
-    """The same mask for FlexAttention, which skips the blocks that nobody sees."""
+    """The same mask for FlexAttention, which skips blocks that are masked completely."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def branch_block_mask(until_BT: Tensor) -> Any:
 class LM(nn.Module):
     """A student or teacher: a transformers model of either family behind one call.
 
-    `precision`: what the forward pass is in during training; whoever reads the model apart from it reads it the same.
+    `precision` is the autocast context of training; other forward passes of the student must use it, too.
     """
 
     def __init__(self, model: nn.Module, *, chunk_positions: int | None = None) -> None:
@@ -81,7 +81,7 @@ class LM(nn.Module):
 
     @property
     def encoder_decoder(self) -> bool:
-        """Whether the model reads with an encoder and writes with a decoder (T5)."""
+        """Whether the model is an encoder-decoder (T5)."""
         return bool(self.plain.config.is_encoder_decoder)
 
     def forward(self, batch: HasPositions, per_chunk: PerChunk, *, borders: Sequence[int] = ()) -> Tensor:
@@ -123,9 +123,14 @@ class LM(nn.Module):
     def _hidden(self, batch: HasPositions) -> Tensor:
         model = self.plain
         if not self.encoder_decoder:
+            mask: Any = batch.attention_mask_BT
+            if batch.until_BT is not None and model.config._attn_implementation == "flex_attention":
+                mask = branch_block_mask(batch.until_BT)
+            elif batch.until_BT is not None:
+                mask = branch_mask(batch.until_BT, model.dtype)
             return getattr(model, model.base_model_prefix)(
                 input_ids=batch.input_ids_BT,
-                attention_mask=self._mask(batch),
+                attention_mask=mask,
                 position_ids=batch.position_ids_BT,
                 use_cache=False,
             ).last_hidden_state
@@ -137,13 +142,6 @@ class LM(nn.Module):
             encoder_attention_mask=batch.attention_mask_BT[read],
             use_cache=False,
         ).last_hidden_state
-
-    def _mask(self, batch: HasPositions) -> Any:
-        if batch.until_BT is None:
-            return batch.attention_mask_BT
-        if self.plain.config._attn_implementation == "flex_attention":
-            return branch_block_mask(batch.until_BT)
-        return branch_mask(batch.until_BT, self.plain.dtype)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """The head with the family's scale and softcap: (N, H) to (N, V)."""
@@ -165,7 +163,7 @@ class LM(nn.Module):
         self.eval()
         device = next(self.parameters()).device
         ids_BT = torch.tensor([[0, 1, 2]], device=device)
-        batch = _Probe(ids_BT, self.encoder_decoder)
+        batch = _ThreeTokens(ids_BT, self.encoder_decoder)
         decoder = {"decoder_input_ids": ids_BT} if self.encoder_decoder else {}
         try:
             own_NV = self.plain(
@@ -174,7 +172,7 @@ class LM(nn.Module):
             ours_NV = self.logits(self._hidden(batch)[0])
             same = torch.allclose(own_NV.float(), ours_NV.float(), rtol=1e-3, atol=1e-3)
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError):
-            same = False  # it has no head apart from a body, or takes other inputs
+            same = False  # head and body are not separate, or it takes other inputs
         finally:
             self.train(was_training)
         if not same:
@@ -189,12 +187,14 @@ def eval_mode(lm: nn.Module) -> None:
     lm.eval()
     for layer in lm.modules():
         if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
-            layer.training = True  # of itself alone: its parts stay as they are
+            layer.training = True  # of the layer alone, not of its submodules
             for name in [name for name, value in vars(layer).items() if "drop" in name and isinstance(value, float)]:
-                setattr(layer, name, 0.0)  # a rate that the layer applies by itself
+                setattr(layer, name, 0.0)  # a rate that the layer itself applies
 
 
-class _Probe:
+class _ThreeTokens:
+    """The smallest batch: one row of three tokens."""
+
     def __init__(self, ids_BT: Tensor, encoder_decoder: bool) -> None:
         self.input_ids_BT = ids_BT
         self.attention_mask_BT = torch.ones_like(ids_BT)

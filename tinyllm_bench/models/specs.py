@@ -4,7 +4,7 @@ hf:NAME[@REVISION]  dir:FOLDER  gguf:FILE  bundled:NAME  run:CELL_ID    any role
 api:URL#MODEL  replay:SOURCE[#KEY]  PLUGIN:REST                         teachers only
 
 Options stand behind `?` with `&` between them, in any order: `layers=START:STOP:STEP` keeps some layers of the model,
-`adapter=FOLDER` merges a LoRA adapter into what is kept. `bundled:smollm2-135m?layers=0:30:3&adapter=adapters/a` has
+`adapter=FOLDER` then merges a LoRA adapter. `bundled:smollm2-135m?layers=0:30:3&adapter=adapters/a` has
 both. The folder's name may hold no `?` and no `&`. A teacher plugin's name is a kind as well, and what stands behind it
 is the plugin's to read.
 """
@@ -45,8 +45,8 @@ _LAYERS = re.compile(r"(\d+):(\d+)(?::(\d+))?")
 class ModelSpec:
     """A parsed spec. `layers` is a Python slice over the layers; `fragment` is the text after `#` of api and replay.
 
-    `text` is the canonical spelling: parsing it again gives an equal object. `adapter` is the folder of a LoRA adapter
-    as it was written; it is applied after `layers`.
+    `text` is the canonical spelling: parsing it again gives an equal object. `adapter` is the folder of a LoRA adapter,
+    as written; it is applied after `layers`.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class ModelSpec:
 
     @property
     def has_weights(self) -> bool:
-        """Whether it names a model that is loaded here, rather than texts or somebody who writes them."""
+        """Whether it names a model to load, rather than recorded texts, an API or a teacher plugin."""
         return self.kind in KINDS and self.kind not in TEACHER_ONLY
 
 
@@ -68,11 +68,17 @@ def parse_spec(text: str, *, role: Role) -> ModelSpec:
 
     Raises:
         UserError: no or an unknown kind, an empty or malformed part, a kind that the role cannot have. Whether the
-            model exists is `models.load.check_spec`'s question.
+            model exists is checked by `models.load.check_spec`.
     """
     if holds_secret(text):
         raise UserError(f"a model spec {SECRET_REFUSED}")
-    kind, rest = _split_kind(text.strip())
+    match = _KIND.fullmatch(text.strip())
+    if match is None:
+        raise _without_kind(text.strip())
+    kind, rest = match.groups()
+    if kind not in KINDS and kind not in plugins.names("teacher"):
+        error = plugins.unknown("teacher", kind, what="model kind")
+        raise UserError(f"model spec {text.strip()!r}: {error} Allowed: {ALLOWED}.")
     if role == "student" and (kind in TEACHER_ONLY or kind not in KINDS):
         raise UserError(
             f"model spec {text!r}: {kind}: can only be a teacher; a student needs weights: "
@@ -85,13 +91,18 @@ def parse_spec(text: str, *, role: Role) -> ModelSpec:
     options: Mapping[str, str] = {}
     revision: str | None = None
     if kind in TEACHER_ONLY:
-        rest, fragment = _split_fragment(text, rest)
+        rest, mark, fragment = rest.partition("#")
+        if mark and not fragment:
+            raise UserError(f"model spec {text!r}: nothing after '#'; write the model or channel name there")
     else:
         rest, options = _split_options(text, rest)
     if kind == "hf":
-        rest, revision = _split_revision(text, rest)
+        rest, mark, revision = rest.partition("@")
+        if mark and not revision:
+            raise UserError(f"model spec {text!r}: nothing after '@'; write a commit, tag or branch, or drop the '@'")
+    fragment, revision = fragment or None, revision or None
     _check_location(text, kind, rest, fragment)
-    layers = _layers(text, options["layers"]) if "layers" in options else None
+    layers = _parse_layers(text, options["layers"]) if "layers" in options else None
     return _with_text(ModelSpec(kind, rest, revision, layers, fragment, "", options.get("adapter")))
 
 
@@ -120,17 +131,6 @@ def _with_text(spec: ModelSpec) -> ModelSpec:
     return replace(spec, text=text if spec.fragment is None else f"{text}#{spec.fragment}")
 
 
-def _split_kind(text: str) -> tuple[str, str]:
-    found = _KIND.fullmatch(text)
-    if found is None:
-        raise _without_kind(text)
-    kind, rest = found.groups()
-    if kind not in KINDS and kind not in plugins.names("teacher"):
-        error = plugins.unknown("teacher", kind, what="model kind")
-        raise UserError(f"model spec {text!r}: {error} Allowed: {ALLOWED}.")
-    return kind, rest
-
-
 def _without_kind(text: str) -> UserError:
     """The error for a spec that has no `kind:` in front, with the spelling that was probably meant."""
     if text and Path(text.split("?")[0]).expanduser().is_dir():
@@ -142,20 +142,6 @@ def _without_kind(text: str) -> UserError:
     else:
         fix = "begin with one of these, for instance bundled:smollm2-135m"
     return UserError(f"model spec {text!r} has no kind; {fix}. Allowed: {ALLOWED}.")
-
-
-def _split_fragment(text: str, rest: str) -> tuple[str, str | None]:
-    location, mark, fragment = rest.partition("#")
-    if mark and not fragment:
-        raise UserError(f"model spec {text!r}: nothing after '#'; write the model or channel name there")
-    return location, fragment or None
-
-
-def _split_revision(text: str, rest: str) -> tuple[str, str | None]:
-    location, mark, revision = rest.partition("@")
-    if mark and not revision:
-        raise UserError(f"model spec {text!r}: nothing after '@'; write a commit, tag or branch, or drop the '@'")
-    return location, revision or None
 
 
 def _split_options(text: str, rest: str) -> tuple[str, dict[str, str]]:
@@ -178,14 +164,14 @@ def _split_options(text: str, rest: str) -> tuple[str, dict[str, str]]:
     return location, options
 
 
-def _layers(text: str, value: str) -> Layers:
-    found = _LAYERS.fullmatch(value)
-    if found is None:
+def _parse_layers(text: str, value: str) -> Layers:
+    match = _LAYERS.fullmatch(value)
+    if match is None:
         raise UserError(
             f"model spec {text!r}: layers {value!r} is not START:STOP:STEP in whole numbers; "
             "?layers=0:30:3 keeps layers 0, 3, ..., 27"
         )
-    start, stop, step = int(found[1]), int(found[2]), int(found[3] or 1)
+    start, stop, step = int(match[1]), int(match[2]), int(match[3] or 1)
     if step < 1:
         raise UserError(f"model spec {text!r}: the step of layers {value!r} must be at least 1")
     if start >= stop:
@@ -212,12 +198,12 @@ def _check_api(text: str, location: str, fragment: str | None) -> None:
     try:
         parts = urlsplit(location)
         whole = bool(parts.hostname) and parts.port != 0 and location.isprintable() and " " not in location
-    except ValueError:  # a port that is none, half of an IPv6 address
+    except ValueError:  # not a port, half of an IPv6 address
         whole = False
     if not whole:
         raise UserError(
-            f"model spec {text!r}: {location!r} is no whole address; write it like http://localhost:8000/v1, with a"
-            " port of 1 to 65535"
+            f"model spec {text!r}: {location!r} is not a complete address; write it like http://localhost:8000/v1, with"
+            " a port of 1 to 65535"
         )
     if fragment is None:
         raise UserError(f"model spec {text!r}: no model named; write api:{location}#MODEL")

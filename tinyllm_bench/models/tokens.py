@@ -1,8 +1,7 @@
 """From text to token ids, the same for training and for lm-eval.
 
-Decoder-only: prompt and target are tokenised as one text and cut where the prompt's own ids end, as lm-eval does it;
-so a
-token that spans a border, and a BOS that the tokenizer adds, are the same in training and in evaluation.
+Decoder-only: prompt and target are tokenised as one text and split where the prompt's own ids end, as in lm-eval, so
+that a token across the border, and a BOS that the tokenizer adds, are the same in training and in evaluation.
 Encoder-decoder: the encoder reads the prompt; the decoder writes the target.
 """
 
@@ -34,21 +33,21 @@ def text_ids(
             text, add_special_tokens=add_special_tokens, split_special_tokens=True, return_special_tokens_mask=True
         )
         spelled = {index: _spelled(tokenizer, name) for name, index in names.items()}
-        # A Unigram vocabulary (T5's) lists its control tokens as pieces, and finds them in spite of the split.
+        # A Unigram vocabulary (T5's) lists its control tokens as pieces and matches them all the same.
         pairs = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
-        ids = [one for index, added in pairs for one in ([index] if added else spelled.get(index, [index]))]
+        ids = [i for index, added in pairs for i in ([index] if added else spelled.get(index, [index]))]
     return [tokenizer.bos_token_id, *ids] if lead else ids
 
 
 def without_control(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The text with a zero-width space inside every special token's name, for readers that take a rendered template."""
+    """The text with a zero-width space inside every special token's name, for engines that take a rendered template."""
     for name in tokenizer.all_special_tokens:
         text = text.replace(name, f"{name[:1]}\u200b{name[1:]}")
     return text
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
-    """The name of a special token in ids of ordinary tokens: its first character and the rest, apart."""
+    """The name of a special token as ids of ordinary tokens: its first character, and the rest."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         ids: Any = tokenizer.convert_tokens_to_ids(list(name))
@@ -57,10 +56,10 @@ def _spelled(tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
 
 
 class Encoded(NamedTuple):
-    """One example as ids. `prompt` is read, `target` is written; it ends with EOS unless the example's text does not
-    end, or was cut at the student's limit, which `cut` tells.
+    """One example as ids. `target` ends with EOS unless the example's text does not end, or was cut at the student's
+    limit (`cut`).
 
-    `rollout` holds, of a sampled target, numbers per target token by name (log-probabilities, advantages).
+    `rollout` holds numbers per token of a sampled target by name (log-probabilities, advantages).
     """
 
     record_id: str
@@ -77,8 +76,8 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """Tokenises examples for one student. `add_bos` forces a BOS that the tokenizer does not add by itself;
-    `cut_tokens` cuts every prompt behind so many, whatever stands there."""
+    """Tokenises examples for one student. `add_bos` adds a BOS that the tokenizer does not add by itself; `cut_tokens`
+    truncates every prompt to that many tokens."""
 
     def __init__(
         self,
@@ -106,11 +105,16 @@ class Encoder:
         """Ids of one example.
 
         Raises:
-            UserError: the prompt is longer than the student reads; nothing is cut silently.
+            UserError: the prompt is too long for the student; nothing is cut silently.
         """
         text = self.ask.join(example.context, example.marker)
-        said = self.ask.delimiter + example.target.strip()
-        prompt, target = self._apart(text, said) if self.encoder_decoder else self._together(text, said)
+        answer = self.ask.delimiter + example.target.strip()
+        if self.encoder_decoder:
+            prompt, target = self._ids(text), tuple(text_ids(self.tokenizer, answer, add_special_tokens=False))
+        else:  # white space at the prompt's end belongs to the target, as in lm-eval
+            stem = text.rstrip()
+            prompt = self._ids(stem)
+            target = self._ids(text + answer)[len(prompt) :]
         if self.cut_tokens is not None:
             prompt = tuple(cut_behind(prompt, self.cut_tokens, self._eos))
         if len(prompt) > self.max_prompt_tokens:
@@ -123,32 +127,22 @@ class Encoder:
         cut = len(target) > self.max_target_tokens
         return Encoded(example.record_id, example.channel, prompt, target[: self.max_target_tokens], cut)
 
-    def _apart(self, text: str, said: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return self._ids(text), tuple(text_ids(self.tokenizer, said, add_special_tokens=False))
-
-    def _together(self, text: str, said: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Ids of prompt and target; white space at the prompt's end belongs to the target, as in lm-eval."""
-        kept = text.rstrip()
-        said = text[len(kept) :] + said
-        prompt = self._ids(kept)
-        return prompt, self._ids(kept + said)[len(prompt) :]
-
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(text_ids(self.tokenizer, text, lead=self.add_bos))
 
 
 def respelled(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A text as a student with this tokenizer can at best write it: decode(encode(text)), special tokens left out.
+    """The closest text that a student with this tokenizer can write: decode(encode(text)) without special tokens.
 
-    T5's tokenizer makes one space of many, writes `²` as `2` and has no braces: a text that is compared to the letter
-    must have gone through it, as golds do in the released code of TinyLLM (`compute_metrics_text`).
+    T5's tokenizer merges spaces, writes `²` as `2` and has no braces: a text for exact match must go through it first,
+    as golds do in the released code of TinyLLM (`compute_metrics_text`).
     """
     ids = text_ids(tokenizer, text)
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def cut_behind(ids: Sequence[int], size: int, end: int | None) -> list[int]:
-    """The first `size` ids; an end token that closed them stays the last, as tokenizers truncate."""
+    """The first `size` ids; a final end token stays the last, as tokenizers truncate."""
     if len(ids) <= size:
         return list(ids)
     return [*ids[: size - 1], end] if end is not None and ids[-1] == end else list(ids[:size])

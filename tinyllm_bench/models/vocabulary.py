@@ -1,7 +1,7 @@
-"""What a tokenizer's entries spell, in bytes: the form in which vocabularies of different tokenizers can be compared.
+"""The bytes that a tokenizer's entries spell: the form in which vocabularies of different tokenizers are compared.
 
 A raw entry is written in its family's own way: byte-level BPE shows each byte as a letter (a space is `Ġ`),
-SentencePiece shows a space as `▁` and a byte that has no entry as `<0x0A>`. Compared raw, two vocabularies of different
+SentencePiece shows a space as `▁` and a byte without an entry as `<0x0A>`. Compared raw, two vocabularies of different
 families seem to share far less than they do. Special tokens spell nothing; they are matched by their role only.
 """
 
@@ -10,6 +10,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
@@ -19,14 +20,14 @@ from transformers import PreTrainedTokenizerBase
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.models.load import tokenizer_digest
 
-# In this order, because one token often has two roles (a pad token that is the end-of-text token): the first counts.
+# One token often has two roles (a pad token that is the end-of-text token): the first in this order counts.
 ROLES = ("eos", "bos", "unk", "pad")
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 Family = Literal["byte_level", "sentencepiece"]
 
 
 class Overlap(NamedTuple):
-    """What two vocabularies share.
+    """The entries that two vocabularies share.
 
     pairs: (id in the first, id in the second) of entries that spell the same bytes or have the same role;
     share_of_smaller: shared spellings over those of the vocabulary that has fewer.
@@ -57,39 +58,30 @@ class Vocabulary:
         return max(map(len, self.ids), default=0)
 
     def beginning_with(self, start: bytes) -> Iterator[bytes]:
-        """Spellings that begin with some bytes, in order."""
+        """Spellings that start with these bytes, in order."""
         for place in range(bisect_left(self._sorted, start), len(self._sorted)):
             if not self._sorted[place].startswith(start):
                 return
             yield self._sorted[place]
 
     def longest_matches(self, text: bytes) -> tuple[int, ...]:
-        """Ids that spell some bytes, each the longest that fits; empty if there are none."""
-        found, place = [], 0
+        """Ids that spell these bytes, longest match first; empty if they cannot be spelled."""
+        matches, place = [], 0
         while place < len(text):
             ends = range(min(len(text), place + self._longest), place, -1)
             end = next((end for end in ends if text[place:end] in self.ids), None)
             if end is None:
                 return ()
-            found.append(self.ids[text[place:end]])
+            matches.append(self.ids[text[place:end]])
             place = end
-        return tuple(found)
-
-
-def canonical(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
-    """The bytes that each id of a Hugging Face fast tokenizer spells; None for special tokens and unused ids.
-
-    Raises:
-        UserError: the tokenizer is neither byte-level nor of SentencePiece's kind.
-    """
-    return list(vocabulary(tokenizer).pieces)
+        return tuple(matches)
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """A tokenizer's vocabulary in bytes; kept for the last tokenizers asked.
+    """The vocabulary of a Hugging Face fast tokenizer in bytes; cached for the last tokenizers.
 
     Raises:
-        UserError: as `canonical`.
+        UserError: the tokenizer is neither byte-level nor of SentencePiece's kind.
     """
     named = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ROLES}
     return _vocabulary(tokenizer, len(tokenizer), tuple(named.items()))
@@ -153,7 +145,7 @@ def _kinds(rule: Any) -> Iterator[str]:
 
 @lru_cache(maxsize=1)
 def _letters() -> Mapping[str, int]:
-    """Byte-level BPE's letter of each byte (GPT-2's table), turned round."""
+    """The byte of each letter of byte-level BPE (GPT-2's table, inverted)."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {**{chr(byte): byte for byte in shown}, **{chr(256 + n): byte for n, byte in enumerate(hidden)}}
@@ -165,21 +157,21 @@ def _byte_level(entry: str) -> bytes:
 
 
 def overlap(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> Overlap:
-    """Entries of two tokenizers that mean the same: by their bytes, special tokens by their role.
+    """Entries of two tokenizers that match: by their bytes, special tokens by their role.
 
-    Of one tokenizer with itself every id is a pair.
+    For a tokenizer and itself every id is a pair.
     """
-    one, two = vocabulary(first), vocabulary(second)
-    shared = one.ids.keys() & two.ids.keys()
-    share = len(shared) / max(min(len(one.ids), len(two.ids)), 1)
-    if one.pieces == two.pieces and same_tokenizer(first, second):
-        return Overlap(tuple((token, token) for token in range(len(one.pieces))), share)
-    roles = [(token, two.roles[role]) for role, token in one.roles.items() if role in two.roles]
-    return Overlap(tuple(sorted([*((one.ids[piece], two.ids[piece]) for piece in shared), *roles])), share)
+    a, b = vocabulary(first), vocabulary(second)
+    shared = a.ids.keys() & b.ids.keys()
+    share = len(shared) / max(min(len(a.ids), len(b.ids)), 1)
+    if a.pieces == b.pieces and same_tokenizer(first, second):
+        return Overlap(tuple((token, token) for token in range(len(a.pieces))), share)
+    roles = [(token, b.roles[role]) for role, token in a.roles.items() if role in b.roles]
+    return Overlap(tuple(sorted([*((a.ids[piece], b.ids[piece]) for piece in shared), *roles])), share)
 
 
 def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers turn every text into the same ids; chat templates may differ."""
+    """Whether two tokenizers give the same ids for every text; chat templates may differ."""
     if first is second:
         return True
     return len(first) == len(second) and _rules(first) == _rules(second)
@@ -192,24 +184,21 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def spell(tokenizer: PreTrainedTokenizerBase, texts: Sequence[bytes]) -> list[tuple[int, ...]]:
-    """How a tokenizer writes some bytes: its own way where that gives these bytes again, else longest entries first.
+    """Ids for byte strings: the tokenizer's own where they spell the bytes again, else longest matches.
 
-    A text that it cannot write at all (a character without an entry) gives no ids.
+    A text that it cannot spell (a character without an entry) has no ids.
     """
     known = vocabulary(tokenizer)
-    readable = {text: line for text in texts if (line := _decoded(text))}
+    readable: dict[bytes, str] = {}
+    for text in texts:
+        with suppress(UnicodeDecodeError):
+            if decoded := text.decode():
+                readable[text] = decoded
     ids = tokenizer(list(readable.values()), add_special_tokens=False)["input_ids"] if readable else []
     own = {text: tuple(row) for text, row in zip(readable, ids, strict=True) if written(known, row) == text}
     return [own.get(text) or known.longest_matches(text) for text in texts]
 
 
 def written(known: Vocabulary, ids: Iterable[int]) -> bytes:
-    """The bytes that some ids spell together; special tokens spell nothing."""
+    """The bytes that ids spell together; special tokens spell nothing."""
     return b"".join(known.pieces[token] or b"" for token in ids if token < len(known.pieces))
-
-
-def _decoded(text: bytes) -> str | None:
-    try:
-        return text.decode()
-    except UnicodeDecodeError:
-        return None

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from tinyllm_bench.answers.parser import normalised
+from tinyllm_bench.answers.keys import normalised
 from tinyllm_bench.data.checks import (
     chance_level,
     context_cut_share,
@@ -11,9 +11,9 @@ from tinyllm_bench.data.checks import (
     most_frequent,
     question_key,
 )
-from tinyllm_bench.data.facts import shipped_facts
 from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import SPLITS, Split, TaskRecord
+from tinyllm_bench.data.splits import shipped_facts
 from tinyllm_bench.models.load import max_input_tokens
 from tinyllm_bench.preflight.inspection import Finding, Preflight, graded, own_student, place, share
 

@@ -20,8 +20,7 @@ from tinyllm_bench.experiment.cell import Cell, device_of
 from tinyllm_bench.experiment.train import adapted, encode_groups, plan_of
 from tinyllm_bench.experiment.verified_texts import fit_programs
 from tinyllm_bench.models.lm import LM
-from tinyllm_bench.models.load import Loaded, spec_folder
-from tinyllm_bench.models.shape import load_shape
+from tinyllm_bench.models.load import Loaded, load_shape, spec_folder
 from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.teachers.teacher import Teacher

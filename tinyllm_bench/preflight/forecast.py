@@ -29,8 +29,7 @@ from tinyllm_bench.leaderboard.stats.power import (
     questions_needed,
     seeds_needed,
 )
-from tinyllm_bench.models.load import parameter_count
-from tinyllm_bench.models.shape import load_shape
+from tinyllm_bench.models.load import load_shape, parameter_count
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.preflight.dry_training import (

@@ -15,8 +15,7 @@ from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Annotation, Example, Split
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.validate import encoder_of
-from tinyllm_bench.models.load import Loaded
-from tinyllm_bench.models.shape import load_shape
+from tinyllm_bench.models.load import Loaded, load_shape
 from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded, Encoder
 from tinyllm_bench.preflight.dry_training import Speed, measured_speed
@@ -111,7 +110,7 @@ def this_machine() -> Machine:
     import psutil
     import torch
 
-    from tinyllm_bench.answers.sandbox import find_interpreter
+    from tinyllm_bench.answers.sandbox.pool import find_interpreter
     from tinyllm_bench.generation.vllm_worker import VLLM_INSTALL, vllm_installed
 
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"

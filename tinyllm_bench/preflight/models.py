@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyllm_bench.answers.parser import normalised
+from tinyllm_bench.answers.keys import normalised
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.experiment.cell import Cell

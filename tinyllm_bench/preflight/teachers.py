@@ -4,8 +4,8 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 
-from tinyllm_bench.answers.numbers import numbers_in
-from tinyllm_bench.answers.parser import normalised
+from tinyllm_bench.answers.keys import normalised
+from tinyllm_bench.answers.parser import numbers_in
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.models.specs import parse_spec

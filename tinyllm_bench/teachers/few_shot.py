@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tinyllm_bench.answers.parser import normalised
+from tinyllm_bench.answers.keys import normalised
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest
 from tinyllm_bench.data.records import TaskRecord

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from tinyllm_bench.answers.numbers import number_announced
-from tinyllm_bench.answers.parser import answer_is, normalised, read
+from tinyllm_bench.answers.keys import normalised
+from tinyllm_bench.answers.parser import answer_is, number_announced, read
 from tinyllm_bench.base.errors import unknown_name
 from tinyllm_bench.data.prompts import LETTERS
 from tinyllm_bench.data.records import Annotation, TaskRecord

@@ -6,7 +6,7 @@ Raise `prompts.PROMPTS_VERSION` with every change. A test runs each: it gives it
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tinyllm_bench.answers.programs import Kind
+from tinyllm_bench.answers.keys import QuestionKind
 
 
 class ProgramExample(NamedTuple):
@@ -21,7 +21,7 @@ class ProgramExample(NamedTuple):
 RULES = """\
 Write a short Python program that works out the answer to the last question. One statement in each line: no loops, no \
 functions, no imports. Put what you know into variables, compute from them, and end with `answer = ...`: """
-ANSWER_RULES: Mapping[Kind, str] = {
+ANSWER_RULES: Mapping[QuestionKind, str] = {
     "options": "the letter of an option. `choices` holds the options by their letters.",
     "yes_no": '"yes" or "no", or "maybe" where that is an option.',
     "number": "the number that is asked for.",
@@ -215,4 +215,8 @@ _NUMBER = (
     ),
 )
 
-EXAMPLES: Mapping[Kind, tuple[ProgramExample, ...]] = {"options": _OPTIONS, "yes_no": _YES_NO, "number": _NUMBER}
+EXAMPLES: Mapping[QuestionKind, tuple[ProgramExample, ...]] = {
+    "options": _OPTIONS,
+    "yes_no": _YES_NO,
+    "number": _NUMBER,
+}

@@ -12,11 +12,19 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from tinyllm_bench.answers import parser
-from tinyllm_bench.answers.choices import answer_is, closed_word, exact, first_line, leading, letter, normalised
-from tinyllm_bench.answers.numbers import bare_number, number_announced
-from tinyllm_bench.answers.parser import reader_version
-from tinyllm_bench.answers.programs import kind_of
-from tinyllm_bench.answers.statements import lines_of
+from tinyllm_bench.answers.claims import lines_of
+from tinyllm_bench.answers.keys import normalised, question_kind
+from tinyllm_bench.answers.parser import (
+    answer_is,
+    bare_number,
+    closed_word,
+    exact,
+    first_line,
+    leading,
+    letter,
+    number_announced,
+    reader_version,
+)
 from tinyllm_bench.data.prompts import LETTERS, Ask
 from tinyllm_bench.data.records import TaskRecord, cut_context
 from tinyllm_bench.teachers.few_shot import Demonstration, ShotSelector
@@ -145,7 +153,7 @@ def annotation_prompt(record: TaskRecord, demonstrations: Sequence[Demonstration
     """
     question = _question(record)
     if kind == "program":
-        of_kind = kind_of(record.choices)
+        of_kind = question_kind(record.choices)
         examples = [
             f"{_question_text(example.question, example.options)}\nProgram:\n```python\n{example.program}\n```"
             for example in EXAMPLES[of_kind]
@@ -251,7 +259,7 @@ def without_answer(text: str, choices: Sequence[str]) -> tuple[str, set[int | st
     the numbers, that they name.
 
     "So the answer is (b)." counts anywhere in the text; where one corrects another, the last one counts, and none that
-    is denied (`answers.statements`). Without one: a last or first line that is nothing but a choice or its letter,
+    is denied (`answers.claims`). Without one: a last or first line that is nothing but a choice or its letter,
     where no line begins with another, or a first word that is yes, no or maybe where these are the choices; of numbers:
     a last line that is nothing but one.
     """

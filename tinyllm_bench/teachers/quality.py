@@ -27,8 +27,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from tinyllm_bench.answers.numbers import bare_number, numbers_in
-from tinyllm_bench.answers.parser import normalised, read
+from tinyllm_bench.answers.keys import normalised
+from tinyllm_bench.answers.parser import bare_number, numbers_in, read
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Annotation, Split, TaskRecord
 from tinyllm_bench.data.sources import Source, load_split, rationale_keys

@@ -9,14 +9,14 @@ from typing import ClassVar
 
 import pytest
 
+from tinyllm_bench.answers.keys import number
 from tinyllm_bench.answers.parser import read
-from tinyllm_bench.answers.programs import number
 from tinyllm_bench.base import plugins
 from tinyllm_bench.data.checks import question_key
-from tinyllm_bench.data.facts import shipped_facts
 from tinyllm_bench.data.prompts import LETTERS, Ask
 from tinyllm_bench.data.records import SCORING_MODES, SPLITS, ScoringMode, TaskInfo, TaskRecord
 from tinyllm_bench.data.sources import Source, load_rationales, load_split, manifest, rationale_keys
+from tinyllm_bench.data.splits import shipped_facts
 
 SAMPLE = Source("sample")
 

@@ -1,9 +1,9 @@
 """Running programs that a model wrote: contained, limited, repeatable, and with a named reason for every failure.
 
-A program's author is untrusted. Its text is parsed and its statements are run in worker processes only, never here, and
-only plain data comes back. Three stops bound every program: the limits of the interpreter (`sandbox_runner`), those of
-the operating system (`sandbox_launch`), and the wall clock of this process. Where the interpreter is missing or cannot
-start, there is no other way to run: a `UserError` says so.
+A program's author is untrusted. Its text is parsed (`worker`) and run (`runner`) in worker processes only, never here,
+and only plain data comes back. Three limits bound every program: those of the interpreter (`runner`), those of the
+operating system (`launch`), and the wall clock of this process. Without the interpreter nothing is run: a `UserError`
+says so.
 """
 
 import contextlib
@@ -12,27 +12,24 @@ import os
 import queue
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from tinyllm_bench.answers.program_source import Prepared
-from tinyllm_bench.answers.sandbox_reader import Reader
-from tinyllm_bench.answers.sandbox_runner import INSTALL, ExecResult, Limits, Runner, not_started
-from tinyllm_bench.answers.sandbox_values import is_name, unplain
+from tinyllm_bench.answers.programs import Prepared
+from tinyllm_bench.answers.sandbox.reader import Reader
+from tinyllm_bench.answers.sandbox.runner import INSTALL, ExecResult, Limits, Runner, is_name, not_started, unplain
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import temporary_folder
 
-__all__ = ["ExecResult", "Prepared", "Sandbox"]
-
 _RUNTIME = "pydantic-monty-runtime"  # the distribution that carries the interpreter's executable
 _HERE = Path(__file__).resolve().parent
-_CHUNK = 64  # texts of one request
+_CHUNK = 64  # texts in one request
 _SHARES = 4  # requests of a worker in one `map`, so that no worker waits long for another
-_MIN_MB = 192  # less, and the interpreter itself does not start
+_MIN_MB = 192  # with less the interpreter itself does not start
 _T = TypeVar("_T")
 
 
@@ -61,7 +58,12 @@ class Sandbox:
     """
 
     def __init__(self, *, cpu_s: float = 1.0, wall_s: float = 2.0, mem_mb: int = 256, workers: int = 2) -> None:
-        _check_settings(cpu_s, wall_s, mem_mb, workers)
+        if not 0 < cpu_s <= wall_s < math.inf:
+            raise UserError(f"cpu_s={cpu_s}, wall_s={wall_s}: give seconds with 0 < cpu_s <= wall_s, such as 1 and 2")
+        if mem_mb < _MIN_MB:
+            raise UserError(f"mem_mb={mem_mb}: a worker needs at least {_MIN_MB} megabytes; the default is 256")
+        if workers < 1:
+            raise UserError(f"workers={workers}: give at least 1")
         self._limits, self._workers = Limits(cpu_s, wall_s, mem_mb), workers
         self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         self._stack = contextlib.ExitStack()
@@ -73,13 +75,16 @@ class Sandbox:
         self._owner, self._closing = os.getpid(), False
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(temporary_folder("tinyllm-bench-sandbox"))
-            launcher = _write_launcher(folder, interpreter, self._limits)
-            # A worker dies with the thread that started it: only these threads, which live until the end, start any.
+            launcher = folder / "monty"  # Monty starts an executable file, not a command
+            command = shlex.join(launch_command(self._limits, interpreter))
+            launcher.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+            launcher.chmod(0o700)
+            # A worker dies with the thread that started it: only these threads, which live until the end, start one.
             self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="sandbox")
             stack.callback(self._close_slots)
             stack.callback(self._threads.shutdown, cancel_futures=True)
             for _ in range(self._workers):
-                self._slots.put(_Slot(launcher, reader_command(self._limits), self._limits))
+                self._slots.put(_Slot(str(launcher), reader_command(self._limits), self._limits))
             for future in [self._submit(_check_start) for _ in range(self._workers)]:
                 future.result()
             self._stack = stack.pop_all()
@@ -88,28 +93,44 @@ class Sandbox:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closing = True  # a run that is under way stops at the next program
+        self._closing = True  # `map` stops before the next program
         self._stack.close()
         self._threads = None
 
     def run(self, code: str, var: str = "answer", inputs: Mapping[str, Any] | None = None) -> ExecResult:
-        """Check and run one program and read `var`; `inputs` are variables that it finds set (plain data).
+        """Check and run one program and read `var`; `inputs` are variables that are set before (plain data).
 
         Raises:
-            UserError: a `var` that is no name, or inputs that are not plain data; never what the program does.
+            UserError: a `var` that is not a name, or inputs that are not plain data; never what the program does.
         """
         return self.map([code], None if inputs is None else [inputs], var=var)[0]
 
     def map(
         self, codes: Sequence[str], inputs: Sequence[Mapping[str, Any] | None] | None = None, *, var: str = "answer"
     ) -> list[ExecResult]:
-        """`run` for many programs, on all workers; results stand in the order of the programs."""
+        """`run` for many programs, on all workers; results are in the order of the programs."""
         given = [None] * len(codes) if inputs is None else list(inputs)
-        _check_inputs(codes, given, var)
+        if len(given) != len(codes):
+            raise UserError(f"{len(given)} inputs for {len(codes)} programs: give one for each, or none at all")
+        if not is_name(var):
+            raise UserError(f"var={var!r}: give a Python name that does not start with an underscore, such as 'answer'")
+        for variables in given:
+            for name, value in (variables or {}).items():
+                if not is_name(name):
+                    raise UserError(f"input {name!r}: a name must be a Python name without an underscore in front")
+                if why := unplain(value):
+                    raise UserError(f"input {name!r} is {why}: programs are given small plain data only")
+
+        def run_one(slot: _Slot, program: Prepared, variables: Mapping[str, Any] | None) -> ExecResult:
+            if self._closing:
+                return ExecResult(False, error="exec_error:Closed")
+            if program.code is None:
+                return ExecResult(False, error=program.reason, detail=program.detail)
+            return slot.runner.run(program.code, var, variables)
 
         def work(slot: _Slot, begin: int, end: int) -> list[ExecResult]:
-            checked = slot.reader.ask("runnable", codes[begin:end])
-            return [self._one(slot, found, var, mine) for found, mine in zip(checked, given[begin:end], strict=True)]
+            programs = slot.reader.read("runnable", codes[begin:end])
+            return [run_one(slot, *pair) for pair in zip(programs, given[begin:end], strict=True)]
 
         return self._spread(work, len(codes))
 
@@ -117,16 +138,9 @@ class Sandbox:
         """The canonical form of each text, or a rejection reason; nothing is run."""
 
         def work(slot: _Slot, begin: int, end: int) -> list[Prepared]:
-            return [] if self._closing else slot.reader.ask("prepare", codes[begin:end])
+            return [] if self._closing else slot.reader.read("prepare", codes[begin:end])
 
         return self._spread(work, len(codes))
-
-    def _one(self, slot: _Slot, found: Prepared, var: str, inputs: Mapping[str, Any] | None) -> ExecResult:
-        if self._closing:
-            return ExecResult(False, error="exec_error:Closed")
-        if found.code is None:
-            return ExecResult(False, error=found.reason, detail=found.detail)
-        return slot.runner.run(found.code, var, inputs)
 
     def _spread(self, work: Callable[[_Slot, int, int], list[_T]], count: int) -> list[_T]:
         size = max(1, min(_CHUNK, math.ceil(count / (self._workers * _SHARES))))
@@ -141,46 +155,20 @@ class Sandbox:
     def _submit(self, work: Callable[..., _T], *arguments: Any) -> "Future[_T]":
         assert self._threads is not None, "use `with Sandbox() as sandbox:`"
         assert os.getpid() == self._owner, "a forked process needs a Sandbox of its own"
-        return self._threads.submit(self._on_a_slot, work, *arguments)
 
-    def _on_a_slot(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        slot = self._slots.get()
-        try:
-            return work(slot, *arguments)
-        finally:
-            self._slots.put(slot)
+        def with_a_slot() -> _T:
+            slot = self._slots.get()
+            try:
+                return work(slot, *arguments)
+            finally:
+                self._slots.put(slot)
+
+        return self._threads.submit(with_a_slot)
 
     def _close_slots(self) -> None:
-        for slot in _drain(self._slots):
-            slot.close()
-
-
-def _drain(slots: "queue.SimpleQueue[_Slot]") -> Iterator[_Slot]:
-    with contextlib.suppress(queue.Empty):
-        while True:
-            yield slots.get_nowait()
-
-
-def _check_settings(cpu_s: float, wall_s: float, mem_mb: int, workers: int) -> None:
-    if not 0 < cpu_s <= wall_s < math.inf:
-        raise UserError(f"cpu_s={cpu_s}, wall_s={wall_s}: give seconds with 0 < cpu_s <= wall_s, such as 1 and 2")
-    if mem_mb < _MIN_MB:
-        raise UserError(f"mem_mb={mem_mb}: a worker needs at least {_MIN_MB} megabytes; the default is 256")
-    if workers < 1:
-        raise UserError(f"workers={workers}: give at least 1")
-
-
-def _check_inputs(codes: Sequence[str], inputs: Sequence[Mapping[str, Any] | None], var: str) -> None:
-    if len(inputs) != len(codes):
-        raise UserError(f"{len(inputs)} inputs for {len(codes)} programs: give one for each, or none at all")
-    if not is_name(var):
-        raise UserError(f"var={var!r}: give a Python name that does not start with an underscore, such as 'answer'")
-    for mine in inputs:
-        for name, value in (mine or {}).items():
-            if not is_name(name):
-                raise UserError(f"input {name!r}: a name must be a Python name without an underscore in front")
-            if why := unplain(value):
-                raise UserError(f"input {name!r} is {why}: programs are given small plain data only")
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._slots.get_nowait().close()
 
 
 def find_interpreter() -> str:
@@ -203,27 +191,19 @@ def find_interpreter() -> str:
 
 
 def launch_command(limits: Limits, *program: str) -> list[str]:
-    """The command that becomes `program` under the limits of the operating system."""
+    """The command that starts `program` under the limits of the operating system."""
     numbers = [os.getpid(), limits.life_s, limits.mem_mb]
-    return [sys.executable, "-I", "-S", str(_HERE / "sandbox_launch.py"), *map(str, numbers), *program]
+    return [sys.executable, "-I", "-S", str(_HERE / "launch.py"), *map(str, numbers), *program]
 
 
 def reader_command(limits: Limits) -> list[str]:
     """The command of a worker that reads texts. `-I` would make Python ignore the fixed hash seed."""
-    worker = str(_HERE / "sandbox_worker.py")
+    worker = str(_HERE / "worker.py")
     return launch_command(limits, sys.executable, "-S", "-P", "-B", "-W", "ignore", worker)
 
 
-def _write_launcher(folder: Path, interpreter: str, limits: Limits) -> str:
-    """Monty starts a file, not a command: write one."""
-    launcher = folder / "monty"
-    launcher.write_text(f'#!/bin/sh\nexec {shlex.join(launch_command(limits, interpreter))} "$@"\n', encoding="utf-8")
-    launcher.chmod(0o700)
-    return str(launcher)
-
-
 def _check_start(slot: _Slot) -> None:
-    [found] = slot.reader.ask("runnable", ["answer = 6 * 7"])
-    result = slot.runner.run(found.code, "answer") if found.code else ExecResult(False, detail=found.detail)
+    [program] = slot.reader.read("runnable", ["answer = 6 * 7"])
+    result = slot.runner.run(program.code, "answer") if program.code else ExecResult(False, detail=program.detail)
     if result.value != 42:
         raise not_started(result.detail)

@@ -1,6 +1,6 @@
 """Start a program under limits that it cannot lift; run as a script, before anything of ours is imported.
 
-`python -I -S sandbox_launch.py PARENT CPU_SECONDS MEGABYTES PROGRAM [ARGUMENT ...]` becomes PROGRAM (execve): CPU time,
+`python -I -S launch.py PARENT CPU_SECONDS MEGABYTES PROGRAM [ARGUMENT ...]` becomes PROGRAM (execve): CPU time,
 address space, no file of any size, few descriptors, no core dump, no new privileges; none of the parent's descriptors,
 environment, folder or terminal; and the kernel kills it when the thread of PARENT that started it ends.
 """
@@ -19,14 +19,14 @@ _DESCRIPTORS = 16  # standard streams, the loader and the interpreter's own even
 
 def limit(cpu_seconds: int, megabytes: int) -> None:
     """Set every limit, soft equal to hard (a soft CPU limit alone sends a signal that can be ignored)."""
-    wanted = {
+    limits = {
         resource.RLIMIT_CPU: cpu_seconds,
         resource.RLIMIT_AS: megabytes << 20,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_NOFILE: _DESCRIPTORS,
         resource.RLIMIT_CORE: 0,
     }
-    for kind, value in wanted.items():
+    for kind, value in limits.items():
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
@@ -51,14 +51,14 @@ def main(arguments: list[str]) -> None:
     """Give up everything, then become the program."""
     parent, cpu_seconds, megabytes, *program = arguments
     bind_to(int(parent))
-    with contextlib.suppress(PermissionError):  # it leads a group already
+    with contextlib.suppress(PermissionError):  # already the leader of a process group
         os.setsid()  # a Ctrl-C is for the parent, which ends its workers itself
     os.chdir("/")
     os.umask(0o777)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 2)
     for descriptor in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the one that listed them
+        with contextlib.suppress(OSError):  # the descriptor of this listing is closed already
             if int(descriptor) > 2:
                 os.close(int(descriptor))
     limit(int(cpu_seconds), int(megabytes))

@@ -1,7 +1,7 @@
-"""How a text announces an answer, denies one and takes one back: what the readers of choices and of numbers share.
+"""How a text announces an answer, denies one and takes one back; choices and numbers (`parser`) share it.
 
-A claim is what follows "the answer is". A text may claim several times: a claim that is corrected gives way to the next
-one ("The answer is (a). Wait, no, the answer is (c)."), a claim that is taken back is none, and claims that merely
+A claim is what follows "the answer is". A text may make several: a claim that is corrected gives way to the next one
+("The answer is (a). Wait, no, the answer is (c)."), a claim that is taken back does not count, and claims that merely
 differ contradict each other.
 """
 
@@ -10,17 +10,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 Answer = TypeVar("Answer", bound=Hashable)
-
-_LINE_END = re.compile(r"\r\n?|\n")
-
-
-def lines_of(text: str) -> list[str]:
-    """The lines of a text that somebody generated: they end at a newline (or CR) and at nothing else.
-
-    `str.splitlines` also cuts at U+2028, U+0085 and form feeds, which stand inside what a model writes.
-    """
-    return _LINE_END.split(text)
-
 
 DENIES = (
     r"\b(?:not|never|neither|nor|cannot|except|excluding|rather than|instead of|other than|anything but|all but"
@@ -46,7 +35,8 @@ _LEAD = re.compile(
 _CLAUSE = re.compile(r"[.!?;:,\n]|\b(?:but|so|therefore|thus|hence|however|then|and|because)\b")
 _CONDITION = re.compile(r"\b(?:if|whether|unless|suppose|supposing|assume|assuming|imagine|provided)\b")
 _DENIED_LEAD = re.compile(rf"{DENIES}|\bno$")
-_FIRST_WORD = re.compile(r"^[\s\"'*_(:=]*(?:[\ue000-\ue2ff]|\w+)?")  # of a claim: it may be a "no" itself
+_FIRST_WORD = re.compile(r"^[\s\"'*_(:=]*(?:[\ue000-\ue2ff]|\w+)?")  # of a claim: "no" may be the answer
+_LINE_END = re.compile(r"\r\n?|\n")
 _ANOTHER_LINE = re.compile(r"\s*[^\n]*(?:\n\s*[^\n]*)?")  # what takes an answer back follows it closely
 _QUESTION = re.compile(
     r"(?<=\S)(?:(?:\s*\n[\W_]*|\s+)(?:(?:next|new|another)\s+)?question\s*\d*\s*:"
@@ -76,16 +66,17 @@ _CORRECTS = re.compile(
 _FINAL = re.compile(r"\b(?:final|finally|corrected|revised|real|actual)\W+(?:\w+\W+)?$")
 
 
-class Claim(NamedTuple):
-    """One "the answer is": what is said behind it up to the line's end (`line`), or to the next claim if that comes
-    before (`said`), and all of it up to the next claim (`rest`).
+class AnswerClaim(NamedTuple):
+    """One "the answer is": the text after it up to the end of the line (`line`), up to the next claim if that comes
+    first (`phrase`), and everything up to the next claim (`rest`).
 
-    `below`: nothing was, and the next line is said. `denied`: the words in front deny it ("I do not think that the
-    answer is"). `corrects`: it corrects the claim before. `taken_back`: what follows takes it back.
+    `below`: the line has no more text, and `line` and `phrase` are the next line. `denied`: the words before deny it
+    ("I do not think that the answer is"). `corrects`: it corrects the claim before. `taken_back`: what follows takes it
+    back.
     """
 
     line: str
-    said: str
+    phrase: str
     rest: str
     below: bool
     denied: bool
@@ -101,48 +92,56 @@ def straight(text: str) -> str:
 _APOSTROPHES = dict.fromkeys((0x2018, 0x2019, 0x02BC, 0x0060, 0x00B4, 0xFF07), "'")
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a generated text, which only a newline (or CR) ends.
+
+    `str.splitlines` also splits at U+2028, U+0085 and form feeds, which occur inside what models write.
+    """
+    return _LINE_END.split(text)
+
+
 def own_part(text: str) -> str:
-    """The part of a text before a question that it invents and may answer too."""
-    found = _QUESTION.search(text)
-    return text[: found.start()] if found else text
+    """The part of a text before a further question that it invents, and may answer as well."""
+    match = _QUESTION.search(text)
+    return text[: match.start()] if match else text
 
 
 def announces(text: str) -> bool:
-    """Whether there is an "answer is" in it, whatever is said with it."""
+    """Whether a text contains "the answer is", with or without an answer."""
     return _LEAD.search(straight(text)) is not None
 
 
 def takes_back(text: str) -> bool:
-    """Whether a text that follows an answer takes that back ("No, wait", "That is wrong")."""
+    """Whether a text after an answer takes it back ("No, wait", "That is wrong")."""
     return _BACK.search(straight(text).casefold()) is not None
 
 
-def claims(text: str, masked: Callable[[str], str] = str.casefold) -> Iterator[Claim]:
-    """The claims of a text, in order; those under a condition ("if the answer is") are none.
+def claims(text: str, masked: Callable[[str], str] = str.casefold) -> Iterator[AnswerClaim]:
+    """The claims of a text, in order, without those under a condition ("if the answer is").
 
-    `masked` brings what surrounds a claim into lower case and hides the answers in it, which may be "no" or "wrong".
+    `masked` brings the text around a claim into lower case and hides the answers in it, which may be "no" or "wrong".
     """
     text = straight(text)
-    found = [(lead, _CLAUSE.split(masked(text[: lead.start()]))[-1].strip()) for lead in _LEAD.finditer(text)]
     leads, clauses = [], []
-    for lead, clause in found:
+    for lead in _LEAD.finditer(text):
+        clause = _CLAUSE.split(masked(text[: lead.start()]))[-1].strip()
         if not _CONDITION.search(clause):
             leads.append(lead)
             clauses.append(clause)
     for number, lead in enumerate(leads):
         stop = leads[number + 1].start() if number + 1 < len(leads) else len(text)
         line = text[lead.end() :].split("\n", 1)[0]
-        said = text[lead.end() : stop].split("\n", 1)[0]
+        phrase = text[lead.end() : stop].split("\n", 1)[0]
         below = False
         if lead[1] is not None:
-            line = said = lead[1]
+            line = phrase = lead[1]
         elif not line.strip(" \t\"'`*_.:"):
-            line = said = next((one for one in text[lead.end() : stop].split("\n")[1:] if one.strip()), "")
+            line = phrase = next((after for after in text[lead.end() : stop].split("\n")[1:] if after.strip()), "")
             below = True
         between = masked(text[leads[number - 1].end() : lead.start()]) if number else ""
-        yield Claim(
+        yield AnswerClaim(
             line=line,
-            said=said,
+            phrase=phrase,
             rest=text[lead.end() : stop],
             below=below,
             denied=_DENIED_LEAD.search(clauses[number]) is not None,
@@ -153,15 +152,15 @@ def claims(text: str, masked: Callable[[str], str] = str.casefold) -> Iterator[C
         )
 
 
-def decided(found: Iterable[tuple[set[Answer], Claim]]) -> tuple[set[Answer], bool]:
-    """What a text answers whose claims name these answers: one, or several that contradict each other, or none.
+def decided(answered: Iterable[tuple[set[Answer], AnswerClaim]]) -> tuple[set[Answer], bool]:
+    """The answers of a text whose claims name these: one, several that contradict each other, or none.
 
     A claim that names several is settled by a later one that names one; one that differs from those before it must
-    correct them. Also returned: whether something was denied or taken back.
+    correct them. The second value tells whether something was denied or taken back.
     """
     current: set[Answer] = set()
     conflict = refused = False
-    for named, claim in found:
+    for named, claim in answered:
         if claim.denied or claim.taken_back:
             refused = True
             current = set() if claim.taken_back or named == current else current

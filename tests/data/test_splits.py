@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tinyllm_bench.data.records import TaskRecord
-from tinyllm_bench.data.subsets import stratified_subset
+from tinyllm_bench.data.splits import stratified_subset
 
 
 def make(answers: list[int]) -> list[TaskRecord]:
@@ -28,20 +28,20 @@ def test_size_order_and_shares(n: int) -> None:
     assert len(chosen) == n == len({record.id for record in chosen})
     positions = [int(record.id.rsplit("/", 1)[1]) for record in chosen]
     assert positions == sorted(positions)
-    found = Counter(record.answer for record in chosen)
+    result = Counter(record.answer for record in chosen)
     for answer, size in {0: 138, 1: 126, 2: 132, 3: 104}.items():
-        assert abs(found[answer] - n * size / 500) < 1
+        assert abs(result[answer] - n * size / 500) < 1
 
 
 def test_largest_remainder_by_hand() -> None:
     # 10 of 500: 2.76, 2.52, 2.64, 2.08 -> 2, 2, 2, 2 and the two places left to 0 and 2.
-    found = Counter(record.answer for record in stratified_subset(RECORDS, 10, salt="test"))
-    assert [found[answer] for answer in range(4)] == [3, 2, 3, 2]
+    result = Counter(record.answer for record in stratified_subset(RECORDS, 10, salt="test"))
+    assert [result[answer] for answer in range(4)] == [3, 2, 3, 2]
 
 
 def test_equal_remainders_go_to_the_lower_answer() -> None:
-    found = Counter(record.answer for record in stratified_subset(make([0, 1, 2, 3] * 5), 6, salt="x"))
-    assert [found[answer] for answer in range(4)] == [2, 2, 1, 1]
+    result = Counter(record.answer for record in stratified_subset(make([0, 1, 2, 3] * 5), 6, salt="x"))
+    assert [result[answer] for answer in range(4)] == [2, 2, 1, 1]
 
 
 def test_more_than_there_are_is_everything() -> None:
@@ -80,7 +80,7 @@ def test_the_choice_is_not_the_head_of_each_answer() -> None:
 
 def test_another_process_with_another_hash_seed_chooses_the_same() -> None:
     code = (
-        "from tests.data.test_subsets import RECORDS, stratified_subset\n"
+        "from tests.data.test_splits import RECORDS, stratified_subset\n"
         "print(' '.join(record.id for record in stratified_subset(RECORDS, 40, salt='test')))"
     )
     here = " ".join(record.id for record in stratified_subset(RECORDS, 40, salt="test"))
