@@ -221,7 +221,6 @@ def test_info_is_the_same_of_a_pack_and_of_the_cache(packed: Path) -> None:
         "tokens_in": 270,
         "tokens_out": 120,
         "seconds": 15.0,
-        "joules": None,
         "engine": "fake",
         "prompts": of_pack[0].prompts,
         "tinyllm_bench": of_pack[0].tinyllm_bench,

@@ -148,7 +148,6 @@ def test_the_bill_is_the_sum_over_texts() -> None:
         "tokens_in": 60,
         "tokens_out": 30,
         "seconds": 3.0,
-        "joules": None,
         "usd": pytest.approx(60 * 2e-6 + 30 * 10e-6),
         "engines": ["fake"],
     }

@@ -122,8 +122,7 @@ class Annotation:
     """A teacher's text about a record. A rejected text is stored, with the reason in `rejected`.
 
     `answer` is the choice or the number that the teacher named itself. The fields from `prompt_digest` are those of
-    live teachers: how the text was sampled, its tokens, why it ended, and its share of wall seconds and of energy (None
-    if the machine does not measure it).
+    live teachers: how the text was sampled, its tokens, why it ended, and its share of the wall seconds.
     """
 
     record_id: str
@@ -140,7 +139,6 @@ class Annotation:
     tokens_out: int | None = None
     finish: str | None = None
     seconds: float | None = None
-    joules: float | None = None
     engine: str | None = None
 
     @property

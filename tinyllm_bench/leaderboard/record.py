@@ -116,12 +116,11 @@ class DataInfo(RecordPart):
 
 
 class TeacherCost(RecordPart):
-    """What a teacher's texts cost, charged in full; None where it is not known (energy, price)."""
+    """What a teacher's texts cost, charged in full; `usd` is None without a price."""
 
     tokens_in: Count
     tokens_out: Count
     seconds: Seconds
-    joules: Amount | None = None
     usd: Amount | None = None
     engines: tuple[Short, ...] = ()
 

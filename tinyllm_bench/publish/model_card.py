@@ -373,19 +373,16 @@ def _cost_facts(record: RunRecord) -> dict[str, str]:
         "wall time with evaluation": duration(budget.seconds),
         "device": budget.device or NOT_RECORDED,
         "peak memory": f"{budget.peak_memory_bytes / 1e9:.2f} GB" if budget.peak_memory_bytes else NOT_RECORDED,
-        "energy of training": "not measured",
     }
     if budget.student_init_tokens:
         facts["tokens that made the initial student"] = f"{budget.student_init_tokens:,}"
     costs = [counts.cost for counts in record.annotations if counts.cost is not None]
     if not costs:
         return facts | ({"teachers": "recorded texts; what they cost is unknown"} if record.teachers else {})
-    joules = [cost.joules for cost in costs]
     prices = [cost.usd for cost in costs]
     return facts | {
         "teacher tokens": f"{budget.teacher_tokens_in or 0:,} read, {budget.teacher_tokens_out or 0:,} written",
         "teacher time": duration(budget.teacher_seconds or 0),
-        "teacher energy": UNKNOWN if None in joules else f"{sum(filter(None, joules)):,.0f} J",
         "teacher price": UNKNOWN if None in prices else f"{sum(filter(None, prices)):.2f} USD",
     }
 

@@ -41,9 +41,8 @@ _RESUMES = "What was annotated is cached; the same command resumes."
 class CachedText(TypedDict):
     """One text and the exact request for it, a row of a shard.
 
-    `seconds` is its share of the wall time; `joules` the energy measured since the previous answer of the same batch,
-    None where nothing was measured; `made` the versions of the prompts' wording and of this package, and the date
-    (UTC).
+    `seconds` is its share of the wall time; `made` the versions of the prompts' wording and of this package, and the
+    date (UTC).
     """
 
     key: str
@@ -55,7 +54,6 @@ class CachedText(TypedDict):
     tokens_out: int
     finish: str
     seconds: float
-    joules: float | None
     engine: str
     made: Mapping[str, Any]
 
@@ -70,7 +68,6 @@ _FIELD_TYPES: Mapping[str, Any] = {
     "tokens_out": int,
     "finish": str,
     "seconds": int | float,
-    "joules": int | float | None,
     "engine": str,
     "made": dict,
 }
@@ -162,7 +159,7 @@ class TextCache:
     def lookup(self, requests: Sequence[GenerationRequest]) -> dict[str, CachedText]:
         """Key to row of the requests whose texts are cached; nothing is generated or written."""
         self.check_identity()
-        return _Fill(self, requests, lambda event: None, None).rows
+        return _Fill(self, requests, lambda event: None).rows
 
     def fill(
         self,
@@ -171,12 +168,10 @@ class TextCache:
         *,
         on_error: Literal["stop", "skip"],
         report: Report,
-        meter: Callable[[], float | None] | None = None,
     ) -> dict[str, CachedText]:
         """Key to row of every request, after the missing texts were generated; the generator is opened only for these.
 
-        Several processes may fill one cache: each text is generated once. `meter` gives the joules since its last call
-        (`base.energy`); pass it for teachers that run on this machine.
+        Several processes may fill one cache: each text is generated once.
 
         Raises:
             UserError: the teacher is not available, or failed where `on_error` is `stop`; the texts it generated before
@@ -184,7 +179,7 @@ class TextCache:
                 when it fails for good.
         """
         self.check_identity()
-        fill = _Fill(self, requests, report, meter)
+        fill = _Fill(self, requests, report)
         if fill.missing:
             self.write_identity()
             fill.run(open_generator, on_error)
@@ -258,19 +253,12 @@ def _read_identity(file: Path) -> Mapping[str, Any]:
 class _Fill:
     """One call of `fill`: the rows so far, the requests whose texts are missing, and those that failed."""
 
-    def __init__(
-        self,
-        cache: TextCache,
-        requests: Sequence[GenerationRequest],
-        report: Report,
-        meter: Callable[[], float | None] | None,
-    ) -> None:
+    def __init__(self, cache: TextCache, requests: Sequence[GenerationRequest], report: Report) -> None:
         self.cache = cache
         self.rows: dict[str, CachedText] = {}
         self.failed: dict[str, str] = {}
         self.missing: dict[Path, dict[str, GenerationRequest]] = {}
         self._report = report
-        self._meter = meter or (lambda: None)
         self._read_state: dict[Path, tuple[int, ...] | None] = {}
         for request in requests:
             key = text_key(cache.teacher, request)
@@ -332,7 +320,6 @@ class _Fill:
     ) -> None:
         """Generate one batch; all its answers are stored before a failure ends the run."""
         unanswered, keys = dict(batch), list(batch)
-        self._meter()
         try:
             for index, answer in generator.generate(list(batch.values())):
                 key = keys[index]
@@ -341,7 +328,7 @@ class _Fill:
                     self._fail([key], answer.reason)
                     continue
                 shard = self.cache.shard(key)
-                row = _new_row(key, request, answer, joules=self._meter(), engine=generator.engine)
+                row = _new_row(key, request, answer, engine=generator.engine)
                 append_checked(shard, [row])
                 self._read_state[shard] = _file_state(shard)
                 self._store(key, row)
@@ -368,9 +355,7 @@ class _Fill:
         self._report(AnnotationProgress(self.cache.name, len(self.rows) - self._cached_before, self._total))
 
 
-def _new_row(
-    key: str, request: GenerationRequest, answer: Completion, *, joules: float | None, engine: str
-) -> CachedText:
+def _new_row(key: str, request: GenerationRequest, answer: Completion, *, engine: str) -> CachedText:
     return CachedText(
         key=key,
         prompt=request.prompt,
@@ -382,7 +367,6 @@ def _new_row(
         tokens_out=answer.tokens_out,
         finish=answer.finish,
         seconds=answer.seconds,
-        joules=joules,
         engine=engine,
         made={"date": today(), "prompts": PROMPTS_VERSION, "tinyllm_bench": __version__},
     )

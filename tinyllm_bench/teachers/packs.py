@@ -150,7 +150,7 @@ def _by_shard(file: Path, header: PackHeader) -> Iterator[tuple[TextCache, list[
 class TextSummary(NamedTuple):
     """The texts of one teacher, cached or packed; `identity` is a digest of the teacher's.
 
-    Tokens, seconds and joules are sums; joules are None where none were measured.
+    Tokens and seconds are sums.
     """
 
     teacher: str
@@ -159,7 +159,6 @@ class TextSummary(NamedTuple):
     tokens_in: int
     tokens_out: int
     seconds: float
-    joules: float | None
     engine: str
     prompts: str
     tinyllm_bench: str
@@ -184,15 +183,13 @@ def summaries(what: str | Path | None = None) -> list[TextSummary]:
 
 def _summary(name: str, identity: Mapping[str, Any], rows: Iterable[CachedText]) -> TextSummary:
     texts = tokens_in = tokens_out = 0
-    seconds, joules = 0.0, None
+    seconds = 0.0
     engines, prompts, versions, dates = set[str](), set[str](), set[str](), set[str]()
     for row in rows:
         texts += 1
         tokens_in += row["tokens_in"]
         tokens_out += row["tokens_out"]
         seconds += row["seconds"]
-        if row["joules"] is not None:
-            joules = (joules or 0.0) + row["joules"]
         engines.add(row["engine"])
         prompts.add(str(row["made"].get("prompts")))
         versions.add(str(row["made"].get("tinyllm_bench")))
@@ -204,7 +201,6 @@ def _summary(name: str, identity: Mapping[str, Any], rows: Iterable[CachedText])
         tokens_in=tokens_in,
         tokens_out=tokens_out,
         seconds=round(seconds, 2),
-        joules=joules if joules is None else round(joules, 1),
         engine=", ".join(sorted(engines)),
         prompts=", ".join(sorted(prompts)),
         tinyllm_bench=", ".join(sorted(versions)),

@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from tinyllm_bench.answers.parser import read, reader_version
 from tinyllm_bench.base import plugins
-from tinyllm_bench.base.energy import EnergyMeter
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.events import Report
 from tinyllm_bench.base.files import digest
@@ -87,12 +86,11 @@ class Teacher(Protocol):
 
 
 class TextCost(NamedTuple):
-    """What a teacher's texts cost: tokens, wall seconds, energy and US dollars; unknown values are None."""
+    """What a teacher's texts cost: tokens, wall seconds and US dollars (None without a price)."""
 
     tokens_in: int
     tokens_out: int
     seconds: float
-    joules: float | None
     usd: float | None
     engines: list[str]
 
@@ -105,12 +103,10 @@ def cost_of(annotations: Sequence[Annotation], price: tuple[float, float] | None
     """
     tokens_in = sum(a.tokens_in or 0 for a in annotations)
     tokens_out = sum(a.tokens_out or 0 for a in annotations)
-    joules = [a.joules for a in annotations if a.joules is not None]
     return TextCost(
         tokens_in=tokens_in,
         tokens_out=tokens_out,
         seconds=round(sum(a.seconds or 0.0 for a in annotations), 2),
-        joules=round(sum(joules), 1) if joules else None,
         usd=None if price is None else round((tokens_in * price[0] + tokens_out * price[1]) / 1e6, 6),
         engines=sorted({a.engine for a in annotations if a.engine}),
     )
@@ -213,8 +209,7 @@ def _recorded_digest(source: Source, task: str, key: str, kind: Recorded) -> str
 
 @dataclass(frozen=True, kw_only=True)
 class LiveTeacher:
-    """A teacher that generates its texts on request. `identity`: which model it is, wherever it runs; `local`: it runs
-    on this machine, so that the machine's energy is its own."""
+    """A teacher that generates its texts on request. `identity`: which model it is, wherever it runs."""
 
     key: str
     spec: str
@@ -222,7 +217,6 @@ class LiveTeacher:
     settings: AnnotationConfig
     prompts: PromptSource
     open_generator: Callable[[], TextGenerator]
-    local: bool = True
     recorded: bool = False
 
     @property
@@ -273,7 +267,6 @@ class LiveTeacher:
             self.open_generator,
             on_error=self.settings.on_teacher_error,
             report=report,
-            meter=EnergyMeter().since_last if self.local else None,
         )
         return self._annotations(requests, rows)
 
@@ -337,7 +330,6 @@ class LiveTeacher:
             tokens_out=row["tokens_out"],
             finish="stop" if is_whole else row["finish"],
             seconds=row["seconds"],
-            joules=row.get("joules"),
             engine=row["engine"],
         )
 
@@ -443,7 +435,6 @@ def _live_teacher(
         settings=settings,
         prompts=prompts,
         open_generator=open_generator,
-        local=spec.has_weights,
     )
 
 
