@@ -12,13 +12,12 @@ from pathlib import Path
 from tinyllm_bench.answers.sandbox.pool import Sandbox
 from tinyllm_bench.answers.voting import COT, POT
 from tinyllm_bench.evaluation.sampled_answers import DecodingConfig, sample_answers
-from tinyllm_bench.experiment.annotate import annotate, taught
+from tinyllm_bench.experiment.annotate import annotate, training_targets
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.predict import Engines
 from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.experiment.runner import run_cell
-from tinyllm_bench.experiment.sample_answers import student_specs
 from tinyllm_bench.generation.hf import HfSampler
 from tinyllm_bench.models.load import load_model
 
@@ -51,7 +50,7 @@ def cell_of(arguments: argparse.Namespace, limit: int) -> Cell:
 def both_right(cell: Cell) -> list[str]:
     """Ids of the training records with a usable rationale and a usable program, in order."""
     kinds: dict[str, set[str]] = {}
-    for said in taught(cell, annotate(cell, report=quiet)):
+    for said in training_targets(cell, annotate(cell, report=quiet)):
         if said.rejected is None:
             kinds.setdefault(said.record_id, set()).add(said.kind)
     return [record.id for record in cell.records("train") if len(kinds.get(record.id, ())) == 2]
@@ -74,8 +73,8 @@ def main() -> None:
     print(f"{len(ids)} of {limit} training records have both texts right:\n{' '.join(ids)}", flush=True)
     with Engines() as engines:
         run_cell(cell, cell.runs, engines, until="train", report=lambda event: print(event, flush=True))
-    records = [record for record in cell.asked_records("train") if record.id in ids]
-    generate = HfSampler(load_model(student_specs(cell)[COT], runs=cell.runs)).generate
+    records = [record for record in cell.truncated_records("train") if record.id in ids]
+    generate = HfSampler(load_model(cell.student_specs[COT], runs=cell.runs)).generate
     with Sandbox() as sandbox:
         for channel in (COT, POT):
             how = DecodingConfig(

@@ -99,7 +99,7 @@ def _form(work: Callable[..., None], lm: LM, collator: Collator, parts: Sequence
 
 def ranking_forms(cell: Cell, loaded: Loaded, count: int) -> tuple[dict[str, Form], float]:
     """Both ways to rank the options of test questions, and the largest difference of their values."""
-    records = cell.asked_records("test")[:count]
+    records = cell.truncated_records("test")[:count]
     pairs = [(cell.ask.prompt(r), f" {option}") for r in records for option in cell.ask.options(r)]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     engines: dict[str, Any] = {

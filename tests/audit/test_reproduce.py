@@ -172,7 +172,7 @@ def test_as_published_prompts_are_cut_after_their_first_tokens(release: Path, ti
     cells = planned("as_published", release, tiny_t5_dir, *one)
     cell = next(one for one in cells if one.task.name == "bioasq")
     whole = max(load_split(cell.source, "bioasq", "test"), key=lambda record: len(record.context))
-    (record,) = [record for record in cell.asked_records("test") if record.id == whole.id]
+    (record,) = [record for record in cell.truncated_records("test") if record.id == whole.id]
     assert record.context == whole.context and cell.config.data.cut_tokens == 100
     assert cell.config.eval.max_new_tokens == 63, "generation_max_length counts the start token"
 

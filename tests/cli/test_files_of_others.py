@@ -53,7 +53,7 @@ FILES = (
         "ledger.jsonl",
         "events.jsonl",
         "predictions/obqa.jsonl.zst",
-        "predictions/asked.json",
+        "predictions/student.json",
     ),
     *("train/result.json", "train/metrics.jsonl"),
 )
@@ -100,7 +100,7 @@ def test_verify_says_in_a_line_what_is_wrong_with_a_file(call: Call, finished: P
         if output.status:
             tidy(output, began)
         else:  # a training that took no step, a student of which nothing is told
-            assert name in ("train/metrics.jsonl", "predictions/asked.json") and output.err == ""
+            assert name in ("train/metrics.jsonl", "predictions/student.json") and output.err == ""
         if name == "run.json":
             tidy(call("board", "add", folder, "--board-dir", tmp_path / "board"), began)
             assert not (tmp_path / "board").exists()

@@ -8,7 +8,7 @@ import pytest
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.events import AnnotationProgress
-from tinyllm_bench.experiment.teacher_report import reports_of
+from tinyllm_bench.cli.teachers import quality_reports
 from tinyllm_bench.leaderboard.record import load_record
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def test_prices_make_a_bill(tiny_llama_dir: Path, tmp_path: Path) -> None:
 
 def test_the_report_judges_recorded_and_live_teachers_together(tiny_llama_dir: Path) -> None:
     teachers = f"teachers=[replay:sample#terse,dir:{tiny_llama_dir}]"
-    found = reports_of(quick(tiny_llama_dir, teachers, *SMALL, methods=()), report=lambda event: None)
+    found = quality_reports(quick(tiny_llama_dir, teachers, *SMALL, methods=()), report=lambda event: None)
     assert [(report.task, report.teacher, report.n) for report in found] == [
         ("obqa", "terse", 6),
         ("obqa", "tiny_llama", 6),

@@ -6,7 +6,7 @@ import pytest
 
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.evaluation.reference_baselines import expected
-from tinyllm_bench.experiment.identity import protocol_of
+from tinyllm_bench.experiment.cell import protocol_of
 from tinyllm_bench.experiment.predict import load_predictions, predictions_file
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,7 @@ import pytest
 
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.experiment.cell_teachers import check_teaches
-from tinyllm_bench.experiment.plan_cells import plan_cells
+from tinyllm_bench.experiment.plan_cells import check_teaches, plan_cells
 from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama

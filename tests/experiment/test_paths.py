@@ -16,9 +16,8 @@ from tinyllm_bench.base.files import read_json
 from tinyllm_bench.data.records import Annotation
 from tinyllm_bench.data.sources import load_split
 from tinyllm_bench.evaluation.sampled_answers import gold_answer_key, parse_key, policy_report, reasoning_paths
-from tinyllm_bench.experiment.annotate import annotate, taught
+from tinyllm_bench.experiment.annotate import annotate, rationale_target, training_targets, verified
 from tinyllm_bench.experiment.predict import load_predictions, predictions_file
-from tinyllm_bench.experiment.verified_texts import rationale_target, verified
 from tinyllm_bench.leaderboard.record import load_record
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
@@ -107,7 +106,7 @@ def test_the_same_student_and_seed_give_the_same_answers(tiny_llama_dir: Path, t
 
 def test_a_t5_student_learns_programs_in_one_line(tiny_t5_dir: Path, tmp_path: Path) -> None:
     cell = cell_of(tiny_t5_dir, runs=tmp_path)
-    programs = [a for a in taught(cell, annotate(cell, report=lambda event: None)) if a.kind == "program"]
+    programs = [a for a in training_targets(cell, annotate(cell, report=lambda event: None)) if a.kind == "program"]
     assert programs and all("\n" not in a.text and "; " in a.text for a in programs)
     (outcome,) = run_all([cell], tmp_path)
     record = load_record(outcome.folder)
@@ -239,15 +238,14 @@ def test_an_over_fitted_student_answers_by_both_modes(tiny_llama_dir: Path, tmp_
     """Mode control on eight questions: text for one prompt, a program for the other, both right."""
     from tinyllm_bench.answers.sandbox.pool import Sandbox
     from tinyllm_bench.evaluation.sampled_answers import DecodingConfig, sample_answers
-    from tinyllm_bench.experiment.sample_answers import student_specs
     from tinyllm_bench.generation.hf import HfSampler
     from tinyllm_bench.models.load import load_model
 
     long = ("budget.student_tokens=null", "budget.epochs=120", "train.learning_rate=5e-3", "data.train_limit=8")
     cell = cell_of(tiny_llama_dir, *long, "train.evaluations=[1.0]", "train.select=last", runs=tmp_path)
     run_all([cell], tmp_path, until="train")
-    generate = HfSampler(load_model(student_specs(cell)[COT], runs=tmp_path)).generate
-    records = cell.asked_records("train")
+    generate = HfSampler(load_model(cell.student_specs[COT], runs=tmp_path)).generate
+    records = cell.truncated_records("train")
     with Sandbox() as box:
         for channel in (COT, POT):
             how = DecodingConfig(

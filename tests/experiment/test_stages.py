@@ -18,8 +18,7 @@ from tinyllm_bench.base.events import (
     TrainingFinished,
 )
 from tinyllm_bench.base.files import read_checked, read_json
-from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.identity import protocol_of
+from tinyllm_bench.experiment.cell import Cell, protocol_of
 from tinyllm_bench.experiment.predict import load_predictions, predictions_digest, predictions_file
 from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.experiment.runner import Outcome
@@ -276,14 +275,14 @@ def test_controls_run_and_are_recorded(tiny_llama_dir: Path, tmp_path: Path, con
 
 
 def test_a_control_does_not_reach_the_cache(tiny_llama_dir: Path, cache: Path) -> None:
-    from tinyllm_bench.experiment.annotate import annotate, annotation_file, taught
+    from tinyllm_bench.experiment.annotate import annotate, annotation_file, training_targets
 
     cell = one_cell(tiny_llama_dir, "annotations.control=gold", method="tinyllm")
     said = annotate(cell, report=lambda event: None)
-    changed = taught(cell, said)
+    changed = training_targets(cell, said)
     assert annotation_file(cell, cell.teachers[0]).is_relative_to(cache)
     plain = one_cell(tiny_llama_dir, method="tinyllm")
-    assert annotate(plain, report=lambda event: None) == said == taught(plain, said)
+    assert annotate(plain, report=lambda event: None) == said == training_targets(plain, said)
     assert [a.record_id for a in changed] == [a.record_id for a in said]
     assert {a.text for a in changed} != {a.text for a in said}
 

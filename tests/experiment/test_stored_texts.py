@@ -10,8 +10,9 @@ import zstandard
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Prediction, Sample
 from tinyllm_bench.data.sources import Source, load_split
-from tinyllm_bench.experiment.plain_text import _ids, check_plain_text
+from tinyllm_bench.experiment.plan_cells import check_plain_text
 from tinyllm_bench.experiment.predict import load_predictions, predict
+from tinyllm_bench.experiment.train import plain_text_pieces
 from tinyllm_bench.testing.tiny_models import bpe_tokenizer
 
 ODD = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r\x00\u200b\ufeff"
@@ -22,7 +23,7 @@ def test_predictions_read_back_whatever_a_student_wrote(tmp_path: Path, char: st
     cell: Any = SimpleNamespace(task=SimpleNamespace(name="obqa"))
     records = load_split(Source("sample"), "obqa", "test")[:3]
 
-    def ask(ids: Any) -> list[Prediction]:
+    def answer(ids: Any) -> list[Prediction]:
         text = f"red{char}blue{char}"
         return [
             Prediction(
@@ -32,9 +33,9 @@ def test_predictions_read_back_whatever_a_student_wrote(tmp_path: Path, char: st
         ]
 
     def never(ids: Any) -> list[Prediction]:
-        raise AssertionError("asked again")
+        raise AssertionError("answered again")
 
-    first = predict(cell, tmp_path, records, ask, report=lambda event: None)
+    first = predict(cell, tmp_path, records, answer, report=lambda event: None)
     assert predict(cell, tmp_path, records, never, report=lambda event: None) == first
     assert first[0].samples[0].text == f"red{char}blue{char}"
 
@@ -53,7 +54,8 @@ def test_plain_text_of_a_windows_editor_is_the_same_text(tmp_path: Path, encodin
     plain.write_bytes(b"One hen.\n\nTwo geese swim in the pond.\n")
     file.write_bytes("One hen.\r\n\r\nTwo geese swim in the pond.\r\n".encode(encoding))
     tokenizer = bpe_tokenizer()
-    assert _ids(file, tokenizer) == _ids(plain, tokenizer)
+    first, second = (plain_text_pieces(str(f), 4, tokenizer, encoder_decoder=False) for f in (file, plain))
+    assert first == second
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.experiment.runs import one_cell, run_all
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import canonical_json
-from tinyllm_bench.experiment.predict import Engines, StudentAsker
+from tinyllm_bench.experiment.predict import Engines, StudentEvaluator
 from tinyllm_bench.leaderboard.public import machine_paths, public_text
 from tinyllm_bench.leaderboard.record import load_record
 from tinyllm_bench.models.adapters import WEIGHTS
@@ -186,12 +186,12 @@ def test_vllm_is_given_no_base_model_in_the_place_of_the_adapted_one(base: Path,
 def test_an_adapted_student_is_saved_for_vllm(base: Path, lora: Path, tmp_path: Path) -> None:
     cell: Any = SimpleNamespace(runs=tmp_path)
     adapted = spec(f"dir:{base}?adapter={lora}")
-    asker = StudentAsker(cell, adapted, Engines(), tmp_path / "scratch")
-    asker.__dict__["loaded"] = load_model(adapted)
-    assert asker._folder() == tmp_path / "scratch"
-    result = load_model(spec(f"dir:{tmp_path / 'scratch'}")).model
-    assert weights_digest(result) == weights_digest(asker.loaded.model)
-    assert StudentAsker(cell, spec(f"dir:{base}"), Engines(), tmp_path / "none")._folder() == base
+    evaluator = StudentEvaluator(cell, adapted, Engines(), tmp_path / "scratch")
+    evaluator.__dict__["loaded"] = load_model(adapted)
+    assert evaluator._folder() == tmp_path / "scratch"
+    found = load_model(spec(f"dir:{tmp_path / 'scratch'}")).model
+    assert weights_digest(found) == weights_digest(evaluator.loaded.model)
+    assert StudentEvaluator(cell, spec(f"dir:{base}"), Engines(), tmp_path / "none")._folder() == base
 
 
 def test_one_model_with_two_adapters_is_two_teachers() -> None:

@@ -54,7 +54,7 @@ def stored(cell: Cell, folder: Path) -> Any:
 
 def check_ranking(cell: Cell, folder: Path, to: Path) -> None:
     names = run_card_code(to)
-    for record, prediction in zip(cell.asked_records("test"), stored(cell, folder), strict=True):
+    for record, prediction in zip(cell.truncated_records("test"), stored(cell, folder), strict=True):
         own = [names["log_probability"](cell.ask.prompt(record), option) for option in cell.ask.options(record)]
         assert own == pytest.approx(prediction.option_logprobs, abs=2e-3)
 
@@ -79,7 +79,7 @@ def test_the_card_s_code_writes_what_the_run_wrote(
     (outcome,) = run_all([cell], tmp_path)
     exported(outcome.folder, tmp_path / "to")
     names = run_card_code(tmp_path / "to")
-    for record, prediction in zip(cell.asked_records("test"), stored(cell, outcome.folder), strict=True):
+    for record, prediction in zip(cell.truncated_records("test"), stored(cell, outcome.folder), strict=True):
         assert names["write"](cell.ask.prompt(record)) == prediction.samples[0].text.split("\n\n")[0].strip()
 
 
@@ -201,7 +201,7 @@ def check_adapters(cell: Cell, folder: Path, base: Path, adapter: Path) -> None:
 
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter)).eval()
     tokenizer = AutoTokenizer.from_pretrained(adapter)
-    record, prediction = cell.asked_records("test")[0], stored(cell, folder)[0]
+    record, prediction = cell.truncated_records("test")[0], stored(cell, folder)[0]
     prompt, option = cell.ask.prompt(record), cell.ask.options(record)[0]
     ids = tokenizer(f"{prompt} {option}", return_tensors="pt").input_ids
     start = len(tokenizer(prompt).input_ids)

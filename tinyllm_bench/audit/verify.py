@@ -27,21 +27,26 @@ from tinyllm_bench.base.config import Resolved, read_yaml
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import visible
 from tinyllm_bench.base.events import CellStarted, RunRecorded, TrainingStep, from_json
-from tinyllm_bench.base.files import check_inside, read_checked, read_json
+from tinyllm_bench.base.files import check_inside, read_checked
 from tinyllm_bench.base.plugins import load_method
 from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.data.sources import Source, find_source
 from tinyllm_bench.evaluation.sampled_answers import DecodingConfig, sample_answers
 from tinyllm_bench.evaluation.scoring import with_answer
-from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.identity import GUESSES
+from tinyllm_bench.experiment.cell import GUESSES, Cell
 from tinyllm_bench.experiment.plan_cells import resolved_cell, with_teachers
-from tinyllm_bench.experiment.predict import guesser, load_predictions, predictions_digest
+from tinyllm_bench.experiment.predict import (
+    GuessEvaluator,
+    load_evaluated_student,
+    load_predictions,
+    predictions_digest,
+    student_file,
+)
 from tinyllm_bench.experiment.record import RunFacts, Spent, run_fields, score_fields
 from tinyllm_bench.experiment.request import Request
-from tinyllm_bench.experiment.sample_answers import how_to_ask, joint_digest, joint_training
 from tinyllm_bench.experiment.settings import BenchConfig, InitConfig, TeacherInitConfig
+from tinyllm_bench.experiment.train import joint_digest, joint_training
 from tinyllm_bench.generation.requests import Completion, Generate, GenerationRequest
 from tinyllm_bench.leaderboard import verdicts
 from tinyllm_bench.leaderboard.consistency import failed_checks
@@ -75,8 +80,8 @@ NOT_REBUILT: Mapping[str, str] = {
 _FROM: Mapping[str, str] = {
     "config": "as config.yaml says",
     "test_evaluations": "as ledger.jsonl says",
-    "student": "as predictions/asked.json and train/result.json say",
-    "backend": "as predictions/asked.json says",
+    "student": "as predictions/student.json and train/result.json say",
+    "backend": "as predictions/student.json says",
     "budget": "from train/result.json and config.yaml",
     "training": "from train/result.json",
     "run_id": "from settings, data and code",
@@ -351,17 +356,13 @@ def _check_run_fields(result: Verification, cell: Cell, folder: Path, record: Ru
         reason = "what made the teacher (that run is not in the folder of runs)"
         missing[reason] = ("budget.teacher_init_tokens",)
 
-    file = folder / "predictions" / "asked.json"
-    if file.exists() or record.student is None:
-        asked = read_json(file) if file.exists() else {}
-        if training is not None and asked["student"]["digest"] != training.student_digest:
-            wrong = f"student.digest is {abbreviated(asked['student']['digest'])}"
-            expected = f"{abbreviated(training.student_digest)} as train/result.json says"
-            result.problems.append(Problem(file, wrong, expected))
-    else:
-        student = record.student.model_dump(exclude={"spec", "initial_digest", "base_digest"})
-        asked = {"student": student, **({"backend": record.backend.model_dump()} if record.backend else {})}
-        missing["student and backend (predictions/asked.json is not available)"] = ("student", "backend")
+    file = student_file(folder)
+    student = load_evaluated_student(folder) if file.exists() else None
+    if student is not None and training is not None and student.digest != training.student_digest:
+        expected = f"{abbreviated(training.student_digest)} as train/result.json says"
+        result.problems.append(Problem(file, f"digest is {abbreviated(student.digest)}", expected))
+    if student is None and record.student is not None:
+        missing["student and backend (predictions/student.json is not available)"] = ("student", "backend")
 
     budget = record.budget or Budget()
     facts = RunFacts(
@@ -370,8 +371,8 @@ def _check_run_fields(result: Verification, cell: Cell, folder: Path, record: Ru
         training=training,
         student_init=student_init,
         teacher_init=teacher_init,
-        annotations=[counts.model_dump() for counts in record.annotations],
-        asked=asked,
+        annotations=record.annotations,
+        student=student,
         spent=Spent(seconds=budget.seconds, peak_memory_bytes=budget.peak_memory_bytes or 0, device=budget.device),
         test_evaluations=len(_test_evaluations(folder)),
         git=record.git,
@@ -435,7 +436,7 @@ def _check_answers(
 ) -> None:
     """Derive every stored answer again, and rebuild the score from that."""
     file = folder / "predictions" / f"{record.task}.jsonl.zst"
-    records = {one.id: one for one in cell.asked_records("test")}
+    records = {one.id: one for one in cell.truncated_records("test")}
     item_problems = _item_problems(file, [prediction.record_id for prediction in stored], list(records))
     result.problems += item_problems
     version, own = record.protocol["parser_version"], reader_version(next(iter(records.values())).choices)
@@ -454,7 +455,7 @@ def _check_answers(
         # programs are written differently for encoder-decoders; the architecture's name spares opening the model
         architecture = record.student.architecture if record.student else None
         encoder_decoder = architecture in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
-        decoding = how_to_ask(cell, Layout() if encoder_decoder else None)
+        decoding = cell.decoding_config(Layout() if encoder_decoder else None)
     if incomplete := list(_incomplete(cell, decoding, known, records)):
         result.problems += _by_field(file, incomplete)
         return
@@ -537,7 +538,7 @@ def _derived_again(
     """
     questions = [records[prediction.record_id] for prediction in stored]
     if cell.name in GUESSES:
-        return guesser(cell)([record.id for record in questions])
+        return GuessEvaluator(cell).answer([record.id for record in questions])
     if decoding is None:
         pairs = zip(stored, questions, strict=True)
         return [with_answer(prediction, record.choices, record.gold_key) for prediction, record in pairs]

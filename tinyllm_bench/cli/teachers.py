@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import check_writable
 from tinyllm_bench.cli.console import Console
 from tinyllm_bench.cli.options import AsJson, takes_request
@@ -13,18 +14,46 @@ from tinyllm_bench.cli.output import echo, echo_json, echo_rows
 from tinyllm_bench.data.prompts import LETTERS
 
 if TYPE_CHECKING:
+    from tinyllm_bench.base.events import Report
     from tinyllm_bench.experiment.request import Request
+    from tinyllm_bench.experiment.settings import BenchConfig
     from tinyllm_bench.teachers.quality import SampleText, TeacherReport
 
 
 @takes_request(without=("method", "seeds", "backend"))
 def teachers_report(request: "Request", *, as_json: AsJson = False) -> None:
     """Report each teacher's quality per task: accuracy, lengths, rejection reasons, agreement and sample texts."""
-    from tinyllm_bench.experiment.teacher_report import reports_of
-
     with Console() as console:
-        reports = reports_of(request, report=console.event)
+        reports = quality_reports(request, report=console.event)
     show_reports(reports, as_json=as_json)
+
+
+def quality_reports(request: "Request", *, report: "Report") -> "list[TeacherReport]":
+    """A report per task and teacher; texts that live teachers have not cached are generated. Methods are not used.
+
+    Raises:
+        UserError: no teacher has a text for any of the tasks, or a teacher is not available.
+    """
+    from tinyllm_bench.experiment.annotate import teacher_context
+    from tinyllm_bench.experiment.cell import records_of
+    from tinyllm_bench.experiment.request import default_preset, expand, load_preset, settings_of
+    from tinyllm_bench.models.specs import parse_spec
+    from tinyllm_bench.teachers.quality import teacher_reports
+    from tinyllm_bench.teachers.teacher import open_teacher
+
+    preset = load_preset(request.preset or default_preset())
+    reports: list[TeacherReport] = []
+    for task in expand("task", request.tasks):
+        config: BenchConfig = settings_of(request, preset, method=None, task=task, variant={})[0].config
+        context = teacher_context(config, task, request.runs)
+        specs = [parse_spec(text, role="teacher") for text in config.teachers]
+        teachers = [t for spec in specs if (t := open_teacher(spec, config.annotations, context)) is not None]
+        records = records_of(config, context.source, task, "train")
+        annotations = [a for teacher in teachers for a in teacher.annotate(records, report=report)]
+        reports += teacher_reports(annotations, {record.id: record for record in records}, config.annotations.filters)
+    if not reports:
+        raise UserError(f"no teacher has a text for {', '.join(request.tasks)}; name some with teachers=[...]")
+    return reports
 
 
 def show_reports(reports: "Sequence[TeacherReport]", *, as_json: bool) -> None:

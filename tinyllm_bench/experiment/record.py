@@ -1,4 +1,4 @@
-"""Stage 4: the run record of a finished cell, a function of the cell and of what the stages left behind."""
+"""Stage 4: the run record of a finished cell, a function of the cell and of the results of its stages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,13 +10,12 @@ from tinyllm_bench.data.records import Prediction, TaskRecord
 from tinyllm_bench.evaluation.reference_baselines import chance, expected
 from tinyllm_bench.evaluation.sampled_answers import policy_report
 from tinyllm_bench.evaluation.scoring import TaskScore, score, shared_gold
-from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.identity import protocol_of
-from tinyllm_bench.experiment.predict import predictions_digest
-from tinyllm_bench.experiment.settings import WATCHING
+from tinyllm_bench.experiment.cell import Cell, protocol_of
+from tinyllm_bench.experiment.predict import EvaluatedStudent, predictions_digest
+from tinyllm_bench.experiment.settings import NOT_RECORDED
 from tinyllm_bench.leaderboard.public import public, public_text
 from tinyllm_bench.leaderboard.record import (
-    BackendInfo,
+    AnnotationInfo,
     Budget,
     DataInfo,
     EvaluationInfo,
@@ -31,15 +30,14 @@ from tinyllm_bench.leaderboard.record import (
 )
 from tinyllm_bench.leaderboard.stats.averages import UNPARSED, macro_f1
 from tinyllm_bench.models.specs import parse_spec
-from tinyllm_bench.teachers.teacher import Teacher
 from tinyllm_bench.training.result import TrainResult
 
-_ASKED = {"kind", "demonstrations", "sampling", "chat"}
+_TEACHER_SETTINGS = {"kind", "demonstrations", "sampling", "chat"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """What a run took: wall seconds, the peak of memory in bytes, on which device."""
+    """Cost of a run: wall seconds and peak memory in bytes, on which device."""
 
     seconds: float
     peak_memory_bytes: int
@@ -48,13 +46,11 @@ class Spent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """What a record tells beside its cell and its predictions; those of a finished run are in its folder.
+    """Everything of a record that does not follow from the cell and its predictions; the run's folder holds it.
 
     `training` is the result of the training stage (None for a reference baseline), `student_init` and `teacher_init`
-    are those of the runs that made the initial student and the teacher, None without such a run. `annotations` are the
-    counts of `annotate.annotation_counts`, `asked` is what `predictions/asked.json` holds of student and backend (empty
-    where no model is asked), `test_evaluations` how often the ledger tells of the test split. The others say when,
-    where, by which code and at what cost.
+    are those of the runs that made the initial student and the teacher, None without such a run. `student` is None
+    where no model answers. `test_evaluations` counts the evaluations on the test split in the ledger.
     """
 
     run_id: str
@@ -62,8 +58,8 @@ class RunFacts:
     training: TrainResult | None
     student_init: TrainResult | None
     teacher_init: TrainResult | None
-    annotations: Sequence[Mapping[str, Any]]
-    asked: Mapping[str, Any]
+    annotations: Sequence[AnnotationInfo]
+    student: EvaluatedStudent | None
     spent: Spent
     test_evaluations: int
     git: GitInfo
@@ -99,19 +95,19 @@ def run_fields(cell: Cell, facts: RunFacts) -> dict[str, Any]:
         "protocol": protocol,
         "protocol_hash": protocol_hash(protocol),
         "student": _student(cell, facts),
-        "teachers": (*(_teacher(cell, teacher) for teacher in cell.teachers), *_white_box(cell)),
+        "teachers": _teachers(cell),
         "data": _data(cell),
-        "annotations": tuple(dict(counts) for counts in facts.annotations),
+        "annotations": tuple(facts.annotations),
         "budget": _budget(cell, facts),
         "training": None if training is None else _training(cell, training),
         "test_evaluations": facts.test_evaluations
         + (len(training.evaluations) if training and cell.select_on_test else 0),
         "selected_on": "test" if cell.select_on_test else "valid",
         "notes": _notes(cell, training),
-        "chance": chance(cell.asked_records("test")),
+        "chance": chance(cell.truncated_records("test")),
         "clusters": clusters(cell.records("test")),
-        "gold": shared_gold(cell.asked_records("test")),
-        "backend": BackendInfo(**facts.asked["backend"]) if "backend" in facts.asked else None,
+        "gold": shared_gold(cell.truncated_records("test")),
+        "backend": None if facts.student is None else facts.student.backend,
         "git": facts.git,
         "packages": dict(facts.packages),
         "command": public_text(facts.command),
@@ -124,14 +120,23 @@ def score_fields(cell: Cell, predictions: Sequence[Prediction]) -> dict[str, Any
     Raises:
         AssertionError: a prediction whose `correct` is not what the data says.
     """
-    records, whole = cell.asked_records("test"), {record.id: record for record in cell.records("test")}
-    found = score(predictions, records, context_cut=sum(one.context != whole[one.id].context for one in records))
+    records, whole = cell.truncated_records("test"), {record.id: record for record in cell.records("test")}
+    context_cut = sum(record.context != whole[record.id].context for record in records)
+    result = score(predictions, records, context_cut=context_cut)
     paths: dict[str, float] = {}
     if cell.method is not None and (decoding := cell.method.decoding()).policy is not None:
         paths = policy_report(predictions, records, decoding.channels, every=decoding.every)
     return {
-        "score": _score(found),
-        "secondary": _secondary(found, predictions, records),
+        "score": Score(
+            n=result.n,
+            correct=result.correct,
+            wrong=result.wrong,
+            unparsed=result.unparsed,
+            hit_token_limit=result.hit_token_limit,
+            context_cut=result.context_cut,
+            ties=result.ties,
+        ),
+        "secondary": _secondary(result, predictions, records),
         "paths": paths,
         "expected_accuracy": expected(records, cell.records("train")) if cell.name == "random" else None,
         "items": tuple((p.record_id, p.answer, int(p.correct)) for p in predictions),
@@ -140,29 +145,29 @@ def score_fields(cell: Cell, predictions: Sequence[Prediction]) -> dict[str, Any
 
 
 def public_config(cell: Cell) -> dict[str, Any]:
-    """The cell's settings as they may be published: no place on a machine, no key."""
-    config = cell.config.model_dump(mode="json", exclude=WATCHING)
-    config["data"].pop("dir")  # a place on somebody's machine; the data's digests stand in `data`
+    """The cell's settings as they may be published: without machine paths and keys."""
+    config = cell.config.model_dump(mode="json", exclude=NOT_RECORDED)
+    config["data"].pop("dir")  # a folder of the user's machine; the record's `data` has digests
     return public(config)
 
 
 def _own_settings(cell: Cell) -> tuple[str, ...]:
-    """Settings that the method itself brings along: by its own file, or by what the preset sets for it alone."""
+    """Settings that come with the method: from its own file, or set by the preset for it alone."""
     own = (f"{cell.name}.yaml", f", method {cell.name}")  # the second closes the name of a preset's layer
-    found = (key for key, layer in cell.origin.items() if layer.endswith(own) and not key.startswith("method."))
-    return tuple(sorted(found))
+    names = (key for key, layer in cell.origin.items() if layer.endswith(own) and not key.startswith("method."))
+    return tuple(sorted(names))
 
 
 def _student(cell: Cell, facts: RunFacts) -> ModelInfo | None:
-    if "student" not in facts.asked:
+    if facts.student is None:
         return None
-    # a method's student may be one that another run made; the record names the model that it began with
+    # a method's student may be one that another run made; the record names the model that it started from
     spec = cell.student if cell.kind == "reference_baseline" else parse_spec(cell.config.student.model, role="student")
     return ModelInfo(
         spec=public_text(spec.text),
         initial_digest=None if facts.training is None else facts.training.initial_digest,
         base_digest=None if facts.student_init is None else facts.student_init.initial_digest,
-        **facts.asked["student"],
+        **facts.student.model_dump(exclude={"backend"}),
     )
 
 
@@ -179,31 +184,38 @@ def _data(cell: Cell) -> DataInfo:
     )
 
 
-def _teacher(cell: Cell, teacher: Teacher) -> TeacherInfo:
-    settings = {} if teacher.recorded else cell.config.annotations.model_dump(mode="json", include=_ASKED)
-    note = "recorded text" if teacher.recorded else "live"
-    return TeacherInfo(
-        spec=public_text(teacher.spec), note=note, gold_visible=teacher.gold_visible, settings=public(settings)
-    )
-
-
-def _white_box(cell: Cell) -> tuple[TeacherInfo, ...]:
-    if cell.signal is None:
-        return ()
-    return (TeacherInfo(spec=public_text(cell.signal.text), note="distributions", gold_visible=False),)
+def _teachers(cell: Cell) -> tuple[TeacherInfo, ...]:
+    """Teachers of texts, then the white-box teacher."""
+    teachers = []
+    for teacher in cell.teachers:
+        settings = {}
+        if not teacher.recorded:
+            settings = cell.config.annotations.model_dump(mode="json", include=_TEACHER_SETTINGS)
+        teachers.append(
+            TeacherInfo(
+                spec=public_text(teacher.spec),
+                note="recorded text" if teacher.recorded else "live",
+                gold_visible=teacher.gold_visible,
+                settings=public(settings),
+            )
+        )
+    if cell.signal is not None:
+        teachers.append(TeacherInfo(spec=public_text(cell.signal.text), note="distributions", gold_visible=False))
+    return tuple(teachers)
 
 
 def _budget(cell: Cell, facts: RunFacts) -> Budget:
     common: dict[str, Any] = asdict(facts.spent)
-    costs = [found["cost"] for found in facts.annotations if found["cost"] is not None]
+    costs = [counts.cost for counts in facts.annotations if counts.cost is not None]
     if costs:
-        common |= {f"teacher_{key}": sum(cost[key] for cost in costs) for key in ("tokens_in", "tokens_out", "seconds")}
+        for key in ("tokens_in", "tokens_out", "seconds"):
+            common[f"teacher_{key}"] = sum(getattr(cost, key) for cost in costs)
         common["teacher_shared_by"] = cell.shared_by
     training = facts.training
     if training is None:
         return Budget(**common)
-    made = {"student_init_tokens": facts.student_init, "teacher_init_tokens": facts.teacher_init}
-    common |= {key: result.student_tokens for key, result in made.items() if result is not None}
+    before = {"student_init_tokens": facts.student_init, "teacher_init_tokens": facts.teacher_init}
+    common |= {key: result.student_tokens for key, result in before.items() if result is not None}
     tokens, seconds = training.student_tokens, training.seconds
     track, amount = cell.config.budget.limit
     targets = sum(training.tokens_by_channel.values())
@@ -243,32 +255,20 @@ def _training(cell: Cell, training: TrainResult) -> Training:
     )
 
 
-def _score(found: TaskScore) -> Score:
-    return Score(
-        n=found.n,
-        correct=found.correct,
-        wrong=found.wrong,
-        unparsed=found.unparsed,
-        hit_token_limit=found.hit_token_limit,
-        context_cut=found.context_cut,
-        ties=found.ties,
-    )
-
-
-def _secondary(found: TaskScore, predictions: Sequence[Prediction], records: Sequence[TaskRecord]) -> dict[str, float]:
+def _secondary(result: TaskScore, predictions: Sequence[Prediction], records: Sequence[TaskRecord]) -> dict[str, float]:
     """Accuracy by plain log-probability in rankings; macro-F1 where the answers are yes, no and maybe."""
-    second = {} if found.accuracy_plain is None else {"accuracy_plain": found.accuracy_plain}
+    secondary = {} if result.accuracy_plain is None else {"accuracy_plain": result.accuracy_plain}
     if {question_kind(record.choices) for record in records} == {"yes_no"}:
         by_id = {record.id: record for record in records}
-        asked = [by_id[prediction.record_id] for prediction in predictions]
+        answered = [by_id[prediction.record_id] for prediction in predictions]
         labels = sorted({choice for record in records for choice in record.choices})
-        gold = [labels.index(record.choices[record.answer]) for record in asked]
-        said = [
+        gold = [labels.index(record.choices[record.answer]) for record in answered]
+        predicted = [
             [labels.index(record.choices[p.answer]) if isinstance(p.answer, int) else UNPARSED]
-            for record, p in zip(asked, predictions, strict=True)
+            for record, p in zip(answered, predictions, strict=True)
         ]
-        second["macro_f1"] = macro_f1(gold, said)
-    return second
+        secondary["macro_f1"] = macro_f1(gold, predicted)
+    return secondary
 
 
 def _notes(cell: Cell, training: TrainResult | None) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """A run, from cells to records: annotate, train, predict and record, cell by cell.
 
-Each finished stage is kept and never done twice; a cell that fails does not stop the others; whoever watches is told.
+Each finished stage is stored and never repeated; a cell that fails does not stop the others. Progress goes to the
+observer, to the run's log and to experiment trackers.
 """
 
 import datetime
@@ -10,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import yaml
 
@@ -27,37 +28,36 @@ from tinyllm_bench.base.events import (
     TrainingFinished,
     to_json,
 )
-from tinyllm_bench.base.files import append_checked, locked, read_checked, read_json, write_json, write_text
+from tinyllm_bench.base.files import append_checked, locked, read_checked, write_json, write_text
 from tinyllm_bench.data.records import Annotation, Prediction
-from tinyllm_bench.experiment.annotate import annotate, annotation_counts, taught
-from tinyllm_bench.experiment.cell import Cell, device_of
-from tinyllm_bench.experiment.identity import GUESSES, plugins_of
+from tinyllm_bench.experiment.annotate import annotate, annotation_counts, training_targets
+from tinyllm_bench.experiment.cell import Cell, device_of, plugins_of
 from tinyllm_bench.experiment.predict import (
     Engines,
-    PathAsker,
-    StudentAsker,
-    guesser,
+    EvaluatedStudent,
+    Evaluator,
+    evaluator_of,
+    load_evaluated_student,
     part_file,
     predict,
     predictions_digest,
     predictions_file,
+    student_file,
 )
 from tinyllm_bench.experiment.record import RunFacts, Spent, make_record
-from tinyllm_bench.experiment.sample_answers import joint_training
-from tinyllm_bench.experiment.settings import WATCHING
+from tinyllm_bench.experiment.settings import NOT_RECORDED
 from tinyllm_bench.experiment.trackers import Trackers
-from tinyllm_bench.experiment.train import train
+from tinyllm_bench.experiment.train import joint_training, train
 from tinyllm_bench.generation.vllm_worker import forget_failures
 from tinyllm_bench.leaderboard.curves import draw_run
 from tinyllm_bench.leaderboard.record import RECORD_FILE, GitInfo, RunRecord, load_record, save_record
-from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.training.result import RESULT_FILE, TrainResult, load_result
 
 STAGES = ("annotate", "train", "predict")
 
 
 class Outcome(NamedTuple):
-    """What became of a cell: its folder, its record when it is finished, and whether anything had to be done."""
+    """The result of a cell: its folder, its record if it is finished, and whether anything had to be run."""
 
     folder: Path
     record: RunRecord | None
@@ -65,23 +65,23 @@ class Outcome(NamedTuple):
 
 
 class Watch(Protocol):
-    """Who is told what goes on; the calls come in the order of the cells."""
+    """Observes a run; the calls come in the order of the cells."""
 
     def cell(self, cell: Cell, number: int, count: int) -> None:
         """The `number`th of `count` cells starts (from 1)."""
 
     def event(self, event: Event) -> None:
-        """Something happened in the cell that runs."""
+        """Something happened in the running cell."""
 
     def done(self, cell: Cell, outcome: Outcome) -> None:
         """The cell is finished."""
 
     def failed(self, cell: Cell, error: Exception, log: Path | None) -> None:
-        """The cell failed; `log` holds the traceback of what is not the user's to mend."""
+        """The cell failed; `log` holds the traceback of an error that the user cannot fix."""
 
 
 class Matrix(NamedTuple):
-    """What became of the cells: the finished ones, and those that failed."""
+    """The results of the finished cells, and the cells that failed."""
 
     outcomes: tuple[Outcome, ...]
     failed: tuple[Cell, ...]
@@ -94,8 +94,8 @@ def run_matrix(cells: Sequence[Cell], runs: Path, *, until: str = "predict", com
         cells: The cells, as `plan_cells` gives them.
         runs: The folder of all runs.
         until: The last stage, one of `STAGES`.
-        command: The command line, kept in the records.
-        watch: Is told what goes on.
+        command: The command line, for the records.
+        watch: Observes the run.
     """
     forget_failures()
     outcomes, failed = [], []
@@ -121,20 +121,20 @@ def run_matrix(cells: Sequence[Cell], runs: Path, *, until: str = "predict", com
 def run_cell(
     cell: Cell, runs: Path, engines: Engines, *, until: str = "predict", command: str = "", report: Report
 ) -> Outcome:
-    """Do the stages of a cell up to `until` that are not done yet; a finished cell is read back.
+    """Run the stages of a cell up to `until` that are not finished yet; a finished cell is read back.
 
     Args:
         cell: The resolved cell.
         runs: The folder of all runs.
-        engines: What outlives the cell.
+        engines: Processes that outlive the cell.
         until: The last stage, one of `STAGES`; after `predict` the record is written.
-        command: The command line, kept in the record.
-        report: Is told of progress; every event also lands in `events.jsonl`.
+        command: The command line, for the record.
+        report: Receives every event; starts and ends of stages are also written to `events.jsonl`.
     """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    # The test split is asked by one process while the others wait for it: longer than the usual time-out.
+    # One process evaluates the test split while the others wait for it, longer than the usual time-out.
     process = PartialState(cpu=device_of(cell) == "cpu", timeout=datetime.timedelta(days=2))
     folder = runs / cell.run_id
     with locked(folder / "cell") if process.is_main_process else nullcontext():
@@ -151,7 +151,7 @@ def run_cell(
 
 
 class _Run:
-    """One cell on its way: the stages in order, each reading back what an earlier call had finished."""
+    """One run of a cell: the stages in order, each of which reads back what an earlier call has finished."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class _Run:
         self.trackers, self.main = trackers, main
 
     def event(self, event: Event) -> None:
-        """Pass an event on; starts and ends of stages are also written (training writes its own metrics)."""
+        """Pass an event on; starts and ends of stages are also logged (training writes its own metrics)."""
         if not self.main:
             return
         if isinstance(event, CellStarted | AnnotationFinished | TrainingFinished | RunRecorded):
@@ -185,7 +185,7 @@ class _Run:
         self.started, self.train_seconds = time.monotonic(), 0.0
         provenance.reset_peak_memory()
         if not (folder / "config.yaml").exists() and self.main:
-            config = cell.config.model_dump(mode="json", exclude=WATCHING)
+            config = cell.config.model_dump(mode="json", exclude=NOT_RECORDED)
             write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         self.event(CellStarted(cell.run_id, cell.label, cell.task.name))
         annotations: list[Annotation] = []
@@ -210,55 +210,49 @@ class _Run:
         return Outcome(folder, record, True)
 
     def _annotations(self) -> list[Annotation]:
-        """What the method learns, as the main process has it: a program that meets its time limit in one process may
-        not in another.
+        """The method's training targets, as the main process determines them: a program that meets its time limit in
+        one process may exceed it in another.
         """
         from accelerate import PartialState
         from accelerate.utils import broadcast_object_list
 
         # on every process: the cache's lock waits as long as it takes
         texts = annotate(self.cell, report=self.event)
-        shared = [taught(self.cell, texts) if self.main else None]
+        shared = [training_targets(self.cell, texts) if self.main else None]
         if PartialState().num_processes > 1:
             broadcast_object_list(shared)
         assert shared[0] is not None
         return shared[0]
 
     def _recorded(self, annotations: Sequence[Annotation], training: TrainResult | None) -> RunRecord:
-        """Ask the student the test records, and write the record."""
-        cell, folder, scratch = self.cell, self.folder, self.folder / "asked"
-        asked: dict[str, Any] = {}
-        if cell.name in GUESSES:
-            ask = guesser(cell)
-        else:
-            asker: StudentAsker | PathAsker
-            if cell.students:
-                asker = PathAsker(cell, self.engines, scratch)
-            else:
-                trained = None if training is None else parse_spec(f"dir:{folder / 'student'}", role="student")
-                asker = StudentAsker(cell, trained or cell.student, self.engines, scratch)
-            asked, ask = self._asked(asker, training), asker.ask
-        predictions = predict(cell, folder, cell.records("test"), ask, report=self.event)
+        """Predict the test records, and write the record."""
+        cell, folder, scratch = self.cell, self.folder, self.folder / "scratch"
+        evaluator = evaluator_of(cell, folder, self.engines, scratch)
+        student = self._evaluated_student(evaluator, training)
+        predictions = predict(cell, folder, cell.records("test"), evaluator.answer, report=self.event)
         shutil.rmtree(scratch, ignore_errors=True)
         test_evaluations = self._count_test_evaluation(predictions)
         # wall seconds of this call, and of the training that earlier, interrupted calls had done
         earlier = max(training.seconds - self.train_seconds, 0.0) if training else 0.0
         peak = provenance.peak_memory()
-        spent = Spent(
-            seconds=round(time.monotonic() - self.started + earlier, 2),
-            peak_memory_bytes=peak if training is None else max(peak, training.peak_memory_bytes),
-            device=provenance.device_name(),
+        student_init, teacher_init = (
+            None if first is None else load_result(cell.runs / first.run_id)
+            for first in (cell.student_from, cell.teacher_from)
         )
-        first = {"student_init": cell.student_from, "teacher_init": cell.teacher_from}
         commit, dirty = provenance.git_state()
         facts = RunFacts(
             run_id=cell.run_id,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             training=training,
-            **{key: None if one is None else load_result(cell.runs / one.run_id) for key, one in first.items()},
+            student_init=student_init,
+            teacher_init=teacher_init,
             annotations=annotation_counts(cell, annotations),
-            asked=asked,
-            spent=spent,
+            student=student,
+            spent=Spent(
+                seconds=round(time.monotonic() - self.started + earlier, 2),
+                peak_memory_bytes=peak if training is None else max(peak, training.peak_memory_bytes),
+                device=provenance.device_name(),
+            ),
             test_evaluations=test_evaluations,
             git=GitInfo(commit=commit, dirty=dirty),
             packages={**provenance.packages(), **plugins_of(cell)},
@@ -270,18 +264,20 @@ class _Run:
         self.event(RunRecorded(record.accuracy))
         return record
 
-    def _asked(self, asker: StudentAsker | PathAsker, training: TrainResult | None) -> dict[str, Any]:
-        """Facts of the asked student, written before its first answer; answers of another student or backend go."""
-        file = self.folder / "predictions" / "asked.json"
+    def _evaluated_student(self, evaluator: Evaluator, training: TrainResult | None) -> EvaluatedStudent | None:
+        """The student that answers, stored before its first answer; those of another student or backend are removed."""
+        file = student_file(self.folder)
         if predictions_file(self.cell, self.folder).exists():
-            return read_json(file)
-        facts = asker.facts()
-        if training is not None and facts["student"]["digest"] != training.student_digest:
+            return load_evaluated_student(self.folder) if file.exists() else None
+        student = evaluator.student()
+        if student is None:
+            return None
+        if training is not None and student.digest != training.student_digest:
             raise UserError(f"{self.folder / 'student'} is not the student that was trained; delete {self.folder}")
-        if not file.exists() or read_json(file) != facts:
+        if not file.exists() or load_evaluated_student(self.folder) != student:
             part_file(self.cell, self.folder).unlink(missing_ok=True)
-            write_json(file, facts)
-        return facts
+            write_json(file, student.model_dump(mode="json"))
+        return student
 
     def _count_test_evaluation(self, predictions: Sequence[Prediction]) -> int:
         """Count an evaluation on the test split once per finished prediction, however often the command was called."""

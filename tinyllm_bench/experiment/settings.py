@@ -1,4 +1,4 @@
-"""The settings of a run: every key, its kind and its default. Presets and method files only fill these in."""
+"""The settings of a run: every key, its type and its default. Presets and method files only set these."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -9,7 +9,7 @@ from tinyllm_bench.training.logit_cache import Precision
 from tinyllm_bench.training.settings import LayoutChoice, TrainConfig
 
 TrackerName = Literal["trackio", "wandb", "mlflow", "tensorboard"]
-WATCHING = {"report_to"}  # who is told of a run: no part of what the run is, so neither kept nor recorded with it
+NOT_RECORDED = {"report_to"}  # settings that change nothing about a run: neither stored nor recorded with it
 
 
 class _Settings(BaseModel):

@@ -1,7 +1,7 @@
-"""Experiment trackers (`report_to`): what training measures and what came out, told to accelerate's trackers.
+"""Experiment trackers (`report_to`): training steps, evaluations and the result, logged by accelerate's trackers.
 
-accelerate's tracker classes are used without an `Accelerator`: a cell goes on after its trainer (the test split is
-asked), and `Accelerator.end_training` would end the process group that the next cells need.
+accelerate's tracker classes are used without an `Accelerator`: a cell continues after its trainer with the test split,
+and `Accelerator.end_training` would end the process group that the next cells need.
 """
 
 import re
@@ -24,10 +24,10 @@ Values = dict[str, Any]
 
 
 class Trackers:
-    """The trackers of one cell, started with the first thing to tell. A context manager; for the main process alone.
+    """The trackers of one cell, started with the first value. A context manager; for the main process alone.
 
-    A tracker that fails (no network, no account) is reported once and told no more: the run's own files hold every
-    number anyway.
+    A tracker that fails (no network, no account) is reported once and gets no more values: the run's own files hold
+    every number anyway.
     """
 
     def __init__(self, cell: Cell, folder: Path, report: Report) -> None:
@@ -51,33 +51,33 @@ class Trackers:
                 pass
 
     def result(self, record: RunRecord) -> None:
-        """Tell the finished cell's numbers."""
+        """Log the finished cell's numbers."""
         self._log(result_values(record), record.training.steps if record.training else 0)
 
     def _log(self, values: Values, step: int) -> None:
         if self._trackers is None:
-            self._trackers = {name: self._made(name) for name in self._cell.config.report_to}
+            self._trackers = {name: self._create(name) for name in self._cell.config.report_to}
             self._each(lambda tracker: tracker.start())
             self._each(lambda tracker: tracker.store_init_configuration(_settings(self._cell)))
         self._each(lambda tracker: tracker.log(values, step=step))
 
-    def _made(self, name: str) -> "GeneralTracker":
+    def _create(self, name: str) -> "GeneralTracker":
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         kind, run, group = LOGGER_TYPE_TO_CLASS[name], self._cell.run_id, self._cell.task.name
         if kind.requires_logging_directory:
             return kind(name, str(self._folder))
-        named: dict[str, dict[str, Any]] = {
+        options: dict[str, dict[str, Any]] = {
             "wandb": {"id": run, "name": run, "group": group, "resume": "allow", "dir": str(self._folder)},
             "trackio": {"name": run, "group": group, "resume": "allow"},
             "mlflow": {"run_name": run},
         }
-        return kind(PROJECT, **named[name])
+        return kind(PROJECT, **options[name])
 
-    def _each(self, tell: Callable[["GeneralTracker"], None]) -> None:
+    def _each(self, call: Callable[["GeneralTracker"], None]) -> None:
         for name, tracker in list((self._trackers or {}).items()):
             try:
-                tell(tracker)
+                call(tracker)
             except Exception as error:
                 assert self._trackers is not None
                 del self._trackers[name]
@@ -85,7 +85,7 @@ class Trackers:
 
 
 def _settings(cell: Cell) -> Values:
-    """What a tracker shows as the run's settings: flat, plain, without places or keys."""
+    """The run's settings for a tracker: flat, without machine paths and keys."""
     facts = {"run_id": cell.run_id, "label": cell.label, "task": cell.task.name, "seed": cell.seed}
     return {**facts, "mode": cell.mode, **_flat(public_config(cell))}
 
@@ -108,7 +108,7 @@ def step_values(step: TrainingStep) -> Values:
 
 
 def evaluation_values(evaluation: Evaluation) -> Values:
-    """An evaluation by names; what was not measured is left out."""
+    """An evaluation by names, without those that were not measured."""
     values = {name: getattr(evaluation, name) for name in ("accuracy", "gold_probability", "loss")}
     return _named("valid/", values) | _named("valid/", evaluation.probe)
 
@@ -126,5 +126,5 @@ _SPENT = {"student_tokens", "teacher_tokens_in", "teacher_tokens_out", "rollout_
 
 
 def _named(prefix: str, values: Mapping[str, Any]) -> Values:
-    """Names that every tracker takes."""
+    """Values under names that every tracker accepts."""
     return {prefix + re.sub(r"[^\w./ -]", "_", name): value for name, value in values.items() if value is not None}

@@ -15,10 +15,9 @@ from itertools import cycle
 from typing import Any, NamedTuple
 
 from tinyllm_bench.data.records import Annotation, TaskRecord
-from tinyllm_bench.experiment.annotate import taught
+from tinyllm_bench.experiment.annotate import fit_programs, training_targets
 from tinyllm_bench.experiment.cell import Cell, device_of
 from tinyllm_bench.experiment.train import adapted, encode_groups, plan_of
-from tinyllm_bench.experiment.verified_texts import fit_programs
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded, load_shape, spec_folder
 from tinyllm_bench.models.specs import ModelSpec
@@ -343,7 +342,7 @@ class DryTraining:
         signal = cell.signal
         # the white-box teacher
         self.teacher = None if signal is None else load_shape(signal, dtype=cell.config.teacher.dtype, runs=cell.runs)
-        records = {record.id: record for record in cell.asked_records("train")}
+        records = {record.id: record for record in cell.truncated_records("train")}
         cached: list[Annotation] = []
         placeholders: list[Annotation] = []
         costs: list[TextCost] = []
@@ -353,7 +352,7 @@ class DryTraining:
             placeholders += missing
             costs.append(cost)
         self.texts = tuple(costs)
-        annotations, _ = fit_programs(cell, self.loaded, [*taught(cell, cached), *placeholders])
+        annotations, _ = fit_programs(cell, self.loaded, [*training_targets(cell, cached), *placeholders])
         self.lm = LM(adapted(cell, self.loaded))
         self.groups = encode_groups(cell, self.loaded, annotations)
         self.collator = _collator(cell, self.lm, self.loaded, self.teacher)

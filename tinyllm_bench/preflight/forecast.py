@@ -14,12 +14,9 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_checked, read_json
 from tinyllm_bench.data.checks import clusters
 from tinyllm_bench.data.records import TaskRecord
-from tinyllm_bench.experiment.cached_logits import header_of
-from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.identity import GUESSES, protocol_of
+from tinyllm_bench.experiment.cell import GUESSES, Cell, protocol_of
 from tinyllm_bench.experiment.predict import part_file, predictions_file
-from tinyllm_bench.experiment.sample_answers import how_to_ask
-from tinyllm_bench.experiment.train import init_cost
+from tinyllm_bench.experiment.train import cache_header, init_cost
 from tinyllm_bench.generation.top_k import response_digest
 from tinyllm_bench.leaderboard.record import RECORD_FILE, load_record, protocol_hash
 from tinyllm_bench.leaderboard.stats.power import (
@@ -314,7 +311,7 @@ class _Forecaster:
         """Responses whose distributions are missing from the cell's cache and that no earlier cell will put there."""
         if cell.signal is None or cell.config.teacher.cache is None:
             return []
-        folder = header_of(training.cell, training.loaded).folder
+        folder = cache_header(training.cell, training.loaded).folder
         exists = training.cell.signal == cell.signal and (folder / "header.json").exists()
         cached = LogitCache.open(folder).has if exists else None
         items = {
@@ -352,7 +349,7 @@ class _Forecaster:
         speed, student = self._speed(cell), parameter_count(training.loaded.model)
         left = 1.0 - _trained_share(cell, counts.steps)
         sampling = training.sampling_seconds(counts.sampled_tokens, counts.sampling_flops, speed)
-        questions = cell.asked_records("test" if cell.select_on_test else "valid")
+        questions = cell.truncated_records("test" if cell.select_on_test else "valid")
         evaluated = (evaluations + (training.sampling is not None)) * self._answer_seconds(cell, student, questions)
         seconds: dict[str, float | None] = {
             "texts": _sum_known([self._text_seconds(cell, cost) for cost in texts if cost.missing]),
@@ -377,9 +374,9 @@ class _Forecaster:
 
     def _predict_seconds(self, cell: Cell, parameters: int, answered: int = 0) -> float:
         """Seconds of answering the test questions that are left."""
-        seconds = self._answer_seconds(cell, parameters, cell.asked_records("test")[answered:])
+        seconds = self._answer_seconds(cell, parameters, cell.truncated_records("test")[answered:])
         if cell.students:  # a policy needs several texts per question
-            texts = how_to_ask(cell, None).texts_needed()
+            texts = cell.decoding_config(None).texts_needed()
             seconds *= sum(bool(greedy) + sampled for greedy, sampled in texts.values())
         return seconds * (1 + cell.config.eval.shots if cell.name == "few_shot" else 1)
 
@@ -443,7 +440,7 @@ def _disk(
     if cell.config.student.lora is not None:
         final += trained  # the adapters are stored next to the merged student
     peak = evaluations * trained + max(2 * 3 * trained, 3 * trained + final)
-    token = header_of(training.cell, training.loaded).bytes_per_token if logits else 0
+    token = cache_header(training.cell, training.loaded).bytes_per_token if logits else 0
     return Disk(
         final=final,
         peak=peak,

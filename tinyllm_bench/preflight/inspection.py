@@ -14,7 +14,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import LABEL
 from tinyllm_bench.data.records import Annotation, Example, Split
 from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.validate import encoder_of
+from tinyllm_bench.experiment.train import encoder_of
 from tinyllm_bench.models.load import Loaded, load_shape
 from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded, Encoder
@@ -255,7 +255,7 @@ class Preflight:
                     if annotation.rejected is None:
                         by_record.setdefault(annotation.record_id, []).append(annotation)
             groups = []
-            for record in cell.asked_records("train"):
+            for record in cell.truncated_records("train"):
                 examples = method.examples(record, by_record.get(record.id, []), cell.ask)
                 groups.append(Group(record.id, tuple(self._encode(cell, examples))))
             self._groups[id(cell)] = [group for group in groups if group.items]
@@ -265,7 +265,7 @@ class Preflight:
         """The questions of a split as the student reads them, each with the longest option or the number."""
         ask = cell.ask
         examples = []
-        for record in cell.asked_records(split):
+        for record in cell.truncated_records(split):
             longest = max((*ask.options(record), ask.label_target(record)), key=len)
             examples.append(ask.example(record, LABEL, longest))
         return list(self._encode(cell, examples))

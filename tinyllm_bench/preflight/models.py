@@ -8,8 +8,7 @@ from typing import Any
 from tinyllm_bench.answers.keys import normalised
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import LABEL
-from tinyllm_bench.experiment.cell import Cell
-from tinyllm_bench.experiment.identity import GUESSES
+from tinyllm_bench.experiment.cell import GUESSES, Cell
 from tinyllm_bench.leaderboard.record import RECORD_FILE
 from tinyllm_bench.models.adapters import add_adapters
 from tinyllm_bench.models.files import read_object

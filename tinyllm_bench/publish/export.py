@@ -15,7 +15,7 @@ from tinyllm_bench.audit.verify import abbreviated, trainings_of
 from tinyllm_bench.base.config import read_yaml
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import read_json
-from tinyllm_bench.experiment.sample_answers import joint_digest
+from tinyllm_bench.experiment.train import joint_digest
 from tinyllm_bench.leaderboard.board import board_config
 from tinyllm_bench.leaderboard.public import machine_paths
 from tinyllm_bench.leaderboard.record import RECORD_FILE, RunRecord, load_record, record_path
