@@ -1,4 +1,4 @@
-"""From a request to resolved settings: presets, layers, and which cells are meant."""
+"""From a request to resolved settings: presets, names of methods and tasks, and the layers of settings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +23,11 @@ MOST_SEEDS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a person asked for. For reproductions alone: `select_on_test` of code that does it, and `own`, settings by
-    method below those that a person gives.
+    """A user's request. For reproductions alone: `select_on_test` where the original code does so, and `own`, settings
+    by method that rank below the user's.
 
     Raises:
-        UserError: no seed at all.
+        UserError: no seed, or too many.
     """
 
     methods: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Request:
             raise UserError(f"--seeds {self.seeds:.6g}: {allowed}; 3 means seeds 0, 1 and 2")
 
     def recorded(self) -> dict[str, Any]:
-        """The request as plain values, for the record. A folder's place is nobody's business; its digests are kept."""
+        """The request as plain values, for the record; without the data folder, whose digests are in the record."""
         return {
             "methods": list(self.methods),
             "tasks": list(self.tasks),
@@ -59,9 +59,9 @@ class Request:
         }
 
 
-def split_names(asked: str | Iterable[str]) -> tuple[str, ...]:
-    """Names of methods or tasks: one text with commas, or several."""
-    texts = [asked] if isinstance(asked, str) else asked
+def split_names(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Names of methods or tasks, from one text with commas or from several."""
+    texts = [given] if isinstance(given, str) else given
     return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
@@ -69,8 +69,8 @@ def split_names(asked: str | Iterable[str]) -> tuple[str, ...]:
 class Preset:
     """A named set of settings: for every cell, per task, per method, and further rows of a method (`variants`).
 
-    What stands in `config` wins over a method's own file; a method whose paper names other values (a learning rate, a
-    batch) gets them back in `methods`.
+    Values in `config` override a method's own file; a method whose paper has other values (a learning rate, a batch
+    size) gets them back in `methods`.
     """
 
     name: str
@@ -96,26 +96,27 @@ def load_preset(name: str) -> Preset:
 
 
 def default_preset() -> str:
-    """`modern` where there is an accelerator, `cpu` elsewhere."""
+    """`modern` on a machine with an accelerator, otherwise `cpu`."""
     import torch
 
     return "modern" if torch.cuda.is_available() else "cpu"
 
 
-def expand(kind: str, asked: Sequence[str]) -> tuple[str, ...]:
-    """Names of methods or tasks. Unknown names are errors before anything starts.
+def expand(kind: str, requested: Sequence[str]) -> tuple[str, ...]:
+    """Names of methods or tasks, with `all` replaced by every method that loads, or every such task of the main suite
+    (tasks of other suites have to be named).
 
-    `all` means every method that loads, or every such task of the main suite: the tasks of other suites are asked for
-    by name.
+    Raises:
+        UserError: an unknown name.
     """
     known = names(kind)
-    for name in asked:
+    for name in requested:
         if name not in (*known, "all"):
             raise plugins.unknown(kind, name, "all")
-    if "all" not in asked:
-        return tuple(dict.fromkeys(asked))
-    everyone = [name for name in plugins.working(kind) if kind != "task" or load_task(name).suite == "main"]
-    return tuple(dict.fromkeys([*everyone, *(name for name in asked if name != "all")]))
+    if "all" not in requested:
+        return tuple(dict.fromkeys(requested))
+    working = [name for name in plugins.working(kind) if kind != "task" or load_task(name).suite == "main"]
+    return tuple(dict.fromkeys([*working, *(name for name in requested if name != "all")]))
 
 
 def _layers(
@@ -126,12 +127,12 @@ def _layers(
     variant: Mapping[str, Any],
     made_for: Mapping[str, Any],
 ) -> list[Layer]:
-    """Layers above a method's own file, lowest first. What a cell is made for stands above what was asked for."""
-    given: dict[str, Any] = {}
+    """Layers above a method's own file, lowest first; those of an initial cell rank above the user's."""
+    options: dict[str, Any] = {}
     if request.data_dir is not None:
-        given["data"] = {"dir": request.data_dir, "source": "release"}
+        options["data"] = {"dir": request.data_dir, "source": "release"}
     if request.engine is not None:
-        given["backend"] = {"engine": request.engine}
+        options["backend"] = {"engine": request.engine}
     return [
         Layer(f"preset {preset.name}", preset.config),
         Layer(f"preset {preset.name}, task {task}", preset.tasks.get(task, {})),
@@ -139,31 +140,31 @@ def _layers(
         Layer(f"preset {preset.name}, variant", variant),
         *([Layer(f"table, method {method}", request.own.get(method, {}))] if method else []),
         *([Layer("--config", read_settings(request.config_file))] if request.config_file else []),
-        Layer("command line", given),
+        Layer("command line", options),
         Layer("command line", parse_assignments(request.assignments)),
         Layer("init", made_for),
     ]
 
 
-def _one_of_each(layer: Layer) -> Layer:
-    """A budget that a layer names takes the place of every other one below it; so does that of an initial cell."""
+def _with_one_budget(layer: Layer) -> Layer:
+    """The layer with all kinds of budget but its own set to null, so that it replaces one of another kind below."""
+
+    def alone(group: Any, path: str, kind: type[BaseModel]) -> Any:
+        group = group_of(group, path)
+        if not isinstance(group, Mapping):
+            return group
+        amounts = {name: None for name in BudgetConfig.model_fields if name in kind.model_fields}
+        is_set = any(group.get(name) not in (None, "null") for name in amounts)
+        return {**amounts, **group} if is_set else group
+
     values = dict(layer.values)
     if "budget" in values:
-        values["budget"] = _alone(values["budget"], "budget", BudgetConfig)
+        values["budget"] = alone(values["budget"], "budget", BudgetConfig)
     for role in ("student", "teacher"):
         group = group_of(values.get(role), role)
         if isinstance(group, Mapping) and "init" in group:
-            values[role] = {**group, "init": _alone(group["init"], f"{role}.init", InitConfig)}
+            values[role] = {**group, "init": alone(group["init"], f"{role}.init", InitConfig)}
     return Layer(layer.name, values)
-
-
-def _alone(group: Any, path: str, kind: type[BaseModel]) -> Any:
-    group = group_of(group, path)
-    if not isinstance(group, Mapping):
-        return group
-    amounts = {name: None for name in BudgetConfig.model_fields if name in kind.model_fields}
-    named = any(group.get(name) not in (None, "null") for name in amounts)
-    return {**amounts, **group} if named else group
 
 
 def settings_of(
@@ -178,68 +179,68 @@ def settings_of(
     """All settings of one cell, and its method ready to use (None for a reference baseline).
 
     Args:
-        request: What was asked for.
-        preset: Below it.
+        request: The user's request.
+        preset: The preset, which ranks below it.
         method: The method's name.
-        task: The task, for the preset's part of it.
+        task: The task, for the preset's settings of it.
         variant: The preset's settings of one further row of the method.
-        made_for: Settings of a cell that only makes a model for another one; nothing that was asked for changes them.
+        made_for: Settings of a cell that only makes a model for another one; the user's do not change them.
 
     Raises:
         UserError: an unknown key or a wrong value, with the layer that set it.
     """
-    layers = [_one_of_each(layer) for layer in _layers(request, preset, method, task, variant, made_for)]
-    bare = [Layer(name, {k: v for k, v in values.items() if k != "method"}) for name, values in layers]
+    layers = [_with_one_budget(layer) for layer in _layers(request, preset, method, task, variant, made_for)]
+    common = [Layer(name, {k: v for k, v in values.items() if k != "method"}) for name, values in layers]
     if method is None:
-        return _at_commits(resolve(BenchConfig, bare)), None
+        return _at_commits(resolve(BenchConfig, common)), None
     defaults = parse_yaml(method_defaults(method), f"{method}.yaml")
     kind: type[Method] = load_method(method)
     own: list[Layer] = [Layer(f"{method}.yaml", defaults.get("method", {}))]
     own += [Layer(name, method_keys(method, kind, values["method"])) for name, values in layers if "method" in values]
     settings = resolve(kind.Config, own)
     rest = Layer(f"{method}.yaml", {k: v for k, v in defaults.items() if k != "method"})
-    found = resolve(BenchConfig, [rest, *bare, Layer("method", {"method": settings.config.model_dump(mode="json")})])
-    origin = {k: v for k, v in found.origin.items() if k != "method"}
+    layer = Layer("method", {"method": settings.config.model_dump(mode="json")})
+    resolved = resolve(BenchConfig, [rest, *common, layer])
+    origin = {k: v for k, v in resolved.origin.items() if k != "method"}
     origin |= {f"method.{key}": layer for key, layer in settings.origin.items()}
-    return _at_commits(Resolved(found.config, origin)), kind(settings.config)
+    return _at_commits(Resolved(resolved.config, origin)), kind(settings.config)
 
 
-def _at_commits(found: Resolved) -> Resolved:
-    """The settings with every model of the hub named at the commit that it is now.
+def _at_commits(resolved: Resolved) -> Resolved:
+    """The settings with every model of the hub at its current commit.
 
-    A branch can mean another model tomorrow; what a cell is known by, loads and records must be one and the same.
+    A branch can be another model tomorrow; a cell must load and record the model that its run id is made of.
     """
-    config: BenchConfig = found.config
+    config: BenchConfig = resolved.config
     student = config.student.model_copy(update={"model": _at_commit(config.student.model)})
-    named = config.teacher.model
-    teacher = config.teacher.model_copy(update={"model": None if named is None else _at_commit(named)})
+    model = config.teacher.model
+    teacher = config.teacher.model_copy(update={"model": None if model is None else _at_commit(model)})
     teachers = type(config.teachers)(_at_commit(text) for text in config.teachers)
     update = {"student": student, "teacher": teacher, "teachers": teachers}
-    return Resolved(config.model_copy(update=update), found.origin)
+    return Resolved(config.model_copy(update=update), resolved.origin)
 
 
 def _at_commit(text: str) -> str:
     return at_commit(parse_spec(text, role="teacher")).text if text.strip().startswith("hf:") else text
 
 
-def method_keys(method: str, kind: type[Method], asked: Any) -> dict[str, Any]:
+def method_keys(method: str, kind: type[Method], values: Any) -> dict[str, Any]:
     """The part of `method.*` that is meant for one method: `alpha` for all that have it, `<name>.alpha` for one."""
-    asked = _group("method", asked)
-    everyone = {k: v for k, v in asked.items() if k not in names("method")}
-    common = {k: v for k, v in everyone.items() if k in kind.Config.model_fields}
-    return {**common, **_group(f"method.{method}", asked.get(method))}
+    values = _group("method", values)
+    common = {k: v for k, v in values.items() if k in kind.Config.model_fields and k not in names("method")}
+    return {**common, **_group(f"method.{method}", values.get(method))}
 
 
-def _group(key: str, asked: Any) -> Mapping[str, Any]:
-    """What was asked under a key that holds settings; nothing asked is an empty group."""
-    asked = group_of(asked, key)
-    if asked is not None and not isinstance(asked, Mapping):
-        raise UserError(f"{key}={asked!r} is not a group of settings; set {key}.NAME=VALUE (--method chooses methods)")
-    return asked or {}
+def _group(key: str, value: Any) -> Mapping[str, Any]:
+    """The settings under a key that holds several; an empty group where it is not set."""
+    value = group_of(value, key)
+    if value is not None and not isinstance(value, Mapping):
+        raise UserError(f"{key}={value!r} is not a group of settings; set {key}.NAME=VALUE (--method chooses methods)")
+    return value or {}
 
 
 def check_method_keys(request: Request, methods: Iterable[str]) -> None:
-    """Refuse `method.*` keys that reach no selected method."""
+    """Refuse `method.*` keys that apply to no selected method."""
     selected = list(methods)
     fields = {name: set(load_method(name).Config.model_fields) for name in selected}
     sources = [parse_assignments(request.assignments)]
@@ -259,12 +260,12 @@ def check_trackers(names: Iterable[str]) -> None:
     Raises:
         UserError: with the line that installs it.
     """
-    asked = list(names)
-    if not asked:
+    trackers = list(names)
+    if not trackers:
         return
     from accelerate.tracking import get_available_trackers
 
     installed = {str(tracker) for tracker in get_available_trackers()}
-    for name in asked:
+    for name in trackers:
         if name not in installed:
             raise UserError(f"report_to={name}: {name} is not installed; pip install {name}, or leave it out")

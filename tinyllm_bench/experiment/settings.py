@@ -26,7 +26,7 @@ class LoraConfig(_Settings):
 
 
 class InitConfig(_Settings):
-    """A model that another cell makes first: by a method of its own, to a budget of its own (one of the two)."""
+    """A model that another cell trains first, by its own method and to its own budget (one of the two)."""
 
     method: str
     student_tokens: int | None = Field(None, ge=1, le=10**15)
@@ -40,21 +40,21 @@ class InitConfig(_Settings):
 
 
 class TeacherInitConfig(InitConfig):
-    """What the teacher is taught first, and on how much.
+    """How the teacher is trained on the task first, and on how many records.
 
-    train_limit: a stratified subset of the training records, null for the whole training split, whatever
-    `data.train_limit` leaves the student: a teacher that is the student's own model must have seen more than it.
+    train_limit: a stratified subset of the training records, null for the whole training split, independent of the
+    student's `data.train_limit`: a teacher that is the student's own model must have seen more records than it.
     """
 
     train_limit: int | None = Field(None, ge=1, le=10**9)
 
 
 class StudentConfig(_Settings):
-    """Who is taught: a model spec, fully or by LoRA.
+    """The model that is trained: a model spec, fully fine-tuned or by LoRA.
 
-    dtype: of the weights where the student is only asked, as reference baselines are; whoever is taught keeps float32
-    weights, since those of 16 bits round small steps away (train.mixed_precision=bf16 computes in 16 bits); init: teach
-    the student by another method first; what that costs is charged to the cell.
+    dtype: of the weights where the student is evaluated without training, as in reference baselines; a trained student
+    has float32 weights, since 16 bits round small steps away (train.mixed_precision=bf16 computes in 16 bits); init:
+    train the student by another method first, at the cell's cost.
     """
 
     model: str = "bundled:smollm2-135m"
@@ -64,10 +64,10 @@ class StudentConfig(_Settings):
 
 
 class CacheConfig(_Settings):
-    """Keep the teacher's distributions over the training responses on disk, and train from there.
+    """A cache on disk of the teacher's distributions over the training responses, which the student is trained from.
 
-    k: the likeliest tokens that are kept per position, the others as one mass, or `all`; precision: of the kept
-    log-probabilities; engine: who makes them.
+    k: the top-k tokens that are stored per position, the rest as one probability mass, or `all`; precision: of the
+    stored log-probabilities; engine: the backend that computes them.
     """
 
     k: Annotated[int, Field(ge=1, le=10**7)] | Literal["all"] = 64
@@ -76,12 +76,12 @@ class CacheConfig(_Settings):
 
 
 class TeacherConfig(_Settings):
-    """The white-box teacher of methods that learn from distributions, and the writer of the responses that others do.
+    """The white-box teacher, for methods that learn from its distributions or from responses that it generates.
 
     model: its spec (`?adapter=FOLDER` applies a LoRA adapter), null for the one of `teachers` that the method uses;
-    init: teach the teacher the task first, as MiniLLM does (arXiv:2306.08543); dtype: on an accelerator bfloat16 saves
-    memory; cache: learn from kept distributions instead of the live model; chat: a teacher with another tokenizer
-    reads the question in its own chat template.
+    init: train the teacher on the task first, as MiniLLM does (arXiv:2306.08543); dtype: on an accelerator bfloat16
+    saves memory; cache: learn from cached distributions instead of the live model; chat: a teacher with another
+    tokenizer reads the question in its own chat template.
     """
 
     model: str | None = None
@@ -92,13 +92,12 @@ class TeacherConfig(_Settings):
 
 
 class DataConfig(_Settings):
-    """What is asked and in which words.
+    """The records, and how prompts word them.
 
     train_limit: a stratified subset of the training records; max_context_words: only the passage is cut, from its
-    start;
-    rationale_context: whether rationale channels see the options; markers: replaces a channel's marker by name;
-    cut_tokens: cut every prompt behind so many tokens, as some released code does: it may lose the question;
-    plain_text: a UTF-8 text file for methods that also train on plain text, cut into pieces of `plain_tokens`.
+    start; rationale_context: whether rationale channels see the options; markers: replaces a channel's marker by name;
+    cut_tokens: truncate every prompt to this length, as some released code does: the question may be lost; plain_text:
+    a UTF-8 text file for methods that also train on plain text, cut into pieces of `plain_tokens`.
     """
 
     source: Literal["auto", "release", "hub", "sample"] = "auto"
@@ -114,9 +113,9 @@ class DataConfig(_Settings):
 
 
 class EvalConfig(_Settings):
-    """How students are asked. limit: a fixed stratified subset of the test split, null for all of it.
+    """How students are evaluated. limit: a fixed stratified subset of the test split, null for all of it.
 
-    match: a written answer is read by the parser, or must be a choice's text to the letter (`exact`).
+    match: a generated answer is read by the parser, or must be a choice's text to the letter (`exact`).
 
     layout: `shared` scores the options of a question as branches of one sequence (`auto`: where the student can).
     """
@@ -134,11 +133,11 @@ class EvalConfig(_Settings):
 
 
 class BudgetConfig(_Settings):
-    """How long a student is taught, by one of these: student tokens, epochs, FLOPs or seconds; the other ones null.
+    """How long a student is trained, in one of these units: student tokens, epochs, FLOPs or seconds; the others null.
 
-    What making the initial student took is charged to all but epochs. FLOPs are an estimate (`flops_per_token`) that
-    holds for decoder-only students; what a number of seconds buys depends on the machine, so that such a run is not
-    repeated to the byte.
+    The cost of making the initial student is charged to all but epochs. FLOPs are an estimate (`flops_per_token`) that
+    holds for decoder-only students; how far a number of seconds reaches depends on the machine, so that such a run is
+    not reproducible to the byte.
     """
 
     student_tokens: int | None = Field(None, ge=1, le=10**15)
@@ -148,7 +147,7 @@ class BudgetConfig(_Settings):
 
     @property
     def limit(self) -> tuple[str, float]:
-        """The one that is set, and its amount."""
+        """The unit that is set, and its amount."""
         ((name, amount),) = [(name, value) for name, value in self if value is not None]
         return name, amount
 
@@ -168,7 +167,7 @@ class BackendConfig(_Settings):
 class BenchConfig(_Settings):
     """All settings of one cell. `method` holds the settings of the cell's method, checked by the method's own model.
 
-    `report_to` names the experiment trackers that are told of training and of the result; one name may stand alone.
+    `report_to` names the experiment trackers that training and the result are logged to: one name or a list.
     """
 
     student: StudentConfig = StudentConfig()
