@@ -16,8 +16,8 @@ TOKENS = 3000
 def quick(student: Path, *settings: str, methods: tuple[str, ...] = ("finetune",), **changes: Any) -> Request:
     """A request that a tiny student finishes in a second or two."""
     small = (f"student.model=dir:{student}", f"budget.student_tokens={TOKENS}", "train.learning_rate=3e-3")
-    wanted = {"methods": methods, "tasks": ("obqa",), "preset": "quickstart", **changes}
-    return Request(assignments=(*small, *settings), **wanted)
+    fields = {"methods": methods, "tasks": ("obqa",), "preset": "quickstart", **changes}
+    return Request(assignments=(*small, *settings), **fields)
 
 
 def cells_of(request: Request, *, reference_baselines: bool = False) -> list[Cell]:

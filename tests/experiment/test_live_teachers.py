@@ -27,7 +27,7 @@ def settings(tiny_llama_dir: Path, tiny_t5_dir: Path) -> tuple[str, ...]:
     return (f"teachers=[dir:{tiny_llama_dir},dir:{tiny_t5_dir}]", *SMALL)
 
 
-def test_two_models_teach_and_the_bill_is_in_the_record(
+def test_two_models_teach_and_their_cost_is_in_the_record(
     tiny_llama_dir: Path, settings: tuple[str, ...], tmp_path: Path
 ) -> None:
     drop = "method.dss.teacher=tiny_llama"
@@ -38,10 +38,10 @@ def test_two_models_teach_and_the_bill_is_in_the_record(
     assert [teacher.note for teacher in both.teachers] == ["live", "live"]
     assert all(teacher.gold_visible and teacher.settings["kind"] == "forced" for teacher in both.teachers)
     assert [a.teacher for a in both.annotations] == ["tiny_llama", "tiny_t5"]
-    for said in both.annotations:
-        assert said.cost is not None and said.used + sum(said.rejected.values()) == 6
-        assert said.cost.tokens_in > 6 * 50 and 0 < said.cost.tokens_out <= 6 * 8
-        assert said.cost.engines and said.cost.usd is None
+    for counts in both.annotations:
+        assert counts.cost is not None and counts.used + sum(counts.rejected.values()) == 6
+        assert counts.cost.tokens_in > 6 * 50 and 0 < counts.cost.tokens_out <= 6 * 8
+        assert counts.cost.engines and counts.cost.usd is None
     assert both.budget is not None and dss.budget is not None
     assert both.budget.teacher_tokens_in == sum(a.cost.tokens_in for a in both.annotations if a.cost)
     assert both.budget.teacher_seconds and both.budget.teacher_seconds > 0
@@ -51,7 +51,7 @@ def test_two_models_teach_and_the_bill_is_in_the_record(
     assert dss.annotations[0].text_digest == both.annotations[0].text_digest
 
 
-def test_what_a_teacher_is_asked_makes_another_cell(tiny_llama_dir: Path, settings: tuple[str, ...]) -> None:
+def test_a_teacher_s_prompts_make_another_cell(tiny_llama_dir: Path, settings: tuple[str, ...]) -> None:
     changes = (
         (),
         ("annotations.kind=free",),
@@ -72,19 +72,19 @@ def test_two_teachers_of_one_name_are_refused(tiny_llama_dir: Path) -> None:
         one_cell(tiny_llama_dir, twice, method="tinyllm")
 
 
-def test_prices_make_a_bill(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_prices_are_charged(tiny_llama_dir: Path, tmp_path: Path) -> None:
     price = "annotations.prices={tiny_llama: [1.0, 2.0]}"
     cell = one_cell(tiny_llama_dir, f"teachers=[dir:{tiny_llama_dir}]", *SMALL, price, method="tinyllm")
     (outcome,) = run_all([cell], tmp_path)
-    (said,) = load_record(outcome.folder).annotations
-    assert said.cost is not None
-    assert said.cost.usd == pytest.approx((said.cost.tokens_in + 2 * said.cost.tokens_out) / 1e6, abs=1e-6)
+    (counts,) = load_record(outcome.folder).annotations
+    assert counts.cost is not None
+    assert counts.cost.usd == pytest.approx((counts.cost.tokens_in + 2 * counts.cost.tokens_out) / 1e6, abs=1e-6)
 
 
 def test_the_report_judges_recorded_and_live_teachers_together(tiny_llama_dir: Path) -> None:
     teachers = f"teachers=[replay:sample#terse,dir:{tiny_llama_dir}]"
-    found = quality_reports(quick(tiny_llama_dir, teachers, *SMALL, methods=()), report=lambda event: None)
-    assert [(report.task, report.teacher, report.n) for report in found] == [
+    result = quality_reports(quick(tiny_llama_dir, teachers, *SMALL, methods=()), report=lambda event: None)
+    assert [(report.task, report.teacher, report.n) for report in result] == [
         ("obqa", "terse", 6),
         ("obqa", "tiny_llama", 6),
     ]
@@ -122,4 +122,4 @@ def test_the_ablations_run(ablation: str, tiny_llama_dir: Path, settings: tuple[
 def test_either_teacher_may_be_left_out(left: str, tiny_llama_dir: Path, tiny_t5_dir: Path, tmp_path: Path) -> None:
     folder = {"tiny_llama": tiny_llama_dir, "tiny_t5": tiny_t5_dir}[left]
     (outcome,) = run_all([one_cell(tiny_llama_dir, f"teachers=[dir:{folder}]", *SMALL, method="tinyllm")], tmp_path)
-    assert [said.teacher for said in load_record(outcome.folder).annotations] == [left]
+    assert [counts.teacher for counts in load_record(outcome.folder).annotations] == [left]

@@ -34,7 +34,7 @@ def record_of(cell: Any, runs: Path) -> RunRecord:
 
 
 @pytest.mark.parametrize("name", ["gkd", "minillm"])
-def test_a_student_that_draws_is_probed_and_billed(
+def test_a_student_that_samples_is_probed_and_charged(
     name: str, tiny_llama_dir: Path, teacher: str, tmp_path: Path
 ) -> None:
     fine = ("train.batch_records=1", "budget.student_tokens=8000")  # steps so small that rows can meet within 2 %
@@ -85,9 +85,9 @@ def test_a_teacher_s_answers_are_written_once_and_learned(tiny_llama_dir: Path, 
     cell = one_cell(tiny_llama_dir, *settings, method="seqkd", runs=tmp_path)
     (outcome,) = run_all([cell], tmp_path, events=events)
     record = load_record(outcome.folder)
-    (said,) = record.annotations
-    assert said.kind == "response" and not record.teachers[0].gold_visible
-    assert said.cost is not None and 0 < said.cost.tokens_out <= 8 * 7
+    (counts,) = record.annotations
+    assert counts.kind == "response" and not record.teachers[0].gold_visible
+    assert counts.cost is not None and 0 < counts.cost.tokens_out <= 8 * 7
     assert any(isinstance(event, AnnotationProgress) for event in events)
     again: list[Any] = []
     cut_too = ("method.kd.response=teacher", "annotations.filters=[empty]")  # as seqkd's own file has it
@@ -137,7 +137,7 @@ def test_plain_text_is_a_channel_of_its_own(tiny_llama_dir: Path, teacher: str, 
         one_cell(tiny_llama_dir, *settings, "data.plain_text=/nowhere/plain.txt", method="minillm", runs=tmp_path)
 
 
-def test_kept_distributions_are_made_once_and_all_of_them_are_the_live_teacher(
+def test_cached_distributions_are_made_once_and_all_of_them_equal_the_live_teacher(
     tiny_llama_dir: Path, teacher: str, tmp_path: Path
 ) -> None:
     settings = (teacher, *SHORT, *NO_INIT)
@@ -147,9 +147,9 @@ def test_kept_distributions_are_made_once_and_all_of_them_are_the_live_teacher(
     (outcome,) = run_all(
         [one_cell(tiny_llama_dir, *settings, whole, method="kd", runs=tmp_path)], tmp_path, events=events
     )
-    kept = load_record(outcome.folder)
-    assert live.training and kept.training and live.training.last_loss
-    assert kept.training.last_loss == pytest.approx(live.training.last_loss, rel=1e-4)
+    stored = load_record(outcome.folder)
+    assert live.training and stored.training and live.training.last_loss
+    assert stored.training.last_loss == pytest.approx(live.training.last_loss, rel=1e-4)
     assert [event.missing for event in events if isinstance(event, LogitCacheOpened)] == [8]
     assert [event for event in events if isinstance(event, LogitCacheProgress)][-1] == LogitCacheProgress(8, 8)
     cell = one_cell(tiny_llama_dir, *settings, whole, "train.learning_rate=1e-3", method="kd", runs=tmp_path)
@@ -171,7 +171,7 @@ def test_kept_distributions_are_made_once_and_all_of_them_are_the_live_teacher(
         ("minillm", ("teacher.cache={k: all}",), "no cache can know them"),
     ],
 )
-def test_a_cache_that_cannot_serve_is_refused(
+def test_a_cache_that_the_method_cannot_use_is_refused(
     method: str, settings: tuple[str, ...], says: str, tiny_llama_dir: Path, teacher: str
 ) -> None:
     with pytest.raises(UserError, match=says):
@@ -188,7 +188,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("kind", ["span_projection", "overlap", "uld"])
-def test_a_teacher_with_another_tokenizer_is_read_across(
+def test_a_teacher_with_another_tokenizer_is_read_across_tokenizers(
     kind: str, tiny_llama_dir: Path, foreign: str, tmp_path: Path
 ) -> None:
     setting = f"method.kd.cross_tokenizer={kind}"
@@ -198,7 +198,7 @@ def test_a_teacher_with_another_tokenizer_is_read_across(
     assert 0 < record.training.measured["covered_mass"] <= 1 + 1e-6
 
 
-def test_drawn_texts_are_read_across_too(tiny_llama_dir: Path, foreign: str, tmp_path: Path) -> None:
+def test_sampled_texts_are_read_across_tokenizers_too(tiny_llama_dir: Path, foreign: str, tmp_path: Path) -> None:
     settings = (foreign, *SHORT, *NO_INIT, DRAWN["gkd"], "method.gkd.cross_tokenizer=span_projection")
     record = record_of(one_cell(tiny_llama_dir, *settings, method="gkd"), tmp_path)
     assert record.training and record.training.start and "reverse_kl" not in record.training.start.probe
@@ -214,15 +214,15 @@ def test_another_tokenizer_without_a_way_across_is_refused(tiny_llama_dir: Path,
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_vllm_keeps_the_same_distributions(tmp_path: Path) -> None:
+def test_vllm_computes_the_same_distributions(tmp_path: Path) -> None:
     """Heads of 32 and no padded rows: what its CPU engine can take, and what both count alike."""
     shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 380}
     student, large = (saved(tiny_llama(seed=n, **shape), tmp_path / str(n)) for n in range(2))
     named = (f"teacher.model=dir:{large}", *SHORT, *NO_INIT)
     losses = []
     for engine in ("hf", "vllm"):
-        kept = f"teacher.cache={{k: 32, engine: {engine}, precision: float32}}"
-        cell = one_cell(student, *named, kept, method="kd", runs=tmp_path / engine)
+        cache = f"teacher.cache={{k: 32, engine: {engine}, precision: float32}}"
+        cell = one_cell(student, *named, cache, method="kd", runs=tmp_path / engine)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TINYLLM_BENCH_CACHE", str(tmp_path / f"{engine}-cache"))
             training = record_of(cell, tmp_path / engine).training

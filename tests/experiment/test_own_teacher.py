@@ -28,17 +28,17 @@ def refused(student: Path, *settings: str, method: str = "gkd", **changes: Any) 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_model_as_it_is(tiny_llama_dir: Path, method: str) -> None:
-    said = refused(
+    message = refused(
         tiny_llama_dir, f"teacher.model=dir:{tiny_llama_dir}", "teacher.init=null", "student.init=null", method=method
     )
-    assert "teach the teacher the task first (teacher.init)" in said
+    assert "teach the teacher the task first (teacher.init)" in message
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_the_same_model_after_the_same_training(tiny_llama_dir: Path, seeds: int) -> None:
     both = (f"teacher.model=dir:{tiny_llama_dir}", f"student.init={TAUGHT}", f"teacher.init={TAUGHT}")
-    said = refused(tiny_llama_dir, *both, seeds=seeds)
-    assert "after finetune" in said and "teacher.init.train_limit" in said
+    message = refused(tiny_llama_dir, *both, seeds=seeds)
+    assert "after finetune" in message and "teacher.init.train_limit" in message
 
 
 def test_a_seed_makes_no_other_teacher(tiny_llama_dir: Path) -> None:

@@ -82,8 +82,8 @@ def test_a_missing_chat_template_is_refused(tiny_llama_dir: Path, tmp_path: Path
 )
 def test_adapters_on_a_tied_head_are_refused(modules: str, tiny_llama_dir: Path, tmp_path: Path) -> None:
     lora = f"student.lora={{r: 2, target_modules: {modules}}}"
-    said = _refused(cells_of(quick(tiny_llama_dir, lora, runs=tmp_path)), tmp_path)
-    assert "shares its weight with another module" in said and "student.lora.target_modules=" in said
+    message = _refused(cells_of(quick(tiny_llama_dir, lora, runs=tmp_path)), tmp_path)
+    assert "shares its weight with another module" in message and "student.lora.target_modules=" in message
     untied = saved(tiny_llama(tie_word_embeddings=False), tmp_path / "untied")
     cells = cells_of(quick(untied, lora, runs=tmp_path))
     assert [cell.run_id for cell in run_cells(cells, tmp_path, until="annotate").failed] == []
@@ -102,7 +102,7 @@ def test_adapters_on_modules_that_are_not_there_are_refused(modules: str, tiny_l
         cells_of(quick(tiny_llama_dir, lora, runs=tmp_path))
 
 
-def test_what_is_finished_is_read_back_and_its_models_are_not_looked_at(tmp_path: Path) -> None:
+def test_a_finished_run_is_read_back_and_its_models_are_not_checked(tmp_path: Path) -> None:
     cells = cells_of(quick(_model(tmp_path / "bad", closing("<eos>")), runs=tmp_path))
     write_text(tmp_path / cells[0].run_id / RECORD_FILE, "{}")
     done = run_cells(cells, tmp_path)

@@ -21,7 +21,7 @@ stages = pytest.mark.parametrize("stage", STAGES)
 @pytest.fixture(scope="module")
 def out(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
-    script = Path(__file__).with_name("kill_and_go_on.py")
+    script = Path(__file__).with_name("kill_and_resume.py")
     environment = {**os.environ, "PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
     command = [sys.executable, str(script), str(tiny_llama_dir), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
@@ -29,7 +29,7 @@ def out(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(out: Path, stage: str, k: int) -> dict[str, Any]:
+def reported(out: Path, stage: str, k: int) -> dict[str, Any]:
     rows = json.loads((out / "attempts.json").read_text())["attempts"]
     return [row for row in rows if row["stage"] == stage][k]
 
@@ -57,16 +57,16 @@ def test_every_stage_writes_often_enough_to_be_killed_in_between(out: Path) -> N
 
 @stages
 @attempts
-def test_it_was_killed_and_went_on(out: Path, stage: str, k: int) -> None:
-    attempt = told(out, stage, k)
+def test_it_was_killed_and_resumed(out: Path, stage: str, k: int) -> None:
+    attempt = reported(out, stage, k)
     assert attempt["first"] == -9 and attempt["second"] == 0
-    kept = attempt["kept"]
-    assert not any(name.endswith("run.json") for name in kept), "killed before it was finished"
-    assert any("checkpoints" in name and name.endswith("manifest.json") for name in kept) == (
+    stored = attempt["stored"]
+    assert not any(name.endswith("run.json") for name in stored), "killed before it was finished"
+    assert any("checkpoints" in name and name.endswith("manifest.json") for name in stored) == (
         stage == "train_after_checkpoint"
     )
-    assert any(name.endswith("train/result.json") for name in kept) == (stage == "predict")
-    assert any("runs/" in name and "metrics.jsonl" in name for name in kept) == (
+    assert any(name.endswith("train/result.json") for name in stored) == (stage == "predict")
+    assert any("runs/" in name and "metrics.jsonl" in name for name in stored) == (
         stage in ("train_after_checkpoint", "predict") or (stage == "train_before_checkpoint" and attempt["at"] > 1)
     )
 
@@ -74,22 +74,22 @@ def test_it_was_killed_and_went_on(out: Path, stage: str, k: int) -> None:
 @stages
 @attempts
 def test_the_predictions_are_the_same_bytes(out: Path, stage: str, k: int) -> None:
-    wanted, found = run_of(out / "reference"), run_of(out / f"{stage}-{k}")
+    expected, result = run_of(out / "reference"), run_of(out / f"{stage}-{k}")
     name = Path("predictions") / "obqa.jsonl.zst"
-    assert (found / name).read_bytes() == (wanted / name).read_bytes()
-    assert not list((found / "predictions").glob("*.part.jsonl"))
+    assert (result / name).read_bytes() == (expected / name).read_bytes()
+    assert not list((result / "predictions").glob("*.part.jsonl"))
 
 
 @stages
 @attempts
 def test_student_metrics_and_record_are_the_same(out: Path, stage: str, k: int) -> None:
-    wanted, found = run_of(out / "reference"), run_of(out / f"{stage}-{k}")
-    assert found.name == wanted.name, "a place or a time is no part of the cell"
+    expected, result = run_of(out / "reference"), run_of(out / f"{stage}-{k}")
+    assert result.name == expected.name, "a place or a time is no part of the cell"
     weights = "student/model.safetensors"
-    assert (found / weights).read_bytes() == (wanted / weights).read_bytes()
+    assert (result / weights).read_bytes() == (expected / weights).read_bytes()
     metrics = "train/metrics.jsonl"
-    assert (found / metrics).read_bytes() == (wanted / metrics).read_bytes()
-    records = [load_record(folder) for folder in (wanted, found)]
+    assert (result / metrics).read_bytes() == (expected / metrics).read_bytes()
+    records = [load_record(folder) for folder in (expected, result)]
     assert records[1].test_evaluations == 1
     first, second = (plain(record.model_dump(mode="json")) for record in records)
     assert second == first

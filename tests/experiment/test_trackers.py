@@ -1,4 +1,4 @@
-"""`report_to`: what trackers are told, by TensorBoard's own files and by fakes of accelerate's interface."""
+"""`report_to`: what trackers log, by TensorBoard's own files and by fakes of accelerate's interface."""
 
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ from tinyllm_bench.experiment.trackers import PROJECT, Trackers, evaluation_valu
 
 pytestmark = pytest.mark.slow
 
-Told = list[tuple[str, Any]]
+Calls = list[tuple[str, Any]]
 
 
 class FakeTracker(GeneralTracker):
-    """Keeps what it is told; fails at the call that `fails` names."""
+    """Records its calls; fails at the call that `fails` names."""
 
     name = "fake"
     requires_logging_directory = False
-    told: Told = []
+    calls: Calls = []
     fails: str | None = None
 
     def __init__(self, project: str, **kwargs: Any) -> None:
@@ -33,7 +33,7 @@ class FakeTracker(GeneralTracker):
         self._keep("made", (project, kwargs))
 
     def _keep(self, what: str, value: Any) -> None:
-        self.told.append((what, value))
+        self.calls.append((what, value))
         if what == self.fails:
             raise ConnectionError("no network at https://me:secret@host/x")
 
@@ -55,17 +55,17 @@ class FakeTracker(GeneralTracker):
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Told:
-    """A fake in the place of wandb, trackio and mlflow; what it is told."""
+def fake(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """A fake in the place of wandb, trackio and mlflow; its calls."""
     for name in ("wandb", "trackio", "mlflow"):
         monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, name, FakeTracker)
     monkeypatch.setattr(accelerate.tracking, "_available_trackers", ["wandb", "trackio", "mlflow"])
-    monkeypatch.setattr(FakeTracker, "told", [])
+    monkeypatch.setattr(FakeTracker, "calls", [])
     monkeypatch.setattr(FakeTracker, "fails", None)
-    return FakeTracker.told
+    return FakeTracker.calls
 
 
-def test_a_tracker_changes_no_cell(tiny_llama_dir: Path, fake: Told) -> None:
+def test_a_tracker_changes_no_cell(tiny_llama_dir: Path, fake: Calls) -> None:
     plain = one_cell(tiny_llama_dir)
     for asked in ("report_to=wandb", "report_to=[wandb,mlflow]"):
         assert one_cell(tiny_llama_dir, asked).run_id == plain.run_id
@@ -85,8 +85,8 @@ def test_an_unknown_one_is_refused_with_those_that_are_known(tiny_llama_dir: Pat
         plan_cells(quick(tiny_llama_dir, "report_to=[wandbb]"))
 
 
-def test_a_tracker_is_told_settings_steps_looks_and_the_result(
-    tiny_llama_dir: Path, fake: Told, tmp_path: Path
+def test_a_tracker_logs_settings_steps_evaluations_and_the_result(
+    tiny_llama_dir: Path, fake: Calls, tmp_path: Path
 ) -> None:
     cell = one_cell(tiny_llama_dir, "report_to=wandb")
     (outcome,) = run_all([cell], tmp_path)
@@ -110,7 +110,7 @@ def test_a_tracker_is_told_settings_steps_looks_and_the_result(
     assert len(fake) == before, "a finished cell tells nothing again"
 
 
-def told_of(cell: Cell, folder: Path) -> list[Any]:
+def events_of(cell: Cell, folder: Path) -> list[Any]:
     """Tell two steps to a cell's trackers; what they report."""
     events: list[Any] = []
     with Trackers(cell, folder, events.append) as trackers:
@@ -119,9 +119,9 @@ def told_of(cell: Cell, folder: Path) -> list[Any]:
     return events
 
 
-def test_settings_are_plain_and_hold_no_place(tiny_llama_dir: Path, fake: Told, tmp_path: Path) -> None:
+def test_settings_are_plain_and_hold_no_machine_path(tiny_llama_dir: Path, fake: Calls, tmp_path: Path) -> None:
     cell = one_cell(tiny_llama_dir, "report_to=mlflow")
-    assert told_of(cell, tmp_path) == []
+    assert events_of(cell, tmp_path) == []
     settings = next(value for what, value in fake if what == "settings")
     assert settings["run_id"] == cell.run_id and settings["train.learning_rate"] == 3e-3
     assert all(value is None or isinstance(value, bool | int | float | str) for value in settings.values())
@@ -130,16 +130,16 @@ def test_settings_are_plain_and_hold_no_place(tiny_llama_dir: Path, fake: Told, 
 
 
 @pytest.mark.parametrize("call", ["start", "settings", "log", "finish"])
-def test_one_that_fails_is_told_no_more(
-    tiny_llama_dir: Path, fake: Told, tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+def test_a_tracker_that_fails_gets_no_more_values(
+    tiny_llama_dir: Path, fake: Calls, tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeTracker, "fails", call)
-    told = told_of(one_cell(tiny_llama_dir, "report_to=wandb"), tmp_path)
-    assert told == [TrackerFailed("wandb", "ConnectionError: no network at https://host/x")]
+    events = events_of(one_cell(tiny_llama_dir, "report_to=wandb"), tmp_path)
+    assert events == [TrackerFailed("wandb", "ConnectionError: no network at https://host/x")]
     assert [what for what, _ in fake].count(call) == 1 and fake[-1][0] == call
 
 
-def test_reference_baselines_tell_their_result(tiny_llama_dir: Path, fake: Told, tmp_path: Path) -> None:
+def test_reference_baselines_log_their_result(tiny_llama_dir: Path, fake: Calls, tmp_path: Path) -> None:
     cells = cells_of(quick(tiny_llama_dir, "report_to=wandb", methods=()), reference_baselines=True)
     run_all([cell for cell in cells if cell.name == "random"], tmp_path)
     ((step, values),) = [value for what, value in fake if what == "log"]
@@ -153,13 +153,13 @@ def test_tensorboard_for_real(tiny_llama_dir: Path, tmp_path: Path) -> None:
     (outcome,) = run_all([one_cell(tiny_llama_dir, "report_to=tensorboard")], tmp_path)
     record = outcome.record
     assert record is not None and record.training is not None
-    found = EventAccumulator(str(outcome.folder / "tensorboard")).Reload()
+    actual = EventAccumulator(str(outcome.folder / "tensorboard")).Reload()
     rows = [row for row in read_checked(outcome.folder / "train" / "metrics.jsonl") if row["event"] == "training_step"]
-    losses = found.Scalars("train/loss")
+    losses = actual.Scalars("train/loss")
     assert [one.step for one in losses] == [row["step"] for row in rows]
     assert [one.value for one in losses] == pytest.approx([row["loss"] for row in rows])
-    assert [one.value for one in found.Scalars("test/accuracy")] == pytest.approx([record.accuracy])
-    assert [one.step for one in found.Scalars("valid/accuracy")] == [one.step for one in record.training.evaluations]
+    assert [one.value for one in actual.Scalars("test/accuracy")] == pytest.approx([record.accuracy])
+    assert [one.step for one in actual.Scalars("valid/accuracy")] == [one.step for one in record.training.evaluations]
 
 
 def test_values_by_names() -> None:

@@ -33,7 +33,9 @@ def test_a_student_learns_from_distributions(tiny_llama_dir: Path, teacher: Path
     assert [t.note for t in record.teachers] == ["distributions"]
 
 
-def test_a_teacher_is_taught_the_task_first_and_only_once(tiny_llama_dir: Path, teacher: Path, tmp_path: Path) -> None:
+def test_a_teacher_is_trained_on_the_task_first_and_only_once(
+    tiny_llama_dir: Path, teacher: Path, tmp_path: Path
+) -> None:
     named = (f"teacher.model=dir:{teacher}", "teacher.init={method: finetune, epochs: 1}")
     alphas = ("method.kd.alpha=0.5", "method.kd.alpha=1.0")
     cells = [one_cell(tiny_llama_dir, *named, alpha, method="kd", runs=tmp_path) for alpha in alphas]
@@ -46,18 +48,18 @@ def test_a_teacher_is_taught_the_task_first_and_only_once(tiny_llama_dir: Path, 
     other_seed = cells_of(quick(tiny_llama_dir, *named, methods=("kd",), seeds=2, runs=tmp_path))[1]
     assert other_seed.seed == 1 and other_seed.teacher_from is not None
     assert other_seed.teacher_from.run_id == first.run_id, "a seed never changes the teacher"
-    taught = read_json(tmp_path / first.run_id / "train" / "result.json")
+    trained = read_json(tmp_path / first.run_id / "train" / "result.json")
     for outcome in outcomes:
         record = load_record(outcome.folder)
         assert record.budget is not None
-        assert record.budget.teacher_init_tokens == taught["student_tokens"] > 0
+        assert record.budget.teacher_init_tokens == trained["student_tokens"] > 0
         assert record.teachers[0].spec == f"run:{first.run_id}"
     shutil.rmtree(tmp_path / first.run_id)
     again = run_all(cells, tmp_path)
     assert not any(outcome.fresh for outcome in again) and not (tmp_path / first.run_id).exists()
 
 
-def test_a_student_may_be_taught_by_another_method_first(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_a_student_may_be_trained_by_another_method_first(tiny_llama_dir: Path, tmp_path: Path) -> None:
     init = "student.init={method: finetune, student_tokens: 1000}"
     cell = one_cell(tiny_llama_dir, init, runs=tmp_path)
     assert cell.student_from is not None and cell.student.text == f"run:{cell.student_from.run_id}"

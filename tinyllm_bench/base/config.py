@@ -218,7 +218,9 @@ def _refusal(model: type[BaseModel], error: ValidationError, origin: Mapping[str
         names.append(str(parts.pop(0)))
         field, group = group.model_fields[names[-1]], _inner_model(group, names[-1])
     key = ".".join(names)
-    layer = next((layer for path, layer in origin.items() if f"{path}.".startswith(f"{key}.")), "the settings")
+    # a value in the place of a group has an origin of its own; the group's settings keep theirs from lower layers
+    inside = (layer for path, layer in origin.items() if path.startswith(f"{key}."))
+    layer = origin.get(key) or next(inside, "the settings")
     if first["type"] == "missing" and group is None and field is not None and not parts:
         return UserError(f"{key} is missing ({layer}); allowed: {allowed(field.annotation, field.metadata)}")
     value = f"{key}={_short(first['input'])} ({layer})"

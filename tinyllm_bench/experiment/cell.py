@@ -233,7 +233,7 @@ def _training_identity(cell: Cell, method: Method) -> dict[str, Any]:
         teacher = config.teacher
         cache = None if teacher.cache is None else teacher.cache.model_dump(exclude={"engine"})
         signal = [model_identity(cell.signal, cell.runs), teacher.dtype, teacher.chat, cache]
-    facts = {
+    facts: dict[str, Any] = {
         "method": config.method,
         "method_source": digest(source) if plugin is None else plugin.fingerprint,
         "train": train,

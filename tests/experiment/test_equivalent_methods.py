@@ -19,7 +19,7 @@ BOTH = "teachers=[replay:sample#terse, replay:sample#stepwise]"
 JSD = "method.kd.divergence={kind: jsd}"
 
 
-class Taught(NamedTuple):
+class Trained(NamedTuple):
     """What a training came to."""
 
     student: str
@@ -65,28 +65,28 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"teacher.model=dir:{saved(tiny_llama(seed=1), tmp_path_factory.mktemp('teachers') / 'other')}"
 
 
-def taught(side: Side, student: Path, runs: Path, *settings: str) -> Taught:
+def trained(side: Side, student: Path, runs: Path, *settings: str) -> Trained:
     cell = one_cell(student, *SHORT, FEW, *settings, *side.settings, method=side.method, runs=runs)
     (outcome,) = run_all([cell], runs)
     result: dict[str, Any] = read_json(outcome.folder / "train" / "result.json")
     budget = load_record(outcome.folder).budget
     assert budget is not None and budget.student_tokens == result["student_tokens"]
-    kept = (result[key] for key in ("student_digest", "steps", "student_tokens", "flops", "tokens_by_channel"))
-    return Taught(*kept)
+    stored = (result[key] for key in ("student_digest", "steps", "student_tokens", "flops", "tokens_by_channel"))
+    return Trained(*stored)
 
 
 @pytest.mark.parametrize(
     "budget", [("budget.student_tokens=1500",), ("budget.student_tokens=null", "budget.flops=1e9")]
 )
 @pytest.mark.parametrize("name", IDENTITIES)
-def test_two_names_of_one_method_teach_the_same_student(
+def test_two_names_of_one_method_train_the_same_student(
     name: str, budget: tuple[str, ...], tiny_llama_dir: Path, teacher: str, tmp_path: Path
 ) -> None:
-    first, second = (taught(side, tiny_llama_dir, tmp_path, teacher, *budget) for side in IDENTITIES[name])
+    first, second = (trained(side, tiny_llama_dir, tmp_path, teacher, *budget) for side in IDENTITIES[name])
     assert first == second and first.steps > 1
 
 
-def test_what_has_no_weight_is_not_asked_for(tiny_llama_dir: Path, teacher: str) -> None:
+def test_teachers_without_a_weight_are_not_used(tiny_llama_dir: Path, teacher: str) -> None:
     """No teacher writes, and none is loaded, for a part of the loss whose weight is 0."""
     for method, settings in (
         ("kd", ("method.kd.alpha=0", "teachers=[]")),

@@ -33,7 +33,7 @@ def cell_of(student: Path, *settings: str, **changes: Any) -> Any:
     return one_cell(student, *SMALL, *SHORT, *settings, method=NAME, tasks=("svamp",), **changes)
 
 
-def test_all_five_policies_are_reported_from_one_set_of_paths(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_all_five_policies_are_reported_from_one_set_of_texts(tiny_llama_dir: Path, tmp_path: Path) -> None:
     cell = cell_of(tiny_llama_dir, runs=tmp_path)
     (outcome,) = run_all([cell], tmp_path)
     record = load_record(outcome.folder)
@@ -44,11 +44,14 @@ def test_all_five_policies_are_reported_from_one_set_of_paths(tiny_llama_dir: Pa
     kinds = [(path.channel, path.greedy) for path in reasoning_paths(predictions[0])]
     assert kinds == [(COT, True), (COT, False), (COT, False), (POT, True), (POT, False), (POT, False)]
     assert policy_report(predictions, cell.records("test"), (COT, POT), every=True) == pytest.approx(record.paths)
-    assert [(said.kind, said.used) for said in record.annotations] == [("rationale", 24), ("program", 24)]
+    assert [(annotation.kind, annotation.used) for annotation in record.annotations] == [
+        ("rationale", 24),
+        ("program", 24),
+    ]
     assert record.budget and record.budget.tokens_by_channel.keys() == {COT, POT}
 
 
-def test_cells_that_only_read_otherwise_share_the_training(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_cells_that_differ_in_decoding_alone_share_the_training(tiny_llama_dir: Path, tmp_path: Path) -> None:
     settings = [("method.policy=vote",), ("method.policy=single_cot", "method.report_all=false"), ("method.n_cot=3",)]
     cells = [cell_of(tiny_llama_dir, *change, runs=tmp_path) for change in settings]
     assert len({cell.run_id for cell in cells}) == 3
@@ -88,7 +91,7 @@ def test_an_ensemble_pays_once_for_the_student_it_starts_from(tiny_llama_dir: Pa
     assert budget.student_tokens + budget.student_init_tokens == pytest.approx(6000, rel=0.03)
 
 
-def test_what_a_method_of_paths_cannot_do_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_what_a_method_that_samples_answers_cannot_do_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train.select=loss: mixed_distillation answers by paths"):
         cell_of(tiny_llama_dir, "train.select=loss", runs=tmp_path)
     with pytest.raises(UserError, match=r"init.method=mixed_distillation writes by several paths"):
@@ -124,11 +127,11 @@ def cells_source() -> Any:
     return Source("sample")
 
 
-def said(record: Any, kind: str, text: str, **more: Any) -> Annotation:
+def annotation(record: Any, kind: str, text: str, **more: Any) -> Annotation:
     return Annotation(record_id=record.id, teacher="t", kind=kind, text=text, **more)  # type: ignore[arg-type]
 
 
-def test_only_right_paths_are_learned_and_each_rejection_has_its_name(tiny_llama_dir: Path) -> None:
+def test_only_right_texts_are_learned_and_each_rejection_has_a_reason(tiny_llama_dir: Path) -> None:
     cell = cell_of(tiny_llama_dir)
     (record, *_) = svamp(1)
     gold = gold_answer_key(record)
@@ -145,12 +148,12 @@ def test_only_right_paths_are_learned_and_each_rejection_has_its_name(tiny_llama
         ("program", "answer = 1 / 0", "exec_error:ZeroDivisionError"),
         ("program", "while True:\n    x = 1\nanswer = 1", "timeout"),
     ]
-    found = verified(cell, [said(record, kind, text) for kind, text, _ in texts])
-    assert [a.rejected for a in found] == [reason for _, _, reason in texts]
-    assert found[0].text == f"One adds them. The answer is {gold}."
-    assert found[3].text == f"x = {gold}\nanswer = x"
-    kept = said(record, "rationale", "The answer is 987654.", gold_visible=True)
-    assert verified(cell, [kept])[0].rejected is None, "a teacher that saw the answer is not checked against it"
+    actual = verified(cell, [annotation(record, kind, text) for kind, text, _ in texts])
+    assert [a.rejected for a in actual] == [reason for _, _, reason in texts]
+    assert actual[0].text == f"One adds them. The answer is {gold}."
+    assert actual[3].text == f"x = {gold}\nanswer = x"
+    stored = annotation(record, "rationale", "The answer is 987654.", gold_visible=True)
+    assert verified(cell, [stored])[0].rejected is None, "a teacher that saw the answer is not checked against it"
 
 
 def test_with_two_options_a_program_must_agree_with_the_teacher_s_text(tiny_llama_dir: Path) -> None:
@@ -160,25 +163,25 @@ def test_with_two_options_a_program_must_agree_with_the_teacher_s_text(tiny_llam
     right, other = record.choices[record.answer], record.choices[1 - record.answer]
     good = f"rate_a = 0.2\nrate_b = 0.1\nlarger = rate_a > rate_b\nanswer = '{right}' if larger else '{other}'"
     label = f"answer = '{right}'"
-    wrong_text = said(record, "rationale", "So.", answer=other)
-    found = verified(cell, [wrong_text, said(record, "program", good)])
-    assert [a.rejected for a in found] == ["wrong_answer", "disagrees"]
-    found = verified(cell, [said(record, "rationale", "So.", answer=right), said(record, "program", good)])
-    assert [a.rejected for a in found] == [None, None]
-    assert found[0].text.endswith(f"The answer is ({'ab'[record.answer]}).")
-    assert verified(cell, [said(record, "program", label)])[0].rejected == "degenerate"
+    wrong_text = annotation(record, "rationale", "So.", answer=other)
+    actual = verified(cell, [wrong_text, annotation(record, "program", good)])
+    assert [a.rejected for a in actual] == ["wrong_answer", "disagrees"]
+    actual = verified(cell, [annotation(record, "rationale", "So.", answer=right), annotation(record, "program", good)])
+    assert [a.rejected for a in actual] == [None, None]
+    assert actual[0].text.endswith(f"The answer is ({'ab'[record.answer]}).")
+    assert verified(cell, [annotation(record, "program", label)])[0].rejected == "degenerate"
     alone = one_cell(
         tiny_llama_dir, *SMALL[1:], *SHORT, *live, "method.cot_weight=0", "method.policy=single_pot", method=NAME,
         tasks=("bioasq",),
     )  # fmt: skip
     assert [t.kind for t in alone.students[POT].teachers] == ["rationale", "program"], "the same programs as for both"
-    assert verified(alone, [said(record, "program", good)])[0].rejected == "disagrees", "no text of its own"
+    assert verified(alone, [annotation(record, "program", good)])[0].rejected == "disagrees", "no text of its own"
 
 
-def test_what_follows_an_answer_is_kept() -> None:
+def test_text_behind_an_answer_is_not_cut_off() -> None:
     record = svamp(1)[0]
-    found = rationale_target("The answer is 5. We get it by adding 2 and 3.", record)
-    assert found == f"The answer is 5. We get it by adding 2 and 3. The answer is {gold_answer_key(record)}."
+    actual = rationale_target("The answer is 5. We get it by adding 2 and 3.", record)
+    assert actual == f"The answer is 5. We get it by adding 2 and 3. The answer is {gold_answer_key(record)}."
 
 
 @pytest.mark.parametrize("text", ["Add 2 and 3.\nThe answer is $5.", "Add 2 and 3. The answer is 5", "Add 2 and 3"])
@@ -252,8 +255,10 @@ def test_an_over_fitted_student_answers_by_both_modes(tiny_llama_dir: Path, tmp_
                 channels=(channel,), policy=f"single_{channel}", samples={COT: 1, POT: 1}, temperature=1.0, top_p=1.0,
                 max_new_tokens=150, every=False, seed=0,
             )  # fmt: skip
-            found = sample_answers(records, cell.ask, {channel: generate}, how, box)
-            assert sum(one.correct for one in found) >= 0.95 * len(records)
-            codes = box.prepare([one.samples[0].text.strip() for one in found])
-            found_codes = [(one.code is not None, text.samples[0].text) for one, text in zip(codes, found, strict=True)]
+            actual = sample_answers(records, cell.ask, {channel: generate}, how, box)
+            assert sum(one.correct for one in actual) >= 0.95 * len(records)
+            codes = box.prepare([one.samples[0].text.strip() for one in actual])
+            found_codes = [
+                (one.code is not None, text.samples[0].text) for one, text in zip(codes, actual, strict=True)
+            ]
             assert [text for is_code, text in found_codes if is_code != (channel == POT)] == []

@@ -90,8 +90,8 @@ def test_the_student_was_trained_within_its_budget(whole: Whole, name: str) -> N
     largest = max(after - before for before, after in zip(spent, spent[1:], strict=False))
     assert len(steps) == record.training.steps and spent[-1] == record.budget.student_tokens
     assert abs(record.budget.student_tokens - TOKENS) <= largest
-    looks = [look.fraction for look in record.training.evaluations]
-    assert looks[-1] == 1.0 and sum(look.selected for look in record.training.evaluations) == 1
+    fractions = [evaluation.fraction for evaluation in record.training.evaluations]
+    assert fractions[-1] == 1.0 and sum(evaluation.selected for evaluation in record.training.evaluations) == 1
     assert not (outcome.folder / "train" / "checkpoints").exists(), "optimizer state is dropped when the cell ends"
 
 
@@ -101,17 +101,17 @@ def test_finetune_learns(whole: Whole) -> None:
     assert record.training.first_loss is not None and record.training.last_loss < record.training.first_loss
 
 
-def test_teachers_belong_to_the_methods_that_ask_them(whole: Whole) -> None:
-    taught, alone = whole.of("tinyllm")[2], whole.of("finetune")[2]
-    assert [t.spec for t in taught.teachers] == ["replay:sample#terse", "replay:sample#stepwise"]
-    assert all(t.gold_visible for t in taught.teachers)
-    assert [(a.teacher, a.used + sum(a.rejected.values())) for a in taught.annotations] == [
+def test_teachers_belong_to_the_methods_that_use_them(whole: Whole) -> None:
+    learned, alone = whole.of("tinyllm")[2], whole.of("finetune")[2]
+    assert [t.spec for t in learned.teachers] == ["replay:sample#terse", "replay:sample#stepwise"]
+    assert all(t.gold_visible for t in learned.teachers)
+    assert [(a.teacher, a.used + sum(a.rejected.values())) for a in learned.annotations] == [
         ("terse", 24),
         ("stepwise", 24),
     ]
     assert alone.teachers == () == alone.annotations
-    assert taught.budget is not None and alone.budget is not None
-    assert set(taught.budget.tokens_by_channel) == {"label", "rationale:terse", "rationale:stepwise"}
+    assert learned.budget is not None and alone.budget is not None
+    assert set(learned.budget.tokens_by_channel) == {"label", "rationale:terse", "rationale:stepwise"}
     assert set(alone.budget.tokens_by_channel) == {"label"}
 
 
@@ -160,7 +160,9 @@ def test_a_record_holds_ids_and_no_text(whole: Whole) -> None:
         assert record.question not in text and json.dumps(record.choices[0]) not in text
 
 
-def test_a_crash_before_the_record_costs_no_second_look(whole: Whole, tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_a_crash_before_the_record_costs_no_second_test_evaluation(
+    whole: Whole, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
     cell = one_cell(tiny_llama_dir, "train.select=last")
     first = train_one(cell, tmp_path)
     (tmp_path / cell.run_id / "run.json").unlink()
@@ -190,12 +192,12 @@ def test_run_ids_depend_on_what_is_run_and_not_on_where(tiny_llama_dir: Path, ti
     assert others[-1].seed == 1
 
 
-def test_teachers_make_another_cell_only_for_methods_that_ask_them(tiny_llama_dir: Path) -> None:
+def test_teachers_make_another_cell_only_for_methods_that_use_them(tiny_llama_dir: Path) -> None:
     one = 'teachers=["replay:sample#terse"]'
     assert one_cell(tiny_llama_dir, one).run_id == one_cell(tiny_llama_dir).run_id
-    taught = [one_cell(tiny_llama_dir, *more, method="tinyllm") for more in ((), (one,))]
-    assert taught[0].run_id != taught[1].run_id
-    assert [t.key for t in taught[1].teachers] == ["terse"]
+    learned = [one_cell(tiny_llama_dir, *more, method="tinyllm") for more in ((), (one,))]
+    assert learned[0].run_id != learned[1].run_id
+    assert [t.key for t in learned[1].teachers] == ["terse"]
 
 
 def test_a_reference_baseline_is_the_same_for_every_way_of_training(tiny_llama_dir: Path) -> None:
@@ -251,7 +253,7 @@ def test_a_t5_student_trains_and_is_scored(tiny_t5_dir: Path, tmp_path: Path, mo
 
 @pytest.mark.parametrize("mode", ["multiple_choice", "generate"])
 @pytest.mark.slow
-def test_the_other_readings(tiny_llama_dir: Path, tmp_path: Path, mode: str) -> None:
+def test_the_other_scoring_modes(tiny_llama_dir: Path, tmp_path: Path, mode: str) -> None:
     settings = (f"eval.mode={mode}", "eval.max_new_tokens=8", "backend.engine=hf")
     record = train_one(one_cell(tiny_llama_dir, *settings), tmp_path)
     assert record.mode == mode == record.protocol["mode"] and record.score is not None
@@ -278,13 +280,13 @@ def test_a_control_does_not_reach_the_cache(tiny_llama_dir: Path, cache: Path) -
     from tinyllm_bench.experiment.annotate import annotate, annotation_file, training_targets
 
     cell = one_cell(tiny_llama_dir, "annotations.control=gold", method="tinyllm")
-    said = annotate(cell, report=lambda event: None)
-    changed = training_targets(cell, said)
+    texts = annotate(cell, report=lambda event: None)
+    changed = training_targets(cell, texts)
     assert annotation_file(cell, cell.teachers[0]).is_relative_to(cache)
     plain = one_cell(tiny_llama_dir, method="tinyllm")
-    assert annotate(plain, report=lambda event: None) == said == training_targets(plain, said)
-    assert [a.record_id for a in changed] == [a.record_id for a in said]
-    assert {a.text for a in changed} != {a.text for a in said}
+    assert annotate(plain, report=lambda event: None) == texts == training_targets(plain, texts)
+    assert [a.record_id for a in changed] == [a.record_id for a in texts]
+    assert {a.text for a in changed} != {a.text for a in texts}
 
 
 @pytest.mark.slow
@@ -308,7 +310,7 @@ def test_paper_style_reaches_training_and_scoring(tiny_llama_dir: Path, tmp_path
 # --- stages, variants, teachers ---------------------------------------------------------------------------------------
 
 
-def test_stages_stop_where_they_are_told_and_go_on(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_stages_stop_where_requested_and_resume(tiny_llama_dir: Path, tmp_path: Path) -> None:
     cell = one_cell(tiny_llama_dir, "method.teacher=terse", method="dss")
     folder = tmp_path / cell.run_id
     (annotated,) = run_all([cell], tmp_path, until="annotate")
@@ -354,11 +356,11 @@ def test_the_cpu_preset_adds_finetune_at_one_epoch(tiny_llama_dir: Path, tmp_pat
 
 
 def test_a_missing_teacher_is_refused_or_dropped(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    wanted = 'teachers=["replay:sample#terse", "replay:sample#chatty"]'
+    both = 'teachers=["replay:sample#terse", "replay:sample#chatty"]'
     with pytest.raises(UserError, match=r"replay:sample#chatty has no text for task obqa.*on_missing_teacher=drop"):
-        one_cell(tiny_llama_dir, wanted, method="tinyllm")
+        one_cell(tiny_llama_dir, both, method="tinyllm")
     drop = "annotations.on_missing_teacher=drop"
-    cell = one_cell(tiny_llama_dir, wanted, drop, "method.alpha={terse: 1, chatty: 2}", method="tinyllm")
+    cell = one_cell(tiny_llama_dir, both, drop, "method.alpha={terse: 1, chatty: 2}", method="tinyllm")
     record = train_one(cell, tmp_path)
     assert [t.spec for t in record.teachers] == ["replay:sample#terse"]
     assert record.notes == ("teacher replay:sample#chatty has no text for obqa and was dropped",)

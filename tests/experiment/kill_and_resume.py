@@ -1,6 +1,6 @@
-"""Kills a run with SIGKILL at chosen points, calls it again, and keeps what came out. Used by test_resume.py.
+"""Kills a run with SIGKILL at chosen points, calls it again, and stores the results. Used by test_resume.py.
 
-    python kill_and_go_on.py STUDENT_FOLDER OUT_FOLDER
+    python kill_and_resume.py STUDENT_FOLDER OUT_FOLDER
 
 One process imports everything; every attempt is a fork of it, so that a kill is a real one and costs no imports.
 Writes OUT/<stage>-<k>/{runs,cache} for each attempt, OUT/reference/ for the uninterrupted run and OUT/attempts.json.
@@ -139,9 +139,9 @@ def attempt(student: Path, place: Path, stage: str, at: int) -> dict[str, Any]:
             run_here(student, place, checkpoints=checkpoints)
 
     first = forked(killed)
-    kept = sorted(str(file.relative_to(place)) for file in place.rglob("*") if file.is_file())
+    stored = sorted(str(file.relative_to(place)) for file in place.rglob("*") if file.is_file())
     second = forked(lambda: run_here(student, place, checkpoints=checkpoints))
-    return {"stage": stage, "at": at, "first": first, "second": second, "kept": kept}
+    return {"stage": stage, "at": at, "first": first, "second": second, "stored": stored}
 
 
 def main(student: Path, out: Path) -> None:

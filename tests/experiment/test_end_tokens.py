@@ -47,8 +47,8 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Loaded, lis
 def test_rollouts_end(written: tuple[Loaded, list[int]]) -> None:
     loaded, text = written
     ids = loaded.tokenizer(PROMPT)["input_ids"]
-    (found,) = sample_texts([ids], LM(loaded.model), seeds=[0], max_new_tokens=MOST, temperature=0)
-    assert found.ended and list(found.ids) == text
+    (result,) = sample_texts([ids], LM(loaded.model), seeds=[0], max_new_tokens=MOST, temperature=0)
+    assert result.ended and list(result.ids) == text
 
 
 def test_answers_that_are_scored_end(written: tuple[Loaded, list[int]]) -> None:
@@ -56,17 +56,17 @@ def test_answers_that_are_scored_end(written: tuple[Loaded, list[int]]) -> None:
 
     loaded, text = written
     lm: Any = hf_lm(*loaded, batch_size=1, device="cpu")
-    wanted = {"max_gen_toks": MOST, "until": ["no such text"], "do_sample": False}
-    (said,) = lm.generate_until([Instance("generate_until", {}, (PROMPT, wanted), 0)])
+    options = {"max_gen_toks": MOST, "until": ["no such text"], "do_sample": False}
+    (texts,) = lm.generate_until([Instance("generate_until", {}, (PROMPT, options), 0)])
     finish = lm.finished[PROMPT]
     assert (finish.tokens, finish.hit_limit) == (3, False)
-    assert said == loaded.tokenizer.decode(text[:3])
+    assert texts == loaded.tokenizer.decode(text[:3])
 
 
 def test_sampled_answers_end(written: tuple[Loaded, list[int]]) -> None:
     loaded, _ = written
-    ((_, found),) = HfSampler(loaded).generate([GenerationRequest(PROMPT, SamplingConfig(max_new_tokens=MOST))])
-    assert isinstance(found, Completion) and (found.tokens_out, found.finish) == (4, "stop")
+    ((_, result),) = HfSampler(loaded).generate([GenerationRequest(PROMPT, SamplingConfig(max_new_tokens=MOST))])
+    assert isinstance(result, Completion) and (result.tokens_out, result.finish) == (4, "stop")
 
 
 def test_a_teacher_s_texts_end(written: tuple[Loaded, list[int]], tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_a_teacher_s_texts_end(written: tuple[Loaded, list[int]], tmp_path: Path
     spec = parse_spec(f"dir:{tmp_path / 'model'}", role="teacher")
     with HfGenerator(spec, chat="never") as generator:
         asked = GenerationRequest(PROMPT, SamplingConfig(temperature=0, max_new_tokens=MOST), 0)
-        ((_, found),) = list(generator.generate([asked]))
-    assert (found.tokens_out, found.finish) == (4, "stop")
+        ((_, result),) = list(generator.generate([asked]))
+    assert (result.tokens_out, result.finish) == (4, "stop")
 
 
 def test_a_saved_student_ends_in_anybody_s_generate(written: tuple[Loaded, list[int]], tmp_path: Path) -> None:
