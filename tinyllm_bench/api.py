@@ -17,7 +17,7 @@ from tinyllm_bench.base.events import Event
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.request import Request, split_names
-from tinyllm_bench.experiment.runner import Outcome, Watch, run_matrix
+from tinyllm_bench.experiment.runner import CellResult, Watch, run_matrix
 from tinyllm_bench.leaderboard.compare import ComparisonReport, find_pairs, pair_of
 from tinyllm_bench.leaderboard.compare import compare as compare_pairs
 from tinyllm_bench.leaderboard.record import RunRecord
@@ -180,7 +180,7 @@ class _ErrorCollector:
         if self.watch is not None:
             self.watch.event(event)
 
-    def done(self, cell: Cell, outcome: Outcome) -> None:
+    def done(self, cell: Cell, outcome: CellResult) -> None:
         if self.watch is not None:
             self.watch.done(cell, outcome)
 

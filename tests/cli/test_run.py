@@ -9,7 +9,7 @@ from tests.cli.watched import cell
 from tests.leaderboard.fakes import flags, make_record, make_reference
 from tinyllm_bench.cli.progress import Progress
 from tinyllm_bench.cli.run import summarise
-from tinyllm_bench.experiment.runner import Matrix, Outcome
+from tinyllm_bench.experiment.runner import CellResult, Matrix
 from tinyllm_bench.leaderboard.record import save_record
 
 
@@ -21,7 +21,7 @@ def matrix(tmp_path: Path) -> tuple[Matrix, Progress]:
     for one, record in zip(cells, records, strict=False):
         folder = tmp_path / record.run_id
         save_record(record, folder)
-        outcomes.append(Outcome(folder, record, record.label != "floor"))
+        outcomes.append(CellResult(folder, record, record.label != "floor"))
         progress.cell(one)
         progress.done(outcomes[-1])
     progress.cell(cells[-1])

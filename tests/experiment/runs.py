@@ -8,7 +8,7 @@ from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.plan_cells import plan_cells
 from tinyllm_bench.experiment.predict import Engines
 from tinyllm_bench.experiment.request import Request
-from tinyllm_bench.experiment.runner import Outcome, run_cell
+from tinyllm_bench.experiment.runner import CellResult, run_cell
 
 TOKENS = 3000
 
@@ -31,7 +31,9 @@ def one_cell(student: Path, *settings: str, method: str = "finetune", **changes:
     return cell
 
 
-def run_all(cells: list[Cell], runs: Path, *, until: str = "predict", events: list[Any] | None = None) -> list[Outcome]:
+def run_all(
+    cells: list[Cell], runs: Path, *, until: str = "predict", events: list[Any] | None = None
+) -> list[CellResult]:
     """Run cells one after another, as the command does; events are collected where a list is given."""
 
     def report(event: Event) -> None:

@@ -21,7 +21,7 @@ from tinyllm_bench.base.files import read_checked, read_json
 from tinyllm_bench.experiment.cell import Cell, protocol_of
 from tinyllm_bench.experiment.predict import load_predictions, predictions_digest, predictions_file
 from tinyllm_bench.experiment.request import Request
-from tinyllm_bench.experiment.runner import Outcome
+from tinyllm_bench.experiment.runner import CellResult
 from tinyllm_bench.leaderboard import board
 from tinyllm_bench.leaderboard.record import RunRecord, load_record
 
@@ -38,7 +38,7 @@ class Whole:
         self.events: list[Any] = []
         self.outcomes = run_all(self.cells, runs, events=self.events)
 
-    def of(self, name: str) -> tuple[Cell, Outcome, RunRecord]:
+    def of(self, name: str) -> tuple[Cell, CellResult, RunRecord]:
         index = [cell.name for cell in self.cells].index(name)
         return self.cells[index], self.outcomes[index], load_record(self.outcomes[index].folder)
 

@@ -82,15 +82,9 @@ def plan_cells(
                     rows.setdefault(row.run_id, row)
                 cells += rows.values()
     digests = [{teacher.text_digest(cell.task.name) for teacher in cell.teachers} for cell in cells]
-
-    def shared_by(cell: Cell, own: set[str]) -> int:
-        """How many methods learn from the teachers' texts that this cell learns from."""
-        others = (
-            (c, texts) for c, texts in zip(cells, digests, strict=True) if c.task == cell.task and c.seed == cell.seed
-        )
-        return max(1, sum(not own.isdisjoint(texts) for _, texts in others))
-
-    cells = [replace(cell, shared_by=shared_by(cell, own)) for cell, own in zip(cells, digests, strict=True)]
+    for index, (cell, own) in enumerate(zip(cells, digests, strict=True)):
+        same = (texts for c, texts in zip(cells, digests, strict=True) if (c.task, c.seed) == (cell.task, cell.seed))
+        cells[index] = replace(cell, shared_by=max(1, sum(not own.isdisjoint(texts) for texts in same)))
     if not cells:
         raise UserError(f"nothing to run: give --method (of {', '.join(names('method'))}) and --task")
     _check_markers(cells)

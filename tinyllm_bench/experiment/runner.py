@@ -56,7 +56,7 @@ from tinyllm_bench.training.result import RESULT_FILE, TrainResult, load_result
 STAGES = ("annotate", "train", "predict")
 
 
-class Outcome(NamedTuple):
+class CellResult(NamedTuple):
     """The result of a cell: its folder, its record if it is finished, and whether anything had to be run."""
 
     folder: Path
@@ -73,7 +73,7 @@ class Watch(Protocol):
     def event(self, event: Event) -> None:
         """Something happened in the running cell."""
 
-    def done(self, cell: Cell, outcome: Outcome) -> None:
+    def done(self, cell: Cell, outcome: CellResult) -> None:
         """The cell is finished."""
 
     def failed(self, cell: Cell, error: Exception, log: Path | None) -> None:
@@ -83,7 +83,7 @@ class Watch(Protocol):
 class Matrix(NamedTuple):
     """The results of the finished cells, and the cells that failed."""
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[CellResult, ...]
     failed: tuple[Cell, ...]
 
 
@@ -120,7 +120,7 @@ def run_matrix(cells: Sequence[Cell], runs: Path, *, until: str = "predict", com
 
 def run_cell(
     cell: Cell, runs: Path, engines: Engines, *, until: str = "predict", command: str = "", report: Report
-) -> Outcome:
+) -> CellResult:
     """Run the stages of a cell up to `until` that are not finished yet; a finished cell is read back.
 
     Args:
@@ -141,7 +141,7 @@ def run_cell(
         finished = [(folder / RECORD_FILE).exists()]
         broadcast_object_list(finished)
         if finished[0]:
-            return Outcome(folder, load_record(folder), False)
+            return CellResult(folder, load_record(folder), False)
         for first in cell.earlier:
             if not (runs / first.run_id / RESULT_FILE).exists():
                 report(PrerequisiteStarted(first.label, first.student.text))
@@ -178,7 +178,7 @@ class _Run:
         self.trackers.event(event)
         self._report(event)
 
-    def go(self, until: str) -> Outcome:
+    def go(self, until: str) -> CellResult:
         from accelerate import PartialState
 
         cell, folder = self.cell, self.folder
@@ -194,7 +194,7 @@ class _Run:
             annotations = self._annotations()
             self.event(AnnotationFinished(len(annotations)))
             if until == "annotate":
-                return Outcome(folder, None, True)
+                return CellResult(folder, None, True)
             before = time.monotonic()
             if cell.students:  # trained by cells of their own, which came first
                 trained = dict.fromkeys(student.run_id for student in cell.students.values())
@@ -204,10 +204,10 @@ class _Run:
             self.train_seconds = time.monotonic() - before
             self.event(TrainingFinished(training.steps, training.last_loss))
         if until != "predict":
-            return Outcome(folder, None, True)
+            return CellResult(folder, None, True)
         record = self._recorded(annotations, training) if self.main else None
         PartialState().wait_for_everyone()
-        return Outcome(folder, record, True)
+        return CellResult(folder, record, True)
 
     def _annotations(self) -> list[Annotation]:
         """The method's training targets, as the main process determines them: a program that meets its time limit in
