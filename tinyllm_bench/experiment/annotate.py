@@ -160,9 +160,10 @@ def annotate(cell: Cell, *, report: Report) -> list[Annotation]:
 
 
 def training_targets(cell: Cell, annotations: Sequence[Annotation]) -> list[Annotation]:
-    """The annotations that the method learns, in the order of records and teachers: under the cell's control, and
-    verified where it samples its answers. A control exchanges rationales alone: another question's program is no
-    control.
+    """The annotations under the cell's control, verified where the method samples its answers, in the same order.
+
+    Those that the method does not learn are rejected with a reason. A control exchanges rationales alone: another
+    question's program is no control.
     """
     records = {record.id: record for record in cell.records("train")}
     rationales = [a for a in annotations if a.kind != "program"]

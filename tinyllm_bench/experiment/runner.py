@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -147,25 +148,34 @@ def run_cell(
                 report(PrerequisiteStarted(first.label, first.student.text))
                 run_cell(first, runs, engines, until="train", command=command, report=report)
         with Trackers(cell, folder, report) as trackers:
-            return _Run(cell, folder, engines, command, report, trackers, main=process.is_main_process).go(until)
+            run = _Run(
+                cell=cell,
+                folder=folder,
+                engines=engines,
+                command=command,
+                report=report,
+                trackers=trackers,
+                main=process.is_main_process,
+            )
+            return run.run(until)
 
 
+@dataclass(kw_only=True)
 class _Run:
-    """One run of a cell: the stages in order, each of which reads back what an earlier call has finished."""
+    """One run of a cell: the stages in order, each of which reads back what an earlier call has finished.
 
-    def __init__(
-        self,
-        cell: Cell,
-        folder: Path,
-        engines: Engines,
-        command: str,
-        report: Report,
-        trackers: Trackers,
-        *,
-        main: bool,
-    ) -> None:
-        self.cell, self.folder, self.engines, self.command, self._report = cell, folder, engines, command, report
-        self.trackers, self.main = trackers, main
+    `main`: this is the main process, the only one that writes and reports.
+    """
+
+    cell: Cell
+    folder: Path
+    engines: Engines
+    command: str
+    report: Report
+    trackers: Trackers
+    main: bool
+    started: float = field(default_factory=time.monotonic)
+    train_seconds: float = 0.0
 
     def event(self, event: Event) -> None:
         """Pass an event on; starts and ends of stages are also logged (training writes its own metrics)."""
@@ -176,55 +186,47 @@ class _Run:
         if isinstance(event, StudentEvaluated | TrainingFinished):
             draw_run(self.folder)
         self.trackers.event(event)
-        self._report(event)
+        self.report(event)
 
-    def go(self, until: str) -> CellResult:
+    def run(self, until: str) -> CellResult:
+        """The stages up to `until`; after `predict` the record."""
         from accelerate import PartialState
+        from accelerate.utils import broadcast_object_list
 
         cell, folder = self.cell, self.folder
-        self.started, self.train_seconds = time.monotonic(), 0.0
         provenance.reset_peak_memory()
         if not (folder / "config.yaml").exists() and self.main:
             config = cell.config.model_dump(mode="json", exclude=NOT_RECORDED)
             write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         self.event(CellStarted(cell.run_id, cell.label, cell.task.name))
-        annotations: list[Annotation] = []
+        targets: list[Annotation] = []
         training: TrainResult | None = None
         if cell.kind == "method":
-            annotations = self._annotations()
-            self.event(AnnotationFinished(len(annotations)))
+            # on every process, where the lock of the cache waits as long as it takes
+            annotations = annotate(cell, report=self.event)
+            # the main process decides: a program that meets its time limit in one process may exceed it in another
+            shared = [training_targets(cell, annotations) if self.main else []]
+            if PartialState().num_processes > 1:
+                broadcast_object_list(shared)
+            targets = shared[0]
+            self.event(AnnotationFinished(len(targets)))
             if until == "annotate":
                 return CellResult(folder, None, True)
             before = time.monotonic()
             if cell.students:  # trained by cells of their own, which came first
-                trained = dict.fromkeys(student.run_id for student in cell.students.values())
-                training = joint_training([load_result(cell.runs / run_id) for run_id in trained])
+                run_ids = dict.fromkeys(student.run_id for student in cell.students.values())
+                training = joint_training([load_result(cell.runs / run_id) for run_id in run_ids])
             else:
-                training = train(cell, folder, annotations, report=self.event)
+                training = train(cell, folder, targets, report=self.event)
             self.train_seconds = time.monotonic() - before
             self.event(TrainingFinished(training.steps, training.last_loss))
         if until != "predict":
             return CellResult(folder, None, True)
-        record = self._recorded(annotations, training) if self.main else None
+        record = self._predict_and_record(targets, training) if self.main else None
         PartialState().wait_for_everyone()
         return CellResult(folder, record, True)
 
-    def _annotations(self) -> list[Annotation]:
-        """The method's training targets, as the main process determines them: a program that meets its time limit in
-        one process may exceed it in another.
-        """
-        from accelerate import PartialState
-        from accelerate.utils import broadcast_object_list
-
-        # on every process: the cache's lock waits as long as it takes
-        texts = annotate(self.cell, report=self.event)
-        shared = [training_targets(self.cell, texts) if self.main else None]
-        if PartialState().num_processes > 1:
-            broadcast_object_list(shared)
-        assert shared[0] is not None
-        return shared[0]
-
-    def _recorded(self, annotations: Sequence[Annotation], training: TrainResult | None) -> RunRecord:
+    def _predict_and_record(self, annotations: Sequence[Annotation], training: TrainResult | None) -> RunRecord:
         """Predict the test records, and write the record."""
         cell, folder, scratch = self.cell, self.folder, self.folder / "scratch"
         evaluator = evaluator_of(cell, folder, self.engines, scratch)
