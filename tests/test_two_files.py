@@ -138,7 +138,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / "tasks" / f"{TASK}.py").write_text(FACTS)
     (copy / "tasks" / "samples" / f"{TASK}.jsonl").write_text(sample())
     output = python(copy, "-m", "tinyllm_bench.evaluation.task_yaml")
-    assert f"wrote {TASK}_cloze.yaml" in output and "wrote _group_native_mc.yaml" in output
+    assert f"wrote {TASK}_cloze.yaml" in output and "wrote _group_native_multiple_choice.yaml" in output
     return copy
 
 

@@ -1,1 +1,1 @@
-"""How a student is trained: the Method interface, losses, batches, the one trainer."""
+"""How a student is trained: the Method interface, losses, batches, the trainer."""
