@@ -1,7 +1,7 @@
-"""Does one student keep rationales and programs apart? It is over-fitted on some questions and asked both ways.
+"""Does one student separate rationales from programs? It is over-fitted on some questions and evaluated in both modes.
 
-Every question has a right rationale and a right program of the recorded teacher. A student that learned both answers a
-rationale prompt with text and a program prompt with a program, right by either.
+Every question has a correct rationale and a correct program of the recorded teacher. A student that learned both
+answers the rationale prompt with text and the program prompt with a program, and is right in both modes.
 
     python benchmarks/mode_control.py --questions 50 --epochs 20 [key=value ...]
 """
@@ -23,11 +23,11 @@ from tinyllm_bench.models.load import load_model
 
 
 def quiet(event: object) -> None:
-    """Nothing to say about a stage."""
+    """Report nothing."""
 
 
 def cell_of(arguments: argparse.Namespace, limit: int) -> Cell:
-    """The cell with so many training records, of which those count that have both texts."""
+    """The cell with that many training records, trained on those that have both texts."""
     fixed = (
         f"data.train_limit={limit}",
         f"budget.epochs={arguments.epochs}",
@@ -47,17 +47,17 @@ def cell_of(arguments: argparse.Namespace, limit: int) -> Cell:
     return plan_cells(request)[1][0]
 
 
-def both_right(cell: Cell) -> list[str]:
+def with_two_correct_texts(cell: Cell) -> list[str]:
     """Ids of the training records with a usable rationale and a usable program, in order."""
     kinds: dict[str, set[str]] = {}
-    for said in training_targets(cell, annotate(cell, report=quiet)):
-        if said.rejected is None:
-            kinds.setdefault(said.record_id, set()).add(said.kind)
+    for annotation in training_targets(cell, annotate(cell, report=quiet)):
+        if annotation.rejected is None:
+            kinds.setdefault(annotation.record_id, set()).add(annotation.kind)
     return [record.id for record in cell.records("train") if len(kinds.get(record.id, ())) == 2]
 
 
 def main() -> None:
-    """List the questions, train, ask both ways, print what came out."""
+    """List the questions, train, evaluate both modes, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=50)
     parser.add_argument("--epochs", type=float, default=20)
@@ -67,17 +67,17 @@ def main() -> None:
     parser.add_argument("settings", nargs="*")
     arguments = parser.parse_args()
     limit = next(n for n in range(arguments.questions, 10 * arguments.questions)
-                 if len(both_right(cell_of(arguments, n))) == arguments.questions)  # fmt: skip
+                 if len(with_two_correct_texts(cell_of(arguments, n))) == arguments.questions)  # fmt: skip
     cell = cell_of(arguments, limit)
-    ids = both_right(cell)
-    print(f"{len(ids)} of {limit} training records have both texts right:\n{' '.join(ids)}", flush=True)
+    ids = with_two_correct_texts(cell)
+    print(f"{len(ids)} of {limit} training records have two correct texts:\n{' '.join(ids)}", flush=True)
     with Engines() as engines:
         run_cell(cell, cell.runs, engines, until="train", report=lambda event: print(event, flush=True))
     records = [record for record in cell.truncated_records("train") if record.id in ids]
     generate = HfSampler(load_model(cell.student_specs[COT], runs=cell.runs)).generate
     with Sandbox() as sandbox:
         for channel in (COT, POT):
-            how = DecodingConfig(
+            decoding = DecodingConfig(
                 channels=(channel,),
                 policy="single_cot" if channel == COT else "single_pot",
                 samples={COT: 1, POT: 1},
@@ -87,11 +87,11 @@ def main() -> None:
                 every=False,
                 seed=0,
             )
-            found = sample_answers(records, cell.ask, {channel: generate}, how, sandbox)
-            right = sum(one.correct for one in found)
-            prepared = sandbox.prepare([one.samples[0].text.strip() for one in found])
-            programs = sum(one.code is not None for one in prepared)
-            print(f"{channel}: {right} of {len(found)} right; {programs} of the texts are programs", flush=True)
+            answers = sample_answers(records, cell.ask, {channel: generate}, decoding, sandbox)
+            right = sum(answer.correct for answer in answers)
+            prepared = sandbox.prepare([answer.samples[0].text.strip() for answer in answers])
+            programs = sum(program.code is not None for program in prepared)
+            print(f"{channel}: {right} of {len(answers)} right; {programs} of the texts are programs", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Programs per second in the sandbox, with and without its source check, warm, in turn, medians over rounds.
 
 `python benchmarks/sandbox.py [--programs N] [--rounds N] [--workers N]` runs the programs of the folder
-`mixed_distillation` beside TINYLLM_BENCH_DATA, or generated ones where that is not set. The aim is 3,000 programs per
+`mixed_distillation` beside TINYLLM_BENCH_DATA, or generated ones if that is not set. The aim is 3,000 programs per
 second with the check.
 """
 
@@ -21,11 +21,11 @@ AIM = 3000  # programs per second on two cores
 
 def recorded(folder: Path) -> list[str]:
     """Every program of both files, in file order."""
-    found: list[str] = []
+    programs: list[str] = []
     for file in sorted(folder.glob("*.jsonl")):
         for row in map(json.loads, file.read_text().splitlines()):
-            found += [part["pot"] for part in (row, *row.values()) if isinstance(part, dict) and part.get("pot")]
-    return found
+            programs += [part["pot"] for part in (row, *row.values()) if isinstance(part, dict) and part.get("pot")]
+    return programs
 
 
 def generated(count: int) -> list[str]:
@@ -38,20 +38,20 @@ def generated(count: int) -> list[str]:
 
 
 def without_check(box: Sandbox, codes: Sequence[str]) -> list[ExecResult]:
-    """Straight into the interpreter: no user can ask for this; it shows what the check costs."""
+    """Run programs without the source check, which no user can do; it shows the cost of the check."""
     return box._spread(lambda slot, a, b: [slot.runner.run(code, "answer") for code in codes[a:b]], len(codes))
 
 
 def measure(forms: dict[str, Callable[[], object]], count: int, rounds: int) -> dict[str, list[float]]:
     """Programs per second of every round; the forms take turns, and the first round only warms up."""
-    found: dict[str, list[float]] = {name: [] for name in forms}
+    speeds_of: dict[str, list[float]] = {name: [] for name in forms}
     for number in range(rounds + 1):
         for name, work in forms.items():
             begin = time.perf_counter()
             work()
             if number:
-                found[name].append(count / (time.perf_counter() - begin))
-    return found
+                speeds_of[name].append(count / (time.perf_counter() - begin))
+    return speeds_of
 
 
 def main() -> None:
