@@ -1,6 +1,6 @@
 """Writes the conformance vectors: `python -m tests.conformance.make_vectors [FOLDER]`, the same bytes every time.
 
-Inputs are drawn from fixed seeds; what is expected comes from `references`.
+Inputs are random with fixed seeds; expected values come from `references`.
 """
 
 import json
@@ -15,27 +15,27 @@ import mpmath
 from tests.conformance import references as ref
 
 FOLDER = Path(__file__).parents[2] / "tinyllm_bench" / "training" / "vectors"
-TOLERANCE = 1e-6  # so that a loss that works in float32 can pass; ours is held to 1e-9 by its test
-WILD = 40.0  # spread of logits at padded places: a leak cannot hide
+TOLERANCE = 1e-6  # so that a loss in float32 can pass; the test of our losses requires 1e-9
+WILD = 40.0  # spread of logits at padded positions, so that a leak shows
 Call = dict[str, Any]
 Functions = list[list[Callable[[Sequence[Any]], Any] | None]]
 
 
-def draw(rng: random.Random, *shape: int, spread: float = 1.5) -> Any:
-    """Nested lists of rounded normal numbers."""
+def random_numbers(rng: random.Random, *shape: int, spread: float = 1.5) -> Any:
+    """Nested lists of rounded normal random numbers."""
     if not shape:
         return round(rng.gauss(0, spread), 3)
-    return [draw(rng, *shape[1:], spread=spread) for _ in range(shape[0])]
+    return [random_numbers(rng, *shape[1:], spread=spread) for _ in range(shape[0])]
 
 
 def mask_of(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """1 at the first `length` places of each row."""
+    """1 at the first `length` positions of each row."""
     return [[int(t < length) for t in range(width)] for length in lengths]
 
 
 def logits_of(rng: random.Random, mask: Sequence[Sequence[int]], size: int) -> Any:
-    """Logits, wild where the mask is 0."""
-    return [[draw(rng, size, spread=1.5 if on else WILD) for on in row] for row in mask]
+    """Logits, large where the mask is 0."""
+    return [[random_numbers(rng, size, spread=1.5 if on else WILD) for on in row] for row in mask]
 
 
 def call(
@@ -48,47 +48,47 @@ def call(
 
 
 def sequence_call(rng: random.Random, size: int, *, teacher: bool, **options: Any) -> Call:
-    """Three texts whose padding is their end-of-sequence token; logits at every place, targets still to be found."""
+    """Three texts whose padding is their end token; logits at every position, and no mask."""
     end, prompts, lengths = 2, [2, 1, 3], [5, 6, 4]
     ids = [[rng.choice([0, 1, 3, 4]) for _ in range(length - 1)] + [end] for length in lengths]
     ids = [[*row, *([end] * (max(lengths) - len(row)))] for row in ids]
     options |= {"input_ids": ids, "prompt_lengths": prompts, "lengths": lengths, "pad_id": end, "eos_id": end}
-    read = mask_of([length - 1 for length in lengths], max(lengths))
-    logits = logits_of(rng, read, size)
+    is_input = mask_of([length - 1 for length in lengths], max(lengths))
+    logits = logits_of(rng, is_input, size)
     return {
         "student_logits": logits,
-        "teacher_logits": logits_of(rng, read, size) if teacher else None,
+        "teacher_logits": logits_of(rng, is_input, size) if teacher else None,
         "mask": None,
         "options": options,
     }
 
 
 def targets(call: Call) -> Iterator[tuple[int, int, int]]:
-    """(row, place, target) of what counts: the place before each response token predicts it, EOS included."""
+    """(row, position, target) of the response's tokens, EOS included: each is predicted at the position before it."""
     options = call["options"]
     for row, (start, end) in enumerate(zip(options["prompt_lengths"], options["lengths"], strict=True)):
-        for place in range(start - 1, end - 1):
-            yield row, place, options["input_ids"][row][place + 1]
+        for position in range(start - 1, end - 1):
+            yield row, position, options["input_ids"][row][position + 1]
 
 
 def functions(kind: str, call: Call) -> Functions:
-    """What each place adds to the sum, as a function of its logits; None where it adds nothing."""
+    """The contribution of each position to the sum, as a function of its logits; None if it has none."""
     rows = call["student_logits"]
-    found: Functions = [[None for _ in row] for row in rows]
+    contributions: Functions = [[None for _ in row] for row in rows]
     options = call["options"]
     if call["mask"] is None:
-        places = list(targets(call))
+        positions = list(targets(call))
     else:
-        places = [(b, t, -1) for b, row in enumerate(call["mask"]) for t, on in enumerate(row) if on]
-    for b, t, target in places:
+        positions = [(b, t, -1) for b, row in enumerate(call["mask"]) for t, on in enumerate(row) if on]
+    for b, t, target in positions:
         if kind == "cross_entropy":
-            found[b][t] = ref.cross_entropy(target)
+            contributions[b][t] = ref.cross_entropy(target)
         elif kind in ("importance_weight", "ppo_clip"):
-            found[b][t] = _policy(kind, options, b, t)
+            contributions[b][t] = _policy(kind, options, b, t)
         else:
             teacher = options["top_k"][b][t] if "top_k" in options else call["teacher_logits"][b][t]
-            found[b][t] = ref.position(kind, teacher, options, rows[b][t])
-    return found
+            contributions[b][t] = ref.position(kind, teacher, options, rows[b][t])
+    return contributions
 
 
 def _policy(kind: str, options: Mapping[str, Any], b: int, t: int) -> Callable[[Sequence[Any]], Any]:
@@ -102,10 +102,11 @@ def _policy(kind: str, options: Mapping[str, Any], b: int, t: int) -> Callable[[
 def vector(name: str, about: str, kind: str, *calls: Call) -> dict[str, Any]:
     """A vector whose value is a sum over micro-batches, divided by the tokens of all of them."""
     value, gradients = mpmath.mpf(0), []
-    for one in calls:
-        divisor = one["options"]["tokens"]
+    for micro_batch in calls:
+        divisor = micro_batch["options"]["tokens"]
         table = [
-            list(zip(fs, zs, strict=True)) for fs, zs in zip(functions(kind, one), one["student_logits"], strict=True)
+            list(zip(fs, zs, strict=True))
+            for fs, zs in zip(functions(kind, micro_batch), micro_batch["student_logits"], strict=True)
         ]
         value += sum(f(z) for row in table for f, z in row if f) / divisor
         gradients.append([[_slopes(f, z, divisor) for f, z in row] for row in table])
@@ -141,7 +142,7 @@ def kinds() -> Iterator[dict[str, Any]]:
             ("temperature_squared_jsd", "jsd", {"beta": 0.5, "temperature": 3.0, "temperature_squared": True}),
         ]
     ):
-        about = "two texts of 3 and 1 tokens; padded places hold wild logits"
+        about = "two texts of 3 and 1 tokens; logits at padded positions are large"
         yield vector(name, about, kind, call(random.Random(number), (3, 1), 7, tokens=4, **options))
 
 
@@ -157,7 +158,7 @@ def accumulation() -> Iterator[dict[str, Any]]:
 
 
 def vocabularies() -> Iterator[dict[str, Any]]:
-    """Rows beyond the tokenizer's size, tokens that cannot be, and logits far apart."""
+    """Logits beyond the tokenizer's size, impossible tokens, and logits far apart."""
     about = "tokenizer of {} tokens, the student has {} rows, the teacher {}; logits beyond are not zero"
     for name, kind, size, theirs, real in (
         ("vocabulary_padding", "forward_kl", 8, 8, 7),
@@ -165,47 +166,51 @@ def vocabularies() -> Iterator[dict[str, Any]]:
         ("vocabulary_sizes_differ", "forward_kl", 8, 11, 7),
         ("vocabulary_sizes_differ_reverse", "reverse_kl", 10, 8, 8),
     ):
-        one = call(random.Random(name), (2, 3), size, theirs, tokens=5, vocabulary=real)
-        yield vector(name, about.format(real, size, theirs), kind, one)
+        micro_batch = call(random.Random(name), (2, 3), size, theirs, tokens=5, vocabulary=real)
+        yield vector(name, about.format(real, size, theirs), kind, micro_batch)
     for kind in ("forward_kl", "reverse_kl", "jsd", "skew_reverse_kl"):
-        one = call(random.Random(f"impossible {kind}"), (3,), 6, tokens=3)
-        for place in range(3):
-            one["student_logits"][0][place][place] = one["teacher_logits"][0][place][place] = ref.IMPOSSIBLE
-        yield vector(f"impossible_{kind}", "one token has logit -inf on both sides", kind, one)
+        micro_batch = call(random.Random(f"impossible {kind}"), (3,), 6, tokens=3)
+        for position in range(3):
+            micro_batch["student_logits"][0][position][position] = micro_batch["teacher_logits"][0][position][
+                position
+            ] = ref.IMPOSSIBLE
+        yield vector(f"impossible_{kind}", "one token has logit -inf on both sides", kind, micro_batch)
     for kind in ("reverse_kl", "jsd"):
-        one = call(random.Random(f"far {kind}"), (2, 2), 5, tokens=4)
-        one["student_logits"][0][0][1], one["teacher_logits"][0][0][3] = 900.0, 850.0
-        yield vector(f"far_apart_{kind}", "probabilities of e-800 underflow where log space does not", kind, one)
+        micro_batch = call(random.Random(f"far {kind}"), (2, 2), 5, tokens=4)
+        micro_batch["student_logits"][0][0][1], micro_batch["teacher_logits"][0][0][3] = 900.0, 850.0
+        yield vector(
+            f"far_apart_{kind}", "probabilities of e-800 underflow where log space does not", kind, micro_batch
+        )
 
 
 def cached() -> Iterator[dict[str, Any]]:
-    """A teacher of which only the likeliest tokens are kept, with the mass of the rest."""
-    for name, kind, kept, size in (
+    """A teacher's top-k tokens, with the mass of the rest."""
+    for name, kind, k, size in (
         ("top_k", "forward_kl", 3, 8),
         ("top_k_one", "forward_kl", 1, 8),
         ("top_k_skew", "skew_forward_kl", 3, 8),
         ("top_k_jsd", "jsd", 2, 7),
         ("top_k_total_variation", "total_variation", 3, 8),
     ):
-        one = call(random.Random(name), (3, 2), size, tokens=5)
-        one["options"]["top_k"] = [[_top(z, kept) for z in row] for row in one["teacher_logits"]]
-        one["teacher_logits"] = None
-        yield vector(name, f"{kept} of {size} tokens and the rest as one outcome", kind, one)
+        micro_batch = call(random.Random(name), (3, 2), size, tokens=5)
+        micro_batch["options"]["top_k"] = [[_top(z, k) for z in row] for row in micro_batch["teacher_logits"]]
+        micro_batch["teacher_logits"] = None
+        yield vector(name, f"{k} of {size} tokens and the rest as one outcome", kind, micro_batch)
 
 
-def _top(logits: Sequence[float], kept: int) -> dict[str, Any]:
+def _top(logits: Sequence[float], k: int) -> dict[str, Any]:
     p = ref.softmax(logits)
-    ids = sorted(range(len(p)), key=lambda i: -p[i])[:kept]
+    ids = sorted(range(len(p)), key=lambda i: -p[i])[:k]
     tail = 1 - sum(p[i] for i in ids)
     return {"ids": ids, "log_probs": [float(mpmath.log(p[i])) for i in ids], "tail": float(mpmath.log(tail))}
 
 
 def sequences() -> Iterator[dict[str, Any]]:
-    """Token ids and prompt lengths go in: shift, end of sequence and padding are the function's own affair."""
+    """Inputs are token ids and prompt lengths: the function handles shift, end of sequence and padding."""
     about = "three texts, padded with their end-of-sequence token, which counts once"
     for kind in ("cross_entropy", "forward_kl", "reverse_kl"):
-        one = sequence_call(random.Random(kind), 5, teacher=kind != "cross_entropy", tokens=9)
-        yield vector(f"sequence_{kind}", about, kind, one)
+        micro_batch = sequence_call(random.Random(kind), 5, teacher=kind != "cross_entropy", tokens=9)
+        yield vector(f"sequence_{kind}", about, kind, micro_batch)
     rng = random.Random("two")
     calls = [sequence_call(rng, 5, teacher=False, tokens=18) for _ in range(2)]
     yield vector("sequence_accumulation", f"{about}; two micro-batches", "cross_entropy", *calls)
@@ -220,17 +225,19 @@ def policy() -> Iterator[dict[str, Any]]:
         ("returns_discounted_mean", 0.95, True),
     ):
         mask = mask_of((7, 4, 1), 7)
-        rewards = draw(random.Random(name), 3, 7)
+        rewards = random_numbers(random.Random(name), 3, 7)
         value = [ref.returns(r, m, gamma, length_normalize=mean) for r, m in zip(rewards, mask, strict=True)]
-        one = _bare(mask, rewards=rewards, gamma=gamma, length_normalize=mean)
-        yield _vector(name, "rewards strictly after each token; 0 after the last", "returns", [one], value, None)
+        micro_batch = _bare(mask, rewards=rewards, gamma=gamma, length_normalize=mean)
+        yield _vector(
+            name, "rewards strictly after each token; 0 after the last", "returns", [micro_batch], value, None
+        )
     rng, mask = random.Random("whiten"), mask_of((5, 2), 5)
-    values = [[draw(rng, spread=1.5 if on else WILD) for on in row] for row in mask]
+    values = [[random_numbers(rng, spread=1.5 if on else WILD) for on in row] for row in mask]
     value = ref.whitened(values, mask)
-    about = "mean and variance over counted tokens alone"
+    about = "mean and variance over counted tokens only"
     yield _vector("whitening", about, "whiten", [_bare(mask, values=values)], value, None)
     for kind in ("importance_weight", "ppo_clip"):
-        yield vector(kind, "tokens drawn from 0.2 teacher + 0.8 old student", kind, _sampled(random.Random(kind)))
+        yield vector(kind, "tokens sampled from 0.2 teacher + 0.8 old student", kind, _sampled(random.Random(kind)))
 
 
 def _bare(mask: Any, **options: Any) -> Call:
@@ -239,23 +246,23 @@ def _bare(mask: Any, **options: Any) -> Call:
 
 def _sampled(rng: random.Random) -> Call:
     """Ratios on both sides of the clip and within it, for both signs of the advantage."""
-    one = call(rng, (6, 3), 5, tokens=9, alpha=0.2, epsilon=0.2)
-    one["teacher_logits"] = None
-    actions = [[rng.randrange(5) for _ in row] for row in one["mask"]]
-    drift = [[rng.choice([-0.6, -0.05, 0.05, 0.6]) for _ in row] for row in one["mask"]]
+    micro_batch = call(rng, (6, 3), 5, tokens=9, alpha=0.2, epsilon=0.2)
+    micro_batch["teacher_logits"] = None
+    actions = [[rng.randrange(5) for _ in row] for row in micro_batch["mask"]]
+    drift = [[rng.choice([-0.6, -0.05, 0.05, 0.6]) for _ in row] for row in micro_batch["mask"]]
     old = [
         [round(float(mpmath.log(ref.softmax(z)[a])) - d, 3) for z, a, d in zip(zs, row, ds, strict=True)]
-        for zs, row, ds in zip(one["student_logits"], actions, drift, strict=True)
+        for zs, row, ds in zip(micro_batch["student_logits"], actions, drift, strict=True)
     ]
     teacher = [[round(x + rng.gauss(0, 0.5), 3) for x in row] for row in old]
-    advantages = [[rng.choice([-1, 1]) * round(rng.uniform(0.3, 2), 3) for _ in row] for row in one["mask"]]
-    one["options"] |= {"actions": actions, "old_log_probs": old, "teacher_log_probs": teacher}
-    one["options"] |= {"advantages": advantages}
-    return one
+    advantages = [[rng.choice([-1, 1]) * round(rng.uniform(0.3, 2), 3) for _ in row] for row in micro_batch["mask"]]
+    micro_batch["options"] |= {"actions": actions, "old_log_probs": old, "teacher_log_probs": teacher}
+    micro_batch["options"] |= {"advantages": advantages}
+    return micro_batch
 
 
 def everything() -> Iterator[dict[str, Any]]:
-    """All vectors, in the order in which they are shown."""
+    """All vectors, in order."""
     for part in (kinds, accumulation, vocabularies, cached, sequences, policy):
         yield from part()
 
@@ -263,8 +270,8 @@ def everything() -> Iterator[dict[str, Any]]:
 def main(folder: Path) -> None:
     """Write one file per vector."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, made in enumerate(everything(), start=1):
-        (folder / f"{number:02d}_{made['name']}.json").write_text(json.dumps(made) + "\n")
+    for number, content in enumerate(everything(), start=1):
+        (folder / f"{number:02d}_{content['name']}.json").write_text(json.dumps(content) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the vectors expect: definitions in probability space with 50 digits, gradients by central differences.
+"""The expected values of the vectors: definitions in probability space with 50 digits, and central differences.
 
-Nothing here is shared with the code under test: no torch, no log space, no gradient worked out by hand.
+Nothing here is shared with the code under test: no torch, no log space, no closed-form gradient.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ IMPOSSIBLE = "-inf"
 
 
 def softmax(logits: Sequence[Any], temperature: float = 1.0) -> Probabilities:
-    """Probabilities; an impossible token has none."""
+    """Probabilities; 0 for an impossible token."""
     weights = [mpf(0) if z == IMPOSSIBLE else mpmath.exp(mpf(z) / mpf(temperature)) for z in logits]
     return [weight / sum(weights) for weight in weights]
 
@@ -39,7 +39,7 @@ def jsd(p: Probabilities, q: Probabilities, beta: float) -> Any:
 
 
 def head_weight(p: Probabilities, q: Probabilities, mu: float) -> Any:
-    """AKL's weight of the forward KL: share of |p - q| in the head {cumulative <= mu}, which holds the first always."""
+    """AKL's weight of the forward KL: share of |p - q| in the head {cumulative <= mu}, which always has the first."""
     order = sorted(range(len(p)), key=lambda i: -p[i])
     head, mass = {order[0]}, mpf(0)
     for i in order:
@@ -52,7 +52,7 @@ def head_weight(p: Probabilities, q: Probabilities, mu: float) -> Any:
 
 
 def divergence(kind: str, q: Probabilities, p: Probabilities, options: Mapping[str, Any], frozen: Any = None) -> Any:
-    """One position. `frozen` is AKL's weight where it must not follow q, because it carries no gradient."""
+    """One position. `frozen` is AKL's weight, which must not depend on q, because it carries no gradient."""
     skew = options.get("skew", 0.1)
     if kind == "jsd":
         beta = mpf(options.get("beta", 0.5))
@@ -103,21 +103,21 @@ def clipped(ratio: Any, advantage: float, epsilon: float) -> Any:
 
 
 def returns(rewards: Logits, mask: Sequence[int], gamma: float, *, length_normalize: bool) -> list[float]:
-    """Sum over k > t of gamma^(k-t-1) r_k, or its weighted mean; straight from the definition."""
-    found = []
+    """Sum over k > t of gamma^(k-t-1) r_k, or its weighted mean; by the definition."""
+    results = []
     for t in range(len(rewards)):
         powers = [(mpf(gamma) ** (k - t - 1) * mask[k], k) for k in range(t + 1, len(rewards))]
         total, count = sum(g * mpf(rewards[k]) for g, k in powers), sum(g for g, _ in powers)
-        found.append(float(mask[t] * (total / count if length_normalize and count else total)))
-    return found
+        results.append(float(mask[t] * (total / count if length_normalize and count else total)))
+    return results
 
 
 def whitened(values: Sequence[Logits], mask: Sequence[Sequence[int]]) -> list[list[float]]:
     """(value - mean) / sqrt(variance + 1e-8) over the masked values; 0 elsewhere."""
     rows = [list(zip(map(mpf, row), on, strict=True)) for row, on in zip(values, mask, strict=True)]
-    kept = [v for row in rows for v, on in row if on]
-    mean = sum(kept) / len(kept)
-    deviation = mpmath.sqrt(sum((v - mean) ** 2 for v in kept) / len(kept) + mpf("1e-8"))
+    counted = [v for row in rows for v, on in row if on]
+    mean = sum(counted) / len(counted)
+    deviation = mpmath.sqrt(sum((v - mean) ** 2 for v in counted) / len(counted) + mpf("1e-8"))
     return [[float((v - mean) / deviation) if on else 0.0 for v, on in row] for row in rows]
 
 

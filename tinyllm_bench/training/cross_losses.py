@@ -401,12 +401,14 @@ class _Buckets(NamedTuple):
         return inside_G - mass_G.exp() * mass_G
 
 
-def _buckets(map: ColumnMap, last_GV: Tensor, before_G: Tensor, groups_G2: Tensor, *, has_rest: bool) -> _Buckets:
+def _buckets(
+    column_map: ColumnMap, last_GV: Tensor, before_G: Tensor, groups_G2: Tensor, *, has_rest: bool
+) -> _Buckets:
     """The distribution of the groups' last tokens, times the probability of the tokens before them (chain rule).
 
     The rest is everything else: other tokens before, and last tokens without a column.
     """
-    columns_GC, rest_G = map.log_columns(last_GV), map.log_rest(last_GV) if has_rest else None
+    columns_GC, rest_G = column_map.log_columns(last_GV), column_map.log_rest(last_GV) if has_rest else None
     is_single_G = groups_G2[:, 0] == groups_G2[:, 1]
     if rest_G is None or bool(is_single_G.all()):  # groups without a rest are one to one
         return _Buckets(columns_GC, rest_G)
