@@ -251,13 +251,13 @@ def test_an_over_fitted_student_answers_by_both_modes(tiny_llama_dir: Path, tmp_
     records = cell.truncated_records("train")
     with Sandbox() as box:
         for channel in (COT, POT):
-            how = DecodingConfig(
+            decoding = DecodingConfig(
                 channels=(channel,), policy=f"single_{channel}", samples={COT: 1, POT: 1}, temperature=1.0, top_p=1.0,
                 max_new_tokens=150, every=False, seed=0,
             )  # fmt: skip
-            actual = sample_answers(records, cell.ask, {channel: generate}, how, box)
-            assert sum(one.correct for one in actual) >= 0.95 * len(records)
-            codes = box.prepare([one.samples[0].text.strip() for one in actual])
+            actual = sample_answers(records, cell.ask, {channel: generate}, decoding, box)
+            assert sum(prediction.correct for prediction in actual) >= 0.95 * len(records)
+            codes = box.prepare([prediction.samples[0].text.strip() for prediction in actual])
             found_codes = [
                 (one.code is not None, text.samples[0].text) for one, text in zip(codes, actual, strict=True)
             ]

@@ -1,1 +1,1 @@
-"""How a student is scored: lm-eval through transformers or vLLM, and the reference baselines."""
+"""Evaluation of students: lm-eval through transformers or vLLM, sampled answers, scoring, reference baselines."""

@@ -1,1 +1,1 @@
-"""The way from a request to a record: cells, resume, presets."""
+"""A run, from the request to its record: settings, cells and their stages."""
