@@ -123,15 +123,15 @@ def test_the_table_is_the_board_s(result: Any, tmp_path: Path) -> None:
 
 
 def test_a_comparison(result: Any, place: Path) -> None:
-    floor, taught = result.records
-    (one,) = tinyllm_bench.compare(taught, floor).comparisons
+    baseline, trained = result.records
+    (one,) = tinyllm_bench.compare(trained, baseline).comparisons
     (same,) = tinyllm_bench.compare("tinyllm", "finetune", place=place).comparisons
     assert one.estimate == same.estimate
-    assert one.estimate.value == pytest.approx(taught.accuracy - floor.accuracy)
-    (same,) = tinyllm_bench.compare(result.folder(taught), result.folder(floor)).comparisons
+    assert one.estimate.value == pytest.approx(trained.accuracy - baseline.accuracy)
+    (same,) = tinyllm_bench.compare(result.folder(trained), result.folder(baseline)).comparisons
     assert one.estimate == same.estimate
     with pytest.raises(UserError, match="two records, or two names"):
-        tinyllm_bench.compare(taught, result.folder(floor))
+        tinyllm_bench.compare(trained, result.folder(baseline))
 
 
 @pytest.mark.parametrize(

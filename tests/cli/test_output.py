@@ -56,7 +56,7 @@ def test_an_error_that_quotes_a_record_is_one_line(call: Call, tmp_path: Path, t
 def test_what_is_shown_of_a_record_does_not_act(call: Call, tmp_path: Path, text: str) -> None:
     folders = [
         save_record(make_record(name, flags(20, 13), label=label, notes=(text,), command=text), tmp_path / name).parent
-        for name, label in (("mine", text), ("floor", "floor"))
+        for name, label in (("mine", text), ("tuned", "tuned"))
     ]
     board = tmp_path / "board"
     assert call("board", "add", *folders, "--board-dir", board).status == 0
@@ -66,7 +66,7 @@ def test_what_is_shown_of_a_record_does_not_act(call: Call, tmp_path: Path, text
         ("compare", *folders, "--json"),
         ("protocol", "diff", *folders),
         ("verify", *folders),
-        ("compare", text, "floor", "--in", board),
+        ("compare", text, "tuned", "--in", board),
     ):
         result = call(*command)
         assert not HIDDEN.search(result.out + result.err), command

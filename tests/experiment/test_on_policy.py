@@ -53,8 +53,8 @@ def test_a_student_that_samples_is_probed_and_charged(
     assert budget.student_tokens + budget.student_init_tokens == pytest.approx(8000, rel=0.01)
     assert student.spec == f"dir:{tiny_llama_dir.name}" or student.spec.endswith(tiny_llama_dir.name)
     assert student.base_digest and student.initial_digest and student.base_digest != student.initial_digest
-    floor = record_of(one_cell(tiny_llama_dir, *SHORT, *fine, runs=tmp_path), tmp_path)
-    rows = make_rows([record, floor], ())
+    baseline = record_of(one_cell(tiny_llama_dir, *SHORT, *fine, runs=tmp_path), tmp_path)
+    rows = make_rows([record, baseline], ())
     gains = dict(zip((row.first.name for row in rows), SectionAnalysis(rows).gains("finetune"), strict=True))
     assert gains[name].why_not is None, "a student that was fine-tuned first is the same student"
 

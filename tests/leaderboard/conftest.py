@@ -1,4 +1,4 @@
-"""A board folder for every test of the report room."""
+"""A board folder for every test of leaderboards."""
 
 from pathlib import Path
 

@@ -9,9 +9,9 @@ from tinyllm_bench.leaderboard.board import board_add, board_markdown
 from tinyllm_bench.leaderboard.record import RunRecord, ids_digest, protocol_hash, save_record
 
 CONFIG = """title: Toy board
-baseline: floor
+baseline: tuned
 baseline_title: label-only fine-tuning
-order: [guess, majority, untrained, floor]
+order: [guess, majority, untrained, tuned]
 sample: mark
 """
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -54,7 +54,7 @@ def make_fields(
     **changes: Any,
 ) -> dict[str, Any]:
     """The fields of a valid record; `right` holds 0/1 per item (None: no score), the last wrong ones are unparsed."""
-    asked = protocol(task, n, mode=mode)
+    own_protocol = protocol(task, n, mode=mode)
     answers = [0] * n
     for i in [i for i in range(n) if right and not right[i]][::-1][:unparsed]:
         answers[i] = None  # type: ignore[call-overload]
@@ -71,8 +71,8 @@ def make_fields(
         "task_version": 1,
         "mode": mode,
         "seed": seed,
-        "protocol": asked,
-        "protocol_hash": protocol_hash(asked),
+        "protocol": own_protocol,
+        "protocol_hash": protocol_hash(own_protocol),
         "student": {"spec": "dir:small"},
         "data": {
             "source": "sample" if changes.get("sample") else "release",

@@ -48,8 +48,8 @@ def test_what_was_selected_on_test_is_refused_also_when_it_lies_there(board: Pat
 
 def test_a_foreign_protocol_is_refused_where_the_board_takes_one(board: Path) -> None:
     configure(board, "protocols: one")
-    [place] = add(board, make_record("floor", flags(20, 10)))
-    foreign = make_record("floor", flags(40, 10), n=40)
+    [place] = add(board, make_record("tuned", flags(20, 10)))
+    foreign = make_record("tuned", flags(40, 10), n=40)
     with pytest.raises(UserError, match=r"n \(40 here, 20 there\); .*takes one protocol.*board of its own"):
         add(board, foreign)
     # another task, another mode and the same protocol are not foreign
@@ -64,7 +64,7 @@ def test_a_foreign_protocol_is_refused_where_the_board_takes_one(board: Path) ->
 def test_two_protocols_at_once_are_refused_and_nothing_is_added(board: Path) -> None:
     configure(board, "protocols: one")
     with pytest.raises(UserError, match="they differ in"):
-        add(board, make_record("floor", flags(20, 10)), make_record("floor", flags(40, 10), n=40))
+        add(board, make_record("tuned", flags(20, 10)), make_record("tuned", flags(40, 10), n=40))
     assert board_records(board) == []
 
 
@@ -107,8 +107,8 @@ def test_the_tier_of_a_row_is_that_of_its_least_checked_run(board: Path) -> None
     for record, tier in zip(records, tiers, strict=True):
         [place] = add(board, record)
         save_verdict(verdict(record, tier), place)
-    add(board, make_record("floor", flags(20, 10)))
-    assert column(board, "mine", "trust") == "re-scored" and column(board, "floor", "trust") == "self-reported"
+    add(board, make_record("tuned", flags(20, 10)))
+    assert column(board, "mine", "trust") == "re-scored" and column(board, "tuned", "trust") == "self-reported"
     board_build(board)
     [section] = BoardData.model_validate_json((board / "data.json").read_text()).sections
     mine = next(row for row in section.rows if row.label == "mine")
@@ -118,8 +118,8 @@ def test_the_tier_of_a_row_is_that_of_its_least_checked_run(board: Path) -> None
     runs = list(csv.DictReader(io.StringIO((board / "runs.csv").read_text())))
     assert [run["trust"] for run in runs] == ["self-reported", "re-run", "re-scored"]
     forms = [json.loads(line) for line in (board / "every_eval_ever.jsonl").read_text().splitlines()]
-    told = [form["source_metadata"]["additional_details"]["trust"] for form in forms]
-    assert told == ["self-reported", "re-run", "re-scored"]
+    tiers = [form["source_metadata"]["additional_details"]["trust"] for form in forms]
+    assert tiers == ["self-reported", "re-run", "re-scored"]
 
 
 def test_an_edited_record_loses_its_tier_and_keeps_its_refutation(board: Path) -> None:
@@ -169,8 +169,8 @@ def test_what_a_submitter_holds_against_its_own_run_is_told_as_the_submitter_s(b
     run = save_record(record, tmp_path / "runs" / "mine").parent
     found = refute(run, "a bug in its filter", by="The board's owner")
     board_add([run], board)
-    told = f"mine: refuted by its submitter, naming The board's owner on {found.date[:10]}: a bug in its filter"
-    assert told in board_markdown(board)
+    note = f"mine: refuted by its submitter, naming The board's owner on {found.date[:10]}: a bug in its filter"
+    assert note in board_markdown(board)
     refutation_file(run).unlink()
     append_checked(refutation_file(run), [found.model_dump() | {"run_id": "of-another"}])
     with pytest.raises(UserError, match=f"is about run 'of-another', not {record.run_id}; delete the file"):
@@ -192,23 +192,23 @@ def test_the_gap_to_the_teacher_stands_only_beside_a_measured_teacher(board: Pat
     teachers = ({"spec": "dir:big"},)
     add(
         board,
-        make_record("floor", flags(200, 60), n=200),
+        make_record("tuned", flags(200, 60), n=200),
         make_record("mine", flags(200, 120), n=200, teachers=teachers),
         make_record("other", flags(200, 120), n=200, tokens=400, teachers=teachers),
     )
     assert "gap to teacher" not in board_markdown(board)
     for right, label in ((100, "teacher zero_shot"), (160, "teacher few_shot")):
-        add(board, make_reference("asked", flags(200, right), n=200, label=label, student={"spec": "dir:big"}))
+        add(board, make_reference("evaluated", flags(200, right), n=200, label=label, student={"spec": "dir:big"}))
     # the better of the two: (120 - 60) / (160 - 60)
     assert column(board, "mine", "gap to teacher").startswith("60 (")
-    assert column(board, "floor", "gap to teacher") == column(board, "other", "gap to teacher") == "-"
+    assert column(board, "tuned", "gap to teacher") == column(board, "other", "gap to teacher") == "-"
 
 
-def test_no_gap_is_printed_where_the_teacher_is_not_above_the_floor(board: Path) -> None:
+def test_no_gap_is_printed_where_the_teacher_is_not_above_the_baseline(board: Path) -> None:
     add(
         board,
-        make_record("floor", flags(20, 10)),
+        make_record("tuned", flags(20, 10)),
         make_record("mine", flags(20, 14), teachers=({"spec": "dir:big"},)),
-        make_reference("asked", flags(20, 11), label="teacher zero_shot", student={"spec": "dir:big"}),
+        make_reference("evaluated", flags(20, 11), label="teacher zero_shot", student={"spec": "dir:big"}),
     )
     assert column(board, "mine", "gap to teacher") == "n/a"

@@ -76,12 +76,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "told"), WRONG)
+@pytest.mark.parametrize(("changes", "message"), WRONG)
 def test_a_wrong_record_is_refused_in_one_line_by_add_and_by_build(
-    board: Path, tmp_path: Path, changes: dict[str, Any], told: str
+    board: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     folder = run(tmp_path, **changes)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         board_add([folder], board)
     assert str(folder) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 700
     assert board_records(board) == []
@@ -94,7 +94,7 @@ def test_a_wrong_record_is_refused_in_one_line_by_add_and_by_build(
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "message"),
     [
         ('"seed": 0', '"seed": 0, "seed": 1', "the key 'seed' appears twice"),
         ('"sample": false', '"sample": true, "sample": false', "the key 'sample' appears twice"),
@@ -111,7 +111,7 @@ def test_a_wrong_record_is_refused_in_one_line_by_add_and_by_build(
 )
 @pytest.mark.parametrize("laid_out", [True, False], ids=["as saved", "otherwise"])
 def test_json_that_readers_disagree_on_is_refused(
-    board: Path, tmp_path: Path, before: str, after: str, told: str, laid_out: bool
+    board: Path, tmp_path: Path, before: str, after: str, message: str, laid_out: bool
 ) -> None:
     file = save_record(make_record("mine", flags(20, 13)), tmp_path / "run")
     text = file.read_text()
@@ -119,7 +119,7 @@ def test_json_that_readers_disagree_on_is_refused(
         text = json.dumps(json.loads(text))
     assert before in text
     file.write_text(text.replace(before, after, 1))
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         board_add([file.parent], board)
     assert str(file) in str(error.value) and "\n" not in str(error.value)
 
@@ -147,7 +147,7 @@ def test_a_board_takes_nothing_that_its_tables_cannot_be_made_of(
     board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a check does not know of: the tables are tried before anything is copied, and build names the record."""
-    add(board, make_record("floor", flags(20, 10)))
+    add(board, make_record("tuned", flags(20, 10)))
     real = boards._section_files
 
     def breaks(section: Any, slug: str, **more: Any) -> Any:
@@ -168,12 +168,12 @@ def test_a_board_takes_nothing_that_its_tables_cannot_be_made_of(
 
 def test_a_record_that_contradicts_those_there_is_refused_before_it_lies_there(board: Path, tmp_path: Path) -> None:
     clusters = [i // 2 for i in range(20)]
-    add(board, make_record("floor", flags(20, 10), clusters=clusters))
+    add(board, make_record("tuned", flags(20, 10), clusters=clusters))
     liar = make_record("mine", flags(20, 13), clusters=clusters[::-1])
     with pytest.raises(UserError, match="with different `clusters`"):
         board_add([save_record(liar, tmp_path / "run")], board)
     board_build(board)
-    assert [record.name for record in board_records(board)] == ["floor"]
+    assert [record.name for record in board_records(board)] == ["tuned"]
 
 
 def test_a_record_s_file_is_a_file_of_its_folder(board: Path, tmp_path: Path) -> None:

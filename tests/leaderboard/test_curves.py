@@ -120,9 +120,12 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_the_picture_says_what_it_shows_and_is_no_program(tmp_path: Path) -> None:
     text = drawn(write_run(tmp_path / "run-a")).read_text()
     root = ElementTree.fromstring(text)
-    said = " ".join("".join(one.itertext()) for one in root.iter() if "purl.org" in one.tag)
-    assert "Training of learner on quiz" in said
-    assert "4 steps, 400 student tokens, training loss 4 to 1" in said and "50.0 % of 20 selected (step 2)" in said
+    description = " ".join("".join(one.itertext()) for one in root.iter() if "purl.org" in one.tag)
+    assert "Training of learner on quiz" in description
+    assert (
+        "4 steps, 400 student tokens, training loss 4 to 1" in description
+        and "50.0 % of 20 selected (step 2)" in description
+    )
     assert "<script" not in text and not re.search(r"(href|src)=\"(?!#)", text)
 
 

@@ -69,15 +69,15 @@ HIDDEN = re.compile(
 
 
 def hostile(text: str, line: str, **changes: Any) -> RunRecord:
-    """A record with `text` in every field that takes any text, `line` (without C0) where one line is wanted."""
-    asked = protocol("toy", 20, metric=text, prompt_digest=text, parser_version=text)
+    """A record with `text` in every field that takes any text, `line` (without C0) where one line is required."""
+    own_protocol = protocol("toy", 20, metric=text, prompt_digest=text, parser_version=text)
     fields = make_fields("mine", flags(20, 13), label=line)
     cost = {"tokens_in": 3, "tokens_out": 4, "seconds": 1.0, "engines": [text]}
     return RunRecord.model_validate(
         fields
         | {
-            "protocol": asked,
-            "protocol_hash": protocol_hash(asked),
+            "protocol": own_protocol,
+            "protocol_hash": protocol_hash(own_protocol),
             "student": {
                 "spec": f"hf:a/b@{line}" if "?" not in line and "#" not in line else "hf:a/b",
                 "architecture": text,
@@ -139,7 +139,7 @@ def tokens(text: str) -> list[Token]:
 
 def check_markdown(text: str, plain: str) -> None:
     """The same structure as `plain`, a page of harmless records, but for the words."""
-    found, wanted = tokens(text), tokens(plain)
+    found, expected = tokens(text), tokens(plain)
 
     def shape(page: list[Token]) -> list[str]:
         kinds = (
@@ -159,11 +159,13 @@ def check_markdown(text: str, plain: str) -> None:
             if one.type in (*kinds, "code_block", "blockquote_open", "image", "s_open")
         ]
 
-    assert shape(found) == shape(wanted)
+    assert shape(found) == shape(expected)
     for kind in ("html_block", "html_inline"):
-        assert [one.content for one in found if one.type == kind] == [one.content for one in wanted if one.type == kind]
+        assert [one.content for one in found if one.type == kind] == [
+            one.content for one in expected if one.type == kind
+        ]
     links = [one.attrs["href"] for one in found if one.type == "link_open"]
-    assert links == [one.attrs["href"] for one in wanted if one.type == "link_open"]
+    assert links == [one.attrs["href"] for one in expected if one.type == "link_open"]
     # code does not count, whatever number of ticks it stands between
     source = re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", text.replace("\\`", ""), flags=re.DOTALL)
     assert not re.search(r"(?i)(?<![a-z])(https?|ftp)://evil|(?<![a-z])www\.evil|(?<!\\)\$x", source)
@@ -175,10 +177,13 @@ def test_every_file_of_a_board(board: Path, text: str, line: str) -> None:
     for folder, one, other in ((plain, "word", "word"), (made, text, line)):
         (folder / "boards").mkdir(parents=True)
         (folder / "boards" / "main.yaml").write_text((board / "boards" / "main.yaml").read_text())
-        asked = hostile(one, other)
-        guess = {"protocol": asked.protocol, "protocol_hash": asked.protocol_hash}
+        record = hostile(one, other)
+        guess = {"protocol": record.protocol, "protocol_hash": record.protocol_hash}
         places = add(
-            folder, asked, make_reference("guess", flags(20, 10), **guess), make_record("floor", flags(20, 10), **guess)
+            folder,
+            record,
+            make_reference("guess", flags(20, 10), **guess),
+            make_record("tuned", flags(20, 10), **guess),
         )
         refute(places[0], other.replace("\x85", " ") if visible(other) != other else other, by=other[:60])
         board_build(folder)
@@ -196,11 +201,11 @@ def test_every_file_of_a_board(board: Path, text: str, line: str) -> None:
     (mine,) = [
         row
         for row in data["sections"][0]["rows"]
-        if row["kind"] == "method" and row["runs"][0]["seed"] == 0 and row["label"] != "floor"
+        if row["kind"] == "method" and row["runs"][0]["seed"] == 0 and row["label"] != "tuned"
     ]
     assert mine["label"] == line and mine["runs"][0]["commit"] == text
-    for record in (made / "every_eval_ever.jsonl").read_text().split("\n")[:-1]:
-        json.loads(record)
+    for form in (made / "every_eval_ever.jsonl").read_text().split("\n")[:-1]:
+        json.loads(form)
     (tex,) = made.glob("*.tex")
     body = tex.read_text()
     assert "\\input{" not in body and body.count("\\end{table}") + body.count("\\end{sidewaystable}") == 1
@@ -211,13 +216,13 @@ def test_every_file_of_a_board(board: Path, text: str, line: str) -> None:
 
 @CASES
 def test_a_model_card(text: str, line: str) -> None:
-    names = BoardNames(baseline="floor", baseline_title="the floor", order=())
+    names = BoardNames(baseline="tuned", baseline_title="the baseline", order=())
     exported = Exported(form="full", encoder_decoder=False, add_bos=False)
 
     def card(one: str, other: str) -> str:
         record = hostile(one, other)
-        floor = make_record("floor", flags(20, 10), protocol=record.protocol, protocol_hash=record.protocol_hash)
-        return model_card(record, exported, [floor], names, {})
+        tuned = make_record("tuned", flags(20, 10), protocol=record.protocol, protocol_hash=record.protocol_hash)
+        return model_card(record, exported, [tuned], names, {})
 
     made, plain = card(text, line), card("word", "word")
     assert not HIDDEN.search(made)
@@ -230,11 +235,11 @@ def test_a_model_card(text: str, line: str) -> None:
 
 @CASES
 def test_comparisons_and_protocols_on_a_terminal(text: str, line: str) -> None:
-    """What is printed goes through one function; a value's lines cannot be told from ours, so there are none."""
+    """What is printed goes through one function; a value's lines cannot be told apart from ours, so there are none."""
     one = hostile(text, line)
-    other = make_record("floor", flags(20, 10), protocol=one.protocol, protocol_hash=one.protocol_hash)
-    said = terminal(report_text(compare(pair_of(one, other)), items=True))
-    assert not HIDDEN.search(said) and "A - B" in said
+    other = make_record("tuned", flags(20, 10), protocol=one.protocol, protocol_hash=one.protocol_hash)
+    shown = terminal(report_text(compare(pair_of(one, other)), items=True))
+    assert not HIDDEN.search(shown) and "A - B" in shown
     assert not HIDDEN.search(terminal(diff_text(one, make_record("m", flags(20, 5)), ("a", "b"))))
 
 

@@ -189,7 +189,7 @@ def test_equal_and_constant_rows_have_a_short_interval(seeds: int, value: int) -
     assert only.value == value and 0.005 < only.high - only.low < 0.02
 
 
-def test_the_floor_is_one_question_of_each_row() -> None:
+def test_the_smallest_variance_is_one_question_of_each_row() -> None:
     x = answers(14, 100, 3)
     assert spread([summarise(x), summarise(x)], (1, -1)).items == pytest.approx(2 / 100**2)
 

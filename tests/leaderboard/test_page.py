@@ -68,7 +68,7 @@ def test_no_label_breaks_out_of_the_page(board: Path) -> None:
 
 
 def test_every_cell_and_note_of_the_markdown_is_on_the_page(board: Path) -> None:
-    add(board, *golden_records(), make_record("floor", flags(10, 8), task="toy2", n=10, chance=0.5))
+    add(board, *golden_records(), make_record("tuned", flags(10, 8), task="toy2", n=10, chance=0.5))
     markdown = board_markdown(board)
     data = data_of(build(board))
     shown = {escaped(text) for text in texts_of(data)}
@@ -102,9 +102,9 @@ def test_rows_carry_kind_trust_and_numbers_to_plot_and_sort_by(board: Path) -> N
     assert [row["kind"] for row in section["rows"]] == ["reference_baseline"] * 3 + ["teacher"] + ["method"] * 4
     assert section["columns"][-1] == "trust" and rows["mine"]["cells"][-1] == "self-reported"
     assert rows["guess"]["accuracy"] == [25.0, None, None]
-    assert [round(one, 1) for one in rows["floor"]["accuracy"]] == [50.0, 29.9, 70.1]
+    assert [round(one, 1) for one in rows["tuned"]["accuracy"]] == [50.0, 29.9, 70.1]
     assert [round(one, 1) for one in rows["mine"]["gain"]] == [15.0, -7.6, 35.1]
-    assert rows["floor (one epoch)"]["gain"] is None and rows["teacher replay:release#big"]["accuracy"] is None
+    assert rows["tuned (one epoch)"]["gain"] is None and rows["teacher replay:release#big"]["accuracy"] is None
     assert section["costs"] == ["student tokens", "wall seconds"]
     by_column = dict(zip(section["columns"], rows["strong"]["keys"], strict=True))
     assert by_column["wall time"] == 3840 and by_column["student tokens"] == 990 and by_column["student"] is None
@@ -116,7 +116,7 @@ def test_rows_carry_kind_trust_and_numbers_to_plot_and_sort_by(board: Path) -> N
 def test_runs_stand_behind_their_own_row_with_record_and_command(board: Path) -> None:
     places = add(
         board,
-        *(make_record(name, flags(20, 10 + seed), seed=seed) for name in ("floor", "mine") for seed in (0, 1, 2)),
+        *(make_record(name, flags(20, 10 + seed), seed=seed) for name in ("tuned", "mine") for seed in (0, 1, 2)),
         make_reference("guess", None, expected_accuracy=0.25),
     )
     [section] = data_of(build(board))["sections"]
@@ -124,9 +124,9 @@ def test_runs_stand_behind_their_own_row_with_record_and_command(board: Path) ->
     for row in section["rows"]:
         assert len(row["runs"]) == (1 if row["kind"] == "reference_baseline" else 3)
         for run in row["runs"]:
-            told = dict(zip(heads, run, strict=True))
-            assert f"--method {row['cells'][0]} " in told["command"]
-            assert board / told["record"] in places and told["run"] in told["record"]
+            cells = dict(zip(heads, run, strict=True))
+            assert f"--method {row['cells'][0]} " in cells["command"]
+            assert board / cells["record"] in places and cells["run"] in cells["record"]
 
 
 def test_two_builds_give_the_same_bytes(board: Path) -> None:
@@ -148,6 +148,6 @@ def test_controls_have_labels(board: Path) -> None:
     add(board, *golden_records())
     page = Page(build(board))
     named = {given.get("for") for tag, given in page.tags if tag == "label"}
-    asked = {given.get("id") for tag, given in page.tags if tag in ("input", "select")}
-    assert asked and asked == named
+    inputs = {given.get("id") for tag, given in page.tags if tag in ("input", "select")}
+    assert inputs and inputs == named
     assert ("html", {"lang": "en"}) in page.tags

@@ -39,14 +39,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "boards" / "main.yaml").write_text(CONFIG)
     teacher = {"spec": "replay:release#big", "gold_visible": True}
     made = [make_reference("guess", None, expected_accuracy=0.25, n=200, task="exam", mode="generate")]
-    for name, right, seconds in (("floor", 90, 59), ("mine", 150, 3840), ("other", 101, 422), (NASTY[:60], 96, 60)):
+    for name, right, seconds in (("tuned", 90, 59), ("mine", 150, 3840), ("other", 101, 422), (NASTY[:60], 96, 60)):
         for seed in range(3):
             run: dict[str, Any] = {"n": 200, "task": "exam", "mode": "generate", "seed": seed, "unparsed": 3}
             run["budget"] = {"student_tokens": 1_000_000 + right, "seconds": seconds}
-            run["teachers"] = [teacher] if name != "floor" else []
+            run["teachers"] = [teacher] if name != "tuned" else []
             made.append(make_record(name.strip(), flags(200, right + seed), **run))
     student = {"spec": "dir:chat"}
-    made += [make_record("floor", flags(20, 10), sample=True), make_record("alone", flags(20, 12), student=student)]
+    made += [make_record("tuned", flags(20, 10), sample=True), make_record("alone", flags(20, 12), student=student)]
     add(folder, *made)
     board_build(folder)
     return folder / "index.html"
@@ -71,8 +71,8 @@ def opened(browser: Any, page: Path) -> Iterator[Any]:
     yield browser
     assert browser.get_log("browser") == []
     sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {one["params"]["request"]["url"] for one in sent if one["method"] == "Network.requestWillBeSent"}
-    assert {url for url in asked if not url.startswith("data:")} <= {page.as_uri()}
+    urls = {one["params"]["request"]["url"] for one in sent if one["method"] == "Network.requestWillBeSent"}
+    assert {url for url in urls if not url.startswith("data:")} <= {page.as_uri()}
 
 
 def show(browser: Any, page: Path, width: int = 1440, scheme: str = "light") -> None:
@@ -101,7 +101,7 @@ def wait(check: Callable[[], bool]) -> None:
 
 
 def labels(browser: Any, table: str = "exam-generate") -> list[str]:
-    """Names of a table's rows, read at once: the page may draw them anew between two calls."""
+    """Names of a table's rows, read at once: the page may draw them again between two calls."""
     script = "return [...document.querySelectorAll(arguments[0])].map((cell) => cell.textContent)"
     return list(browser.execute_script(script, f'section[aria-labelledby="{table}"] tbody tr:not(.detail) th'))
 
@@ -112,7 +112,7 @@ def head(browser: Any, name: str, table: str = "exam-generate") -> Any:
 
 
 NASTY_LABEL = NASTY[:60].strip()
-ORDER = ["guess", "teacher replay:release#big", "floor", NASTY_LABEL, "mine", "other"]
+ORDER = ["guess", "teacher replay:release#big", "tuned", NASTY_LABEL, "mine", "other"]
 
 
 def test_a_head_sorts_up_down_and_back(opened: Any) -> None:
@@ -120,10 +120,10 @@ def test_a_head_sorts_up_down_and_back(opened: Any) -> None:
     assert head(opened, "wall").get_attribute("aria-sort") == "none"
     head(opened, "wall").find_element("css selector", "button").click()
     # 59 s, 1 min 00 s, 7 min 02 s, 1 h 04 min: by seconds, not by letters; rows without a time last
-    assert labels(opened)[:4] == ["floor", NASTY_LABEL, "other", "mine"]
+    assert labels(opened)[:4] == ["tuned", NASTY_LABEL, "other", "mine"]
     assert head(opened, "wall").get_attribute("aria-sort") == "ascending"
     head(opened, "wall").find_element("css selector", "button").click()
-    assert labels(opened)[:4] == ["mine", "other", NASTY_LABEL, "floor"]
+    assert labels(opened)[:4] == ["mine", "other", NASTY_LABEL, "tuned"]
     assert head(opened, "wall").get_attribute("aria-sort") == "descending"
     head(opened, "accuracy").find_element("css selector", "button").click()
     assert labels(opened)[0] == "guess" and head(opened, "wall").get_attribute("aria-sort") == "none"

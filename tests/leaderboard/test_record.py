@@ -67,7 +67,7 @@ ITEMS = make_fields("m", flags(20, 9), unparsed=2)["items"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"score": SCORE | {"correct": 10}}, r"correct \+ wrong \+ unparsed = 21, but n = 20"),
         ({"score": SCORE | {"correct": 10, "wrong": 8}}, "correct 9 in items, 10 in score"),
@@ -104,9 +104,9 @@ ITEMS = make_fields("m", flags(20, 9), unparsed=2)["items"]
         ({"budget": {"student_tokens": 9, "prompt_tokens": 3, "target_tokens": 4}}, "= 7, student_tokens = 9"),
     ],
 )
-def test_what_does_not_agree_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_what_does_not_agree_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     file = edited(tmp_path, **changes)
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_record(file)
     assert str(file) in str(error.value) and "\n" not in str(error.value)
 
@@ -182,8 +182,8 @@ def closed(**changes: Any) -> dict[str, Any]:
 
 def test_gold_numbers_agree_with_answers_and_marks() -> None:
     assert RunRecord.model_validate(closed()).gold == (0, 0, 1, 1, 2, 2)
-    for gold, told in (([0] * 5, "5 gold answers for 6 items"), ([0, 0, 0, 1, 2, 2], "mark does not say")):
-        with pytest.raises(ValueError, match=told):
+    for gold, message in (([0] * 5, "5 gold answers for 6 items"), ([0, 0, 0, 1, 2, 2], "mark does not say")):
+        with pytest.raises(ValueError, match=message):
             RunRecord.model_validate(closed(gold=gold))
     with pytest.raises(ValueError, match="mark does not say"):
         RunRecord.model_validate(closed(gold=[1, 0, 1, 1, 2, 2]))
@@ -191,10 +191,10 @@ def test_gold_numbers_agree_with_answers_and_marks() -> None:
 
 def test_a_macro_f1_that_gold_contradicts_is_a_broken_claim() -> None:
     # yes: TP 2, claimed 4, gold 2: 2/3; no: TP 1, claimed 1, gold 2: 2/3; maybe: 0
-    told = closed(secondary={"macro_f1": 4 / 9})
-    assert not [one for one in failed_checks(RunRecord.model_validate(told)) if "macro_f1" in one.field]
-    told["secondary"] = {"macro_f1": 0.5}
-    [check] = [one for one in failed_checks(RunRecord.model_validate(told)) if "macro_f1" in one.field]
+    fields = closed(secondary={"macro_f1": 4 / 9})
+    assert not [one for one in failed_checks(RunRecord.model_validate(fields)) if "macro_f1" in one.field]
+    fields["secondary"] = {"macro_f1": 0.5}
+    [check] = [one for one in failed_checks(RunRecord.model_validate(fields)) if "macro_f1" in one.field]
     assert check.actual == 0.5 and check.expected == pytest.approx(4 / 9)
 
 

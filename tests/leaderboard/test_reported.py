@@ -127,11 +127,11 @@ def test_cells_are_whole_numbers_of_right_answers() -> None:
 
 @pytest.mark.parametrize("student", STUDENTS)
 def test_gains_over_fine_tuning_recompute(student: str) -> None:
-    ours, floor = (by_student("tinyllm-main", label)[student] for label in ("TinyLLM", "Full fine-tuning"))
+    ours, tuned = (by_student("tinyllm-main", label)[student] for label in ("TinyLLM", "Full fine-tuning"))
     points, relative = (by_student(f"tinyllm-{kind}-gain", "TinyLLM")[student] for kind in ("absolute", "relative"))
-    assert {name: points[name] for name in ours} == {name: ours[name] - floor[name] for name in ours}
-    assert all(agrees(relative[name], 100 * (ours[name] / floor[name] - 1)) for name in SETS)
-    unrounded = mean(ours, SETS) / mean(floor, SETS)  # the printed averages would give 11.41 and 5.08
+    assert {name: points[name] for name in ours} == {name: ours[name] - tuned[name] for name in ours}
+    assert all(agrees(relative[name], 100 * (ours[name] / tuned[name] - 1)) for name in SETS)
+    unrounded = mean(ours, SETS) / mean(tuned, SETS)  # the printed averages would give 11.41 and 5.08
     assert agrees(relative["average"], 100 * (unrounded - 1))
     assert ("average without PIQA" in points) == (student == STUDENTS[2])
     if student == STUDENTS[2]:
@@ -164,8 +164,8 @@ def test_what_later_versions_claim_fits_where_it_can_be_checked() -> None:
 
 def test_the_independent_runs_gains_recompute() -> None:
     gains = by_student("purification-gain", "TinyLLM")
-    ours, floor = (by_student("purification-in-domain", label) for label in ("TinyLLM", "Fine-tuning"))
-    assert {s: v["average"] for s, v in gains.items()} == {s: ours[s]["average"] - floor[s]["average"] for s in ours}
+    ours, tuned = (by_student("purification-in-domain", label) for label in ("TinyLLM", "Fine-tuning"))
+    assert {s: v["average"] for s, v in gains.items()} == {s: ours[s]["average"] - tuned[s]["average"] for s in ours}
 
 
 def test_the_abstracts_differences_give_one_teacher() -> None:
@@ -320,7 +320,7 @@ ROW = "tables/0/rows/0"
 
 
 @pytest.mark.parametrize(
-    ("change", "value", "said"),
+    ("change", "value", "message"),
     [
         ("extra", 1, "extra is no key here; allowed: schema_version, about, models, tables, left_out"),
         ("tables/0/rank", 1, r"tables\[toy-main\]\.rank is no key here; allowed: id, title, kind, certainty"),
@@ -345,14 +345,14 @@ ROW = "tables/0/rows/0"
         ("models/large", "toy/large", r"models names \['large'\], which is no row's student"),
     ],
 )
-def test_what_is_wrong_is_refused_in_one_line(tmp_path: Path, change: str, value: Any, said: str) -> None:
-    with pytest.raises(UserError, match=said) as error:
+def test_what_is_wrong_is_refused_in_one_line(tmp_path: Path, change: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         load_reported(written(tmp_path, change, value))
     assert str(error.value).startswith(str(tmp_path / "toy.yaml")) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("tables/0/certainty", r"tables\[toy-main\]\.certainty: Field required; add it"),
         ("tables/0/source", "source: Field required"),
@@ -362,8 +362,8 @@ def test_what_is_wrong_is_refused_in_one_line(tmp_path: Path, change: str, value
         ("tables/0/source/via", "certainty second-hand needs source.via: what was read"),
     ],
 )
-def test_what_is_missing_is_named(tmp_path: Path, change: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_is_missing_is_named(tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load_reported(written(tmp_path, change, drop=True))
 
 

@@ -80,6 +80,6 @@ def test_a_reporter_that_fails_is_told_about_and_the_board_is_built(
 ) -> None:
     add(board, make_record("mine", flags(20, 10)))
     reporter(tmp_path, f"failing{abs(hash(code))}", code)
-    with pytest.warns(PluginWarning, match=says) as told:
+    with pytest.warns(PluginWarning, match=says) as warned:
         board_build(board)
-    assert len(told) == 1 and (board / "README.md").is_file() and not (board / "reporters").exists()
+    assert len(warned) == 1 and (board / "README.md").is_file() and not (board / "reporters").exists()

@@ -89,7 +89,7 @@ def test_students_of_one_name_are_told_apart_and_get_no_gain_from_each_other(boa
     one, two = ({"spec": "dir:student", "initial_digest": letter * 64} for letter in "ab")
     add(
         board,
-        make_record("floor", flags(20, 10), student=one),
+        make_record("tuned", flags(20, 10), student=one),
         make_record("mine", flags(20, 15), student=one, run_id="mine-toy-cloze-s0-one"),
         make_record("mine", flags(20, 16), student=two, run_id="mine-toy-cloze-s0-two"),
     )
@@ -108,7 +108,7 @@ def test_students_of_one_name_are_told_apart_and_get_no_gain_from_each_other(boa
 def test_a_gain_needs_equal_training_and_student_settings(board: Path, config: dict[str, Any], lifted: bool) -> None:
     add(
         board,
-        make_record("floor", flags(20, 10), config=student(None)),
+        make_record("tuned", flags(20, 10), config=student(None)),
         make_record("mine", flags(20, 15), config=config),
     )
     cell, text = column(board, "mine", "gain"), board_markdown(board)
@@ -116,25 +116,26 @@ def test_a_gain_needs_equal_training_and_student_settings(board: Path, config: d
     assert ("Other training settings: no baseline row" in text) != lifted
 
 
-def test_the_floor_of_the_same_settings_is_chosen(board: Path) -> None:
+def test_the_baseline_of_the_same_settings_is_chosen(board: Path) -> None:
     add(
         board,
-        make_record("floor", flags(20, 10), config=student(None), run_id="floor-toy-cloze-s0-full"),
-        make_record("floor", flags(20, 5), config=student(LORA), run_id="floor-toy-cloze-s0-lora"),
+        make_record("tuned", flags(20, 10), config=student(None), run_id="tuned-toy-cloze-s0-full"),
+        make_record("tuned", flags(20, 5), config=student(LORA), run_id="tuned-toy-cloze-s0-lora"),
         make_record("mine", flags(20, 15), config=student(LORA)),
     )
     assert column(board, "mine", "gain").startswith("+50.0")
 
 
-def test_a_method_s_own_training_settings_do_not_keep_it_from_the_floor(board: Path) -> None:
+def test_a_method_s_own_training_settings_do_not_keep_it_from_the_baseline(board: Path) -> None:
     configs = ({"train": {"learning_rate": 1}}, {"train": {"learning_rate": 2}})
     add(
         board,
-        make_record("floor", flags(20, 9), config=configs[0]),
+        make_record("tuned", flags(20, 9), config=configs[0]),
         make_record("own", flags(20, 14), config=configs[1], own_settings=("train.learning_rate",)),
-        make_record("asked", flags(20, 14), config=configs[1]),
+        make_record("requested", flags(20, 14), config=configs[1]),
     )
     assert (
-        column(board, "own", "gain").startswith("+25.0") and column(board, "asked", "gain") == "other training settings"
+        column(board, "own", "gain").startswith("+25.0")
+        and column(board, "requested", "gain") == "other training settings"
     )
     assert "own: trained with settings of its own paper" in board_markdown(board)

@@ -109,12 +109,12 @@ def test_adding_again_takes_back_neither_a_verdict_nor_a_refutation(board: Path,
     record = make_record("mine", flags(20, 13))
     [place] = add(board, record)
     refute(run, "from its maker")
-    kept = verdict(record, "re-run")
-    save_verdict(kept, place)
+    stored = verdict(record, "re-run")
+    save_verdict(stored, place)
     refute(place, "from the owner")
     for _ in range(2):
         board_add([run], board)
-        assert verdict_of(place) == kept
+        assert verdict_of(place) == stored
         assert [(one.reason, one.by) for one in refutations_of(place)] == [
             ("from the owner", None),
             ("from its maker", "its submitter"),
@@ -124,7 +124,7 @@ def test_adding_again_takes_back_neither_a_verdict_nor_a_refutation(board: Path,
 
 
 def test_paths_stand_for_runs_records_boards_and_folders(board: Path, run: Path) -> None:
-    [place] = add(board, make_record("floor", flags(20, 10)))
+    [place] = add(board, make_record("tuned", flags(20, 10)))
     assert record_paths([run, run / "run.json"]) == [run, run / "run.json"]
     assert record_paths([run.parent, board]) == sorted(run.parent.glob("*/")) + [place]
     with pytest.raises(UserError, match="boards: no record there; give a run's folder"):
