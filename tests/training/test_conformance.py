@@ -50,8 +50,8 @@ BUGS = {
     ),
     "swapped KL direction": (
         "divergences.py",
-        '"forward_kl": _term_forward',
-        '"forward_kl": _term_reverse',
+        '"forward_kl": _forward_kl_term',
+        '"forward_kl": _reverse_kl_term',
         "forward_kl",
     ),
     "dropped T squared": ("divergences.py", "self.temperature**2 if", "1.0 if", "temperature_squared"),

@@ -314,12 +314,27 @@ def _ratio(loga_NV: Tensor, logb_NV: Tensor) -> Tensor:
     return (loga_NV.masked_fill(impossible, 0) - logb_NV.masked_fill(impossible, 0)).exp_().masked_fill_(impossible, 0)
 
 
-def _forward(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
+# Each divergence as a value, for autograd to differentiate, and with its logit-gradient term; for the term neither
+# argument may require a gradient.
+
+
+def _forward_kl(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
     return kl(logp, logq)
 
 
-def _reverse(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
+def _forward_kl_term(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
+    # q dD/dq = -p
+    return ValueAndTerm(kl(logp, logq), logp.exp().neg_())
+
+
+def _reverse_kl(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
     return kl(logq, logp)
+
+
+def _reverse_kl_term(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
+    # q dD/dq = q log(q / p) + q
+    terms = _kl_terms(logq, logp)
+    return ValueAndTerm(terms.sum(-1), terms)
 
 
 def _jsd(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
@@ -327,80 +342,73 @@ def _jsd(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
     return config.jsd_scale * (config.beta * kl(logp, logm) + (1 - config.beta) * kl(logq, logm))
 
 
-def _skew_forward(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
-    return kl(logp, mixture(logp, logq, config.skew))
-
-
-def _skew_reverse(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
-    return kl(logq, mixture(logq, logp, config.skew))
-
-
-def _total_variation(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
-    return 0.5 * (logq.exp() - logp.exp()).abs().sum(-1)
-
-
-def _adaptive(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
-    head_N = head_share_N(logq, logp, config.mu)
-    return head_N * kl(logp, logq) + (1 - head_N) * kl(logq, logp)
-
-
-def _term_forward(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
-    return ValueAndTerm(kl(logp, logq), logp.exp().neg_())
-
-
-def _term_reverse(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
-    terms = _kl_terms(logq, logp)
-    return ValueAndTerm(terms.sum(-1), terms)
-
-
-def _term_jsd(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
-    # dD/dq = (1 - beta) (log q - log m): the derivative through m cancels
+def _jsd_term(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
+    # q dD/dq = (1 - beta) q log(q / m): the derivative through m cancels
     logm = mixture(logp, logq, config.beta)
     terms = _kl_terms(logq, logm).mul_((1 - config.beta) * config.jsd_scale)
     return ValueAndTerm(config.jsd_scale * config.beta * kl(logp, logm) + terms.sum(-1), terms)
 
 
-def _term_skew_forward(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
+def _skew_forward_kl(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
+    return kl(logp, mixture(logp, logq, config.skew))
+
+
+def _skew_forward_kl_term(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
+    # q dD/dq = -(1 - skew) p q / m
     logm = mixture(logp, logq, config.skew)
     return ValueAndTerm(kl(logp, logm), _ratio(logq, logm).mul_(logp.exp()).mul_(config.skew - 1))
 
 
-def _term_skew_reverse(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
+def _skew_reverse_kl(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
+    return kl(logq, mixture(logq, logp, config.skew))
+
+
+def _skew_reverse_kl_term(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
+    # q dD/dq = q log(q / m) + q - skew q^2 / m
     logm = mixture(logq, logp, config.skew)
     terms = _kl_terms(logq, logm)
     value_N = terms.sum(-1)
     return ValueAndTerm(value_N, terms.addcmul_(_ratio(logq, logm), logq.exp(), value=-config.skew))
 
 
-def _term_total_variation(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
+def _total_variation(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
+    return 0.5 * (logq.exp() - logp.exp()).abs().sum(-1)
+
+
+def _total_variation_term(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
+    # q dD/dq = q sign(q - p) / 2
     gap = logq.exp() - logp.exp()
     return ValueAndTerm(0.5 * gap.abs().sum(-1), gap.sign_().mul_(logq.exp()).mul_(0.5))
 
 
-def _term_adaptive(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
+def _adaptive_kl(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> Tensor:
+    head_N = head_share_N(logq, logp, config.mu)
+    return head_N * kl(logp, logq) + (1 - head_N) * kl(logq, logp)
+
+
+def _adaptive_kl_term(logq: Tensor, logp: Tensor, config: DivergenceConfig) -> ValueAndTerm:
+    # with h the head's share, held fixed: q dD/dq = (1 - h) q log(q / p) - h p
     head_N = head_share_N(logq, logp, config.mu)
     terms = _kl_terms(logq, logp)
     value_N = head_N * kl(logp, logq) + (1 - head_N) * terms.sum(-1)
     return ValueAndTerm(value_N, terms.mul_((1 - head_N)[..., None]).addcmul_(head_N[..., None], logp.exp(), value=-1))
 
 
-# Divergence per position at temperature 1, for autograd to differentiate.
 _VALUES: dict[str, Callable[[Tensor, Tensor, DivergenceConfig], Tensor]] = {
-    "forward_kl": _forward,
-    "reverse_kl": _reverse,
+    "forward_kl": _forward_kl,
+    "reverse_kl": _reverse_kl,
     "jsd": _jsd,
-    "skew_forward_kl": _skew_forward,
-    "skew_reverse_kl": _skew_reverse,
+    "skew_forward_kl": _skew_forward_kl,
+    "skew_reverse_kl": _skew_reverse_kl,
     "total_variation": _total_variation,
-    "adaptive_kl": _adaptive,
+    "adaptive_kl": _adaptive_kl,
 }
-# The same value with its logit-gradient term; neither argument may require a gradient.
 _TERMS: dict[str, Callable[[Tensor, Tensor, DivergenceConfig], ValueAndTerm]] = {
-    "forward_kl": _term_forward,
-    "reverse_kl": _term_reverse,
-    "jsd": _term_jsd,
-    "skew_forward_kl": _term_skew_forward,
-    "skew_reverse_kl": _term_skew_reverse,
-    "total_variation": _term_total_variation,
-    "adaptive_kl": _term_adaptive,
+    "forward_kl": _forward_kl_term,
+    "reverse_kl": _reverse_kl_term,
+    "jsd": _jsd_term,
+    "skew_forward_kl": _skew_forward_kl_term,
+    "skew_reverse_kl": _skew_reverse_kl_term,
+    "total_variation": _total_variation_term,
+    "adaptive_kl": _adaptive_kl_term,
 }
