@@ -38,7 +38,7 @@ def test_a_table_names_existing_methods_tasks_and_tables(name: str) -> None:
     assert set(reproduction.methods) <= set(plugins.names("method")) and set(reproduction.tasks) <= set(
         plugins.names("task")
     )
-    assert {reproduction.table, *reproduction.beside} <= {table.id for table in REPORTED.tables}
+    assert {reproduction.table, *reproduction.related_tables} <= {table.id for table in REPORTED.tables}
     assert reproduction.baseline in reproduction.methods
     for variant in ("as_published", "as_corrected"):
         assert reproduction.variant(variant).deviations  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ def test_as_published_says_which_texts_and_ends_it_does_not_learn() -> None:
     cells = tables.judge(table, [], REPORTED, ("obqa",), own_student=False)
     page = tables.table_text(table, "as_published", cells, REPORTED, preset="cpu", student="x", own_student=False)
     deviations = [line for line in page.splitlines() if line.startswith("- the released code")]
-    assert any("trains" in line and "texts that are 'nan'" in line for line in deviations)
+    assert any("trains on" in line and "texts that are 'nan'" in line for line in deviations)
     assert any("cuts at 256 tokens" in line and "end token" in line for line in deviations)
 
 

@@ -6,23 +6,32 @@ so that only the changed value itself gives it away.
 
 import json
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
-from tests.audit.forged import Forged
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.audit import verify as verifying
 from tinyllm_bench.audit.verify import Verification, store_verdict, verify
 from tinyllm_bench.base.config import read_yaml
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.base.files import write_json
-from tinyllm_bench.experiment.predict import predictions_digest
+from tinyllm_bench.base.files import append_checked, canonical_json, write_json
+from tinyllm_bench.data.records import Prediction
+from tinyllm_bench.experiment.predict import load_predictions, predictions_digest
 from tinyllm_bench.leaderboard import consistency
 from tinyllm_bench.leaderboard.board import board_add
-from tinyllm_bench.leaderboard.record import RECORD_FILE, RunRecord, load_record, protocol_hash, save_record
+from tinyllm_bench.leaderboard.record import (
+    RECORD_FILE,
+    RunRecord,
+    ids_digest,
+    load_record,
+    protocol_hash,
+    save_record,
+)
 from tinyllm_bench.leaderboard.verdicts import tier_of, verdict_of
 
 pytestmark = pytest.mark.slow
@@ -30,6 +39,56 @@ pytestmark = pytest.mark.slow
 SMALL = ("backend.engine=hf", "eval.valid_limit=4", "train.evaluations=[1.0]")
 PATHS = ("teachers=[replay:sample#stepwise]", "method.max_new_tokens=12", "method.n_cot=2", "method.n_pot=2")
 CELLS = ("multiple_choice", "generate", "paths")
+
+
+class Forged:
+    """A copy of a run whose record and predictions can be changed and sealed again."""
+
+    def __init__(self, folder: Path, place: Path) -> None:
+        shutil.copytree(folder.parent, place)
+        self.folder = place / folder.name
+        self.record: dict[str, Any] = json.loads((self.folder / RECORD_FILE).read_text())
+        (self.file,) = (self.folder / "predictions").glob("*.zst")
+        self.predictions = load_predictions(self.file)
+
+    def write(self) -> None:
+        """Write the record alone."""
+        write_json(self.folder / RECORD_FILE, self.record)
+
+    def write_predictions(self) -> None:
+        """Write the predictions alone."""
+        lines = "".join(canonical_json(asdict(one)) + "\n" for one in self.predictions)
+        self.file.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
+
+    def seal(self) -> None:
+        """Write the predictions, and a record and a ledger that agree with them in every count and digest."""
+        record, predictions = self.record, self.predictions
+        record["items"] = [[one.record_id, one.answer, int(one.correct)] for one in predictions]
+        right, unread = sum(one.correct for one in predictions), sum(one.answer is None for one in predictions)
+        counts = {
+            "n": len(predictions),
+            "correct": right,
+            "unparsed": unread,
+            "wrong": len(predictions) - right - unread,
+        }
+        record["score"] |= counts
+        record["protocol"] |= {
+            "n": len(predictions),
+            "scored_ids_digest": ids_digest(one.record_id for one in predictions),
+        }
+        record["protocol_hash"] = protocol_hash(record["protocol"])
+        record["predictions_digest"] = predictions_digest(predictions)
+        (self.folder / "ledger.jsonl").unlink()
+        evaluations = [{"test_evaluation": 1, "items": len(predictions), "mark": record["predictions_digest"]}]
+        append_checked(self.folder / "ledger.jsonl", evaluations)
+        self.write_predictions()
+        self.write()
+
+    def change(self, matches: Callable[[Prediction], bool], **changes: Any) -> str:
+        """Change the first prediction that matches; returns its record's id."""
+        index = next(i for i, one in enumerate(self.predictions) if matches(one))
+        self.predictions[index] = replace(self.predictions[index], **changes)
+        return self.predictions[index].record_id
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +430,7 @@ def test_without_the_data_nothing_is_scored(
     forged.write()
     settings = (forged.folder / "config.yaml").read_text()
     (forged.folder / "config.yaml").write_text(settings.replace("source: sample", "source: release"))
-    monkeypatch.setattr(consistency, "_asks_sample_questions", lambda record: False)
+    monkeypatch.setattr(consistency, "_sample", lambda task: ({}, frozenset()))
     result = verify(forged.folder)
     assert result.ok and result.tier == "self-reported"
     assert result.not_checked[0].startswith("answers, score and protocol: the data is not available (data source")

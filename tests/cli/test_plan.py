@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.conftest import Call
 from tinyllm_bench.cli.plan import duration, findings_text, money, plan_text
-from tinyllm_bench.preflight.dry_training import Counts, TextCost
+from tinyllm_bench.preflight.dry_training import Counts, TextForecast
 from tinyllm_bench.preflight.forecast import CellForecast, Disk, Forecast, Totals
 from tinyllm_bench.preflight.inspection import Finding, size
 
@@ -66,7 +66,7 @@ def test_amounts_in_words() -> None:
 
 
 def test_teachers_texts_and_prices_have_lines_of_their_own() -> None:
-    text = TextCost(
+    text = TextForecast(
         **{"teacher": "other", "kind": "rationale", "spec": "dir:other", "recorded": False, "cached": 3, "missing": 9},
         **{"tokens_in": 900, "tokens_out": 90, "seconds": None, "usd": 0.5, "keys": ()},
     )

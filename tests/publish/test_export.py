@@ -15,7 +15,7 @@ from tinyllm_bench.base.files import read_json, write_json
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.experiment.predict import load_predictions, predictions_file
 from tinyllm_bench.leaderboard.record import load_record
-from tinyllm_bench.publish.export import Bundle, find_run, make_bundle, write_bundle
+from tinyllm_bench.publish.export import ExportBundle, find_run, make_bundle, write_bundle
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def runs(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return {cell.name: outcome.folder for cell, outcome in zip(cells, run_all(cells, place), strict=True)}
 
 
-def exported(folder: Path, to: Path, **how: Any) -> Bundle:
+def exported(folder: Path, to: Path, **how: Any) -> ExportBundle:
     bundle = make_bundle(folder, **how)
     write_bundle(bundle, to)
     return bundle

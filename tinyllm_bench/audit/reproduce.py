@@ -38,11 +38,11 @@ VariantName = Literal["as_published", "as_corrected"]
 NARROW = 0.05  # largest half width of an interval that says something about a value
 
 
-class _Settings(BaseModel):
+class _TableModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Variant(_Settings):
+class Variant(_TableModel):
     """One way to run the table: settings of all methods and of single ones, and how it still differs from the paper."""
 
     settings: tuple[str, ...] = ()
@@ -51,8 +51,8 @@ class Variant(_Settings):
     deviations: tuple[Annotated[str, Field(min_length=1)], ...]
 
 
-class Reproduction(_Settings):
-    """A paper's table: its methods and tasks, the id of the reported table, other tables to print next to it."""
+class Reproduction(_TableModel):
+    """A paper's table: its methods and tasks, the id of the reported table, related tables to print below it."""
 
     name: str
     about: str
@@ -61,7 +61,7 @@ class Reproduction(_Settings):
     baseline: str
     methods: tuple[str, ...]
     tasks: tuple[str, ...]
-    beside: tuple[str, ...] = ()
+    related_tables: tuple[str, ...] = ()
     settings: Mapping[Literal["cpu", "paper"], tuple[str, ...]]
     as_published: Variant
     as_corrected: Variant
@@ -248,7 +248,7 @@ def table_text(
     scale = f", at {preset.upper()} scale with another student ({student}): gains are judged, not values"
     title = f"# {markdown(reproduction.about)}, {variant_name.replace('_', ' ')}"
     deviations = "\n".join(f"- {text}" for text in reproduction.variant(variant_name).deviations)
-    tables = [reported_table(reported, tables=(name,), kinds=("score", "gain")) for name in reproduction.beside]
+    tables = [reported_table(reported, tables=(name,), kinds=("score", "gain")) for name in reproduction.related_tables]
     others = "\n\n".join(filter(None, tables))
     parts = [
         title if own_student else title + markdown(scale),

@@ -407,7 +407,7 @@ def trainings_of(record: RunRecord, folder: Path) -> list[Path]:
         return [folder]
     start = f"{record.name.replace('/', '.')}-training-{record.task}-"
     others = [(name, training) for name, training in _training_results(folder.parent).items() if name.startswith(start)]
-    sets = [(one,) for one in others] + [(a, b) for a in others for b in others if a is not b]
+    candidates = [(single,) for single in others] + [(a, b) for a in others for b in others if a is not b]
     digest = record.student.digest if record.student else None
     budget = record.budget.model_dump() if record.budget else {}
 
@@ -415,8 +415,12 @@ def trainings_of(record: RunRecord, folder: Path) -> list[Path]:
         joint = asdict(joint_training([training for _, training in trainings]))
         return sum(key in budget and budget[key] == value for key, value in joint.items())
 
-    same = [one for one in sets if joint_digest([training.student_digest for _, training in one]) == digest]
-    return [folder.parent / name for name, _ in max(same, key=agreement, default=())]
+    same_weights = [
+        trainings
+        for trainings in candidates
+        if joint_digest([training.student_digest for _, training in trainings]) == digest
+    ]
+    return [folder.parent / name for name, _ in max(same_weights, key=agreement, default=())]
 
 
 # --- The answers and the score ----------------------------------------------------------------------------------------
@@ -436,7 +440,7 @@ def _check_answers(
 ) -> None:
     """Derive every stored answer again, and rebuild the score from that."""
     file = folder / "predictions" / f"{record.task}.jsonl.zst"
-    records = {one.id: one for one in cell.truncated_records("test")}
+    records = {record.id: record for record in cell.truncated_records("test")}
     item_problems = _item_problems(file, [prediction.record_id for prediction in stored], list(records))
     result.problems += item_problems
     version, own = record.protocol["parser_version"], reader_version(next(iter(records.values())).choices)

@@ -19,7 +19,7 @@ from tinyllm_bench.cli.run import check_writable_folders
 
 if TYPE_CHECKING:
     from tinyllm_bench.experiment.request import Request
-    from tinyllm_bench.preflight.dry_training import TextCost
+    from tinyllm_bench.preflight.dry_training import TextForecast
     from tinyllm_bench.preflight.forecast import CellForecast, Detectable, Forecast, Totals
     from tinyllm_bench.preflight.inspection import Finding, Severity
 
@@ -106,7 +106,7 @@ def _cell_lines(cell: "CellForecast") -> list[str]:
     return [*lines, row, *done, *(line for text in cell.texts for line in _annotation_lines(text))]
 
 
-def _annotation_lines(text: "TextCost") -> list[str]:
+def _annotation_lines(text: "TextForecast") -> list[str]:
     if text.recorded:
         return []
     if not text.missing:

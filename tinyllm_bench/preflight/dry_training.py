@@ -140,12 +140,12 @@ def _collator(cell: Cell, lm: LM, loaded: Loaded, teacher: Loaded | None) -> Col
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextCost:
+class TextForecast:
     """One teacher's texts for a cell.
 
     cached: texts that exist; missing: texts to be written; tokens_in, tokens_out: of the missing ones, estimated (the
     student's tokenizer counts the prompts; earlier texts, the gold answers or the limit give the length); seconds: what
-    the missing ones take, None if no earlier text tells; usd: their price if it is set; keys: their keys in the cache.
+    the missing ones take, None without earlier texts; usd: their price if it is set; keys: their keys in the cache.
     """
 
     teacher: str
@@ -160,7 +160,7 @@ class TextCost:
     usd: float | None
     keys: tuple[str, ...]
 
-    def without(self, written: set[str]) -> "TextCost":
+    def without(self, written: set[str]) -> "TextForecast":
         """The cost if the texts with some keys will have been written before."""
         keys = tuple(key for key in self.keys if key not in written)
         share = len(keys) / self.missing if self.missing else 0.0
@@ -177,7 +177,7 @@ class TextCost:
 
 def _texts_of(
     cell: Cell, teacher: Teacher, records: Mapping[str, TaskRecord], tokenizer: Any
-) -> tuple[list[Annotation], list[Annotation], TextCost]:
+) -> tuple[list[Annotation], list[Annotation], TextForecast]:
     """A teacher's cached texts, a placeholder for each missing one, and the cost; no text is generated."""
     cached, missing = teacher.cached(cell.records("train"))
 
@@ -212,7 +212,7 @@ def _texts_of(
     price = cell.config.annotations.prices.get(teacher.key)
     times = [annotation.seconds for annotation in cached if annotation.seconds]
     seconds = 0.0 if not missing else sum(times) / len(times) * len(missing) if times else None
-    cost = TextCost(
+    cost = TextForecast(
         teacher=teacher.key,
         kind=teacher.kind,
         spec=teacher.spec,
@@ -345,7 +345,7 @@ class DryTraining:
         records = {record.id: record for record in cell.truncated_records("train")}
         cached: list[Annotation] = []
         placeholders: list[Annotation] = []
-        costs: list[TextCost] = []
+        costs: list[TextForecast] = []
         for teacher in cell.teachers:
             own, missing, cost = _texts_of(cell, teacher, records, self.loaded.tokenizer)
             cached += own
@@ -573,15 +573,15 @@ def _activation_bytes(training: DryTraining, rows: Sequence[Row]) -> int:
     """Bytes that the student's body saves for the backward pass of a micro-batch."""
     config = training.cell.config.train
     trial = rows[: max(_TRIAL_TOKENS // _width(rows), 1)]
-    one, two = (_saved_bytes(training, trial, layers) for layers in (1, 2))
+    with_one, with_two = (_saved_bytes(training, trial, layers) for layers in (1, 2))
     text = training.lm.plain.config.get_text_config()
-    depth, layer = int(getattr(text, "num_hidden_layers", 1)), max(two - one, 0)
+    depth, layer = int(getattr(text, "num_hidden_layers", 1)), max(with_two - with_one, 0)
     scale = len(rows) * _width(rows) / (len(trial) * _width(trial))
     if config.gradient_checkpointing:
         stored = len(trial) * _width(trial) * int(text.hidden_size) * _CHECKPOINTED_BYTES
-        return round(scale * (one + depth * stored))
+        return round(scale * (with_one + depth * stored))
     precision = _MIXED_PRECISION if config.mixed_precision != "no" else 1.0
-    return round(scale * precision * (one + (depth - 1) * layer))
+    return round(scale * precision * (with_one + (depth - 1) * layer))
 
 
 def _saved_bytes(training: DryTraining, rows: Sequence[Row], layers: int) -> int:

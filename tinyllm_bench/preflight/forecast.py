@@ -34,7 +34,7 @@ from tinyllm_bench.preflight.dry_training import (
     DryTraining,
     Memory,
     Speed,
-    TextCost,
+    TextForecast,
     library_bytes,
     measured_speed,
     model_bytes,
@@ -79,7 +79,7 @@ class CellForecast:
     epochs: float | None = None
     evaluations: int | None = None
     layout: str | None = None
-    texts: tuple[TextCost, ...] = ()
+    texts: tuple[TextForecast, ...] = ()
     seconds: Mapping[str, float | None] = field(default_factory=dict)
     memory: int = 0
     memory_parts: Memory | None = None
@@ -341,7 +341,7 @@ class _Forecaster:
         cell: Cell,
         training: DryTraining,
         counts: Counts,
-        texts: Sequence[TextCost],
+        texts: Sequence[TextForecast],
         logits: Sequence[Encoded],
         evaluations: int,
     ) -> dict[str, float | None]:
@@ -362,7 +362,7 @@ class _Forecaster:
             seconds["logits"] = 2.0 * parameter_count(training.teacher.model) * read / speed.reading
         return seconds if cell.trains_only else seconds | {"predict": self._predict_seconds(cell, student)}
 
-    def _text_seconds(self, cell: Cell, cost: TextCost) -> float | None:
+    def _text_seconds(self, cell: Cell, cost: TextForecast) -> float | None:
         """By earlier texts, else by the model's size; None if neither is known, as for an API."""
         spec = parse_spec(cost.spec, role="teacher")
         if cost.seconds is None and spec.kind == "run" and cell.teacher_from is not None:
@@ -428,7 +428,7 @@ def _trained_share(cell: Cell, steps: int) -> float:
 
 
 def _disk(
-    cell: Cell, training: DryTraining, texts: Sequence[TextCost], logits: Sequence[Encoded], evaluations: int
+    cell: Cell, training: DryTraining, texts: Sequence[TextForecast], logits: Sequence[Encoded], evaluations: int
 ) -> Disk:
     """What a training writes, at most.
 

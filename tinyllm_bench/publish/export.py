@@ -35,7 +35,7 @@ _LOCAL_SETTINGS = ("_name_or_path", "name_or_path", "is_local", "local_files_onl
 _MERGE_TOLERANCE = 1e-4  # of the largest weight: merging again on another device rounds differently
 
 
-class Bundle(NamedTuple):
+class ExportBundle(NamedTuple):
     """What is exported: the run's record, and each file by its name, as bytes or as the path to copy.
 
     `left_out`: why records of neighbouring runs could not be read.
@@ -95,7 +95,7 @@ def make_bundle(
     channel: str | None = None,
     predictions: bool = False,
     repo: str | None = None,
-) -> Bundle:
+) -> ExportBundle:
     """Collect and check what is exported of a run; nothing is written.
 
     Args:
@@ -142,7 +142,7 @@ def make_bundle(
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing; expected the run's predictions")
         files[name] = folder / name
-    return Bundle(record, files, left_out)
+    return ExportBundle(record, files, left_out)
 
 
 def _scored_student(record: RunRecord, folder: Path, channel: str | None) -> _Student:
@@ -262,7 +262,7 @@ def _comparable_runs(
     return records, checks, tuple(left_out)
 
 
-def write_bundle(bundle: Bundle, to: Path) -> None:
+def write_bundle(bundle: ExportBundle, to: Path) -> None:
     """Write a bundle into a folder that is new or empty; it appears whole or not at all.
 
     Raises:

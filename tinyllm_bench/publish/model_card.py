@@ -256,7 +256,7 @@ def _score_facts(record: RunRecord) -> dict[str, str]:
     }
 
 
-class Comparison(NamedTuple):
+class BaselineComparison(NamedTuple):
     """The rows of the run's protocol as a table, the table's notes, and the run's gain in a sentence."""
 
     table: Sequence[Cells]
@@ -264,7 +264,9 @@ class Comparison(NamedTuple):
     gain: str
 
 
-def compared(record: RunRecord, others: Sequence[RunRecord], names: BoardNames, checks: Checks) -> Comparison | None:
+def compared(
+    record: RunRecord, others: Sequence[RunRecord], names: BoardNames, checks: Checks
+) -> BaselineComparison | None:
     """The run next to the reference baselines, the fine-tuning baseline and its other seeds, under the same protocol.
 
     None if there is nothing to compare with. `others` may hold any records. Rows of other methods are left out: a card
@@ -287,7 +289,7 @@ def compared(record: RunRecord, others: Sequence[RunRecord], names: BoardNames, 
     gains = SectionAnalysis(rows).gains(names.baseline)
     own = next(gain for row, gain in zip(rows, gains, strict=True) if record in row.records)
     section = make_section(chosen, [], names, checks)
-    return Comparison(section.cells(), section.notes, gain_sentence(own, names.baseline_title))
+    return BaselineComparison(section.cells(), section.notes, gain_sentence(own, names.baseline_title))
 
 
 def gain_sentence(gain: Gain, baseline_title: str) -> str:
