@@ -156,11 +156,11 @@ def test_a_damaged_configuration_is_one_line(folder: Path, text: str) -> None:
 
 
 def test_a_gguf_is_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinyllm_bench.models.load import opened
+    from tinyllm_bench.models.load import pretrained_source
 
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     (tmp_path / "adapter_config.json").write_text("{}")
-    with opened(parse_spec(f"gguf:{tmp_path}/x.gguf", role="student"), tmp_path) as (folder, where):
+    with pretrained_source(parse_spec(f"gguf:{tmp_path}/x.gguf", role="student"), tmp_path) as (folder, where):
         assert [file.name for file in Path(folder).iterdir()] == ["x.gguf"] and where["gguf_file"] == "x.gguf"
 
 

@@ -12,7 +12,7 @@ from tests.experiment.runs import cells_of, quick, run_all
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.experiment.cell import Cell
 from tinyllm_bench.leaderboard.record import load_record
-from tinyllm_bench.models.hub import at_commit, forget
+from tinyllm_bench.models.hub import at_commit, forget_revisions
 from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.models.load import check_spec, is_encoder_decoder, load_model, weights_digest
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
@@ -36,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         saved(tiny_llama(seed=seed), home / "snapshots" / commit)
     (home / "refs").mkdir()
     means(home, "main", A)
-    forget()
+    forget_revisions()
     return home
 
 
@@ -60,7 +60,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(HfApi, "model_info", model_info)
-        forget()
+        forget_revisions()
         return requested
 
     return answers
@@ -92,7 +92,7 @@ def test_a_reference_that_is_no_commit_is_none(cache: Path) -> None:
 def test_the_hub_is_asked_first_and_once(cache: Path, online: Callable[..., list[str]]) -> None:
     requested = online(main=B)
     assert [at_commit(spec()).revision for _ in range(3)] == [B] * 3 and requested == ["main"]
-    forget()
+    forget_revisions()
     assert at_commit(spec()).revision == B and requested == ["main", "main"]
 
 

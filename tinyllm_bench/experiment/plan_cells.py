@@ -34,9 +34,16 @@ from tinyllm_bench.experiment.request import (
 )
 from tinyllm_bench.experiment.settings import BenchConfig, InitConfig, TeacherConfig, TeacherInitConfig
 from tinyllm_bench.generation.vllm import backend_for
-from tinyllm_bench.models.hub import forget
+from tinyllm_bench.models.hub import forget_revisions
 from tinyllm_bench.models.identity import same_weights
-from tinyllm_bench.models.load import check_spec, check_targets, is_encoder_decoder, opened, readable, spec_folder
+from tinyllm_bench.models.load import (
+    check_spec,
+    check_targets,
+    is_encoder_decoder,
+    pretrained_source,
+    spec_folder,
+    user_errors,
+)
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.teachers.filters import rejected_by
 from tinyllm_bench.teachers.teacher import live_key, open_responder
@@ -65,7 +72,7 @@ def plan_cells(
         The preset's name and the cells: per task the reference baselines, if requested, then per seed the methods and
         their variants.
     """
-    forget()
+    forget_revisions()
     preset = load_preset(request.preset or default_preset())
     methods = expand("method", request.methods)
     check_method_keys(request, methods)
@@ -490,7 +497,7 @@ def _check_cache(method: Method, config: TeacherConfig) -> None:
 def _tokenizer(spec: ModelSpec, runs: Path) -> Any:
     from transformers import AutoTokenizer
 
-    with opened(spec, runs) as (folder, where), readable(spec):
+    with pretrained_source(spec, runs) as (folder, where), user_errors(spec):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
 
 

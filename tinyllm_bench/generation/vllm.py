@@ -28,7 +28,7 @@ from tinyllm_bench.generation.vllm_worker import (
     shape_of,
     vllm_installed,
 )
-from tinyllm_bench.models.files import check_safetensors, model_files, only
+from tinyllm_bench.models.files import check_safetensors, linked_folder, model_files
 from tinyllm_bench.models.load import needs_bos
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class VllmEngine(TextGenerator):
         options = self.options if dtype is None else replace(self.options, dtype=dtype)
         files = model_files(str(folder), folder)
         check_safetensors(str(folder), [file for name, file in files.items() if name.endswith(".safetensors")])
-        links = self._links.enter_context(only(files))
+        links = self._links.enter_context(linked_folder(files))
         config = AutoConfig.from_pretrained(links, trust_remote_code=False, local_files_only=True)
         if config.is_encoder_decoder:
             raise UserError(f"{folder} is an encoder-decoder; vLLM runs decoder-only models; {self._instead}")

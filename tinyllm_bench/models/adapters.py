@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_json, write_json
 from tinyllm_bench.models.files import ADAPTER_CONFIG as CONFIG
-from tinyllm_bench.models.files import only, read_object
+from tinyllm_bench.models.files import linked_folder, read_object
 from tinyllm_bench.models.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def apply_adapter(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
 
     files = {CONFIG: adapter_folder(spec) / CONFIG, WEIGHTS: check_adapter(spec)}
     shared, tied = _sharing(model), model.config.tie_word_embeddings
-    with only(files) as links, _readable(spec):
+    with linked_folder(files) as links, _user_errors(spec):
         folder = str(links)
         config = LoraConfig.from_pretrained(folder)
         config.inference_mode = True
@@ -191,13 +191,13 @@ def _adapted(model: PreTrainedModel, shared: Mapping[str, Any]) -> str | None:
 
 
 @contextmanager
-def _readable(spec: ModelSpec) -> Iterator[None]:
+def _user_errors(spec: ModelSpec) -> Iterator[None]:
     """Turn exceptions of peft about an adapter into one line for the user."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # as in `load.readable`
+    except Exception as error:  # as in `load.user_errors`
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         line = next((line for line in lines if line.startswith("size mismatch")), lines[0])
         raise UserError(f"{spec.text}: the adapter cannot be merged into this model: {line}") from error

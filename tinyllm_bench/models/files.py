@@ -2,7 +2,7 @@
 
 transformers opens whatever a folder has: an index may name pickled shards (which torch then loads) or files outside the
 folder, and an adapter beside a model is applied silently. So the loader is given a folder of links to exactly the files
-chosen here (`only`). The same list is a model's identity.
+chosen here (`linked_folder`). The same list is a model's identity.
 """
 
 import os
@@ -174,7 +174,7 @@ def check_safetensors(where: str, files: Iterable[Path]) -> None:
 
 
 @contextmanager
-def only(files: Mapping[str, Path]) -> Iterator[Path]:
+def linked_folder(files: Mapping[str, Path]) -> Iterator[Path]:
     """A temporary folder of links to these files and nothing else."""
     with tempfile.TemporaryDirectory(prefix="tinyllm-bench-model-") as folder:
         for name, file in files.items():

@@ -35,7 +35,7 @@ def at_commit(spec: ModelSpec) -> ModelSpec:
     return spec if commit is None else at_revision(spec, commit)
 
 
-def forget() -> None:
+def forget_revisions() -> None:
     """Resolve branches and tags again from now on; results are cached in a process until then."""
     _listing.cache_clear()
 

@@ -19,7 +19,7 @@ from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import digest, read_json
 from tinyllm_bench.models.adapters import apply_adapter, check_adapter
 from tinyllm_bench.models.bundled import MANIFEST, bundled_folder, is_fetched
-from tinyllm_bench.models.files import check_safetensors, file_digest, model_files, only, read_object
+from tinyllm_bench.models.files import check_safetensors, file_digest, linked_folder, model_files, read_object
 from tinyllm_bench.models.hub import available_folder, check_listed, hub_config, hub_folder
 from tinyllm_bench.models.specs import Layers, ModelSpec
 
@@ -149,7 +149,7 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     check_spec(spec, runs=runs)
-    with opened(spec, runs) as (name, where), quiet(), readable(spec):
+    with pretrained_source(spec, runs) as (name, where), quiet(), user_errors(spec):
         family = family_of(AutoConfig.from_pretrained(name, trust_remote_code=False, **where))
         source: dict[str, Any] = (
             {"quantization_config": GgufConfig(dequantize=True)} if spec.kind == "gguf" else {"use_safetensors": True}
@@ -166,7 +166,7 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config  # the weights are plain numbers now
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
-        settle(spec, model, tokenizer)
+        _prepare(spec, model, tokenizer)
     if spec.adapter is not None:
         model = apply_adapter(model, spec)
     module: Any = model
@@ -174,7 +174,7 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
 
 
 @contextmanager
-def opened(spec: ModelSpec, runs: Path, *, weights: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
+def pretrained_source(spec: ModelSpec, runs: Path, *, weights: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
     """The arguments of `from_pretrained`: a folder with exactly the files that are read, and keyword arguments.
 
     Without `weights`, a hub model's small files only.
@@ -186,7 +186,7 @@ def opened(spec: ModelSpec, runs: Path, *, weights: bool = True) -> Iterator[tup
         files = model_files(spec.text, hub_folder(spec, weights=False), weights=False)
     else:
         files = files_of(spec, runs=runs)
-    with only(files) as folder:
+    with linked_folder(files) as folder:
         yield (
             str(folder),
             {"local_files_only": True, **({"gguf_file": next(iter(files))} if spec.kind == "gguf" else {})},
@@ -200,7 +200,7 @@ def family_of(config: Any) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def settle(spec: ModelSpec, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+def _prepare(spec: ModelSpec, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Prepare a model that was just opened: pad token, greedy generation defaults, and the layers that its spec names.
 
     Raises:
@@ -264,7 +264,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def readable(spec: ModelSpec) -> Iterator[None]:
+def user_errors(spec: ModelSpec) -> Iterator[None]:
     """Turn exceptions of transformers about a model's files into one line for the user."""
     try:
         yield
@@ -294,7 +294,7 @@ def load_shape(spec: ModelSpec, *, dtype: str = "float32", runs: Path = RUNS) ->
     if not spec.has_weights:
         raise UserError(f"{spec.text} has no weights to load; name a model with hf:, dir:, gguf:, bundled: or run:")
     check_spec(spec, runs=runs)
-    with opened(spec, runs, weights=False) as (name, where), quiet(), readable(spec):
+    with pretrained_source(spec, runs, weights=False) as (name, where), quiet(), user_errors(spec):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
         with torch.device("meta"):
@@ -303,7 +303,7 @@ def load_shape(spec: ModelSpec, *, dtype: str = "float32", runs: Path = RUNS) ->
                 model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
         with suppress(OSError):  # without the file, defaults come from the configuration
             model.generation_config = GenerationConfig.from_pretrained(name, **where)
-        settle(spec, model, tokenizer)
+        _prepare(spec, model, tokenizer)
     return Loaded(model.eval(), tokenizer)
 
 

@@ -12,7 +12,7 @@ from tinyllm_bench.experiment.cell import GUESSES, Cell
 from tinyllm_bench.leaderboard.record import RECORD_FILE
 from tinyllm_bench.models.adapters import add_adapters
 from tinyllm_bench.models.files import read_object
-from tinyllm_bench.models.load import Loaded, needs_bos, opened, pad_is_eos
+from tinyllm_bench.models.load import Loaded, needs_bos, pad_is_eos, pretrained_source
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.models.vocabulary import overlap, same_tokenizer
 from tinyllm_bench.preflight.inspection import (
@@ -144,7 +144,7 @@ def _pitfalls(spec: ModelSpec, loaded: Loaded, runs: Path) -> Iterator[Finding]:
 
 def _small_file(spec: ModelSpec, runs: Path, name: str) -> Mapping[str, Any]:
     """The content of one of a model's JSON files; empty if it has no such file, as a GGUF."""
-    with opened(spec, runs, weights=False) as (folder, _):
+    with pretrained_source(spec, runs, weights=False) as (folder, _):
         file = Path(folder) / name
         return read_object(spec.text, file) if file.is_file() else {}
 
