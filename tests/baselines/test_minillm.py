@@ -62,7 +62,7 @@ def rows_of(batch: Batch, values_N: torch.Tensor) -> list[torch.Tensor]:
     return [values_N[batch.item_N == n] for n in range(len(batch.items))]
 
 
-def test_single_is_the_exact_reverse_kl_and_long_is_the_mean_of_what_follows() -> None:
+def test_single_is_the_exact_reverse_kl_and_long_uses_the_mean_of_later_rewards() -> None:
     """At the first update q is what drew the texts, so that rho = q / p~ and no clip acts where alpha is 0."""
     case = SampledBatch(teacher_mix=0.0)
     batch, (logq_NV, logp_NV) = case.batch, case.log_probs()
@@ -91,7 +91,7 @@ def test_on_policy_distillation_is_a_setting() -> None:
     torch.testing.assert_close(case.gradient(case.loss()), case.gradient(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_the_paper_s_form_weighs_single_with_the_step_s_weight() -> None:
+def test_the_paper_s_form_weights_single_by_the_importance_weight() -> None:
     plain, weighed = SampledBatch(), SampledBatch(single_step_importance_weights=True)
     batch, (logq_NV, logp_NV) = plain.batch, plain.log_probs()
     kl_N = (logq_NV.exp() * (logq_NV - logp_NV)).sum(-1)
@@ -102,7 +102,7 @@ def test_the_paper_s_form_weighs_single_with_the_step_s_weight() -> None:
     torch.testing.assert_close(weighed.loss() - plain.loss(), ((weight_N - 1) * kl_N).sum(), rtol=1e-4, atol=1e-4)
 
 
-def test_parity_takes_the_released_code_s_values_and_lets_others_stand() -> None:
+def test_parity_takes_the_released_code_s_values_and_keeps_explicit_settings() -> None:
     kind = load_method("minillm")
     released = kind.Config(parity="released_code")
     assert (released.gamma, released.include_current, released.discount_length) == (0.95, True, False)
@@ -143,7 +143,7 @@ def test_the_released_code_s_cut_is_of_log_ratios_already_divided() -> None:
     assert ours_NT.min() == -50
 
 
-def test_advantages_are_means_of_what_follows_and_the_last_is_zero() -> None:
+def test_advantages_are_means_of_later_rewards_and_the_last_is_zero() -> None:
     for group in SampledBatch().groups:
         rollout = group.items[0].rollout
         rewards = torch.tensor(
@@ -160,7 +160,7 @@ def test_a_round_without_a_question_takes_part_in_sums() -> None:
     assert case.method.rollout([], case.student, case.teacher, step) == [] and len(calls) == 2
 
 
-def test_plain_text_is_learned_beside_the_drawn() -> None:
+def test_plain_text_is_trained_beside_sampled_texts() -> None:
     case = SampledBatch(lm_coef=0.5)
     plain = Encoded(case.groups[0].record_id, "plain", (3,), (9, 8, 7, 6), False)
     case.groups[0] = Group(case.groups[0].record_id, (*case.groups[0].items, plain))
@@ -187,7 +187,7 @@ def test_the_paper_s_round_has_sixteen_steps() -> None:
     assert len(plan.rounds) == 1 and len(list(plan.steps_of(0))) == 16
 
 
-def test_what_the_rollouts_were_like_is_noted() -> None:
+def test_rollouts_note_their_length_and_reverse_kl() -> None:
     case = SampledBatch()
     tokens, texts = case.notes["rollout_length"]
     assert texts == 3 and tokens == sum(len(group.items[0].target) for group in case.groups)

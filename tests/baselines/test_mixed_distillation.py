@@ -125,7 +125,7 @@ def test_each_mode_has_the_mean_of_its_own_tokens() -> None:
     assert {t.channel: t.weight for t in method.loss(batch, LM(model), None, alone)}["cot"] == 1.0
 
 
-def test_balance_and_what_is_there() -> None:
+def test_balance_selects_questions() -> None:
     record = sample_records(1)[0]
     for settings, there, expected in (
         ({}, {}, ["cot", "pot"]),
@@ -141,7 +141,7 @@ def test_balance_and_what_is_there() -> None:
         assert all(example.marker.strip() for example in actual)
 
 
-def test_settings_that_cannot_be_read_are_refused() -> None:
+def test_policies_without_their_mode_are_refused() -> None:
     kind = load_method(NAME)
     for settings, says in (
         ({"cot_weight": 0, "pot_weight": 0}, "nothing to answer with"),

@@ -220,7 +220,7 @@ def items_of(batch_rows: list[Row]) -> list[Encoded]:
     return [branch.item for row in batch_rows for branch in row.branches]
 
 
-def test_packing_loses_nothing_and_keeps_to_the_limit() -> None:
+def test_micro_batches_lose_nothing_and_respect_the_limit() -> None:
     packed = micro_batches(rows_of(groups()), max_tokens=60, keep_groups=False, pack=False)
     items = [item for batch_rows in packed for item in items_of(batch_rows)]
     assert sorted(items) == sorted(item for group in groups() for item in group.items)

@@ -133,13 +133,13 @@ def test_each_bug_is_noticed(bug: str, copied: Path) -> None:
     assert any(result.passed for result in results)
 
 
-def test_vectors_are_what_their_maker_makes(tmp_path: Path) -> None:
+def test_the_stored_vectors_are_the_generated_ones(tmp_path: Path) -> None:
     make_vectors.main(tmp_path)
     generated, stored = ({p.name: p.read_text() for p in d.glob("*.json")} for d in (tmp_path, TRAINING / "vectors"))
     assert generated == stored, "run `python -m tests.conformance.make_vectors`"
 
 
-def test_vectors_cover_what_they_should() -> None:
+def test_vectors_cover_all_kinds_and_settings() -> None:
     vectors = read_vectors()
     padded = [c for v in vectors for c in v.calls if c["mask"] and not all(map(all, c["mask"]))]
     assert padded and len({v.name for v in vectors}) == len(vectors)
@@ -228,7 +228,7 @@ def test_the_loss_of_transformers_agrees() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "package"), [("trl", "trl"), ("liger", "liger_kernel")])
-def test_strangers_disagree_only_where_it_is_explained(name: str, package: str) -> None:
+def test_other_libraries_disagree_only_where_it_is_explained(name: str, package: str) -> None:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed; it is no part of this project")
     results = run_conformance(getattr(foreign_losses, name))

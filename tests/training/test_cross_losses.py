@@ -94,7 +94,7 @@ def test_pieces_beside_a_whole_word_are_compared_by_the_chain_rule() -> None:
     ours = q[0, token(STUDENT, "photo")] * torch.stack([q[1, token(STUDENT, end)] for end in ends])
     theirs = torch.stack([p[token(TEACHER, f"photo{end}")] for end in ends])
     ours, theirs = (torch.cat([x, 1 - x.sum()[None]]) for x in (ours, theirs))
-    assert float(result.loss_N[0]) == 0  # a group's loss stands at its last position
+    assert float(result.loss_N[0]) == 0  # a group's loss is at its last position
     assert float(result.loss_N[1]) == pytest.approx(float((theirs * (theirs / ours).log()).sum()), rel=1e-9)
 
 

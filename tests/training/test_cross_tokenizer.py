@@ -49,7 +49,7 @@ def test_groups_close_where_both_sides_end() -> None:
 
 
 @pytest.mark.parametrize("number", [*range(10, 1000, 37), 999])
-def test_a_number_stands_beside_its_digits(number: int) -> None:
+def test_a_number_is_aligned_with_its_digits(number: int) -> None:
     student, teacher = pieces(numerals(), f"is {number}"), pieces(splitting(), f"is {number}")
     digits: list[Piece] = [digit.encode() for digit in str(number)]
     groups = shown(assert_smallest(student, teacher), student, teacher)
@@ -72,13 +72,13 @@ def test_a_character_of_many_bytes_stays_together(text: str) -> None:
             b"".join(x or b"" for x in ours).decode()  # never half a character where one side has it whole
 
 
-def test_byte_tokens_on_both_sides_stand_one_to_one() -> None:
+def test_byte_tokens_on_both_sides_are_aligned_one_to_one() -> None:
     rare = "𓀀"  # neither has it whole
     student, teacher = pieces(numerals(), rare), pieces(splitting(), rare)
     assert student == teacher and align_ratio(assert_smallest(student, teacher), 4) == 1
 
 
-def test_the_ends_meet_and_nothing_else() -> None:
+def test_end_tokens_are_aligned_with_end_tokens_only() -> None:
     assert align([b"ab", END], [b"a", b"b", END])[-1] == AlignedGroup(slice(1, 2), slice(2, 3))
     assert align([b"ab"], [b"a", b"b", END]) == [
         AlignedGroup(slice(0, 1), slice(0, 2))
@@ -96,7 +96,7 @@ def test_tokens_that_spell_nothing_are_in_no_group() -> None:
     assert align([b"a", b"", b"b"], [b"ab"]) == []
 
 
-def test_a_space_in_front_spoils_one_token_only() -> None:
+def test_a_leading_space_leaves_only_one_token_unaligned() -> None:
     student, teacher = [b"the", b" cat", b" sat", END], [b" the", b" cat", b" s", b"at", END]
     assert shown(align(student, teacher), student, teacher) == [
         ([b" cat"], [b" cat"]),
@@ -105,7 +105,7 @@ def test_a_space_in_front_spoils_one_token_only() -> None:
     ]
 
 
-def test_a_broken_character_spoils_its_own_place_only() -> None:
+def test_a_broken_character_leaves_only_its_own_tokens_unaligned() -> None:
     student = [b"cat", b"\xf0\x9f", b" sat"]  # a student may stop in the middle of an emoji
     teacher = pieces(splitting(), b"".join(student).decode(errors="replace"))  # type: ignore[arg-type]
     groups = shown(align(student, teacher), student, teacher)
@@ -145,7 +145,7 @@ def token(tokenizer: Any, entry: str) -> int:
     return int(tokenizer.get_vocab()[entry])
 
 
-def test_the_teacher_reads_its_own_prompt_and_the_student_s_response() -> None:
+def test_the_teacher_gets_its_own_prompt_and_the_student_s_response() -> None:
     items = [encoded(" the cat"), encoded(" 347", ended=False)]
     aligned = make_view(items, STUDENT, TEACHER, ["Q: which?", "<turn>\nQ: how many?"], add_bos=True)
     read = [TEACHER.decode(item.prompt) for item in aligned.teacher.items]
@@ -161,7 +161,7 @@ def test_the_teacher_reads_its_own_prompt_and_the_student_s_response() -> None:
     assert aligned.spans.prefixes == (None, None, None, None, Prefix("teacher", b"34"))
 
 
-def test_a_response_that_grows_onto_the_prompt_is_tokenised_apart() -> None:
+def test_a_response_that_merges_with_the_prompt_is_tokenised_separately() -> None:
     (item,) = make_view([encoded("at")], STUDENT, TEACHER, ["the c"]).teacher.items
     assert TEACHER.decode(item.prompt) == "the c" and TEACHER.decode(item.target) == "at<eos>"
 

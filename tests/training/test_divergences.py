@@ -98,7 +98,7 @@ def test_gradient_by_finite_differences(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_distributions_cost_nothing_and_pull_nowhere(kind: str) -> None:
+def test_equal_distributions_have_no_divergence_and_no_gradient(kind: str) -> None:
     z_NV = logits()
     values, gradient = with_gradient(divergence_N, z_NV, Dense((z_NV + 3).log_softmax(-1)), config(kind))
     assert values.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
@@ -181,7 +181,7 @@ def test_top_k_where_the_student_has_no_other_token() -> None:
         torch.testing.assert_close((value, gradient), with_gradient(autograd_divergence_N, z_NV, cache, config(kind)))
 
 
-def test_what_a_truncated_teacher_cannot_answer_is_refused() -> None:
+def test_divergences_that_need_every_token_refuse_a_top_k_teacher() -> None:
     z_NV, cache = logits(), top_k(teacher(), 4)
     for kind in NEEDS_EVERY_TOKEN:
         with pytest.raises(UserError, match=f"{kind} needs the teacher's probability of every token.*only 4 of 11"):

@@ -37,7 +37,7 @@ def assert_same(actual: Rows, expected: Rows, *, rtol: float = 1e-3) -> None:
         torch.testing.assert_close(mine, its, rtol=rtol, atol=0)
 
 
-def test_what_is_kept_comes_back_and_in_another_process_s_eyes_too(tmp_path: Path) -> None:
+def test_cached_distributions_round_trip_also_in_another_process(tmp_path: Path) -> None:
     cache, many = LogitCache.create(HEADER, tmp_path), [scored(name, n) for n, name in enumerate("abc", start=1)]
     other = LogitCache.open(tmp_path)  # opened while it was empty
     assert cache.add(many[:2]) == 2 and cache.add(many) == 1
@@ -66,7 +66,7 @@ def test_all_of_the_vocabulary_is_the_dense_distribution(tmp_path: Path, precisi
     assert actual.tail_N.tolist() == [-torch.inf] * 6
 
 
-def test_the_tail_is_what_the_kept_leave() -> None:
+def test_the_tail_is_the_mass_outside_the_top_k() -> None:
     logits = torch.randn(50, 1000) * 4
     ids, logp, tail = top_k(logits, 8)
     dense = logits.double().softmax(-1)
@@ -75,14 +75,14 @@ def test_the_tail_is_what_the_kept_leave() -> None:
     assert torch.equal(logp, logp.sort(-1, descending=True).values) and tail.dtype == torch.float32
 
 
-def test_a_tail_far_below_the_precision_of_one_is_kept() -> None:
+def test_a_tail_far_below_the_precision_of_1_is_not_lost() -> None:
     logits = torch.zeros(1, 100)
     logits[0, 5] = 40.0
     tail = top_k(logits.bfloat16(), 1)[2]
     assert float(tail) == pytest.approx(float(torch.tensor(99.0).log()) - 40, rel=1e-4)
 
 
-def test_the_tail_of_kept_entries_alone() -> None:
+def test_the_tail_from_top_k_entries_only() -> None:
     expected = torch.tensor([[0.5, 0.25], [0.5, 0.5], [0.9, 0.100001]]).log()
     assert tail_of(expected).tolist() == [pytest.approx(-1.3862944), -torch.inf, -torch.inf]
     assert float(tail_of(torch.tensor([[-1e-4]]))) == pytest.approx(-9.21039, rel=1e-5)
@@ -101,7 +101,9 @@ def test_the_tail_of_kept_entries_alone() -> None:
         {"precision": "float32"},
     ],
 )
-def test_a_cache_of_another_teacher_or_form_is_refused_by_what_differs(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_a_cache_of_another_teacher_or_setting_is_refused_with_the_difference(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
     LogitCache.create(HEADER, tmp_path)
     ((name, value),) = other.items()
     with pytest.raises(UserError, match=rf"filled with {name} = .*this run has .*{re.escape(repr(value))}"):
@@ -116,7 +118,7 @@ def test_a_header_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
         replace(HEADER, **wrong)
 
 
-def test_an_unknown_response_says_what_may_have_changed(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_response_names_possible_causes(tmp_path: Path) -> None:
     cache, response = LogitCache.create(HEADER, tmp_path), scored("a")
     cache.add([response])
     for changed in (
@@ -128,7 +130,7 @@ def test_an_unknown_response_says_what_may_have_changed(tmp_path: Path) -> None:
             read(cache, changed)
 
 
-def test_one_content_is_kept_once_under_both_names(tmp_path: Path) -> None:
+def test_equal_content_is_stored_once_under_both_names(tmp_path: Path) -> None:
     cache, response = LogitCache.create(HEADER, tmp_path), scored("a")
     assert (
         cache.add([response, response._replace(record_id="b"), response]) == 1
@@ -139,7 +141,7 @@ def test_one_content_is_kept_once_under_both_names(tmp_path: Path) -> None:
     assert cache.tokens == 3
 
 
-def test_rows_that_do_not_fit_are_refused_and_nothing_is_kept(tmp_path: Path) -> None:
+def test_rows_that_do_not_fit_are_refused_and_nothing_is_stored(tmp_path: Path) -> None:
     cache, response = LogitCache.create(HEADER, tmp_path), scored("a")
     wrong = {
         "shapes": response._replace(response=response.response[:-1]),
@@ -153,7 +155,7 @@ def test_rows_that_do_not_fit_are_refused_and_nothing_is_kept(tmp_path: Path) ->
     assert cache.responses == 0 == len(list(tmp_path.glob("ids.*")))
 
 
-def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+def test_rows_of_a_killed_process_are_overwritten(tmp_path: Path) -> None:
     cache, many = LogitCache.create(HEADER, tmp_path), [scored(name) for name in "abc"]
     cache.add(many[:1])
     for kind in ("ids.i4", "logp.f2", "tail.f2"):  # killed between files: gold has no row, the index no line

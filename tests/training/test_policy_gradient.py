@@ -77,7 +77,7 @@ def test_single_and_long_parts_are_the_gradient_of_the_sequence_divergence() -> 
     assert not torch.allclose(counted_twice, expected, atol=1e-3)  # what `include_current` beside Single does
 
 
-def test_rewards_are_cut_masked_and_without_gradient() -> None:
+def test_rewards_are_clipped_masked_and_without_gradient() -> None:
     logq = torch.tensor([[-1.0, -9.0, -2.0]], requires_grad=True)
     actual = rewards_NT(torch.tensor([[-2.0, -1.0, -math.inf]]), logq, torch.tensor([[1, 1, 0]]), limit=5.0)
     assert actual.tolist() == [[-1.0, 5.0, 0.0]] and not actual.requires_grad
@@ -154,7 +154,7 @@ def test_clip_by_hand(ratio: float, advantage: float, loss: float, moves: bool) 
     assert bool(log_ratio.grad.any()) == moves
 
 
-def test_whitening_sees_no_padding_and_sums_over_processes() -> None:
+def test_whitening_excludes_padding_and_sums_over_processes() -> None:
     values, mask = torch.randn(4, 6).double(), (torch.rand(4, 6) < 0.6).double()
     actual = whitened_NT(values, mask)
     whitened = actual[mask.bool()]

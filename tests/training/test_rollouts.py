@@ -79,7 +79,7 @@ def test_log_probabilities_are_those_of_a_whole_pass(family: str) -> None:
 @pytest.mark.parametrize(("share", "temperature"), [(0.0, 1.0), (0.2, 1.0), (0.0, 0.5)])
 @pytest.mark.slow
 def test_the_first_token_has_the_mixture_s_distribution(share: float, temperature: float) -> None:
-    """4,000 draws: every frequency within five standard errors."""
+    """4,000 samples: every frequency within five standard errors."""
     student, teacher, tokenizer = pair("llama")
     prompt, n, size = prompts_of(tokenizer)[0], 4000, len(tokenizer)
     for lm in (student, teacher):  # a random model's distribution is flat; this makes some tokens likely
@@ -132,7 +132,7 @@ def test_a_text_ends_with_the_end_and_keeps_it() -> None:
         assert max(text.ids) < len(tokenizer)
 
 
-def test_rows_beyond_the_vocabulary_are_never_drawn() -> None:
+def test_rows_beyond_the_vocabulary_are_never_sampled() -> None:
     student, _, tokenizer = pair("llama")
     head = student.plain.lm_head.weight.data
     head[len(tokenizer) :] = 100 * head[: head.shape[0] - len(tokenizer)]
@@ -144,7 +144,7 @@ def test_rows_beyond_the_vocabulary_are_never_drawn() -> None:
 
 @pytest.mark.parametrize("name", ["gkd", "minillm"])
 @families
-def test_a_drawn_text_costs_what_the_same_text_of_the_data_set_costs(name: str, family: str) -> None:
+def test_a_sampled_text_has_the_loss_of_the_same_text_of_the_data_set(name: str, family: str) -> None:
     """DistiLLM's code shifts sampled texts differently from given ones, and never trains their end."""
     student, _, tokenizer = pair(family)
     settings: dict[str, Any] = {"epsilon": None, "single_step_weight": 1.0} if name == "minillm" else {"lmbda": 1.0}
@@ -167,7 +167,7 @@ def test_a_drawn_text_costs_what_the_same_text_of_the_data_set_costs(name: str, 
     torch.testing.assert_close(*totals)
 
 
-def test_a_share_of_the_questions_is_drawn_and_the_rest_is_given() -> None:
+def test_a_share_of_the_responses_is_sampled_and_the_rest_is_given() -> None:
     student, _, tokenizer = pair("llama")
     method = make_method("gkd", lmbda=0.5)
     groups = make_groups(method, tokenizer, count=20)
@@ -209,14 +209,14 @@ def test_the_probe_has_the_same_random_numbers_every_time() -> None:
     )
 
 
-def test_numbers_stand_beside_the_rollout_tokens() -> None:
+def test_rollouts_store_numbers_per_token() -> None:
     sampled = SampledText((5, 6), (-1.0, -2.0), (-3.0, -4.0), (0.1, 0.2), True)
     item = with_sampled_text(Encoded("r", "label", (1,), (9, 9, 9), True), sampled, advantage=(0.5, -0.5))
     assert (item.target, item.cut) == ((5, 6), False)
     assert item.rollout == {"logq": (-1.0, -2.0), "logp": (-3.0, -4.0), "advantage": (0.5, -0.5)}
 
 
-def test_texts_are_drawn_in_the_precision_that_is_trained(tmp_path: Path) -> None:
+def test_texts_are_sampled_in_the_precision_of_training(tmp_path: Path) -> None:
     """In bf16, texts would otherwise come from another student than the one that is trained."""
 
     def log_ratio(*, as_trained: bool) -> float:

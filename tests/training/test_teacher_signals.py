@@ -102,7 +102,7 @@ def test_chunks_end_at_borders() -> None:
     assert lm.chunks(0, [3]) == [slice(0, 0)]
 
 
-def test_the_teacher_reads_the_words_of_the_prompt_in_its_own_form() -> None:
+def test_the_teacher_gets_the_prompt_s_text_in_its_own_form() -> None:
     teacher = splitting()
     teacher.chat_template = "{{ bos_token }}{% for m in messages %}user: {{ m.content }}{% endfor %} model:"
     student = llama_for(numerals())

@@ -81,7 +81,7 @@ class Crash(Exception):
 
 @pytest.mark.parametrize(("at", "decay"), [(1, 0.0), (4, 0.1), (7, 0.0)])
 @pytest.mark.slow
-def test_a_crashed_training_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, at: int, decay: float) -> None:
+def test_a_crashed_training_resumes_and_ends_with_the_same_bytes(tmp_path: Path, at: int, decay: float) -> None:
     scores = [(0.5, 0.2), (0.6, 0.3), (0.7, 0.4), (0.6, 0.4)]
     whole, expected = run(build(tmp_path / "whole", Scripted(*scores), weight_decay=decay))
     broken = build(tmp_path / "broken", Scripted(*scores), weight_decay=decay)
@@ -172,7 +172,7 @@ def test_gkd_averages_per_sequence_and_kd_per_token_by_default() -> None:
         ("mixed_distillation", {"cot_weight": 0.0, "policy": "single_pot"}, {"pot"}),
     ],
 )
-def test_a_channel_without_a_weight_is_not_taught(
+def test_a_channel_with_weight_0_is_not_trained(
     name: str, settings: dict[str, Any], channels: set[str], tmp_path: Path
 ) -> None:
     model, tokenizer = make_llama()
@@ -197,7 +197,7 @@ def test_nothing_to_learn_is_refused(name: str, settings: dict[str, Any]) -> Non
         make_method(name, **settings)
 
 
-def test_a_teacher_that_no_loss_reads_is_not_run_and_not_charged(tmp_path: Path) -> None:
+def test_a_teacher_that_no_loss_uses_is_not_run_and_not_charged(tmp_path: Path) -> None:
     """On-policy distillation (Single left out) runs the teacher only while texts are sampled."""
     flops = []
     for number, single in enumerate((0.0, 1.0)):
@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_fix(tmp_path: Path) -> None:
         build(tmp_path, Scripted(*[(0.0, 0.0)] * 4), learning_rate=1e30).run()
 
 
-def test_random_state_is_kept() -> None:
+def test_random_state_is_preserved() -> None:
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
