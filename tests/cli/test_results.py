@@ -45,7 +45,7 @@ def test_the_whole_way(call: Call, runs: Path) -> None:
     result = call("compare", *pair)
     assert result.status == 0 and "note: a trained side has one seed" in result.out
     result = call("compare", runs / "board", runs / "board")
-    assert result.status == 0 and "the same run stands on both sides" in result.out
+    assert result.status == 0 and "the same run is on both sides" in result.out
 
     assert call("protocol", "diff", *pair).out.startswith("same protocol ")
     result = call("verify", run, "--refute", "trained on the test split", "--by", "B")

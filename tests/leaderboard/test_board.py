@@ -255,7 +255,7 @@ def test_test_questions_among_the_training_records_are_told(board: Path) -> None
         make_record("clean", flags(20, 10), data=data | {"overlap": 0}),
     )
     assert (
-        "- 3 of 20 (15.0 %) scored questions also stand, once normalised, among the training records of tuned, mine."
+        "- 3 of 20 (15.0 %) scored questions are also, once normalised, among the training records of tuned, mine."
         in board_markdown(board)
     )
     assert board_markdown(board).count("once normalised") == 1
@@ -327,7 +327,7 @@ def test_controls_and_notes_of_a_run_are_told(board: Path) -> None:
     text = board_markdown(board)
     assert "mine: the rationale texts of big are a control (shuffled)." in text
     assert "- mine: trained briefly" in text
-    assert "untrained: asked through the model's own chat template." in text
+    assert "untrained: prompted through the model's own chat template." in text
 
 
 def test_labels_cannot_break_the_table(board: Path) -> None:

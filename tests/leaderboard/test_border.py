@@ -158,11 +158,11 @@ def test_a_board_takes_nothing_that_its_tables_cannot_be_made_of(
     monkeypatch.setattr(boards, "_section_files", breaks)
     before = {file: file.read_bytes() for file in board.rglob("*") if file.is_file()}
     record = make_record("mine", flags(20, 13))
-    with pytest.raises(UserError, match=rf"{record.run_id}.json cannot stand on a board \(OverflowError: cannot"):
+    with pytest.raises(UserError, match=rf"{record.run_id}.json cannot be put on a board \(OverflowError: cannot"):
         board_add([save_record(record, tmp_path / "run")], board)
     assert {file: file.read_bytes() for file in board.rglob("*") if file.is_file()} == before
     place = save_record(record, board / record_path(record))
-    with pytest.raises(UserError, match=rf"{place.name} cannot stand on a board"):
+    with pytest.raises(UserError, match=rf"{place.name} cannot be put on a board"):
         board_build(board)
 
 

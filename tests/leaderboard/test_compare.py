@@ -10,7 +10,7 @@ from tests.leaderboard.fakes import add, flags, make_fields, make_record, make_r
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.sources import Source, load_split, manifest
 from tinyllm_bench.leaderboard.compare import (
-    Comparison,
+    PairComparison,
     cohens_h,
     compare,
     differing_items,
@@ -37,7 +37,7 @@ def save(folder: Path, *records: RunRecord) -> list[str]:
     return [str(save_record(record, folder / record.run_id).parent) for record in records]
 
 
-def only(first: str, second: str, **more: Any) -> Comparison:
+def only(first: str, second: str, **more: Any) -> PairComparison:
     (found,) = compare(find_pairs(first, second, **more)).comparisons
     return found
 
@@ -78,7 +78,7 @@ def test_a_file_and_a_folder_are_the_same_and_a_run_can_be_set_against_itself(tm
     (mine,) = save(tmp_path, make_record("mine", MINE))
     found = only(mine, f"{mine}/run.json")
     assert found.estimate.value == 0 and found.estimate.p == 1 and found.cohens_h == 0
-    assert found.notes[0] == "the same run stands on both sides"
+    assert found.notes[0] == "the same run is on both sides"
 
 
 def test_items_that_differ_hold_ids_and_answers_and_no_text(tmp_path: Path) -> None:
@@ -262,9 +262,9 @@ def test_protocols_side_by_side(board: Path) -> None:
     assert [one.field for one in found] == ["scored_ids_digest", "n"]
     assert found[0].meaning == "other questions are scored (10 of 20 and 10 are the same)"
     text = diff_text(mine, short, ("a", "b"))
-    assert "n                  20" in text and "they may not stand in one table" in text
+    assert "n                  20" in text and "they cannot share a table" in text
     assert diff_text(mine, mine, ("a", "b")).startswith(f"same protocol {mine.protocol_hash[:12]}")
-    with pytest.raises(UserError, match=r"stands for 2 protocols; name one run of"):
+    with pytest.raises(UserError, match=r"has rows of 2 protocols; name one run of"):
         find_record(str(board))
 
 

@@ -362,10 +362,10 @@ def _render_section(
                 render(make_section([record], [], names, {}), slug)
             except Exception:
                 raise UserError(
-                    f"{folder / record_path(record)} cannot stand on a board ({reason}); remove it"
+                    f"{folder / record_path(record)} cannot be put on a board ({reason}); remove it"
                 ) from error
         raise UserError(
-            f"the records in {(folder / record_path(records[0])).parent} cannot stand in one table ({reason}); remove "
+            f"the records in {(folder / record_path(records[0])).parent} cannot share a table ({reason}); remove "
             "the one that was added last"
         ) from error
 

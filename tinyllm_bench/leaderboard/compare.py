@@ -114,7 +114,7 @@ def find_record(name: str, place: Path | None = None) -> RunRecord:
     by_protocol = {row.first.protocol_hash: row.first for row in matches}
     if len(by_protocol) > 1:
         runs = ", ".join(record.run_id for record in by_protocol.values())
-        raise UserError(f"{name} stands for {len(by_protocol)} protocols; name one run of {runs}")
+        raise UserError(f"{name} has rows of {len(by_protocol)} protocols; name one run of {runs}")
     return next(iter(by_protocol.values()))
 
 
@@ -277,7 +277,7 @@ class ItemDifference(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class PairComparison:
     """The comparison of one pair of rows; differences are first minus second, shares between -1 and 1.
 
     `p_holm` is corrected over the tasks of one call. `cohens_h` is 2 asin sqrt(p_A) - 2 asin sqrt(p_B). `mcnemar` has
@@ -308,7 +308,7 @@ class Comparison:
 class ComparisonReport(NamedTuple):
     """Every comparison of a call, their mean over tasks where there are several, and what was left out."""
 
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[PairComparison, ...]
     mean: Estimate | None
     left_out: tuple[str, ...]
 
@@ -332,7 +332,7 @@ def compare(pairing: Pairing) -> ComparisonReport:
     return ComparisonReport(comparisons, macro_average(estimates) if several else None, pairing.left_out)
 
 
-def _comparison(pair: Pair, estimate: Estimate, p_holm: float, comparisons: int) -> Comparison:
+def _comparison(pair: Pair, estimate: Estimate, p_holm: float, comparisons: int) -> PairComparison:
     first, second = (correctness_matrix(row.records).astype(np.int64) for row in pair)  # questions x seeds
     gap = first.mean(axis=1) - second.mean(axis=1)
     right, wrong = first.all(axis=1) & second.all(axis=1), ~(first.any(axis=1) | second.any(axis=1))
@@ -346,7 +346,7 @@ def _comparison(pair: Pair, estimate: Estimate, p_holm: float, comparisons: int)
     own, others = ([_answers(record, ids) for record in row.records] for row in pair)
     between = same_share(product(own, others))
     assert between is not None, "a row has a run"
-    return Comparison(
+    return PairComparison(
         first=pair.first,
         second=pair.second,
         estimate=estimate,
@@ -387,19 +387,19 @@ def _mcnemar_by_seed(pair: Pair) -> Iterator[tuple[int, ExactTest]]:
 def _notes(pair: Pair) -> Iterator[str]:
     first, second = pair
     if {record.run_id for record in first.records} & {record.run_id for record in second.records}:
-        yield "the same run stands on both sides"
+        yield "the same run is on both sides"
     if first.first.sample:
         yield "made from this project's own sample questions: it shows that the machine runs, not which is better"
     trained = [row for row in pair if not row.is_reference]
     if any(len(row.records) == 1 for row in trained):
-        yield "a trained side has one seed: how its runs vary is unknown, so nothing is said of its method"
+        yield "a trained side has one seed: how its runs vary is unknown, so nothing follows for its method"
     if len(trained) == 2:
         yield from _unequal_training(first, second)
     if first.student != second.student:
         yield f"the students differ: {first.student or 'none'} and {second.student or 'none'}"
     backends = [row.first.backend and (row.first.backend.name, row.first.backend.dtype) for row in pair]
     if None not in backends and backends[0] != backends[1]:
-        yield f"asked by other backends: {' '.join(backends[0] or ())} and {' '.join(backends[1] or ())}"
+        yield f"evaluated by other backends: {' '.join(backends[0] or ())} and {' '.join(backends[1] or ())}"
     for row in pair:
         if any(record.test_evaluations > 1 for record in row.records):
             yield f"{row.label}: more than one evaluation on the test split, which makes a number optimistic"
@@ -421,7 +421,7 @@ def _unequal_training(first: BoardRow, second: BoardRow) -> Iterator[str]:
         yield "trained on other questions"
 
 
-def differing_items(comparison: Comparison) -> list[ItemDifference]:
+def differing_items(comparison: PairComparison) -> list[ItemDifference]:
     """The questions that the two sides answer differently, the largest gap in right answers first."""
     rows = (comparison.first, comparison.second)
     ids = rows[0].first.items.ids
@@ -455,7 +455,7 @@ def report_text(report: ComparisonReport, *, items: bool = False, data_dir: str 
     return "\n\n".join([*parts, *(f"not compared: {reason}" for reason in report.left_out)])
 
 
-def _comparison_text(comparison: Comparison, comparisons: int) -> str:
+def _comparison_text(comparison: PairComparison, comparisons: int) -> str:
     record = comparison.first.first
     rows = (comparison.first, comparison.second)
     single = all(len(row.records) == 1 for row in rows)
@@ -530,7 +530,7 @@ def _question_texts(record: RunRecord, data_dir: str | None) -> Mapping[str, Tas
         return {}
 
 
-def _items_text(comparison: Comparison, questions: Mapping[str, TaskRecord]) -> str:
+def _items_text(comparison: PairComparison, questions: Mapping[str, TaskRecord]) -> str:
     """The questions that two sides answer differently: ids, both answers, and texts where they are available."""
     from tabulate import tabulate
 

@@ -129,7 +129,7 @@ def _overlap(rows: Sequence[BoardRow]) -> Iterable[str]:
             labels_by_share.setdefault(share, []).append(row.label)
     for share, labels in labels_by_share.items():
         names = ", ".join(dict.fromkeys(labels))
-        yield f"{share} scored questions also stand, once normalised, among the training records of {names}."
+        yield f"{share} scored questions are also, once normalised, among the training records of {names}."
 
 
 def _rejected(rows: Sequence[BoardRow]) -> Iterable[str]:
@@ -166,6 +166,6 @@ def _runs_own(rows: Sequence[BoardRow]) -> Iterable[str]:
             yield f"{row.label}: trained with settings of its own paper, {settings}."
     for name, record in _runs(rows):
         if record.student and record.student.chat_template:
-            yield f"{name}: asked through the model's own chat template."
+            yield f"{name}: prompted through the model's own chat template."
         for note in record.notes:
             yield f"{name}: {' '.join(note.split())}"

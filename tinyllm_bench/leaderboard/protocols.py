@@ -81,7 +81,7 @@ def diff_text(first: RunRecord, second: RunRecord, names: Sequence[str]) -> str:
     """The comparison of two protocols for a terminal."""
     found = differences(first, second)
     if not found:
-        return f"same protocol {first.protocol_hash[:12]}: {names[0]} and {names[1]} may stand in one table"
+        return f"same protocol {first.protocol_hash[:12]}: {names[0]} and {names[1]} can share a table"
     from tabulate import tabulate
 
     def short(value: Any) -> str:
@@ -92,4 +92,4 @@ def diff_text(first: RunRecord, second: RunRecord, names: Sequence[str]) -> str:
     lines = [[field.field, short(field.first), short(field.second), field.meaning] for field in found]
     heads = ["field", f"A {first.protocol_hash[:12]}", f"B {second.protocol_hash[:12]}", "what it changes"]
     table = tabulate(lines, headers=heads, disable_numparse=True)
-    return f"A {names[0]}\nB {names[1]}\n\n{table}\n\nother protocols: they may not stand in one table"
+    return f"A {names[0]}\nB {names[1]}\n\n{table}\n\nother protocols: they cannot share a table"

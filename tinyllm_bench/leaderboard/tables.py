@@ -370,7 +370,9 @@ def text_table(cells: Sequence[Cells], *, markdown: bool) -> str:
 
 # --- means over tasks -------------------------------------------------------------------------------------------------
 
-MEAN_NOTE = "Only rows that stand on every task of their mode. Chance-corrected: 0 at chance, 100 if all is right."
+MEAN_NOTE = (
+    "Only rows that have a result on every task of their mode. Chance-corrected: 0 at chance, 100 if all is right."
+)
 
 
 class TaskAccuracies(NamedTuple):
