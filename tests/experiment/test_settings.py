@@ -79,3 +79,16 @@ def test_what_would_crash_later_or_do_nothing_is_refused(tiny_llama_dir: Path, a
 )
 def test_what_exists_is_taken(tiny_llama_dir: Path, assignment: str) -> None:
     assert len(cells_of(quick(tiny_llama_dir, assignment, methods=("finetune", "tinyllm")))) == 2
+
+
+@pytest.mark.parametrize("model", ["nonsense", "nosuch:x", "api:ftp://host#m", "replay:", "dir:a?layers=3:1"])
+@pytest.mark.parametrize("key", ["teacher.model", "teachers"])
+def test_a_spec_is_read_whether_a_method_uses_it_or_not(tiny_llama_dir: Path, key: str, model: str) -> None:
+    with pytest.raises(UserError, match="model spec") as caught:
+        cells_of(quick(tiny_llama_dir, f"{key}={model}" if key == "teacher.model" else f"{key}=['{model}']"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model", ["hf:a/b", "dir:/nowhere", "bundled:smollm2-135m", "replay:nobody#key"])
+def test_a_model_that_no_cell_uses_need_not_exist(tiny_llama_dir: Path, model: str) -> None:
+    assert len(cells_of(quick(tiny_llama_dir, f"teacher.model={model}", f"teachers=['{model}']"))) == 1

@@ -165,6 +165,14 @@ def test_what_was_not_scored_is_not_exported(copied: Path, spoil: Callable[[Path
         make_bundle(copied)
 
 
+@pytest.mark.parametrize("text", ["", "student:\n", "student: 3\n", "student: {dtype: 3}\n", "[]\n", "a: ["])
+def test_settings_that_a_run_did_not_write_are_one_line(copied: Path, text: str) -> None:
+    (copied / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match="config.yaml") as refused:
+        make_bundle(copied)
+    assert "\n" not in str(refused.value)
+
+
 def test_nothing_is_overwritten(copied: Path, tmp_path: Path) -> None:
     bundle = make_bundle(copied)
     (tmp_path / "to").mkdir()

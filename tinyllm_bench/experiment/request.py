@@ -15,7 +15,7 @@ from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.plugins import load_method, load_task, method_defaults, names
 from tinyllm_bench.experiment.settings import BenchConfig, BudgetConfig, InitConfig
 from tinyllm_bench.models.hub import at_commit
-from tinyllm_bench.models.specs import parse_spec
+from tinyllm_bench.models.specs import Role, parse_spec
 from tinyllm_bench.training.method import Method
 
 MOST_SEEDS = 1000
@@ -210,18 +210,22 @@ def _at_commits(resolved: Resolved) -> Resolved:
     """The settings with every model of the hub at its current commit.
 
     A branch can be another model tomorrow; a cell must load and record the model that its run id is made of.
+
+    Raises:
+        UserError: text that is no model spec, whether the cell uses the model or not.
     """
     config: BenchConfig = resolved.config
-    student = config.student.model_copy(update={"model": _at_commit(config.student.model)})
+    student = config.student.model_copy(update={"model": _at_commit(config.student.model, "student")})
     model = config.teacher.model
-    teacher = config.teacher.model_copy(update={"model": None if model is None else _at_commit(model)})
-    teachers = type(config.teachers)(_at_commit(text) for text in config.teachers)
+    teacher = config.teacher.model_copy(update={"model": None if model is None else _at_commit(model, "teacher")})
+    teachers = type(config.teachers)(_at_commit(text, "teacher") for text in config.teachers)
     update = {"student": student, "teacher": teacher, "teachers": teachers}
     return Resolved(config.model_copy(update=update), resolved.origin)
 
 
-def _at_commit(text: str) -> str:
-    return at_commit(parse_spec(text, role="teacher")).text if text.strip().startswith("hf:") else text
+def _at_commit(text: str, role: Role) -> str:
+    spec = parse_spec(text, role=role)
+    return at_commit(spec).text if spec.kind == "hf" else text
 
 
 def method_keys(method: str, kind: type[Method], values: Any) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyllm_bench.audit.verify import abbreviated, trainings_of
-from tinyllm_bench.base.config import read_yaml
+from tinyllm_bench.base.config import Layer, read_yaml, resolve
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import read_json
+from tinyllm_bench.experiment.settings import BenchConfig, StudentConfig
 from tinyllm_bench.experiment.train import joint_digest
 from tinyllm_bench.leaderboard.board import board_config
 from tinyllm_bench.leaderboard.public import machine_paths
@@ -163,7 +164,7 @@ def _scored_student(record: RunRecord, folder: Path, channel: str | None) -> _St
     if channel is not None and channel not in channels:
         raise unknown_name(f"channel of {record.run_id}", channel, channels)
 
-    dtype = read_yaml(folder / "config.yaml")["student"]["dtype"]
+    dtype = _student_settings(folder).dtype
     students = [load_model(parse_spec(f"dir:{path / 'student'}", role="student"), dtype=dtype) for path in folders]
     assert record.student is not None
     for what, actual, recorded in (
@@ -178,6 +179,16 @@ def _scored_student(record: RunRecord, folder: Path, channel: str | None) -> _St
             )
     index = channels.index(channel) if channel is not None else 0
     return _Student(folders[index], channel, students[index])
+
+
+def _student_settings(folder: Path) -> StudentConfig:
+    """The settings of a run's student; a record has them without the places of models on a machine."""
+    file = folder / "config.yaml"
+    settings = read_yaml(file)
+    if "student" not in settings:
+        raise UserError(f"{file}: the settings of the student are missing; expected the settings that the run wrote")
+    config: BenchConfig = resolve(BenchConfig, [Layer(str(file), {"student": settings["student"]})]).config
+    return config.student
 
 
 def _student_files(folder: Path) -> Iterator[tuple[str, bytes | Path]]:
@@ -214,15 +225,15 @@ def _check_adapter(record: RunRecord, student: _Student) -> None:
     """Refuse adapters that, merged into the base model, do not give the student that was scored."""
     import torch
 
-    settings = read_yaml(student.folder / "config.yaml")["student"]
-    if settings["init"] is not None:
+    settings = _student_settings(student.folder)
+    if settings.init is not None:
         raise UserError(
             f"--adapter: the base of {record.run_id} is a student that another run made first (student.init), which "
             "nobody else has; export the merged student"
         )
-    base = settings["model"]
+    base = settings.model
     spec = parse_spec(f"{base}{'&' if '?' in base else '?'}adapter={student.folder / 'adapter'}", role="student")
-    merged = load_model(spec, dtype=settings["dtype"])
+    merged = load_model(spec, dtype=settings.dtype)
     if weights_digest(merged.model) == weights_digest(student.loaded.model):
         return
     weights = merged.model.state_dict()
