@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
-from tinyllm_bench.answers import sandbox
+from tinyllm_bench.answers.sandbox import pool
 from tinyllm_bench.answers.voting import COT, POLICIES, POT
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.events import PrerequisiteStarted
@@ -92,9 +92,9 @@ def test_an_ensemble_pays_once_for_the_student_it_starts_from(tiny_llama_dir: Pa
 
 
 def test_what_a_method_that_samples_answers_cannot_do_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="train.select=loss: mixed_distillation answers by paths"):
+    with pytest.raises(UserError, match="train.select=loss: mixed_distillation answers by sampled texts"):
         cell_of(tiny_llama_dir, "train.select=loss", runs=tmp_path)
-    with pytest.raises(UserError, match=r"init.method=mixed_distillation writes by several paths"):
+    with pytest.raises(UserError, match=r"init.method=mixed_distillation answers by a policy"):
         cell_of(tiny_llama_dir, "student.init={method: mixed_distillation, epochs: 1}", runs=tmp_path)
 
 
@@ -196,7 +196,7 @@ def test_without_the_sandbox_nothing_starts(tiny_llama_dir: Path, tmp_path: Path
     def missing() -> str:
         raise UserError('programs cannot be run: install it: pip install "tinyllm-bench[programs]"')
 
-    monkeypatch.setattr(sandbox, "find_interpreter", missing)
+    monkeypatch.setattr(pool, "find_interpreter", missing)
     with pytest.raises(UserError, match=r"tinyllm-bench\[programs\]"):
         run_all([cell_of(tiny_llama_dir, runs=tmp_path)], tmp_path)
     assert not list(tmp_path.glob("*/student"))
