@@ -9,7 +9,7 @@ import pytest
 
 from tests.experiment.runs import cells_of, one_cell, quick, run_all
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.experiment.plan_cells import check_teaches, plan_cells
+from tinyllm_bench.experiment.plan_cells import check_teacher_differs, plan_cells
 from tinyllm_bench.experiment.request import Request
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
@@ -31,7 +31,7 @@ def test_the_same_model_as_it_is(tiny_llama_dir: Path, method: str) -> None:
     message = refused(
         tiny_llama_dir, f"teacher.model=dir:{tiny_llama_dir}", "teacher.init=null", "student.init=null", method=method
     )
-    assert "teach the teacher the task first (teacher.init)" in message
+    assert "train the teacher on the task first (teacher.init)" in message
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -51,7 +51,7 @@ def test_a_seed_makes_no_other_teacher(tiny_llama_dir: Path) -> None:
     assert zero.student_from.run_id != one.student_from.run_id
     other_seed = parse_spec(f"run:{zero.student_from.run_id}", role="teacher")
     with pytest.raises(UserError, match=SAME):
-        check_teaches(replace(one, teacher_from=zero.student_from), other_seed)
+        check_teacher_differs(replace(one, teacher_from=zero.student_from), other_seed)
 
 
 def test_copies_links_and_layers_that_are_all_layers_are_the_same(tiny_llama_dir: Path, tmp_path: Path) -> None:

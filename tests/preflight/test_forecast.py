@@ -79,7 +79,7 @@ def test_cells_that_run_first_are_planned_and_charged(tiny_llama_dir: Path, teac
     assert [one.run_id for one in plans.cells] == [*plan.first, cell.run_id] and len(plan.first) == 2
     result = result_of(cell)
     check_exact(plan, result)
-    for first in cell.earlier:
+    for first in cell.prerequisites:
         check_exact(plans.cell(first.run_id), read_json(tmp_path / first.run_id / "train" / "result.json"))
 
 
@@ -89,7 +89,7 @@ def test_a_plan_of_one_student_per_channel_is_exact(tiny_llama_dir: Path, tmp_pa
     cell = one_cell(tiny_llama_dir, *settings, runs=tmp_path, **how)
     plans = forecast([cell], speed=plants.speed)
     run_all([cell], tmp_path, until="train")
-    for one in cell.earlier:
+    for one in cell.prerequisites:
         check_exact(plans.cell(one.run_id), read_json(tmp_path / one.run_id / "train" / "result.json"))
 
 

@@ -127,7 +127,7 @@ def request_of(
         seeds=seeds,
         runs=runs,
         select_on_test=variant.select_on_test,
-        own=variant.methods,
+        method_settings=variant.methods,
     )
 
 

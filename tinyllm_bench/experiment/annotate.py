@@ -137,7 +137,7 @@ def annotation_file(cell: Cell, teacher: Teacher) -> Path:
 
 
 def annotate(cell: Cell, *, report: Report) -> list[Annotation]:
-    """Annotations of the cell's training records by all its teachers, before any control; only missing ones are made.
+    """Annotations of the cell's training records by all its teachers, before any control; only missing ones are generated.
 
     Live teachers cache each text as it comes, for all tasks and settings, so that a killed run resumes where it
     stopped.
@@ -273,10 +273,10 @@ def _checked_programs(
 
 
 def fit_programs(cell: Cell, loaded: Loaded, annotations: Sequence[Annotation]) -> tuple[list[Annotation], int]:
-    """Annotations whose programs the student's tokenizer encodes and decodes without loss, and how many it does not.
+    """Annotations whose programs the student's tokenizer encodes and decodes without loss, and the number of others.
 
-    What an encoder-decoder's tokenizer is missing (T5's has no newline and no braces) is added to it first; a program
-    that is still not preserved is rejected as `not_encodable`.
+    Characters missing from an encoder-decoder's tokenizer (T5's has no newline and no braces) are added to it first; a
+    program that is still not preserved is rejected as `not_encodable`.
 
     Raises:
         UserError: tokens must be added and the student is trained by adapters, which would never train their rows.

@@ -42,7 +42,8 @@ class Cell:
     `shared_by`: how many methods of the request learn from the same teachers' texts, for the amortised cost.
     `signal`: the white-box teacher, for methods that learn from distributions. `student_from` and `teacher_from` are
     cells that make the initial student and the teacher; they are trained first. `students`: for methods that answer by
-    a policy, the cell that trains the student of each channel, on a `share` of the budget. All these `trains_only`.
+    a policy, the cell that trains the student of each channel, on a `share` of the budget. All of these have
+    `trains_only` set.
     `select_on_test`: weights are selected on the test split, as some released code does; only a reproduction requests
     it.
     """
@@ -147,8 +148,8 @@ class Cell:
         return {channel: parse_spec(f"run:{cell.run_id}", role="student") for channel, cell in self.students.items()}
 
     @property
-    def earlier(self) -> "tuple[Cell, ...]":
-        """The cells that must be trained before, each once."""
+    def prerequisites(self) -> "tuple[Cell, ...]":
+        """The cells that must be trained before this one, each once."""
         cells = [self.student_from, self.teacher_from, *self.students.values()]
         return tuple({cell.run_id: cell for cell in cells if cell is not None}.values())
 
@@ -220,7 +221,7 @@ def _training_identity(cell: Cell, method: Method) -> dict[str, Any]:
     train = config.train.model_dump(mode="json")
     for key in ("micro_batch_tokens", "checkpoint_seconds", "gradient_checkpointing", "layout", "attention"):
         train.pop(key)
-    # the wording of prompts, shown on one question
+    # how prompts are worded, by the example of one question
     first = cell.truncated_records("train")[0]
     examples = [asdict(example) for example in method.examples(first, [], cell.ask)]
     decoding = method.decoding()
@@ -263,8 +264,8 @@ def plugins_of(cell: Cell) -> dict[str, str]:
     used = [("task", cell.task.name), *([("method", cell.name)] if cell.kind == "method" else [])]
     used += [("teacher", teacher.spec.partition(":")[0]) for teacher in cell.teachers]
     origins = [origin for kind, name in used if (origin := plugins.origin(kind, name)) is not None]
-    code = [origin.fingerprint for origin in origins]
-    return {of["package"]: f"{of['version']} sha256:{of['digest'][:16]}".strip() for of in code}
+    packages = [origin.fingerprint for origin in origins]
+    return {code["package"]: f"{code['version']} sha256:{code['digest'][:16]}".strip() for code in packages}
 
 
 # --- the protocol -----------------------------------------------------------------------------------------------------
@@ -276,7 +277,7 @@ _METRICS = {"cloze": "log-probability per character", "multiple_choice": "log-pr
 def protocol_of(cell: Cell) -> dict[str, Any]:
     """Task, scored ids, mode, contexts and options of the questions, parser, metric and the limit of the context.
 
-    The marker belongs to the method's policy, not to the protocol; so do training data, budget and backend.
+    Markers belong to a method and are no part of the protocol; neither are training data, budget and backend.
     """
     records = cell.truncated_records("test")
     questions = [[record.id, cell.ask.context(record), list(cell.ask.options(record))] for record in records]

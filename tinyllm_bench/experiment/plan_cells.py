@@ -53,8 +53,8 @@ from tinyllm_bench.training.method import Method
 PROMPTED = ("zero_shot", "few_shot")  # reference baselines of a model as it is
 REFERENCE_BASELINES = (*GUESSES, *PROMPTED)
 
-# Names the run that makes a model for a cell, by the model's spec, settings and seed: the run's id, and its cell where
-# it is planned here.
+# Returns the run that trains a model for a cell, given the cell, the model's spec, settings and seed: the id of the run,
+# and its cell where it is planned here.
 ModelMaker = Callable[[Cell, str, InitConfig, int], tuple[str, Cell | None]]
 
 
@@ -124,10 +124,10 @@ def _check_markers(cells: Sequence[Cell]) -> None:
 
 
 def _models(cell: Cell) -> list[ModelSpec]:
-    """Every model that a cell loads: its student, its teachers, and those of the cells that are trained before."""
+    """Every model that a cell loads: its student, its teachers, and those of its prerequisites."""
     teachers = [parse_spec(teacher.spec, role="teacher") for teacher in cell.teachers]
-    earlier = [spec for first in cell.earlier for spec in _models(first)]
-    return [cell.student, *([cell.signal] if cell.signal else []), *teachers, *earlier]
+    prerequisites = [spec for prerequisite in cell.prerequisites for spec in _models(prerequisite)]
+    return [cell.student, *([cell.signal] if cell.signal else []), *teachers, *prerequisites]
 
 
 def _method_cell(
@@ -138,14 +138,14 @@ def _method_cell(
     seed: int,
     variant: str,
     values: Mapping[str, Any],
-    made_for: Mapping[str, Any] = MappingProxyType({}),
+    init_settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Cell:
-    settings, method = settings_of(request, preset, method=name, task=task, variant=values, made_for=made_for)
+    settings, method = settings_of(request, preset, method=name, task=task, variant=values, init_settings=init_settings)
     label = f"{name} ({variant})" if variant else name
 
     def make_model(cell: Cell, model: str, init: InitConfig, seed: int) -> tuple[str, Cell]:
-        maker = _init_cell(cell, request, preset, model, init, seed)
-        return maker.run_id, maker
+        init_cell = _init_cell(cell, request, preset, model, init, seed)
+        return init_cell.run_id, init_cell
 
     cell = resolved_cell(settings, request, name=name, label=label, task=task, seed=seed, method=method)
     return _check(with_teachers(cell, make_model))
@@ -166,7 +166,7 @@ def _init_cell(cell: Cell, request: Request, preset: Preset, model: str, init: I
     assignments = tuple(text for text in request.assignments if not text.startswith(("method.", "eval.mode=")))
     request = replace(request, assignments=assignments, methods=(init.method,))
     name = expand("method", (init.method,))[0]
-    _, method = settings_of(request, preset, method=name, task=cell.task.name, variant={}, made_for=values)
+    _, method = settings_of(request, preset, method=name, task=cell.task.name, variant={}, init_settings=values)
     if method is not None and method.decoding().policy is not None:
         raise UserError(
             f"init.method={init.method} answers by a policy over sampled texts and may have several students; choose a"
@@ -222,7 +222,7 @@ def resolved_cell(
     info: TaskInfo = load_task(task)
     if method is not None and not config.train.evaluations and config.train.eval_every is None:
         raise UserError("train.evaluations=[]: validation must be scored at least once; [1.0] is the end alone")
-    if method is not None and not config.budget.is_one:
+    if method is not None and not config.budget.has_one_unit:
         raise UserError(f"set exactly one of {', '.join(f'budget.{key}' for key in BUDGETS)} (the others to null)")
     if method is not None and config.student.dtype != "float32":
         raise UserError(
@@ -267,7 +267,7 @@ def choose_mode(setting: str, offered: tuple[ScoringMode, ...], answered: tuple[
     both = [mode for mode in SCORING_MODES if mode in offered and mode in answered]
     if not both:
         raise UserError(
-            f"the task offers {', '.join(offered)}, the method answers {', '.join(answered)}: nothing shared"
+            f"the task offers {', '.join(offered)}, the method answers {', '.join(answered)}: they share no mode"
         )
     return next((mode for mode in both if mode == setting), both[0])
 
@@ -281,7 +281,7 @@ def with_teachers(cell: Cell, make_model: ModelMaker) -> Cell:
     """A method's cell with its teachers, with the runs that make its models, and with notes on what was left out.
 
     Raises:
-        UserError: a teacher that does not exist, is the student itself, or has not the texts that the method needs.
+        UserError: a teacher that does not exist, is the student itself, or does not have the texts that the method needs.
     """
     method, config, task = cell.method, cell.config, cell.task.name
     assert method is not None
@@ -303,12 +303,12 @@ def with_teachers(cell: Cell, make_model: ModelMaker) -> Cell:
     if needs.signal != "none" or "response" in needs.annotations:
         spec = model_teacher(method, config.teacher.model, config.teachers)
         if config.teacher.init is not None and spec.has_weights:
-            # seed 0 for all: as with texts, a run's seed makes no other teacher
+            # seed 0 for all runs: their seeds change the student alone, not its teacher
             made_by, planned = make_model(cell, spec.text, config.teacher.init, 0)
             cell = replace(cell, teacher_from=planned)
             spec = parse_spec(f"run:{made_by}", role="teacher")
         if spec.has_weights:
-            check_teaches(cell, spec)
+            check_teacher_differs(cell, spec)
         if needs.signal != "none":
             cell = replace(cell, signal=spec)
         if "response" in needs.annotations:
@@ -351,14 +351,14 @@ def _training_cell(cell: Cell, settings: Mapping[str, Any], share: float) -> Cel
     return replace(cell, trains_only=True, share=share, config=config, method=method, teachers=teachers)
 
 
-def model_teacher(method: Method, named: str | None, teachers: Sequence[str]) -> ModelSpec:
+def model_teacher(method: Method, model: str | None, teachers: Sequence[str]) -> ModelSpec:
     """The model that the method learns from: `teacher.model` if it is set, else the one of `teachers` that is used.
 
     Raises:
         UserError: none is given, or the one that is used cannot provide what the method needs.
     """
-    if named is not None:
-        spec = parse_spec(named, role="teacher")
+    if model is not None:
+        spec = parse_spec(model, role="teacher")
     else:
         specs = {teacher_key(spec): spec for spec in (parse_spec(text, role="teacher") for text in teachers)}
         (key, *_) = method.uses(tuple(specs))
@@ -402,7 +402,7 @@ def _check(cell: Cell) -> Cell:
     if config.student.lora is not None:
         check_targets(base, config.student.lora.target_modules, runs=runs)
     for teacher in cell.teachers:
-        # recorded rationales must be there, undamaged and about these questions; not every question has a program
+        # every question needs a recorded rationale; not every question has a program
         missing = None if teacher.kind == "program" else teacher.first_missing(cell.records("train"))
         if missing is not None:
             raise UserError(
@@ -444,11 +444,11 @@ def check_signal(method: Method, config: TeacherConfig, student: str, teacher: M
         raise different_tokenizers(method, own.text, teacher.text)
 
 
-def check_teaches(cell: Cell, teacher: ModelSpec) -> None:
+def check_teacher_differs(cell: Cell, teacher: ModelSpec) -> None:
     """Refuse a teacher with the student's own weights, before anything is trained: there is nothing to learn from it.
 
     Two models that are still to be trained are the same where the same method trains the same weights on the same
-    records; the seed is not compared, since another order of the same records teaches nothing more.
+    records; the seed is not compared, since another order of the same records adds no knowledge.
 
     Raises:
         UserError: teacher and student are one model.
@@ -461,12 +461,12 @@ def check_teaches(cell: Cell, teacher: ModelSpec) -> None:
         return
     weights = cell.student.text if own is None else f"{own.student.text} after {own.name}"
     fix = (
-        "let it learn more than the student does (teacher.init.train_limit, teacher.init.epochs), or "
+        "train it on more than the student (teacher.init.train_limit, teacher.init.epochs), or "
         if first is not None
-        else "teach the teacher the task first (teacher.init), or "
+        else "train the teacher on the task first (teacher.init), or "
     )
     raise UserError(
-        f"{cell.label} on {cell.task.name}: teacher and student are the same weights ({weights}), so that a model would"
+        f"{cell.label} on {cell.task.name}: teacher and student are the same weights ({weights}), so a model would"
         f" be distilled into itself; {fix}name another teacher (teacher.model)"
     )
 

@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
 CHUNK = 32
-_LONGEST_LINE = 1 << 26
-_MOST_BYTES = 1 << 31  # of a cell's predictions, unpacked: a frame may claim any size, and that much is allocated
+_MAX_LINE_BYTES = 1 << 26
+_MAX_BYTES = 1 << 31  # of a cell's predictions, unpacked: a frame may claim any size, which is then allocated
 
 
 def predict(
@@ -108,12 +108,12 @@ def load_predictions(file: Path) -> list[Prediction]:
         ValueError, zstandard.ZstdError: they are damaged, or larger than predictions are.
     """
     packed = read_bytes(file)
-    if zstandard.frame_content_size(packed) > _MOST_BYTES:
-        raise ValueError(f"{file}: more than {_MOST_BYTES} bytes of predictions")
+    if zstandard.frame_content_size(packed) > _MAX_BYTES:
+        raise ValueError(f"{file}: more than {_MAX_BYTES} bytes of predictions")
     predictions = []
-    # Line by line, so that what unpacks to gigabytes of nothing ends at its first line.
-    for line in io.BytesIO(zstandard.ZstdDecompressor().decompress(packed, max_output_size=_MOST_BYTES)):
-        if not 1 < len(line) <= _LONGEST_LINE:
+    # Line by line, so that a file that unpacks to gigabytes of zeros is refused at its first line.
+    for line in io.BytesIO(zstandard.ZstdDecompressor().decompress(packed, max_output_size=_MAX_BYTES)):
+        if not 1 < len(line) <= _MAX_LINE_BYTES:
             raise ValueError(f"{file}: a line of {len(line)} bytes is no prediction")
         predictions.append(_prediction(strict_json(line)))
     return predictions
@@ -226,7 +226,7 @@ class GuessEvaluator:
         self.cell = cell
 
     def student(self) -> None:
-        """No student guesses."""
+        """None: a guess needs no student."""
 
     def answer(self, ids: Sequence[str]) -> list[Prediction]:
         """The guesses for test records."""
@@ -240,7 +240,7 @@ class StudentEvaluator:
 
     def __init__(self, cell: Cell, spec: ModelSpec, engines: Engines, scratch: Path) -> None:
         self.cell, self.spec, self.engines, self.scratch = cell, spec, engines, scratch
-        self._served: Path | None = None
+        self._served_folder: Path | None = None
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -292,14 +292,14 @@ class StudentEvaluator:
         import torch
 
         engine = self.engines.vllm()
-        if self._served is None:
+        if self._served_folder is None:
             if torch.cuda.is_available():  # vLLM holds a copy of its own on the accelerator
                 self.loaded.model.to("cpu")  # type: ignore[arg-type]
                 torch.cuda.empty_cache()
-            self._served = self._folder()
-            engine.load(self._served, dtype=self.cell.config.student.dtype)
-        elif engine.folder != self._served:  # another student's weights were loaded meanwhile
-            engine.load(self._served, dtype=self.cell.config.student.dtype)
+            self._served_folder = self._folder()
+            engine.load(self._served_folder, dtype=self.cell.config.student.dtype)
+        elif engine.folder != self._served_folder:  # another student's weights were loaded meanwhile
+            engine.load(self._served_folder, dtype=self.cell.config.student.dtype)
         return engine
 
     def _folder(self) -> Path:

@@ -118,7 +118,7 @@ def score_fields(cell: Cell, predictions: Sequence[Prediction]) -> dict[str, Any
     """The fields of a record that follow from the student's answers.
 
     Raises:
-        AssertionError: a prediction whose `correct` is not what the data says.
+        AssertionError: a prediction whose `correct` disagrees with the data.
     """
     records, whole = cell.truncated_records("test"), {record.id: record for record in cell.records("test")}
     context_cut = sum(record.context != whole[record.id].context for record in records)
@@ -153,7 +153,7 @@ def public_config(cell: Cell) -> dict[str, Any]:
 
 def _own_settings(cell: Cell) -> tuple[str, ...]:
     """Settings that come with the method: from its own file, or set by the preset for it alone."""
-    own = (f"{cell.name}.yaml", f", method {cell.name}")  # the second closes the name of a preset's layer
+    own = (f"{cell.name}.yaml", f", method {cell.name}")  # the names of a preset's layers end in the second
     names = (key for key, layer in cell.origin.items() if layer.endswith(own) and not key.startswith("method."))
     return tuple(sorted(names))
 
@@ -214,8 +214,8 @@ def _budget(cell: Cell, facts: RunFacts) -> Budget:
     training = facts.training
     if training is None:
         return Budget(**common)
-    before = {"student_init_tokens": facts.student_init, "teacher_init_tokens": facts.teacher_init}
-    common |= {key: result.student_tokens for key, result in before.items() if result is not None}
+    prerequisites = {"student_init_tokens": facts.student_init, "teacher_init_tokens": facts.teacher_init}
+    common |= {key: result.student_tokens for key, result in prerequisites.items() if result is not None}
     tokens, seconds = training.student_tokens, training.seconds
     track, amount = cell.config.budget.limit
     targets = sum(training.tokens_by_channel.values())

@@ -18,13 +18,15 @@ from tinyllm_bench.models.hub import at_commit
 from tinyllm_bench.models.specs import Role, parse_spec
 from tinyllm_bench.training.method import Method
 
-MOST_SEEDS = 1000
+MAX_SEEDS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A user's request. For reproductions alone: `select_on_test` where the original code does so, and `own`, settings
-    by method that rank below the user's.
+    """A user's request.
+
+    Only reproductions set the last two fields: `select_on_test` where the original code selects weights on the test
+    split, and `method_settings`, settings of single methods, which the user's override.
 
     Raises:
         UserError: no seed, or too many.
@@ -40,11 +42,11 @@ class Request:
     engine: str | None = None
     runs: Path = Path("runs")
     select_on_test: bool = False
-    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    method_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.seeds <= MOST_SEEDS:
-            allowed = f"at least 1 is needed and at most {MOST_SEEDS:,}"
+        if not 1 <= self.seeds <= MAX_SEEDS:
+            allowed = f"at least 1 is needed and at most {MAX_SEEDS:,}"
             raise UserError(f"--seeds {self.seeds:.6g}: {allowed}; 3 means seeds 0, 1 and 2")
 
     def recorded(self) -> dict[str, Any]:
@@ -59,9 +61,9 @@ class Request:
         }
 
 
-def split_names(given: str | Iterable[str]) -> tuple[str, ...]:
+def split_names(names: str | Iterable[str]) -> tuple[str, ...]:
     """Names of methods or tasks, from one text with commas or from several."""
-    texts = [given] if isinstance(given, str) else given
+    texts = [names] if isinstance(names, str) else names
     return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
@@ -125,9 +127,9 @@ def _layers(
     method: str | None,
     task: str,
     variant: Mapping[str, Any],
-    made_for: Mapping[str, Any],
+    init_settings: Mapping[str, Any],
 ) -> list[Layer]:
-    """Layers above a method's own file, lowest first; those of an initial cell rank above the user's."""
+    """Layers above a method's own file, lowest first; those of a prerequisite cell override the user's."""
     options: dict[str, Any] = {}
     if request.data_dir is not None:
         options["data"] = {"dir": request.data_dir, "source": "release"}
@@ -138,18 +140,18 @@ def _layers(
         Layer(f"preset {preset.name}, task {task}", preset.tasks.get(task, {})),
         *([Layer(f"preset {preset.name}, method {method}", preset.methods.get(method, {}))] if method else []),
         Layer(f"preset {preset.name}, variant", variant),
-        *([Layer(f"table, method {method}", request.own.get(method, {}))] if method else []),
+        *([Layer(f"table, method {method}", request.method_settings.get(method, {}))] if method else []),
         *([Layer("--config", read_settings(request.config_file))] if request.config_file else []),
         Layer("command line", options),
         Layer("command line", parse_assignments(request.assignments)),
-        Layer("init", made_for),
+        Layer("init", init_settings),
     ]
 
 
 def _with_one_budget(layer: Layer) -> Layer:
-    """The layer with all kinds of budget but its own set to null, so that it replaces one of another kind below."""
+    """The layer with the budget units that it does not set as null, so that it replaces a lower layer's unit."""
 
-    def alone(group: Any, path: str, kind: type[BaseModel]) -> Any:
+    def with_others_null(group: Any, path: str, kind: type[BaseModel]) -> Any:
         group = group_of(group, path)
         if not isinstance(group, Mapping):
             return group
@@ -159,11 +161,11 @@ def _with_one_budget(layer: Layer) -> Layer:
 
     values = dict(layer.values)
     if "budget" in values:
-        values["budget"] = alone(values["budget"], "budget", BudgetConfig)
+        values["budget"] = with_others_null(values["budget"], "budget", BudgetConfig)
     for role in ("student", "teacher"):
         group = group_of(values.get(role), role)
         if isinstance(group, Mapping) and "init" in group:
-            values[role] = {**group, "init": alone(group["init"], f"{role}.init", InitConfig)}
+            values[role] = {**group, "init": with_others_null(group["init"], f"{role}.init", InitConfig)}
     return Layer(layer.name, values)
 
 
@@ -174,22 +176,22 @@ def settings_of(
     method: str | None,
     task: str,
     variant: Mapping[str, Any],
-    made_for: Mapping[str, Any] = MappingProxyType({}),
+    init_settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Resolved, Method | None]:
     """All settings of one cell, and its method ready to use (None for a reference baseline).
 
     Args:
         request: The user's request.
-        preset: The preset, which ranks below it.
+        preset: The preset, which the request overrides.
         method: The method's name.
         task: The task, for the preset's settings of it.
         variant: The preset's settings of one further row of the method.
-        made_for: Settings of a cell that only makes a model for another one; the user's do not change them.
+        init_settings: Settings of a cell that only trains a model for another one; they override the user's.
 
     Raises:
         UserError: an unknown key or a wrong value, with the layer that set it.
     """
-    layers = [_with_one_budget(layer) for layer in _layers(request, preset, method, task, variant, made_for)]
+    layers = [_with_one_budget(layer) for layer in _layers(request, preset, method, task, variant, init_settings)]
     common = [Layer(name, {k: v for k, v in values.items() if k != "method"}) for name, values in layers]
     if method is None:
         return _at_commits(resolve(BenchConfig, common)), None

@@ -135,7 +135,7 @@ def run_cell(
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    # One process evaluates the test split while the others wait for it, longer than the usual time-out.
+    # One process evaluates the test split while the others wait, which takes longer than the usual time-out.
     process = PartialState(cpu=device_of(cell) == "cpu", timeout=datetime.timedelta(days=2))
     folder = runs / cell.run_id
     with locked(folder / "cell") if process.is_main_process else nullcontext():
@@ -143,10 +143,10 @@ def run_cell(
         broadcast_object_list(finished)
         if finished[0]:
             return CellResult(folder, load_record(folder), False)
-        for first in cell.earlier:
-            if not (runs / first.run_id / RESULT_FILE).exists():
-                report(PrerequisiteStarted(first.label, first.student.text))
-                run_cell(first, runs, engines, until="train", command=command, report=report)
+        for prerequisite in cell.prerequisites:
+            if not (runs / prerequisite.run_id / RESULT_FILE).exists():
+                report(PrerequisiteStarted(prerequisite.label, prerequisite.student.text))
+                run_cell(prerequisite, runs, engines, until="train", command=command, report=report)
         with Trackers(cell, folder, report) as trackers:
             run = _Run(
                 cell=cell,
@@ -234,7 +234,7 @@ class _Run:
         predictions = predict(cell, folder, cell.records("test"), evaluator.answer, report=self.event)
         shutil.rmtree(scratch, ignore_errors=True)
         test_evaluations = self._count_test_evaluation(predictions)
-        # wall seconds of this call, and of the training that earlier, interrupted calls had done
+        # seconds of training that earlier, interrupted calls spent; this call's own are added below
         earlier = max(training.seconds - self.train_seconds, 0.0) if training else 0.0
         peak = provenance.peak_memory()
         student_init, teacher_init = (
@@ -267,7 +267,7 @@ class _Run:
         return record
 
     def _evaluated_student(self, evaluator: Evaluator, training: TrainResult | None) -> EvaluatedStudent | None:
-        """The student that answers, stored before its first answer; those of another student or backend are removed."""
+        """The student that answers, stored before its first answer; answers of another student or backend are removed."""
         file = student_file(self.folder)
         if predictions_file(self.cell, self.folder).exists():
             return load_evaluated_student(self.folder) if file.exists() else None

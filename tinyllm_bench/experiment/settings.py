@@ -152,8 +152,8 @@ class BudgetConfig(_Settings):
         return name, amount
 
     @property
-    def is_one(self) -> bool:
-        """Whether exactly one is set."""
+    def has_one_unit(self) -> bool:
+        """Whether exactly one unit is set."""
         return sum(value is not None for _, value in self) == 1
 
 

@@ -67,7 +67,7 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
     from accelerate import PartialState
 
     if (folder / RESULT_FILE).exists():
-        remove_checkpoints(folder / "train")  # a crash between writing the result and removing them left them
+        remove_checkpoints(folder / "train")  # left by a crash after the result was written
         return load_result(folder)
     assert cell.method is not None
     device = device_of(cell)
@@ -240,7 +240,7 @@ def plan_of(cell: Cell, groups: Sequence[Group], charged: float) -> Plan:
 
 
 def init_cost(first: Cell | None, runs: Path, name: str = "student_tokens") -> float:
-    """What making a model for another cell took, in student tokens, epochs, FLOPs or seconds; 0 without such a cell."""
+    """The cost of training a model for another cell, in student tokens, epochs, FLOPs or seconds; 0 without one."""
     return 0 if first is None else getattr(load_result(runs / first.run_id), name)
 
 
@@ -328,7 +328,7 @@ def _teacher_signal(
     if settings is None:
         return open_teacher_model(cell, student, device)
     header = cache_header(cell, student)
-    with locked(header.folder / "filling"):  # another process or run of the same cache then finds everything there
+    with locked(header.folder / "filling"):  # another process that needs the same cache waits, and then finds it filled
         cache = LogitCache.create(header)
         missing = [
             item
@@ -371,7 +371,7 @@ def open_teacher_model(cell: Cell, student: Loaded, device: str) -> TeacherSigna
 
 
 def cache_header(cell: Cell, student: Loaded) -> LogitCacheHeader:
-    """What identifies the cell's logit cache."""
+    """The header of the cell's logit cache: everything that identifies it."""
     settings, teacher = cell.config.teacher.cache, cell.signal
     assert settings is not None and teacher is not None
     size = len(student.tokenizer)

@@ -223,8 +223,8 @@ class _Forecaster:
         """Forecast a cell, after those that it depends on."""
         if cell.run_id in self.cells:
             return
-        for first in cell.earlier:
-            self.add(first)
+        for prerequisite in cell.prerequisites:
+            self.add(prerequisite)
         forecast = CellForecast(
             run_id=cell.run_id,
             label=cell.label,
@@ -235,7 +235,7 @@ class _Forecaster:
             trains_only=cell.trains_only,
             questions={split: len(cell.records(split)) for split in ("train", "valid", "test")},
             done=_stages_done(cell),
-            first=tuple(first.run_id for first in cell.earlier),
+            first=tuple(prerequisite.run_id for prerequisite in cell.prerequisites),
         )
         if forecast.is_done:
             self.cells[cell.run_id] = replace(forecast, usd=0.0)
