@@ -1,8 +1,8 @@
 """tinyllm-bench: every LLM distillation method on the same students, data, budget and evaluation.
 
 This is the public face. `run`, `compare` and `load_record` are the Python API; the other names are what a method or a
-task is made of, in a package of its own as in `baselines/` and `tasks/`. Each is imported when it is first asked for:
-together they would load torch with every command.
+task is made of, in a package of its own as in `baselines/` and `tasks/`. Each is imported on first use: together they
+would load torch with every command.
 """
 
 import importlib

@@ -32,7 +32,7 @@ Names = str | Iterable[str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """A cell that failed. `error` is what was raised; `log` has the traceback of an error that is not the user's."""
+    """A cell that failed. `error` is the exception; `log` has its traceback where the error is not the user's."""
 
     run_id: str
     label: str
@@ -44,7 +44,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What became of a request: the records of its finished cells in their order, those that failed, and where."""
+    """The outcome of a request: the records of its finished cells in order, those that failed, and the runs folder."""
 
     records: tuple[RunRecord, ...]
     failed: tuple[Failed, ...]
@@ -150,7 +150,7 @@ def compare(
 def _command(request: Request, reference_baselines: bool) -> str:
     """The equivalent command line, for the record."""
     words = ["tinyllm-bench", "run" if request.methods else "reference-baselines"]
-    given = {
+    options = {
         "--method": ",".join(request.methods),
         "--task": ",".join(request.tasks),
         "--preset": request.preset,
@@ -158,7 +158,7 @@ def _command(request: Request, reference_baselines: bool) -> str:
         "--data-dir": request.data_dir,
         "--backend": request.engine,
     }
-    for option, value in given.items():
+    for option, value in options.items():
         words += [option, str(value)] if value else []
     words += ["--seeds", str(request.seeds)] if request.seeds > 1 else []
     words += ["--no-reference-baselines"] if request.methods and not reference_baselines else []

@@ -1,4 +1,4 @@
-"""The command line: every command with the function that does it, options of all commands, exit statuses."""
+"""The command line: every command and its function, options of all commands, exit statuses."""
 
 import os
 import signal
@@ -80,8 +80,8 @@ app.add_typer(new_app, name="new")
 # --- options of all commands ------------------------------------------------------------------------------------------
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         echo(f"tinyllm-bench {__version__}")
         raise typer.Exit
 
@@ -103,8 +103,8 @@ def _load_plugins(files: list[Path] | None) -> None:
 
 
 def _accept_plugins(command: Any) -> Any:
-    """Give a command and all commands under it the option `--plugin`, so that it may stand anywhere in the command line
-    and no command has to know of it; returns the command.
+    """Give a command and all its subcommands the option `--plugin`, so that it may appear anywhere in the command line
+    and no command has to declare it; returns the command.
     """
     made_by_typer = typer.Typer(add_completion=False)  # the class of an option differs by typer's version
 
@@ -121,11 +121,11 @@ def _accept_plugins(command: Any) -> Any:
             ),
         ] = None,
     ) -> None:
-        """Only its option is used."""
+        """Only the option is used."""
 
     command.params += [option for option in typer.main.get_command(made_by_typer).params if option.name == "plugin"]
-    for inner in getattr(command, "commands", {}).values():
-        _accept_plugins(inner)
+    for subcommand in getattr(command, "commands", {}).values():
+        _accept_plugins(subcommand)
     return command
 
 

@@ -1,4 +1,4 @@
-"""`board add`, `build` and `show`: the leaderboard that is made of records."""
+"""`board add`, `build` and `show`: leaderboards of run records."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`conformance`: holds a loss function to the loss-conformance vectors."""
+"""`conformance`: checks a loss function against the loss-conformance vectors."""
 
 import importlib
 import sys

@@ -33,6 +33,8 @@ from tinyllm_bench.cli.progress import Progress, about_text, clock_text
 
 if TYPE_CHECKING:
     from tinyllm_bench.cli.live import LiveView
+    from tinyllm_bench.experiment.cell import Cell
+    from tinyllm_bench.experiment.runner import CellResult
 
 QUIET_SECONDS = 10.0
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # as accelerate reads them
@@ -65,7 +67,7 @@ class Console:
 
     def __init__(
         self,
-        cells: Sequence[Any] = (),
+        cells: "Sequence[Cell]" = (),
         *,
         until: str = "predict",
         live: "LiveView | None" = None,
@@ -89,20 +91,20 @@ class Console:
         if self.live is not None:
             self.live.__exit__(*error)
 
-    def cell(self, cell: Any, number: int, count: int) -> None:
+    def cell(self, cell: "Cell", number: int, count: int) -> None:
         """A new cell starts."""
         left = self.progress.left() if number > 1 else None
         self.progress.cell(cell)
         about = "" if left is None else f" (about {about_text(left)} left for all)"
         self._log(f"[{number}/{count}] {cell.label} on {cell.task.name}, seed {cell.seed}{about}")
 
-    def done(self, cell: Any, outcome: Any) -> None:
+    def done(self, cell: "Cell", outcome: "CellResult") -> None:
         """The cell is finished."""
         self.progress.done(outcome)
         took = self.progress.top.took if self.progress.top else None
         self._log(f"  done in {clock_text(took or 0)}" if outcome.fresh else "already finished; nothing to do")
 
-    def failed(self, cell: Any, error: Exception, log: Path | None) -> None:
+    def failed(self, cell: "Cell", error: Exception, log: Path | None) -> None:
         """The cell failed; `log` holds the traceback of an error that is not the user's."""
         reason = str(error) if log is None else f"{type(error).__name__}: {error} (traceback in {log})"
         self.progress.failed(reason)

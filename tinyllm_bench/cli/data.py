@@ -1,4 +1,4 @@
-"""`list`, `fetch` and `data`: what can be named on the command line, bundled models, and the data sets."""
+"""`list`, `fetch` and `data`: the names that the command line accepts, bundled models, and the data sets."""
 
 from dataclasses import asdict
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""The live view of a terminal: the cells and their stages as a table, below it the running cell. Drawn by rich.
+"""The live view of a terminal: the cells and their stages as a table, below it the running cell. Rendered by rich.
 
 Every state is a word or a sign, never only a colour; a terminal without UTF-8 gets ASCII signs.
 """
@@ -93,15 +93,14 @@ class View:
         if first:
             table.add_row("", self._elided(progress.rows[:first], "above"), style="dim")
         for row in progress.rows[first:last]:
-            table.add_row(
-                *(Text(visible(cell)) for cell in self._cells(row)), style=_STYLES[row.state]
-            )  # a label is no markup
+            cells = (Text(visible(cell)) for cell in self._cells(row))  # Text: a label must not be read as markup
+            table.add_row(*cells, style=_STYLES[row.state])
         if last < len(progress.rows):
             table.add_row("", self._elided(progress.rows[last:], "below"), style="dim")
         return table
 
     def _window(self, height: int) -> tuple[int, int]:
-        """Which rows are shown, so that all fits: those around the running one."""
+        """The slice of rows that fits the screen: those around the running one."""
         rows = self.progress.rows
         if len(rows) <= height:
             return 0, len(rows)
@@ -237,7 +236,7 @@ class LiveView:
 
 
 def _log_handlers() -> list[Any]:
-    """Handlers that hold a stream of their own: they would write into the view; rich redirects only what is printed."""
+    """Log handlers with a stream of their own, which would write into the view: rich redirects only what is printed."""
     loggers = [logging.getLogger(), *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
-    handlers = {id(one): one for logger in loggers for one in logger.handlers}
-    return [one for one in handlers.values() if isinstance(one, logging.StreamHandler)]
+    handlers = {id(handler): handler for logger in loggers for handler in logger.handlers}
+    return [handler for handler in handlers.values() if isinstance(handler, logging.StreamHandler)]

@@ -73,7 +73,7 @@ def make_package(kind: Literal["method", "task"], name: str, to: Path) -> None:
         file.write_text(
             _render(template, kind=kind, name=name, class_name=class_name, version=__version__), encoding="utf-8"
         )
-    shown = str(folder) if folder.is_absolute() else f"./{folder}"  # bare, pip would take it for a package's name
+    shown = str(folder) if folder.is_absolute() else f"./{folder}"  # without ./ pip would read it as a package's name
     echo(f"wrote {shown}")
     install, tested = shlex.quote(f"{shown}[test]"), shlex.quote(shown)
     echo(_render("next.txt", kind=kind, name=name, install=install, folder=tested), nl=False)

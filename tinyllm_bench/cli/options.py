@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tinyllm_bench.experiment.request import Request
 
 
-def a_folder(option: str) -> Callable[[Any], Any]:
-    """A callback for an option that names a folder to read: it is looked at also where the command needs it later."""
+def existing_folder(option: str) -> Callable[[Any], Any]:
+    """A callback for an option that names a folder to read: it is checked even if the command reads it much later."""
 
     def check(value: Any) -> Any:
         if value is not None and not Path(value).expanduser().is_dir():
@@ -39,14 +39,14 @@ DataDir = Annotated[
     str | None,
     typer.Option(
         "--data-dir",
-        callback=a_folder("--data-dir"),
+        callback=existing_folder("--data-dir"),
         help="Folder of the released data; default: TINYLLM_BENCH_DATA.",
     ),
 ]
 Backend = Annotated[str | None, typer.Option("--backend", help="Evaluation backend: hf, vllm or auto.")]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder of runs.")]
 
-# What is done with the request.
+# What a command does with the request.
 ReferenceBaselines = Annotated[
     bool, typer.Option(help="Also run the reference baselines: random, majority, zero-shot and few-shot.")
 ]
@@ -62,10 +62,10 @@ Verifier = Annotated[str | None, typer.Option("--by", help="Name of the verifier
 
 
 def check_not_empty(arguments: Sequence[str]) -> None:
-    """Refuse an empty argument: nothing that a command takes may be empty.
+    """Refuse empty arguments, which no command accepts.
 
     Raises:
-        UserError: it says which.
+        UserError: an argument is empty; it says which one.
     """
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
@@ -125,7 +125,7 @@ def request_of(
 
 
 def takes_request(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a command of `function(request, *, its own options)`: typer sees the options of `request_of` in place of the
+    """Make a command of `function(request, *, its own options)`: typer sees the options of `request_of` instead of the
     request, so that they are declared once. `without` names those that the command does not have.
     """
     shared = {
@@ -137,9 +137,9 @@ def takes_request(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., A
         _, *own = inspect.signature(function).parameters.values()
         shown = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*shared.values(), *own)]
 
-        def command(**given: Any) -> Any:
-            request = request_of(**left_out, **{name: given.pop(name) for name in shared})
-            return function(request, **given)
+        def command(**arguments: Any) -> Any:
+            request = request_of(**left_out, **{name: arguments.pop(name) for name in shared})
+            return function(request, **arguments)
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The one way to a terminal: whatever is printed, no character of it acts there."""
+"""Printing to the terminal, where control characters of a text are shown instead of obeyed."""
 
 import json
 import re
@@ -11,22 +11,22 @@ from tinyllm_bench.base.escaping import terminal, visible
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
-    """Print lines; control and direction characters stand as their codes. A JSON text stays the same JSON."""
+    """Print lines; control and direction characters are shown as their codes. A JSON text stays the same JSON."""
     typer.echo(terminal(text), err=err, nl=nl)
 
 
-_LONGEST_WORD, _LONGEST_LINE = 1000, 4000  # characters
+_MAX_WORD, _MAX_LINE = 1000, 4000  # characters
 
 
 def echo_error(text: object) -> None:
     """Print an error, or a warning, in one line, whatever it quotes; very long values are shown by their ends."""
     line = visible(" ".join(str(text).split("\n")))
-    line = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda found: _ends(found[0], _LONGEST_WORD), line)
-    typer.echo(_ends(line, _LONGEST_LINE), err=True)
+    line = re.sub(rf"\S{{{_MAX_WORD},}}", lambda word: _shortened(word[0], _MAX_WORD), line)
+    typer.echo(_shortened(line, _MAX_LINE), err=True)
 
 
-def _ends(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most // 2]}[...]{text[-most // 4 :]}"
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit // 2]}[...]{text[-limit // 4 :]}"
 
 
 def echo_json(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""`plan`, what a request will cost and which differences it can detect, and `doctor`, what is wrong with it.
+"""`plan` shows what a request will cost and which differences it can detect, `doctor` what is wrong with it.
 
 Both run before anything is spent, and read the same forecast.
 """
@@ -74,7 +74,7 @@ def plan_text(preset: str, plan: "Forecast") -> str:
     ]
     lines += [line for cell in plan.cells for line in _cell_lines(cell)]
     lines += ["-" * WIDTH, *_totals(plan.totals), ""]
-    lines += [line for one in plan.detectable for line in _detectable(one)]
+    lines += [line for detectable in plan.detectable for line in _detectable_lines(detectable)]
     return "\n".join(lines)
 
 
@@ -134,27 +134,27 @@ def _totals(total: "Totals") -> list[str]:
     return lines + ([f"cost: {', '.join(known)}"] if known else [])
 
 
-def _detectable(one: "Detectable") -> list[str]:
+def _detectable_lines(task: "Detectable") -> list[str]:
     """The smallest difference that a task's results can detect, what that assumes, and what `--detect` would need."""
-    assumed = one.assumed
-    seeds = "1 seed (for these trained students only)" if one.seeds_planned == 1 else f"{one.seeds_planned} seeds"
+    assumed = task.assumed
+    seeds = "1 seed (for these trained students only)" if task.seeds_planned == 1 else f"{task.seeds_planned} seeds"
     source = f"estimated from {assumed.runs} finished run{'s' * (assumed.runs != 1)}" if assumed.runs else "assuming"
     text = (
-        f"{one.task}: {one.questions} questions and {seeds} can detect a difference of"
-        f" {100 * one.difference:.1f} points, at 80 % power with"
-        f" {one.comparisons} comparison{'s' * (one.comparisons > 1)} in the table; {source}: two methods differ on"
+        f"{task.task}: {task.questions} questions and {seeds} can detect a difference of"
+        f" {100 * task.difference:.1f} points, at 80 % power with"
+        f" {task.comparisons} comparison{'s' * (task.comparisons > 1)} in the table; {source}: two methods differ on"
         f" {100 * assumed.discordance:.0f} % of questions, two runs of one method on {100 * assumed.within:.0f} %,"
         f" standard deviation between runs {100 * assumed.run_sd:.1f} points."
     )
-    if one.detect is not None:
-        points, at = f"{100 * one.detect:g} points", max(one.seeds_planned, 2)
-        if one.seeds is not None:
-            instead = "" if one.more_questions is None else f", or {one.more_questions:,} questions at {at} seeds"
-            text += f" Detecting {points} takes {one.seeds} seeds per row{instead}."
-        elif one.more_questions is not None:
+    if task.detect is not None:
+        points, at = f"{100 * task.detect:g} points", max(task.seeds_planned, 2)
+        if task.seeds is not None:
+            instead = "" if task.more_questions is None else f", or {task.more_questions:,} questions at {at} seeds"
+            text += f" Detecting {points} takes {task.seeds} seeds per row{instead}."
+        elif task.more_questions is not None:
             text += (
                 f" Detecting {points} takes more questions, whatever the number of seeds:"
-                f" {one.more_questions:,} at {at} seeds."
+                f" {task.more_questions:,} at {at} seeds."
             )
         else:
             text += f" Detecting {points} takes more than 100 seeds, and more than a million questions at {at} seeds."

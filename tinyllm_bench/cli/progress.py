@@ -1,11 +1,11 @@
-"""How far the cells of a request are, from their events: stages, rates and time left. How it is shown is not here."""
+"""The progress of a request's cells, computed from events: stages, rates, time left. `live` and `console` show it."""
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any, Literal, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 
 from tinyllm_bench.base.events import (
     AnnotationFailed,
@@ -26,6 +26,10 @@ from tinyllm_bench.base.events import (
     TrainingStep,
 )
 
+if TYPE_CHECKING:
+    from tinyllm_bench.experiment.cell import Cell
+    from tinyllm_bench.experiment.runner import CellResult
+
 STAGES = ("annotate", "train", "predict")
 State = Literal["waiting", "running", "done", "reused", "failed"]  # reused: finished by an earlier command
 
@@ -36,13 +40,13 @@ class Meter:
 
     first: tuple[float, float, float] | None = None  # seconds, count, amount
     now: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    of: float = 0.0
+    total: float = 0.0
 
-    def update(self, seconds: float, count: float, of: float, amount: float) -> None:
-        """`count` of `of` are done; `amount` is in the unit of the rate (tokens, questions, texts)."""
-        again = count < self.now[1]  # another teacher's texts, another round
-        self.now, self.of = (seconds, count, amount), of
-        self.first = self.now if again or self.first is None else self.first
+    def update(self, seconds: float, count: float, total: float, amount: float) -> None:
+        """`count` of `total` are done; `amount` is in the unit of the rate (tokens, questions, texts)."""
+        restarts = count < self.now[1]  # another teacher's texts, another round
+        self.now, self.total = (seconds, count, amount), total
+        self.first = self.now if restarts or self.first is None else self.first
 
     def _elapsed(self) -> tuple[float, float, float]:
         first = self.first or self.now
@@ -59,12 +63,12 @@ class Meter:
     def left(self) -> float | None:
         """Seconds left at this pace."""
         seconds, count, _ = self._elapsed()
-        return (self.of - self.now[1]) * seconds / count if seconds >= 1 and count > 0 else None
+        return (self.total - self.now[1]) * seconds / count if seconds >= 1 and count > 0 else None
 
 
 @dataclass
 class CellProgress:
-    """How far one cell is; `prerequisite`: it only trains a model that another cell needs."""
+    """The progress of one cell; `prerequisite`: it only trains a model that another cell needs."""
 
     run_id: str
     label: str
@@ -116,19 +120,19 @@ class Progress:
     """
 
     def __init__(
-        self, cells: Sequence[Any] = (), *, until: str = "predict", clock: Callable[[], float] = time.monotonic
+        self, cells: "Sequence[Cell]" = (), *, until: str = "predict", clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.clock, self.lock = clock, RLock()
         self.began = clock()
         self._stages = STAGES[: STAGES.index(until) + 1]
         self.rows = [self._row(cell) for cell in cells]
         self.top: CellProgress | None = None
-        # Without cells there is only one activity without a name: collecting annotations.
+        # Without cells the only activity is collecting annotations, which has no name.
         self.current: CellProgress | None = (
             None if cells else CellProgress("", "", "", 0, STAGES[:1], state="running", stage="annotate")
         )
 
-    def _row(self, cell: Any) -> CellProgress:
+    def _row(self, cell: "Cell") -> CellProgress:
         stages = self._stages if cell.kind == "method" else tuple(s for s in self._stages if s == "predict")
         return CellProgress(cell.run_id, cell.label, cell.task.name, cell.seed, stages, cell.kind)
 
@@ -136,7 +140,7 @@ class Progress:
         """Number of cells in these states, without prerequisites."""
         return sum(row.state in states for row in self.rows if not row.prerequisite)
 
-    def cell(self, cell: Any) -> None:
+    def cell(self, cell: "Cell") -> None:
         """A cell starts."""
         with self.lock:
             self.top = next((row for row in self.rows if row.run_id == cell.run_id and not row.prerequisite), None)
@@ -192,7 +196,7 @@ class Progress:
                     assert_never(event)
 
     def _switch(self, event: CellStarted) -> None:
-        """Another cell is running now: a prerequisite, or the cell that needed it."""
+        """Another cell is running now: a prerequisite of the top cell, or the top cell itself."""
         top = self.top
         if top is None or event.run_id == top.run_id:
             self.current = top
@@ -200,10 +204,10 @@ class Progress:
                 top.stage_began = self.clock()
             return
         row = CellProgress(event.run_id, event.label, event.task, top.seed, STAGES[:2], prerequisite=True)
-        self.rows.insert(self.rows.index(top) + 1 + sum(one.prerequisite for one in self._below(top)), row)
+        self.rows.insert(self.rows.index(top) + 1 + sum(1 for _ in self._prerequisites(top)), row)
         self._start(row)
 
-    def _below(self, top: CellProgress) -> Iterator[CellProgress]:
+    def _prerequisites(self, top: CellProgress) -> Iterator[CellProgress]:
         """The prerequisites of `top`."""
         for row in self.rows[self.rows.index(top) + 1 :]:
             if not row.prerequisite:
@@ -227,7 +231,7 @@ class Progress:
     def _end(self, row: CellProgress, state: State) -> None:
         row.state, row.stage, row.took = state, None, self.clock() - row.began
 
-    def done(self, outcome: Any) -> None:
+    def done(self, outcome: "CellResult") -> None:
         """The cell is finished."""
         with self.lock:
             assert self.top is not None
@@ -239,7 +243,7 @@ class Progress:
         """The cell failed, and with it a prerequisite that was running."""
         with self.lock:
             assert self.top is not None
-            for row in (self.top, *self._below(self.top)):
+            for row in (self.top, *self._prerequisites(self.top)):
                 if row.state == "running":
                     row.error = error
                     self._end(row, "failed")
@@ -250,7 +254,7 @@ class Progress:
         for stage in row.remaining:
             seconds = row.stage_left if stage == row.stage else None
             if seconds is None:
-                seconds = self._like(row, stage)
+                seconds = self._similar_seconds(row, stage)
                 if seconds is None:
                     return None
                 if stage == row.stage:
@@ -259,20 +263,20 @@ class Progress:
         return total
 
     def left(self) -> float | None:
-        """Seconds until all cells are done; None while some cell is unlike all that have run or are running."""
+        """Seconds until all cells are done; None while a cell resembles none that has run or is running."""
         with self.lock:
             seconds = [self.cell_left(row) for row in self.rows if row.remaining]
-        return None if None in seconds else sum(one for one in seconds if one is not None)
+        return None if None in seconds else sum(value for value in seconds if value is not None)
 
-    def _like(self, row: CellProgress, stage: str) -> float | None:
+    def _similar_seconds(self, row: CellProgress, stage: str) -> float | None:
         """Mean seconds of a stage in the cells most similar to this one."""
         known: dict[tuple[str, ...], list[float]] = defaultdict(list)
         for other in self.rows:
             seconds = other.seconds.get(stage, self._projected(other, stage))
             if seconds is not None and other is not row and other.prerequisite == row.prerequisite:
-                for key in _likeness(other, stage):
+                for key in _similarity_keys(other, stage):
                     known[key].append(seconds)
-        return next((sum(known[key]) / len(known[key]) for key in _likeness(row, stage) if key in known), None)
+        return next((sum(known[key]) / len(known[key]) for key in _similarity_keys(row, stage) if key in known), None)
 
     def _projected(self, row: CellProgress, stage: str) -> float | None:
         """The estimated duration of a running stage."""
@@ -280,7 +284,7 @@ class Progress:
         return None if left is None else self.clock() - row.stage_began + left
 
 
-def _likeness(row: CellProgress, stage: str) -> Iterator[tuple[str, ...]]:
+def _similarity_keys(row: CellProgress, stage: str) -> Iterator[tuple[str, ...]]:
     """Keys that similar cells share, closest first; prediction costs much the same whatever the method."""
     yield "label", row.label, row.task
     yield "label", row.label

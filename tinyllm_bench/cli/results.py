@@ -1,6 +1,4 @@
-"""`compare`, `protocol diff`, `verify` and `curves`: what finished runs are worth against each other, and whether their
-records are true.
-"""
+"""`compare`, `protocol diff`, `verify` and `curves`: compare finished runs, check their records, plot training."""
 
 import sys
 from pathlib import Path
@@ -11,7 +9,7 @@ import typer
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import visible
 from tinyllm_bench.base.files import check_writable, write_text
-from tinyllm_bench.cli.options import AsJson, DataDir, Verifier, a_folder
+from tinyllm_bench.cli.options import AsJson, DataDir, Verifier, existing_folder
 from tinyllm_bench.cli.output import echo, echo_json
 
 if TYPE_CHECKING:
@@ -22,7 +20,7 @@ Place = Annotated[
     Path | None,
     typer.Option(
         "--in",
-        callback=a_folder("--in"),
+        callback=existing_folder("--in"),
         help="Leaderboard or folder of runs that rows are looked up in; default: runs/board or runs.",
     ),
 ]
@@ -102,7 +100,7 @@ def verify(
     if rerun is not None and len(records) != 1:
         raise UserError(f"--rerun {rerun} applies to one run, but {len(records)} were given; verify that run alone")
     if board_dir is not None:
-        for path in records:  # refuses a record that is not on the board before the work
+        for path in records:  # refuse a record that is not on the board before any work
             on_board(load_record(path), board_dir)
     results = []
     for path in records:

@@ -4,7 +4,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinyllm_bench.base.files import cache_root, check_writable
 from tinyllm_bench.cli.console import Console, is_main_process, on_terminal, terminal_width
@@ -13,11 +13,12 @@ from tinyllm_bench.cli.output import echo
 from tinyllm_bench.cli.progress import CellProgress
 
 if TYPE_CHECKING:
+    from tinyllm_bench.experiment.cell import Cell
     from tinyllm_bench.experiment.request import Request
     from tinyllm_bench.experiment.runner import Matrix
     from tinyllm_bench.leaderboard.record import RunRecord
 
-COLUMNS = 80  # text that is no table is wrapped here where no terminal says how wide it is
+COLUMNS = 80  # at which text outside tables is wrapped if the terminal's width is unknown
 
 
 @takes_request()
@@ -98,11 +99,11 @@ def run_request(
     return 1 if done.failed else 0
 
 
-def check_writable_folders(cells: list[Any], runs: Path, board: Path | None = None) -> None:
-    """Refuse folders that a run will write to and cannot, before anything is computed.
+def check_writable_folders(cells: "Sequence[Cell]", runs: Path, board: Path | None = None) -> None:
+    """Refuse folders that a run would have to write to and cannot, before anything is computed.
 
     Raises:
-        UserError: runs, the leaderboard, or the cache where a cell writes into it.
+        UserError: the folder of runs, the leaderboard's, or the cache, where a cell writes into it.
     """
     check_writable(runs, "--runs-dir")
     if board is not None:
@@ -112,7 +113,9 @@ def check_writable_folders(cells: list[Any], runs: Path, board: Path | None = No
         check_writable(cache_root(), "the cache, TINYLLM_BENCH_CACHE")
 
 
-def run_cells(cells: list[Any], runs: Path, *, until: str = "predict", console: Console | None = None) -> "Matrix":
+def run_cells(
+    cells: "Sequence[Cell]", runs: Path, *, until: str = "predict", console: Console | None = None
+) -> "Matrix":
     """Run cells one after another and print progress; returns their outcomes and the cells that failed."""
     from tinyllm_bench.experiment.runner import run_matrix
     from tinyllm_bench.preflight.models import refuse_errors
@@ -122,7 +125,7 @@ def run_cells(cells: list[Any], runs: Path, *, until: str = "predict", console: 
         return run_matrix(cells, runs, until=until, command=own_command(), watch=watch)
 
 
-def _show_config(cell: Any) -> None:
+def _show_config(cell: "Cell") -> None:
     from tinyllm_bench.base.config import flatten
 
     echo(f"\n{cell.label} on {cell.task.name}, seed {cell.seed}")
@@ -132,7 +135,7 @@ def _show_config(cell: Any) -> None:
         echo(f"  {key} = {value!r}  ({cell.origin.get(key, 'default')})")
 
 
-def _description(cell: Any) -> str:
+def _description(cell: "Cell") -> str:
     """A cell in one line: what it evaluates, what it trains on and with which teachers."""
     facts = [f"{len(cell.records('test'))} test questions, {cell.mode} scoring, {cell.source.kind} data"]
     if cell.method:
@@ -147,8 +150,7 @@ def _description(cell: Any) -> str:
 
 
 def summarise(done: "Matrix", rows: Sequence[CellProgress], *, runs: Path, until: str, board: Path | None) -> None:
-    """Print the cells, the leaderboard, where the files are and what to run next. The last line, on standard error, is
-    about what failed.
+    """Print the cells, the leaderboard, where the files are and what to run next; last, on standard error, what failed.
 
     Args:
         done: The outcomes.
@@ -186,7 +188,7 @@ def summarise(done: "Matrix", rows: Sequence[CellProgress], *, runs: Path, until
 def _summary_row(row: CellProgress, record: "RunRecord | None") -> dict[str, str]:
     from tinyllm_bench.leaderboard.tables import duration, percent
 
-    if record is None:  # the cell failed, or was to do some of its stages only
+    if record is None:  # the cell failed, or only some of its stages were requested
         stages = "" if row.state == "failed" else ", ".join(row.seconds)
         accuracy, tokens, seconds = f"{stages} done" if stages else str(row.state), row.tokens, row.took
     else:

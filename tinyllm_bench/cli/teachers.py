@@ -84,7 +84,7 @@ def _task_text(task: str, reports: "Sequence[TeacherReport]") -> str:
 
 
 def _sample_text(teacher: str, sample: "SampleText") -> str:
-    """One text in full, with its question and what is known of it, each on a line of its own."""
+    """One text in full, with its question and the facts about it, each on its own line."""
     options = "".join(f" ({letter}) {choice}" for letter, choice in zip(LETTERS, sample.choices, strict=False))
     facts = [f"right answer: {sample.gold}", f"rejected by: {', '.join(sample.reasons) or 'no filter'}"]
     if sample.answer is not None:

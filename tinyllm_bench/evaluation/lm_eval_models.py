@@ -81,7 +81,7 @@ class PlainText:
     """Tokenization of an lm-eval LM: names of special tokens in a question are text, as in training.
 
     In a conversation that a chat template renders, the template's special tokens are control tokens; those that a
-    message spells out are broken up before.
+    message spells out are broken up first.
     """
 
     tokenizer: Any
@@ -196,7 +196,7 @@ class InMemoryLM(PlainText, HFLM):
         return texts
 
     def get_model_info(self) -> dict[str, Any]:
-        """Nothing; the original asks the hub."""
+        """Nothing: lm-eval's own method queries the hub."""
         return {}
 
 
@@ -264,7 +264,7 @@ def _greedy_prompts(requests: Sequence[Any], encode: Callable[[str], list[int]],
     prompts = []
     for name, request in zip(_names_of(requests), requests, strict=True):
         prompt, options = request.args
-        # lm-eval stops at the end token's letters too, should a model spell them
+        # lm-eval also stops at the end token's name, should a model spell it out
         stops = handle_stop_sequences(list(options.get("until") or ()), eos=tokenizer.decode(tokenizer.eos_token_id))
         sampling = SamplingConfig(max_new_tokens=int(options["max_gen_toks"]), stop=tuple(filter(None, stops)))
         prompts.append(_GreedyPrompt(name, GenerationRequest(prompt, sampling), encode(prompt)))

@@ -1,4 +1,4 @@
-"""Reference baselines that need no model: guesses, and the accuracy to expect of them."""
+"""Reference baselines that need no model: guesses, and their expected accuracy."""
 
 import hashlib
 from collections import Counter
@@ -28,8 +28,8 @@ def guess_random(
 
 
 def guess_majority(records: Sequence[TaskRecord], mode: ScoringMode, train: Sequence[TaskRecord]) -> list[Prediction]:
-    """The answer position, or the number, that is most frequent in the training split (the lowest on a tie): the word
-    in yes/no sets.
+    """For every record the training split's most frequent answer: a position, which is a word in yes/no sets, or a
+    number. A tie goes to the lowest.
     """
     key = most_frequent(record.gold_key for record in train)
     return [

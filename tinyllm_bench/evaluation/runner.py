@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRequest:
-    """Records of one split, to be evaluated in one scoring mode: all that decides a prompt and how its answer is read.
+    """Records of one split to evaluate in one scoring mode: all that decides a prompt and how its answer is read.
 
     `max_context_words` and `shot_max_words` cut the context of the question and of the few-shot examples, in words.
     `shots` examples come from the train split; `chat` applies the model's own chat template. `markers` replaces the
@@ -87,7 +87,7 @@ class EvalRequest:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How a generation ended: `tokens` new ones, and whether the limit cut it off (neither EOS nor a stop text)."""
+    """How a generation ended: number of new tokens, and whether the limit cut it off (neither EOS nor a stop text)."""
 
     tokens: int
     hit_limit: bool
@@ -117,7 +117,7 @@ def evaluate(lm: LM, request: EvalRequest) -> list[Prediction]:
         )
     logged = {sample["doc"]["id"]: sample for sample in results["samples"][name]}
     finished: Mapping[str, Finish] = getattr(lm, "finished", {})
-    # the tokenizer of a proxy is loaded when it is first read: only exact match needs it
+    # read only where exact match needs it: a proxy LM loads its tokenizer at the first access
     tokenizer = lm.tokenizer if request.match == "exact" and request.mode == "generate" else None
     return [_prediction(request, logged[record_id], finished, tokenizer) for record_id in request.ids]
 
@@ -145,7 +145,7 @@ def build_task(request: EvalRequest) -> ConfigurableTask:
 
 @lru_cache(maxsize=16)
 def _task_manager(task: str) -> Any:
-    """lm-eval's index of the built-in tasks, and of `task` if another package brought it."""
+    """lm-eval's index of the built-in tasks, and of `task` if another package provides it."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -153,14 +153,14 @@ def _task_manager(task: str) -> Any:
     if (home / f"{task}.py").is_file():
         return _built_in_tasks(home)
     info = plugins.load_task(task)
-    with temporary_folder("tinyllm-bench-task") as made:
+    with temporary_folder("tinyllm-bench-task") as folder:
         for mode in info.scoring_modes:
             text = task_yaml.task_text(info, mode, shared=f"{home}/")
-            (made / f"{task}_{mode}.yaml").write_text(text, encoding="utf-8")
-        manager = TaskManager(include_path=[str(home), str(made)], include_defaults=False)
+            (folder / f"{task}_{mode}.yaml").write_text(text, encoding="utf-8")
+        manager = TaskManager(include_path=[str(home), str(folder)], include_defaults=False)
         for entry in manager.task_index.values():
-            if entry.yaml_path and made in Path(entry.yaml_path).parents:
-                # lm-eval would read the file with every load, and it is gone then
+            if entry.yaml_path and folder in Path(entry.yaml_path).parents:
+                # lm-eval reads the file at every load, when the temporary folder is gone
                 entry.cfg, entry.yaml_path = load_yaml(entry.yaml_path, resolve_func=True), None
     return manager
 

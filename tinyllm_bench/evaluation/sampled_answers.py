@@ -1,6 +1,6 @@
 """Answers by sampled chain-of-thought and programs: texts are sampled, programs run in the sandbox, a policy decides.
 
-Every text is part of the prediction, with its answer key, so that each policy can be computed from a record again.
+A prediction contains every text with its answer key, so that any policy can be computed from it later.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class DecodingConfig:
         counts = [needed(policy, self.samples) for policy in policies]
         return {
             channel: (
-                any(of_policy.get(channel, (False, 0))[0] for of_policy in counts),
-                max(of_policy.get(channel, (False, 0))[1] for of_policy in counts),
+                any(texts.get(channel, (False, 0))[0] for texts in counts),
+                max(texts.get(channel, (False, 0))[1] for texts in counts),
             )
             for channel in self.channels
         }
@@ -79,7 +79,7 @@ def sample_answers(
     decoding: DecodingConfig,
     sandbox: Sandbox,
 ) -> list[Prediction]:
-    """Predictions for some records; `generate` writes the texts of each channel (an ensemble has two students).
+    """Predictions for some records; `generate` samples the texts of each channel (an ensemble has two students).
 
     Raises:
         UserError: a prompt that leaves no space for the answer.

@@ -33,10 +33,10 @@ def option_scores(prediction: Prediction) -> tuple[float, ...]:
 
 
 def with_answer(prediction: Prediction, choices: Sequence[str], gold: int | str) -> Prediction:
-    """The prediction with the answer that follows from its log-probabilities or its one text; a tie goes to the lowest
-    index.
+    """The prediction with the answer that follows from its log-probabilities or from its only text.
 
-    A text is read by the parser, or must be one of `choices_read` to the letter where the prediction has any.
+    A tie of options goes to the lowest index. A text is read by the parser, or must be one of `choices_read` to the
+    letter where the prediction has any.
     """
     if prediction.mode == "generate":
         text = prediction.samples[0].text
@@ -84,7 +84,7 @@ class TaskScore:
 def score(predictions: Sequence[Prediction], records: Iterable[TaskRecord], *, context_cut: int = 0) -> TaskScore:
     """Score predictions against their records (in any order; there may be more records than predictions).
 
-    `context_cut` is passed on: how many of the records lost words of their context.
+    `context_cut`, how many of the records lost words of their context, is copied into the score.
 
     Raises:
         AssertionError: a prediction without a record, or whose `correct` disagrees with the record.

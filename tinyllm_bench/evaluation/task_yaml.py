@@ -1,8 +1,8 @@
 """Writes the small YAML files that register our tasks with lm-eval: one per task and mode, one group per suite
 and mode.
 
-lm-eval registers one task per file, so the files are made from the tasks' own facts: `python -m
-tinyllm_bench.evaluation.task_yaml` (`make tasks`) writes them, and a test checks that none has drifted.
+lm-eval registers one task per file, so the files are generated from the tasks' own facts: `python -m
+tinyllm_bench.evaluation.task_yaml` (`make tasks`) writes them, and a test checks that they are up to date.
 """
 
 from pathlib import Path
@@ -65,33 +65,33 @@ def built_in_tasks() -> list[TaskInfo]:
 def files() -> dict[str, str]:
     """Every generated file: name -> text."""
     infos = built_in_tasks()
-    made = {f"{info.name}_{mode}.yaml": task_text(info, mode) for info in infos for mode in info.scoring_modes}
+    texts = {f"{info.name}_{mode}.yaml": task_text(info, mode) for info in infos for mode in info.scoring_modes}
     for suite in SUITES:
         for mode in SCORING_MODES:
             members = [info.name for info in infos if info.suite == suite and mode in info.scoring_modes]
             if members:
-                made[f"_group_{_part(suite)}{mode}.yaml"] = group_text(members, mode, suite)
-    return made
+                texts[f"_group_{_part(suite)}{mode}.yaml"] = group_text(members, mode, suite)
+    return texts
 
 
 def drift(home: Path) -> list[str]:
     """Names of YAML files in `home` that are missing, edited or left over, in order."""
-    made = files()
-    there = {path.name: path.read_text(encoding="utf-8") for path in home.glob("*.yaml")}
-    return sorted(name for name in made.keys() | there.keys() if made.get(name) != there.get(name))
+    expected = files()
+    actual = {path.name: path.read_text(encoding="utf-8") for path in home.glob("*.yaml")}
+    return sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
 
 
 def main() -> None:
     """Write the files that differ and remove those that belong to no task."""
-    home, made = folder(), files()
-    if not made:
+    home, texts = folder(), files()
+    if not texts:
         raise UserError(f"no task in {home}")
     for name in drift(home):
-        if name in made:
-            write_text(home / name, made[name])
+        if name in texts:
+            write_text(home / name, texts[name])
         else:
             (home / name).unlink()
-        print(("wrote " if name in made else "removed ") + name)
+        print(("wrote " if name in texts else "removed ") + name)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def annotation_file(cell: Cell, teacher: Teacher) -> Path:
 
 
 def annotate(cell: Cell, *, report: Report) -> list[Annotation]:
-    """Annotations of the cell's training records by all its teachers, before any control; only missing ones are generated.
+    """Annotations of the cell's training records by all its teachers, before any control; missing ones are generated.
 
     Live teachers cache each text as it comes, for all tasks and settings, so that a killed run resumes where it
     stopped.

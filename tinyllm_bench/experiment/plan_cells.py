@@ -53,8 +53,8 @@ from tinyllm_bench.training.method import Method
 PROMPTED = ("zero_shot", "few_shot")  # reference baselines of a model as it is
 REFERENCE_BASELINES = (*GUESSES, *PROMPTED)
 
-# Returns the run that trains a model for a cell, given the cell, the model's spec, settings and seed: the id of the run,
-# and its cell where it is planned here.
+# Returns the run that trains a model for a cell, given the cell, the model's spec, settings and seed: the run's id, and
+# its cell where it is planned here.
 ModelMaker = Callable[[Cell, str, InitConfig, int], tuple[str, Cell | None]]
 
 
@@ -281,7 +281,7 @@ def with_teachers(cell: Cell, make_model: ModelMaker) -> Cell:
     """A method's cell with its teachers, with the runs that make its models, and with notes on what was left out.
 
     Raises:
-        UserError: a teacher that does not exist, is the student itself, or does not have the texts that the method needs.
+        UserError: a teacher that does not exist, is the student itself, or has none of the texts that the method needs.
     """
     method, config, task = cell.method, cell.config, cell.task.name
     assert method is not None

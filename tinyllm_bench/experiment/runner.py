@@ -267,7 +267,7 @@ class _Run:
         return record
 
     def _evaluated_student(self, evaluator: Evaluator, training: TrainResult | None) -> EvaluatedStudent | None:
-        """The student that answers, stored before its first answer; answers of another student or backend are removed."""
+        """The student that answers, stored before its first answer; those of another student or backend are removed."""
         file = student_file(self.folder)
         if predictions_file(self.cell, self.folder).exists():
             return load_evaluated_student(self.folder) if file.exists() else None

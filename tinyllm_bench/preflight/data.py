@@ -196,7 +196,7 @@ def contexts(preflight: Preflight) -> list[Finding]:
                 cut,
                 check="contexts",
                 where=cell.task.name,
-                measured=f"{share(round(cut * len(records)), len(records))} passages are cut to their first {limit}"
+                measured=f"{share(round(cut * len(records)), len(records))} passages are cut to their last {limit}"
                 f" words, {100 * words:.3g} % of all their words are lost",
                 fix="raise data.max_context_words; all rows of one protocol read the same cut passages",
                 note=0.0,

@@ -38,7 +38,7 @@ class TaskContract:
         return [record for split in SPLITS for record in load_split(SAMPLE, self.task, split)]
 
     @property
-    def asks_for_choices(self) -> bool:
+    def has_choices(self) -> bool:
         """Whether its questions are multiple-choice; otherwise they ask for a number."""
         return bool(self.records[0].choices)
 
@@ -76,10 +76,10 @@ class TaskContract:
 
     def test_an_answer_is_a_choice_or_a_number(self) -> None:
         """The same for all questions of a task. The main suite is multiple-choice; numbers are only generated."""
-        if not self.asks_for_choices:
+        if not self.has_choices:
             assert self.info.suite != "main" and self.info.scoring_modes == ("generate",)
         for record in self.records:
-            if self.asks_for_choices:
+            if self.has_choices:
                 assert 0 <= record.answer < len(record.choices) >= 2 and record.number is None
                 assert (record.gold_key, record.gold_text) == (record.answer, record.choices[record.answer])
             else:
@@ -106,11 +106,11 @@ class TaskContract:
         assert manifest(SAMPLE, self.task) == before
 
     @pytest.mark.parametrize("mode", SCORING_MODES)
-    def test_the_label_s_target_per_scoring_mode(self, mode: ScoringMode) -> None:
+    def test_the_label_target_of_each_scoring_mode(self, mode: ScoringMode) -> None:
         """The answer's text, its letter in `multiple_choice`, or the number."""
         ask = Ask(mode=mode)
         for record in self.records:
-            if self.asks_for_choices:
+            if self.has_choices:
                 expected = LETTERS[record.answer] if mode == "multiple_choice" else record.choices[record.answer]
                 assert ask.label_target(record) == expected == ask.options(record)[record.answer]
             else:
@@ -132,7 +132,7 @@ class TaskContract:
             assert "Answer Choices" not in record.context + record.question
             assert "(a) " not in record.context + record.question
             shown = Ask(mode="generate").context(record).count("Answer Choices:")
-            assert shown == (1 if self.asks_for_choices else 0)
+            assert shown == (1 if self.has_choices else 0)
             assert "Answer Choices" not in Ask(mode="cloze").context(record)
             assert record.question in Ask(mode="cloze").context(record)
 
