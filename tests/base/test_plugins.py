@@ -98,6 +98,17 @@ def test_a_broken_package_is_named_once_and_left_out(site: Site, what: str) -> N
     assert plugins.load_method("finetune").paper
 
 
+@pytest.mark.parametrize("text", ["[tinyllm_bench.methods]\nno pair\n", "\0\0", "[tinyllm_bench.methods]\n= =\n"])
+def test_a_package_whose_list_of_entry_points_is_damaged_hides_no_other(site: Site, text: str) -> None:
+    site.add("sound_package", METHOD, methods="sound = METHOD")
+    site.add("damaged_package", METHOD, methods="damaged = METHOD")
+    (site.folder / "damaged_package-1.0.dist-info" / "entry_points.txt").write_text(text)
+    forget()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluginWarning)
+        assert {"sound", "finetune"} <= set(plugins.working("method"))
+
+
 def test_a_broken_file_is_named_and_its_reason_stands_with_what_is_missing(site: Site, tmp_path: Path) -> None:
     plugins.add_file(write(tmp_path / "torn.py", "METHOD = undefined_name"))
     with pytest.warns(PluginWarning, match=r"torn\.py is left out: does not load: NameError"):

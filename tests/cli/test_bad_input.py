@@ -107,16 +107,20 @@ def test_an_option_that_would_change_nothing_is_refused(call: Call, small: list[
     assert_refused(call("compare", tmp_path / "run", tmp_path / "run", "--student", "x"), "--student x", "is a run")
 
 
-def test_doctor_finds_a_model_that_breaks_a_check(
-    call: Call, small: list[Any], tiny_llama_dir: Path, tmp_path: Path
+@pytest.mark.parametrize("command", ["run", "annotate", "train", "predict", "plan", "doctor"])
+@pytest.mark.parametrize("value", [{"attention_dropout": 2}, {"attention_dropout": -1}, {"num_key_value_heads": 3}])
+def test_a_student_that_breaks_in_training_is_one_line(
+    call: Call, small: list[Any], tiny_llama_dir: Path, tmp_path: Path, value: dict[str, Any], command: str
 ) -> None:
     folder = shutil.copytree(tiny_llama_dir, tmp_path / "odd")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 2}))
-    given = ("doctor", "--method", "finetune", "--task", "obqa", *small, f"student.model=dir:{folder}")
-    said = call(*given)
-    assert said.status == 1 and "Traceback" not in said.out + said.err
-    assert "could not be found out (RuntimeError: dropout probability" in said.out
+    (folder / "config.json").write_text(json.dumps({**config, **value}))
+    said = call(command, "--method", "finetune", "--task", "obqa", *small, f"student.model=dir:{folder}")
+    if command == "doctor":
+        assert said.status == 1 and "Traceback" not in said.out + said.err
+        assert "fails in a small copy of it (RuntimeError: " in said.out
+    else:
+        assert_refused(said, f"dir:{folder}", "RuntimeError: ", "config.json")
 
 
 def test_a_model_folder_without_weights(call: Call, small: list[Any], tiny_llama_dir: Path, tmp_path: Path) -> None:

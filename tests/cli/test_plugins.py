@@ -109,3 +109,11 @@ def test_method_teacher_and_reporter_of_files_make_a_row(
     assert "already finished; nothing to do" in call(*asked, *words).err
     checked = call("verify", folder, *words)
     assert checked.status == 0, checked.out + checked.err
+
+
+@pytest.mark.parametrize("text", ["method: 3\n", "method: [1]\n", "method: {nothing: 1}\n", "[]\n", "a: ["])
+def test_a_wrong_file_of_defaults_is_named(call: Call, site: Site, small: list[Any], text: str) -> None:
+    site.add("defaulted", METHOD, methods="defaulted = METHOD")
+    (site.folder / "defaulted.yaml").write_text(text)
+    result = call(*DRY, "--method", "defaulted", *small)
+    assert result.status == 2 and result.err.count("\n") == 1 and "defaulted.yaml" in result.err

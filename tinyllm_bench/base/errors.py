@@ -16,6 +16,12 @@ class UserError(ValueError):
         super().__init__(redacted(message))
 
 
+def in_one_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says: for errors that other people's code raises."""
+    line = next(iter(str(error).strip().split("\n")), "")
+    return f"{type(error).__name__}: {line[:200]}"
+
+
 def unknown_name(kind: str, value: object, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the known names and the nearest one."""
     names = sorted(known)

@@ -32,14 +32,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tinyllm_bench.base.errors import UserError, unknown_name
+from tinyllm_bench.base.errors import UserError, in_one_line, unknown_name
 from tinyllm_bench.base.files import digest, digest_file, read_bytes, read_text
 
 KINDS = ("method", "task", "teacher", "reporter")
@@ -284,7 +284,18 @@ def _file_code(file: Path) -> str:
 @functools.lru_cache(maxsize=16)
 def _entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     """Cached by import path: searching all installed packages takes 20 ms."""
-    return tuple(entry_points(group=group))
+    try:
+        return tuple(entry_points(group=group))
+    except Exception:  # the file of one package is damaged, whatever it offers: the others are read without it
+        points: dict[str, list[EntryPoint]] = {}
+        for package in distributions():
+            name = str(package.metadata["Name"])
+            try:
+                points.setdefault(name, list(package.entry_points.select(group=group)))
+            except Exception as error:
+                points.setdefault(name, [])
+                warn(f"package {name!r} is left out: its entry_points.txt is damaged ({in_one_line(error)})")
+        return tuple(point for own in points.values() for point in own)
 
 
 def _of_package(kind: str, point: EntryPoint) -> Plugin:

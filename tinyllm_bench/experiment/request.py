@@ -197,7 +197,9 @@ def settings_of(
         return _at_commits(resolve(BenchConfig, common)), None
     defaults = parse_yaml(method_defaults(method), f"{method}.yaml")
     kind: type[Method] = load_method(method)
-    own: list[Layer] = [Layer(f"{method}.yaml", defaults.get("method", {}))]
+    if not isinstance(given := defaults.get("method") or {}, Mapping):
+        raise UserError(f"{method}.yaml: method={given!r} is not a group of settings; write method: {{NAME: VALUE}}")
+    own: list[Layer] = [Layer(f"{method}.yaml", given)]
     own += [Layer(name, method_keys(method, kind, values["method"])) for name, values in layers if "method" in values]
     settings = resolve(kind.Config, own)
     rest = Layer(f"{method}.yaml", {k: v for k, v in defaults.items() if k != "method"})

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from tinyllm_bench.base.config import Layer, flatten, parse_yaml, resolve
-from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.errors import UserError, in_one_line
 from tinyllm_bench.base.plugins import method_defaults
 from tinyllm_bench.experiment.settings import BenchConfig
 from tinyllm_bench.preflight import data, environment, models, teachers
@@ -167,8 +167,7 @@ def examine(preflight: Preflight, *, report: Callable[[str], None] = lambda name
         except UserError:
             raise
         except Exception as error:  # a model that is tried here may raise anything
-            line = next(iter(str(error).strip().split("\n")), "")
             fix = "correct what it names, in the settings or in a model's config.json: a run would fail there"
-            measured = f"it could not be found out ({type(error).__name__}: {line[:200]})"
+            measured = f"it could not be found out ({in_one_line(error)})"
             findings.append(Finding(severity="error", check=name, where="the request", measured=measured, fix=fix))
     return sorted(dict.fromkeys(findings), key=lambda finding: -SEVERITIES.index(finding.severity))

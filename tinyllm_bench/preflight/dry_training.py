@@ -14,12 +14,13 @@ from functools import cache, cached_property
 from itertools import cycle
 from typing import Any, NamedTuple
 
+from tinyllm_bench.base.errors import in_one_line
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.experiment.annotate import fit_programs, training_targets
 from tinyllm_bench.experiment.cell import Cell, device_of
 from tinyllm_bench.experiment.train import adapted, encode_groups, plan_of
 from tinyllm_bench.models.lm import LM
-from tinyllm_bench.models.load import Loaded, load_shape, spec_folder
+from tinyllm_bench.models.load import Loaded, load_shape, quiet, spec_folder
 from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.teachers.teacher import Teacher
@@ -110,9 +111,22 @@ def small_copy(model: Any, layers: int = 1) -> Any:
     for key in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
         if getattr(config, key, None) is not None:
             setattr(config, key, 0)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(0)
         return type(model)._from_config(config, dtype=torch.float32).eval()
+
+
+def broken_step(model: Any) -> str | None:
+    """Why a small copy of a model cannot be trained, None if it can: its configuration may hold any value."""
+    import torch
+
+    ids = torch.zeros((1, 4), dtype=torch.long)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            small_copy(model).train()(input_ids=ids, labels=ids).loss.backward()
+    except Exception as error:
+        return in_one_line(error)
+    return None
 
 
 def model_bytes(model: Any) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm_bench.base import provenance
-from tinyllm_bench.base.errors import UserError
+from tinyllm_bench.base.errors import UserError, in_one_line
 from tinyllm_bench.base.files import read_checked, read_json
 from tinyllm_bench.data.checks import clusters
 from tinyllm_bench.data.records import TaskRecord
@@ -244,10 +244,18 @@ class _Forecaster:
             forecast = replace(forecast, charged=self._charged(cell))
             trains = cell.method is not None and not cell.students and "train" not in forecast.done
             forecast = self._trained(cell, forecast) if trains else self._evaluated(cell, forecast)
-        except UserError as error:
+        except Exception as error:  # a model that is tried here may raise anything
+            problem = (
+                error
+                if isinstance(error, UserError)
+                else UserError(
+                    f"{cell.label} on {cell.task.name}, student {cell.student.text}: its cost could not be found out"
+                    f" ({in_one_line(error)}); correct what it names, in the settings or in the model's config.json"
+                )
+            )
             if not self._tolerant:
-                raise
-            forecast = replace(forecast, problem=str(error))
+                raise problem from None
+            forecast = replace(forecast, problem=str(problem))
         self.cells[cell.run_id] = forecast
 
     def _evaluated(self, cell: Cell, forecast: CellForecast) -> CellForecast:

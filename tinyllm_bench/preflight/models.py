@@ -15,6 +15,7 @@ from tinyllm_bench.models.files import read_object
 from tinyllm_bench.models.load import Loaded, needs_bos, pad_is_eos, pretrained_source
 from tinyllm_bench.models.specs import ModelSpec, parse_spec
 from tinyllm_bench.models.vocabulary import overlap, same_tokenizer
+from tinyllm_bench.preflight.dry_training import broken_step
 from tinyllm_bench.preflight.inspection import (
     Finding,
     Preflight,
@@ -50,7 +51,7 @@ def refuse_errors(cells: Sequence[Cell], runs: Path) -> None:
 
 def models(preflight: Preflight) -> list[Finding]:
     """Whether every student and every teacher that runs here is available (files, configuration, tokenizer), and
-    whether the adapters to be trained fit their student."""
+    whether the students to be trained can be, and the adapters fit theirs."""
     findings = []
     for spec in _loaded_specs(preflight):
         why = preflight.why_not(spec)
@@ -58,6 +59,12 @@ def models(preflight: Preflight) -> list[Finding]:
             findings.append(Finding("ok", "models", spec.text, "available"))
         else:
             findings.append(Finding("error", "models", spec.text, why, fix="give the cell a model that loads"))
+    students = {own_student(cell).text: preflight.student(cell) for cell in preflight.trained}
+    for text, student in students.items():
+        if student is not None and (why := broken_step(student.model)) is not None:
+            measured = f"a step of training fails in a small copy of it ({why})"
+            fix = "correct what it names in the model's config.json"
+            findings.append(Finding("error", "models", text, measured, fix=fix))
     for cell in preflight.trained:
         lora, student = cell.config.student.lora, preflight.student(cell)
         if lora is None or student is None:
