@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.experiment.runs import cells_of, one_cell, quick
 from tests.preflight import doctor_plants as plants
-from tinyllm_bench.preflight.dry_training import LIBRARIES, DryTraining, Memory
+from tinyllm_bench.preflight.dry_training import LIBRARIES, DryTraining, Memory, broken_step, small_copy
 from tinyllm_bench.preflight.forecast import forecast
 from tinyllm_bench.testing.tiny_models import saved, tiny_llama
 
@@ -39,6 +40,31 @@ def test_what_makes_the_memory_larger_or_smaller(tiny_llama_dir: Path, tmp_path:
     assert 2 < memory(student=deep).activations / usual.activations < 4
     other = saved(tiny_llama(seed=1), tmp_path / "other")
     assert memory(f"teacher.model=dir:{other}", method="kd").teacher == usual.trained
+
+
+WIDTHS = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("gpt2", {"n_embd": 16, "n_head": 2}),
+        ("gemma3_text", WIDTHS),
+        ("mixtral", WIDTHS | {"num_local_experts": 2}),
+        ("mamba", {"hidden_size": 16, "num_hidden_layers": 2}),  # computes its `layer_types`
+        ("t5", {"d_model": 16, "d_ff": 32, "num_heads": 2, "d_kv": 8}),  # names no first token of the decoder
+    ],
+)
+def test_a_sound_model_of_any_family_passes_the_trial_step(kind: str, settings: dict[str, Any]) -> None:
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    config = CONFIG_MAPPING[kind](**settings)
+    family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = family.from_config(config)
+    assert broken_step(model) is None
+    small_copy(model)
 
 
 def test_the_memory_of_reference_baselines_and_encoder_decoders(tiny_llama_dir: Path, tiny_t5_dir: Path) -> None:

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import cycle
@@ -106,7 +107,8 @@ def small_copy(model: Any, layers: int = 1) -> Any:
             setattr(config, key, layers)
     for key in _PER_LAYER:
         if getattr(config, key, None) is not None:
-            setattr(config, key, list(getattr(config, key))[:layers])
+            with suppress(AttributeError):  # some compute it from the number of layers
+                setattr(config, key, list(getattr(config, key))[:layers])
     config.vocab_size = _SMALL_VOCABULARY
     for key in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
         if getattr(config, key, None) is not None:
@@ -117,13 +119,21 @@ def small_copy(model: Any, layers: int = 1) -> Any:
 
 
 def broken_step(model: Any) -> str | None:
-    """Why a small copy of a model cannot be trained, None if it can: its configuration may hold any value."""
+    """Why a small copy of a model breaks in a step of training: its configuration may hold any value.
+
+    None if it does not, and if there is no small copy of such a model, which says nothing about the model.
+    """
     import torch
 
+    try:
+        small = small_copy(model).train()
+    except Exception:
+        return None
     ids = torch.zeros((1, 4), dtype=torch.long)
+    read = {"input_ids": ids} | ({"decoder_input_ids": ids} if small.config.is_encoder_decoder else {})
     try:
         with torch.random.fork_rng(devices=[]):
-            small_copy(model).train()(input_ids=ids, labels=ids).loss.backward()
+            small(**read).logits.sum().backward()
     except Exception as error:
         return in_one_line(error)
     return None
