@@ -258,3 +258,13 @@ def test_transformers_reports_nothing_of_a_file(folder: Path, capsys: pytest.Cap
     load_model(spec(folder))
     output = capsys.readouterr()
     assert "\x1b" not in output.out + output.err
+
+
+def test_weights_that_do_not_fit_into_the_process_are_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise MemoryError("Cannot allocate memory")
+
+    monkeypatch.setattr("safetensors.safe_open", no_memory)
+    with pytest.raises(UserError, match=r"model.safetensors holds .* GB, more than this process may map; raise") as one:
+        check_spec(spec(folder))
+    assert "\n" not in str(one.value)

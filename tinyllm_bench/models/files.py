@@ -161,7 +161,7 @@ def check_safetensors(where: str, files: Iterable[Path]) -> None:
     """Check by their headers that files are complete safetensors.
 
     Raises:
-        UserError: a truncated or damaged file.
+        UserError: a truncated or damaged file, or one that is larger than what this process may map.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -171,6 +171,12 @@ def check_safetensors(where: str, files: Iterable[Path]) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise UserError(f"{where}: {file} is truncated or damaged ({error}); copy or fetch it again") from None
+        except MemoryError:
+            size = file.stat().st_size / 1e9
+            raise UserError(
+                f"{where}: {file} holds {size:,.1f} GB, more than this process may map; raise its limit (ulimit -v), or"
+                " name a smaller model"
+            ) from None
 
 
 @contextmanager
