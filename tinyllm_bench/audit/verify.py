@@ -595,8 +595,8 @@ def _differences(
     file: Path, recorded: Mapping[str, Any], rebuilt: Mapping[str, Any], skipped: Iterable[str] = ()
 ) -> Iterator[Problem]:
     """A problem for each field of `rebuilt` whose recorded value is another; of many items only the first."""
-    own: dict[str, Any] = TypeAdapter(dict[str, Any]).dump_python(dict(rebuilt), mode="json")  # as a file holds them
-    actual, expected = _flat({key: recorded.get(key) for key in own}), _flat(own)
+    as_json: dict[str, Any] = TypeAdapter(dict[str, Any]).dump_python(dict(rebuilt), mode="json")
+    actual, expected = _flat({key: recorded.get(key) for key in as_json}), _flat(as_json)
     items: list[Problem] = []
     for field in dict.fromkeys([*expected, *actual]):
         before, after = actual.get(field), expected.get(field)

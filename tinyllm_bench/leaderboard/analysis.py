@@ -72,9 +72,18 @@ class SectionAnalysis:
             if isinstance(other, str):
                 gains.append(Gain(why_not=other))
                 continue
-            found = intervals.difference(self.summary(row), self.summary(other))
-            seeds = min(len(row.records), len(other.records))
-            gains.append(Gain(found.value, found.low, found.high, seeds, p=found.p, scope=found.scope, estimate=found))
+            estimate = intervals.difference(self.summary(row), self.summary(other))
+            gains.append(
+                Gain(
+                    value=estimate.value,
+                    low=estimate.low,
+                    high=estimate.high,
+                    seeds=min(len(row.records), len(other.records)),
+                    p=estimate.p,
+                    scope=estimate.scope,
+                    estimate=estimate,
+                )
+            )
         tested = [number for number, gain in enumerate(gains) if gain.p is not None]
         corrected = holm([gains[number].p or 0.0 for number in tested])
         for number, p in zip(tested, corrected, strict=True):
@@ -174,7 +183,7 @@ def _shared_field(records: Sequence[RunRecord], field: str) -> list[int] | None:
         elif own != values:
             raise UserError(
                 f"{first.run_id} and {record.run_id} hold the same questions with different `{field}`; "
-                "`tinyllm-bench verify` tells which one is wrong"
+                "`tinyllm-bench verify` shows which one is wrong"
             )
     return values
 

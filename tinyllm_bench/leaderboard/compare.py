@@ -156,13 +156,13 @@ def _sections(records: Iterable[RunRecord]) -> dict[SectionKey, list[BoardRow]]:
 
 def _matching(name: str, rows: Sequence[BoardRow]) -> list[BoardRow]:
     """The rows that a name means: by label, by label without suffix, by method, by run id; the first that matches."""
-    ways = (
+    matches_by_rule = (
         [row for row in rows if row.label == name],
         [row for row in rows if row.first.label == name],
         [row for row in rows if row.first.name == name],
         [BoardRow(row.label, (record,)) for row in rows for record in row.records if record.run_id == name],
     )
-    return next((matches for matches in ways if matches), [])
+    return next((matches for matches in matches_by_rule if matches), [])
 
 
 def _has_answers(row: BoardRow) -> bool:
@@ -389,7 +389,7 @@ def _notes(pair: Pair) -> Iterator[str]:
     if {record.run_id for record in first.records} & {record.run_id for record in second.records}:
         yield "the same run is on both sides"
     if first.first.sample:
-        yield "made from this project's own sample questions: it shows that the machine runs, not which is better"
+        yield "made from this project's own sample questions: it shows that everything works, not which is better"
     trained = [row for row in pair if not row.is_reference]
     if any(len(row.records) == 1 for row in trained):
         yield "a trained side has one seed: how its runs vary is unknown, so nothing follows for its method"
@@ -399,7 +399,7 @@ def _notes(pair: Pair) -> Iterator[str]:
         yield f"the students differ: {first.student or 'none'} and {second.student or 'none'}"
     backends = [row.first.backend and (row.first.backend.name, row.first.backend.dtype) for row in pair]
     if None not in backends and backends[0] != backends[1]:
-        yield f"evaluated by other backends: {' '.join(backends[0] or ())} and {' '.join(backends[1] or ())}"
+        yield f"evaluated by different backends: {' '.join(backends[0] or ())} and {' '.join(backends[1] or ())}"
     for row in pair:
         if any(record.test_evaluations > 1 for record in row.records):
             yield f"{row.label}: more than one evaluation on the test split, which makes a number optimistic"
@@ -486,7 +486,7 @@ def _comparison_text(comparison: PairComparison, comparisons: int) -> str:
     same = f"same answer: {percent(agreement.between)} % of the questions"
     lines.append(same + (f" ({', '.join(within)})" if within else ""))
     smallest = percent(comparison.detectable)
-    lines.append(f"smallest difference that such a comparison finds with 80 % power: {smallest} points")
+    lines.append(f"smallest difference that such a comparison detects with 80 % power: {smallest} points")
     tests = [
         f"{test.method} p {_p_text(test.p)}" + ("" if single else f" (seed {seed})")
         for seed, test in comparison.mcnemar

@@ -206,4 +206,4 @@ def _score(record: RunRecord) -> Iterator[FieldCheck]:
         yield FieldCheck("secondary.macro_f1", recorded, expected, "items and gold")
     if record.mode != "generate":
         yield FieldCheck("score.unparsed", record.score.unparsed, 0, "rankings always answer")
-        yield FieldCheck("score.hit_token_limit", record.score.hit_token_limit, 0, "rankings write nothing")
+        yield FieldCheck("score.hit_token_limit", record.score.hit_token_limit, 0, "rankings generate no text")

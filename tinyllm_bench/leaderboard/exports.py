@@ -239,8 +239,8 @@ def rows_csv(data: BoardData) -> str:
     secondary = sorted({name for section in data.sections for row in section.rows for name in row.secondary})
     heads: list[str] = []
     for name in plain:
-        of = _INTERVALS.get(name)
-        heads += [f"{of}_low", f"{of}_high"] if of else [name]
+        figure = _INTERVALS.get(name)
+        heads += [f"{figure}_low", f"{figure}_high"] if figure else [name]
 
     def line(section: SectionData, row: RowData) -> list[Any]:
         cells: list[Any] = [section.task, section.mode, section.protocol_hash[:12], _yes(row.sample)]
@@ -249,7 +249,9 @@ def rows_csv(data: BoardData) -> str:
             cells += list(getattr(row, name) or ("", "")) if name in _INTERVALS else [getattr(row, name)]
         return [*cells, *(row.secondary.get(name, "") for name in secondary)]
 
-    return _csv([*_FACTS, *heads, *secondary], (line(one, row) for one in data.sections for row in one.rows))
+    return _csv(
+        [*_FACTS, *heads, *secondary], (line(section, row) for section in data.sections for row in section.rows)
+    )
 
 
 def runs_csv(data: BoardData) -> str:

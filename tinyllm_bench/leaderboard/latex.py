@@ -37,7 +37,7 @@ def latex_table(cells: Sequence[Cells], label: str, about: Sequence[str]) -> str
     width = 0  # characters of a line, with two between columns
     for name in cells[0]:
         texts = [(name, _MAX_HEAD), *((line[name], _MAX_CELL) for line in cells)]
-        width += 2 + max(len(line) for text, most in texts for line in _wrapped(text, most))
+        width += 2 + max(len(line) for text, max_chars in texts for line in _wrapped(text, max_chars))
     kind = "sidewaystable" if width > _MAX_UPRIGHT else "table"
     page = _PAGE_LINES[kind]
     fits = len(cells) + len(notes) <= page
@@ -71,22 +71,22 @@ def _tabular(cells: Sequence[Cells]) -> Iterator[str]:
     yield r"\end{tabular}}"
 
 
-def _line(texts: Iterable[str], sides: Sequence[str], place: str, most: int) -> str:
-    return " & ".join(_cell(text, side, place, most) for text, side in zip(texts, sides, strict=True)) + r" \\"
+def _line(texts: Iterable[str], sides: Sequence[str], place: str, max_chars: int) -> str:
+    return " & ".join(_cell(text, side, place, max_chars) for text, side in zip(texts, sides, strict=True)) + r" \\"
 
 
-def _cell(text: str, side: str, place: str, most: int) -> str:
-    """A text in one line, or in several where it is longer than `most`."""
-    lines = [latex(line) for line in _wrapped(text, most)]
+def _cell(text: str, side: str, place: str, max_chars: int) -> str:
+    """A text in one line, or in several where it is longer than `max_chars`."""
+    lines = [latex(line) for line in _wrapped(text, max_chars)]
     if len(lines) == 1:
         return lines[0]
     return rf"\begin{{tabular}}[{place}]{{@{{}}{side}@{{}}}}" + r"\\".join(lines) + r"\end{tabular}"
 
 
-def _wrapped(text: str, most: int) -> list[str]:
-    if len(text) <= most and text.isprintable() and text == text.strip():
+def _wrapped(text: str, max_chars: int) -> list[str]:
+    if len(text) <= max_chars and text.isprintable() and text == text.strip():
         return [text]  # the common case; textwrap is slow
-    return textwrap.wrap(text, most, break_long_words=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(text, max_chars, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 _GREEK = "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon varphi"

@@ -17,7 +17,7 @@ def section_notes(rows: Sequence[BoardRow], gains: Sequence[Gain], baseline_titl
     notes: list[str] = []
     if any(row.first.sample for row in rows):
         notes.append(
-            "Made from this project's own sample questions: it shows that the machine runs, not which method is better."
+            "Made from this project's own sample questions: it shows that everything works, not which method is better."
         )
     notes += _refuted(rows, checks)
     notes += _scope(gains, rows)
@@ -59,7 +59,7 @@ def _scope(gains: Sequence[Gain], rows: Sequence[BoardRow]) -> Iterable[str]:
         )
     if any(gain.scope == ANY_RUN for gain in gains) or any(len(row.records) > 1 for row in rows):
         yield (
-            "Rows of several seeds have two-way intervals, over questions and seeds: they speak of new runs and new"
+            "Rows of several seeds have two-way intervals, over questions and seeds: they apply to new runs and new"
             " questions of this kind."
         )
     if any(record.gold for row in rows for record in row.records):
@@ -69,7 +69,7 @@ def _scope(gains: Sequence[Gain], rows: Sequence[BoardRow]) -> Iterable[str]:
         )
     smallest = smallest_difference(gains)
     if smallest is not None:
-        yield f"This table sees gains of {100 * smallest:.1f} points or more (80 % power, after correction)."
+        yield f"This table can detect gains of {100 * smallest:.1f} points or more (80 % power, after correction)."
     if any(gain.why_not == OTHER_SETTINGS for gain in gains):
         yield (
             f"{OTHER_SETTINGS[0].upper()}{OTHER_SETTINGS[1:]}: no baseline row of this budget and these training rows "

@@ -68,7 +68,7 @@ def page_section(section: Section, slug: str) -> dict[str, Any]:
     """
     first = section.rows[0].first
     spent = [costs(row.source) for row in section.table]
-    names = [name for name in _COSTS if any(name in one for one in spent)]
+    names = [name for name in _COSTS if any(name in costs_of_row for costs_of_row in spent)]
     runs = section.runs()
     return {
         "slug": slug,
@@ -79,7 +79,9 @@ def page_section(section: Section, slug: str) -> dict[str, Any]:
         "columns": [column.title for column in section.columns],
         "costs": names,
         "run_columns": [*runs[0], "record"],
-        "rows": [_row_data(section, row, own, names) for row, own in zip(section.table, spent, strict=True)],
+        "rows": [
+            _row_data(section, row, costs_of_row, names) for row, costs_of_row in zip(section.table, spent, strict=True)
+        ],
         "notes": list(section.notes),
     }
 

@@ -11,8 +11,8 @@ _MEANING = {
     "version": "another version of the task",
     "scored_ids_digest": "other questions are scored",
     "n": "another number of questions",
-    "mode": "answers are taken in another way",
-    "prompt_digest": "the questions are put in other words, or options are shown otherwise",
+    "mode": "answers are obtained in another way",
+    "prompt_digest": "the questions are worded differently, or the options shown differently",
     "parser_version": "written answers are read by another version of the parser",
     "metric": "another metric",
     "max_context_words": "passages are cut at another length",
@@ -31,7 +31,7 @@ class FieldDifference(NamedTuple):
 def differences(first: RunRecord, second: RunRecord) -> list[FieldDifference]:
     """The fields in which the protocols of two records differ, in the order of the protocol."""
     names = set(protocol_difference(first.protocol, second.protocol))
-    found = []
+    fields = []
     for name in (name for name in PROTOCOL_FIELDS if name in names):
         meaning = _MEANING[name]
         if name == "scored_ids_digest" and first.items and second.items:
@@ -39,8 +39,8 @@ def differences(first: RunRecord, second: RunRecord) -> list[FieldDifference]:
             meaning += f" ({len(own & other)} of {len(own)} and {len(other)} are the same)"
         if name == "prompt_digest" and "scored_ids_digest" in names:
             meaning += " (as it must be for other questions)"
-        found.append(FieldDifference(name, first.protocol[name], second.protocol[name], meaning))
-    return found
+        fields.append(FieldDifference(name, first.protocol[name], second.protocol[name], meaning))
+    return fields
 
 
 def check_same_protocol(first: RunRecord, second: RunRecord) -> None:
@@ -79,8 +79,8 @@ def foreign(record: RunRecord, known: Iterable[RunRecord]) -> str | None:
 
 def diff_text(first: RunRecord, second: RunRecord, names: Sequence[str]) -> str:
     """The comparison of two protocols for a terminal."""
-    found = differences(first, second)
-    if not found:
+    fields = differences(first, second)
+    if not fields:
         return f"same protocol {first.protocol_hash[:12]}: {names[0]} and {names[1]} can share a table"
     from tabulate import tabulate
 
@@ -89,7 +89,7 @@ def diff_text(first: RunRecord, second: RunRecord, names: Sequence[str]) -> str:
         is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
         return text[:12] if is_digest else text
 
-    lines = [[field.field, short(field.first), short(field.second), field.meaning] for field in found]
+    lines = [[field.field, short(field.first), short(field.second), field.meaning] for field in fields]
     heads = ["field", f"A {first.protocol_hash[:12]}", f"B {second.protocol_hash[:12]}", "what it changes"]
     table = tabulate(lines, headers=heads, disable_numparse=True)
     return f"A {names[0]}\nB {names[1]}\n\n{table}\n\nother protocols: they cannot share a table"

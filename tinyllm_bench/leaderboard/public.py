@@ -1,4 +1,4 @@
-"""Texts made fit to publish: without paths of somebody's machine and without keys in an address.
+"""Makes texts fit to publish: without paths of a machine and without keys in an address.
 
 A path is absolute (two parts or more, or one after `dir:` and the like), or begins with `~` or a Windows drive.
 Addresses are left alone but for user, password and query.

@@ -19,7 +19,7 @@ OTHER_SETTINGS = "other training settings"
 # A method is compared with the baseline only where these groups of settings are equal; a student that another method
 # trained first is charged with those tokens (`BoardRow.tokens`).
 _EQUAL_SETTINGS = ("train", "student")
-_LONGEST_VALUE = 40
+_MAX_VALUE_CHARS = 40
 # Settings that change the speed of a run and its crash safety, not what it learns.
 _SPEED_SETTINGS = (
     "train.checkpoint_seconds",
@@ -177,7 +177,7 @@ def _same_budget(row: BoardRow, other: BoardRow) -> bool:
     return abs(row.tokens - other.tokens) <= BUDGET_TOLERANCE * max(row.tokens, other.tokens)
 
 
-# --- which runs are seeds of one row, and labels that tell rows apart ------------------------------------------------
+# --- which runs are seeds of one row, and labels that distinguish rows ------------------------------------------------
 
 
 def row_key(record: RunRecord) -> str:
@@ -188,7 +188,10 @@ def row_key(record: RunRecord) -> str:
 
 
 def student_digest(record: RunRecord) -> str | None:
-    """Digest of the weights before any training, also of earlier cells: specs without folders may fit two students."""
+    """Digest of the weights before any training, by prerequisites too; for a reference baseline, of the evaluated ones.
+
+    A published spec has no folders, so that two students may have the same one.
+    """
     if record.student is None:
         return None
     initial = record.student.base_digest or record.student.initial_digest
@@ -196,7 +199,7 @@ def student_digest(record: RunRecord) -> str | None:
 
 
 def row_labels(records: Sequence[RunRecord]) -> list[str]:
-    """A label for each row, given its first run; rows of one label and student are told apart by what differs.
+    """A label for each row, given its first run; rows of one label and student are distinguished by what differs.
 
     The suffix names the settings that differ; where these are not enough, other facts; last the run's id.
     """
@@ -279,4 +282,4 @@ def _short(value: Any) -> str:
     text = " ".join(text.split())
     if re.fullmatch(r"[0-9a-f]{32,}", text):
         return text[:8]
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
+    return text if len(text) <= _MAX_VALUE_CHARS else f"{text[: _MAX_VALUE_CHARS - 3]}..."

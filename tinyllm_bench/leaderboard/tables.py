@@ -423,10 +423,10 @@ def mean_rows(sections: Sequence[TaskAccuracies]) -> list[MeanRow]:
             continue
         chances = [section.chance for section in single]
         for row in single[0].rows:
-            found = [section.rows[row] for section in single if row in section.rows]
-            if len(found) == len(single):
-                average, corrected = macro_average(found), macro_average(found, chances)
-                means.append(MeanRow(*row, mode, parser, len(found), average, corrected))
+            accuracies = [section.rows[row] for section in single if row in section.rows]
+            if len(accuracies) == len(single):
+                average, corrected = macro_average(accuracies), macro_average(accuracies, chances)
+                means.append(MeanRow(*row, mode, parser, len(single), average, corrected))
     return means
 
 

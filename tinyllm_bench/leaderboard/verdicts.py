@@ -1,8 +1,8 @@
 """Trust in a board's records: the verdict of the board's owner and refutations, in files beside each record.
 
 Beside a record `NAME.json` on a board are `NAME.verified` and `NAME.refutations`. They are not part of the record, so
-that checking it changes nothing, and `board add` copies no verdict: a tier is what this board's owner found, never what
-came with a submitted folder. A verdict holds the digest of the content that was checked: an edited record is
+that checking it changes nothing, and `board add` copies no verdict: a tier is what this board's owner verified, never
+what came with a submitted folder. A verdict holds the digest of the content that was checked: an edited record is
 self-reported again.
 
 A run's folder holds no verdict. A reason not to trust it (`verify RUN --refute`) is in its `refutations.jsonl`; a board
@@ -121,7 +121,7 @@ def on_board(record: RunRecord, board: Path) -> Path:
         raise UserError(f"run {record.run_id} is not on the board {board}; add it first: tinyllm-bench board add RUN")
     if content_digest(load_record(place)) != content_digest(record):
         raise UserError(
-            f"run {record.run_id} stands on the board {board} with other content than what was checked; remove {place} "
+            f"run {record.run_id} is on the board {board} with other content than what was checked; remove {place} "
             "and add the run again"
         )
     return place

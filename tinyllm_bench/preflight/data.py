@@ -1,4 +1,4 @@
-"""Checks of `doctor` on questions: whose data, overlaps, duplicates, balance, and what is cut of their texts."""
+"""Checks of `doctor` on questions: digests, overlaps, duplicates, balance, and texts that are cut."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -120,9 +120,12 @@ def duplicates(preflight: Preflight) -> list[Finding]:
                 unit="of questions",
             )
         )
-        odd = [records for records in repeated if len({normalised(record.gold_text) for record in records}) > 1]
-        if odd:
-            measured = f"{len(odd)} training questions occur twice with different answers, the first {odd[0][0].id}"
+        contradictory = [
+            records for records in repeated if len({normalised(record.gold_text) for record in records}) > 1
+        ]
+        if contradictory:
+            first = contradictory[0][0].id
+            measured = f"{len(contradictory)} training questions occur twice with different answers, the first {first}"
             findings.append(
                 Finding("warning", "duplicates", where, measured, fix="look at them: one of the answers is wrong")
             )
@@ -163,10 +166,10 @@ def balance(preflight: Preflight) -> list[Finding]:
 def _answer_shift(task: str, split: Split, train: Sequence[TaskRecord], records: Sequence[TaskRecord]) -> Finding:
     from scipy.stats import chi2_contingency
 
-    in_train, in_split = (Counter(record.gold_key for record in of) for of in (train, records))
+    in_train, in_split = (Counter(record.gold_key for record in split_records) for split_records in (train, records))
     keys = sorted(in_train | in_split)
     shift = sum(abs(in_train[key] / len(train) - in_split[key] / len(records)) for key in keys) / 2
-    never = sorted(key for key in in_split if key not in in_train)
+    unseen = sorted(key for key in in_split if key not in in_train)
 
     def by_chance() -> bool:
         table = [[counts[key] for key in keys] for counts in (in_train, in_split)]
@@ -174,9 +177,9 @@ def _answer_shift(task: str, split: Split, train: Sequence[TaskRecord], records:
 
     where = f"{task}, train against {split}"
     measured = f"{100 * shift:.3g} % of answers would have to move for the same distribution of answer positions"
-    if never:
-        measured = f"answer positions {never} occur in {split} and never in train"
-    if not never and (shift <= SHIFT or by_chance()):
+    if unseen:
+        measured = f"answer positions {unseen} occur in {split} and never in train"
+    if not unseen and (shift <= SHIFT or by_chance()):
         return Finding("ok", "balance", where, measured)
     fix = "split the data again, stratified by answer, or shuffle the options"
     return Finding("warning", "balance", where, measured, f"warning above {100 * SHIFT:g} % with p < 0.001", fix)

@@ -166,7 +166,7 @@ def examine(preflight: Preflight, *, report: Callable[[str], None] = lambda name
             findings += check(preflight)
         except UserError:
             raise
-        except Exception as error:  # a model that is tried here may raise anything
+        except Exception as error:  # trying a model may raise anything
             fix = "correct what it names, in the settings or in a model's config.json: a run would fail there"
             measured = f"it could not be found out ({in_one_line(error)})"
             findings.append(Finding(severity="error", check=name, where="the request", measured=measured, fix=fix))

@@ -259,8 +259,8 @@ _TRIAL_QUESTIONS = 64
 
 
 class Sampling(NamedTuple):
-    """What a method samples: the share of each channel's texts, tokens of a text by channel, whether the teacher
-    computes its distributions meanwhile, and whether the student reads the texts again."""
+    """The texts that a method samples: their share and their tokens by channel, whether the teacher computes its
+    distributions meanwhile, and whether the student reads the texts again."""
 
     shares: Mapping[str, float]
     tokens: Mapping[str, float]
@@ -280,7 +280,7 @@ def _sampling_of(method: Method, groups: Sequence[Group], lm: LM) -> Sampling:
         return item._replace(prompt=tuple(i % size for i in item.prompt), target=tuple(i % size for i in item.target))
 
     questions = [group._replace(items=tuple(map(in_vocabulary, group.items))) for group in groups[:_TRIAL_QUESTIONS]]
-    short = type(method)(method.config.model_copy(update={"max_new_tokens": 1}))
+    one_token = type(method)(method.config.model_copy(update={"max_new_tokens": 1}))
     student, teacher = LM(small), InMemoryTeacher(LM(small), vocabulary=size)
     recomputed: list[Group] = []
 
@@ -291,7 +291,7 @@ def _sampling_of(method: Method, groups: Sequence[Group], lm: LM) -> Sampling:
     sampled = [
         item
         for number in range(-(-_TRIAL_ROLLOUTS // len(questions)))
-        for group in short.rollout(
+        for group in one_token.rollout(
             questions, student, teacher, replace(_trial_step(number), recompute_logq=note_recomputed)
         )
         for item in group.items
@@ -320,8 +320,8 @@ def _trial_step(index: int) -> Step:
 
 
 class Amounts(NamedTuple):
-    """What some questions take: student tokens and computed tokens; texts that are sampled for them, their tokens, and
-    their tokens with the prompts."""
+    """The cost of some questions: student tokens and computed tokens; sampled texts, their tokens, and their tokens with
+    the prompts."""
 
     tokens: float
     computed: float
@@ -336,7 +336,7 @@ def _sum(parts: Sequence[Amounts]) -> Amounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What a whole training takes.
+    """The cost of a whole training.
 
     records: questions trained on, each as often as it was; tokens: of the student (`budget.student_tokens`); computed:
     tokens that go through the student, a shared prompt once; sampled_texts, sampled_tokens: what the student generates
@@ -401,7 +401,7 @@ class DryTraining:
         return flops_per_token(self.lm, parameters, loss_uses_teacher=self.method.loss_uses_teacher)
 
     def counts(self, cell: Cell, charged: float, speed: Speed) -> Counts:
-        """What the training of a cell takes.
+        """The cost of the training of a cell.
 
         Args:
             cell: The cell, with its own seed.
@@ -589,8 +589,8 @@ def _largest_micro_batch(training: DryTraining) -> tuple[list[Row], int]:
     starts = range(0, min(len(groups), _TRIAL_STEPS * size), size)
     steps = [training.micro_batches(range(start, min(start + size, len(groups)))) for start in starts]
     longest = max(range(len(groups)), key=lambda n: groups[n].tokens)  # may be a micro-batch of its own
-    every = [rows for micros in [*steps, training.micro_batches([longest])] for rows in micros]
-    return max(every, key=lambda rows: (len(rows) * _width(rows), _width(rows))), max(map(len, steps))
+    candidates = [rows for micros in [*steps, training.micro_batches([longest])] for rows in micros]
+    return max(candidates, key=lambda rows: (len(rows) * _width(rows), _width(rows))), max(map(len, steps))
 
 
 def _activation_bytes(training: DryTraining, rows: Sequence[Row]) -> int:

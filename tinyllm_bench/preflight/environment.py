@@ -134,9 +134,11 @@ def keys(preflight: Preflight) -> list[Finding]:
     specs = [parse_spec(teacher.spec, role="teacher") for cell in preflight.cells for teacher in cell.teachers]
     findings = []
     for spec in {spec.text: spec for spec in specs if spec.kind == "api"}.values():
-        held = [name for name in (KEY_VARIABLE, FALLBACK_KEY_VARIABLE) if preflight.machine.environment.get(name)]
-        if held:
-            findings.append(Finding("ok", "keys", spec.text, f"{held[0]} is set"))
+        set_variables = [
+            name for name in (KEY_VARIABLE, FALLBACK_KEY_VARIABLE) if preflight.machine.environment.get(name)
+        ]
+        if set_variables:
+            findings.append(Finding("ok", "keys", spec.text, f"{set_variables[0]} is set"))
         elif urlsplit(spec.location).hostname in _LOCAL_HOSTS:
             findings.append(Finding("ok", "keys", spec.text, "no key is set: servers on this machine seldom need one"))
         else:

@@ -209,7 +209,7 @@ def forecast(
 
 
 class _Forecaster:
-    """Forecasts cells one after another; what an earlier one will make is not counted again."""
+    """Forecasts cells one after another; what an earlier one will produce is not counted again."""
 
     def __init__(self, speed: Callable[[str], Speed], *, tolerant: bool) -> None:
         self.cells: dict[str, CellForecast] = {}
@@ -266,7 +266,7 @@ class _Forecaster:
                 spec, dtype = with_existing_models(cell_of_student).student, cell_of_student.config.student.dtype
                 models[cell_of_student.run_id] = load_shape(spec, dtype=dtype, runs=cell.runs).model
         parameters = parameter_count(next(iter(models.values()))) if models else 0
-        seconds = {"predict": self._predict_seconds(cell, parameters, _answered_already(cell))}
+        seconds = {"predict": self._predict_seconds(cell, parameters, _answered_count(cell))}
         memory = library_bytes(cell) + sum(map(model_bytes, models.values()))
         size = _ANSWER * len(cell.records("test"))
         return replace(forecast, seconds=seconds, memory=memory, disk=Disk(final=size, peak=size))
@@ -421,8 +421,8 @@ def _stages_done(cell: Cell) -> tuple[str, ...]:
     return (*(("train",) if trained else ()), *(stage for stage, file in files.items() if file.exists()))
 
 
-def _answered_already(cell: Cell) -> int:
-    """Test questions that an interrupted run has answers for."""
+def _answered_count(cell: Cell) -> int:
+    """The number of test questions that an interrupted run has answered."""
     folder = cell.runs / cell.run_id
     if predictions_file(cell, folder).exists():
         return len(cell.records("test"))
@@ -431,8 +431,8 @@ def _answered_already(cell: Cell) -> int:
 
 def _trained_share(cell: Cell, steps: int) -> float:
     """The share of its training that an interrupted run has saved in its last checkpoint."""
-    places = sorted((cell.runs / cell.run_id / "train" / "checkpoints").glob("step-*/manifest.json"))
-    return min(read_json(places[-1])["step"] / steps, 1.0) if places else 0.0
+    manifests = sorted((cell.runs / cell.run_id / "train" / "checkpoints").glob("step-*/manifest.json"))
+    return min(read_json(manifests[-1])["step"] / steps, 1.0) if manifests else 0.0
 
 
 def _disk(

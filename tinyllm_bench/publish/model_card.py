@@ -130,7 +130,7 @@ def _table(content: Sequence[Cells] | dict[str, str]) -> Markdown:
 
 
 def _title(record: RunRecord, exported: Exported) -> str:
-    """What the student is called: method, task and seed, and the channel of one among several students."""
+    """The student's name: method, task and seed, and the channel of one among several students."""
     channel = f", {exported.channel}" if exported.channel else ""
     return f"{record.label} on {record.task}, seed {record.seed}{channel}"
 
@@ -193,7 +193,7 @@ def _base_in_words(record: RunRecord) -> Markdown:
     if spec.kind == "bundled" and name:
         text += f" as {markdown(BUNDLES[spec.location].title)}, dequantised: not the original weights"
     if spec.layers is not None:
-        text += f"; only its layers {':'.join(map(str, spec.layers))} (START:STOP:STEP) were kept"
+        text += f"; only its layers {':'.join(map(str, spec.layers))} (START:STOP:STEP) were used"
     return Markdown(text)
 
 
@@ -293,7 +293,7 @@ def compared(
 
 
 def gain_sentence(gain: Gain, baseline_title: str) -> str:
-    """What a gain shows and what it does not, also where it is negative."""
+    """A gain in a sentence that claims no more than it shows, also where it is negative."""
     if gain.why_not == "baseline":
         return f"This student is {baseline_title} itself, which gains are measured against."
     if gain.value is None or gain.low is None or gain.high is None:
@@ -332,7 +332,7 @@ def _teacher_rows(record: RunRecord) -> list[Cells]:
 
 
 def licence_notes(record: RunRecord) -> Iterator[str | Markdown]:
-    """What anyone who redistributes the student must look at, one sentence each; unknowns are stated as such."""
+    """Licences and terms that redistributing the student is subject to, one sentence each; unknowns are stated."""
     assert record.student is not None
     models = [("The student's base model", record.student.spec)]
     models += [("Teacher", teacher.spec) for teacher in record.teachers]
@@ -365,7 +365,7 @@ def licence_notes(record: RunRecord) -> Iterator[str | Markdown]:
 
 
 def _cost_facts(record: RunRecord) -> dict[str, str]:
-    """What the student cost."""
+    """The cost of the student."""
     budget = record.budget
     assert budget is not None, "only trained runs have a card"
     facts = {
@@ -393,7 +393,7 @@ def _cost_facts(record: RunRecord) -> dict[str, str]:
 
 
 def _usage_context(record: RunRecord, exported: Exported) -> dict[str, Any]:
-    """What the code blocks need: how to load and prompt the student, shown on a question of the sample data."""
+    """Values of the code blocks: how to load and prompt the student, shown on a question of the sample data."""
     data = record.config.get("data") or {}
     ask = Ask(mode=record.mode, **{key: data[key] for key in ("style", "rationale_context", "markers") if key in data})
     question = _example_question(record)

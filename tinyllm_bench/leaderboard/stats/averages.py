@@ -47,8 +47,8 @@ def macro_average(tasks: Sequence[Estimate], chances: Sequence[float] | None = N
     variances = [(w * task.se) ** 2 for w, task in zip(weights, tasks, strict=True)]
     variance, df = sum(variances), 0.0
     if all(task.df > 0 for task in tasks):
-        doubt = sum(part**2 / task.df for part, task in zip(variances, tasks, strict=True))
-        df = variance**2 / doubt if doubt else math.inf
+        denominator = sum(part**2 / task.df for part, task in zip(variances, tasks, strict=True))
+        df = variance**2 / denominator if denominator else math.inf
     scope = THESE_STUDENTS if any(task.scope == THESE_STUDENTS for task in tasks) else ANY_RUN
     mean = Spread(np.float64(value), np.float64(variance), np.float64(df), np.float64(variance), scope)
     method = "mean over tasks, two-way t" if chances is None else "chance-corrected mean over tasks, two-way t"

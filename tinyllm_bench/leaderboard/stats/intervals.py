@@ -196,7 +196,7 @@ def spread(rows: Sequence[RowSummary], weights: Sequence[float]) -> Spread:
     make that variance too small and its degrees of freedom too many at the same time. `benchmarks/coverage.py`
     prints both forms; the figures are family-wise errors in % after Holm without -> with the guards, 1,165 questions,
     run-to-run s.d. 2 points, 6,000 or more simulated tables each, aim at most 6.
-    - The seed part is floored row by row, not in sum: a row that varies less than its residual tells nothing about
+    - The seed part is floored row by row, not in sum: a row that varies less than its residual says nothing about
       another row. Two seeds a row: 9.0 -> 5.1.
     - Degrees of freedom are at most 3 for each one that the seeds have. Three seeds against a fixed row: 8.4 -> 1.3;
       three seeds where only the methods vary between runs: 8.0 -> 5.7; all pairs of six rows: 7.7 -> 5.8; five
@@ -217,14 +217,14 @@ def spread(rows: Sequence[RowSummary], weights: Sequence[float]) -> Spread:
     items = np.maximum(items, sum(w * w for w in weights) / n**2)
     one_run = any(row.of_one_run for row in rows)
     varying = [] if one_run else [(w, row) for w, row in zip(weights, rows, strict=True) if w and row.seed_df]
-    variance, doubt = items, items**2 / max(units - 1, 1)
+    variance, denominator = items, items**2 / max(units - 1, 1)  # of Satterthwaite's df
     for weight, row in varying:
         excess = np.maximum(row.seeds - row.residual, 0.0)
         known = (row.seeds**2 + row.residual**2 / max(units - 1, 1)) / row.seed_df
         variance = variance + weight**2 * excess
-        doubt = doubt + weight**4 * np.where(excess > 0, known, 0.0)
-    most = SEED_DF_FACTOR * sum(row.seed_df for _, row in varying) if varying else units - 1
-    df = np.minimum(variance**2 / doubt, most) if units > 1 else np.zeros_like(value)
+        denominator = denominator + weight**4 * np.where(excess > 0, known, 0.0)
+    max_df = SEED_DF_FACTOR * sum(row.seed_df for _, row in varying) if varying else units - 1
+    df = np.minimum(variance**2 / denominator, max_df) if units > 1 else np.zeros_like(value)
     return Spread(value, variance, df, items, THESE_STUDENTS if one_run else ANY_RUN)
 
 

@@ -11,7 +11,7 @@ POWER = 0.8
 
 
 def detectable(estimate: Estimate, *, comparisons: int = 1) -> float:
-    """The true difference that a comparison of this precision finds with 80 % power.
+    """The true difference that a comparison of this precision detects with 80 % power.
 
     MDD = (t_(1 - alpha / 2m, df) + t_(power, df)) * se for m comparisons (Bonferroni, Holm's first step); a share,
     1 at most, and 1 where nothing is known (df 0).
@@ -38,18 +38,18 @@ def planned_detectable(
         return _detectable(math.sqrt(items), n - 1, comparisons)
     runs, residual = run_sd**2 / seeds, within / 2 / (n * seeds)
     variance = items + 2 * runs
-    doubt = items**2 / (n - 1)
+    denominator = items**2 / (n - 1)
     if runs:
-        doubt += 2 * ((runs + residual) ** 2 + residual**2 / (n - 1)) / (seeds - 1)
-    most = SEED_DF_FACTOR * 2 * (seeds - 1)
-    return _detectable(math.sqrt(variance), min(variance**2 / doubt, most), comparisons)
+        denominator += 2 * ((runs + residual) ** 2 + residual**2 / (n - 1)) / (seeds - 1)
+    max_df = SEED_DF_FACTOR * 2 * (seeds - 1)
+    return _detectable(math.sqrt(variance), min(variance**2 / denominator, max_df), comparisons)
 
 
 def _detectable(se: float, df: float, comparisons: int) -> float:
     if df <= 0:
         return 1.0
-    finds = float(t_quantile(df, ALPHA / comparisons)) + float(t_quantile(df, 2 * (1 - POWER)))
-    return min(1.0, finds * se)
+    quantiles = float(t_quantile(df, ALPHA / comparisons)) + float(t_quantile(df, 2 * (1 - POWER)))
+    return min(1.0, quantiles * se)
 
 
 class Assumed(NamedTuple):
@@ -83,11 +83,13 @@ def _differ(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> float:
     return math.fsum(sum(x != y for x, y in zip(a, b, strict=True)) / len(a) for a, b in pairs) / len(pairs)
 
 
-def seeds_needed(n: int, difference: float, assumed: Assumed, *, comparisons: int = 1, most: int = 100) -> int | None:
+def seeds_needed(
+    n: int, difference: float, assumed: Assumed, *, comparisons: int = 1, max_seeds: int = 100
+) -> int | None:
     """The fewest seeds of each row that detect a difference (a share); at least 2, because one seed generalises to
-    these two students only. None where `most` seeds are not enough: then more questions are needed.
+    these two students only. None where `max_seeds` are not enough: then more questions are needed.
     """
-    for seeds in range(2, most + 1):
+    for seeds in range(2, max_seeds + 1):
         if _with_seeds(n, seeds, assumed, comparisons) <= difference:
             return seeds
     return None
