@@ -1,4 +1,4 @@
-# The words of this project. `make quickstart` and `make test` need nothing but Python 3.11 or 3.12 and make;
+# The commands of this project. `make quickstart` and `make test` need nothing but Python 3.11 or 3.12 and make;
 # `.ci/run` calls `make test` too.
 
 VENV := .venv
@@ -26,7 +26,7 @@ help:  ## this list
 install: $(STAMP)  ## .venv with everything the tests need
 
 # torch comes first, alone, so that pip's own configuration decides which build it is; the others then find it installed.
-# vLLM comes last: where its wheel cannot be had, nothing else is lost. It pulls in torchvision, torchaudio and torchcodec,
+# vLLM comes last: where its wheel is not available, everything else is installed. It pulls in torchvision, torchaudio and torchcodec,
 # whose builds need not fit this torch; transformers imports torchvision when it sees it, and would fail. Nothing of ours
 # uses the three, so they go, and an install that is interrupted before that leaves no stamp and is redone.
 $(STAMP): pyproject.toml

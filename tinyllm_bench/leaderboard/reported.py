@@ -99,7 +99,7 @@ class ReportedColumn(_ReportedPart):
 
 
 class ReportedRow(_ReportedPart):
-    """A row as the source labels it; `method` is ours or null, `student` null for teachers or where it is not said."""
+    """A row as the source labels it; `method` is ours or null, `student` null for teachers or where it is unknown."""
 
     label: Text
     method: Text | None

@@ -320,8 +320,8 @@ def _trial_step(index: int) -> Step:
 
 
 class Amounts(NamedTuple):
-    """The cost of some questions: student tokens and computed tokens; sampled texts, their tokens, and their tokens with
-    the prompts."""
+    """The cost of some questions: student tokens, computed tokens; sampled texts, their tokens without and with the
+    prompts."""
 
     tokens: float
     computed: float

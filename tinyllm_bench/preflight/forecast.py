@@ -102,7 +102,7 @@ class CellForecast:
 class Totals:
     """The request as a whole: sums over what is left to do, and the largest memory of a cell. Unknown values are None.
 
-    disk, disk_peak: bytes in the folder of runs at the end, and at most meanwhile; cache: bytes added to the caches;
+    disk, disk_peak: bytes in the folder of runs at the end, and at most during the run; cache: bytes added to caches;
     usd_device: at a price per hour.
     """
 

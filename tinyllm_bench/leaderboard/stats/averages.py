@@ -79,7 +79,7 @@ class MacroF1:
     ) -> None:
         self._seed = seed
         self._whole = _Resampled(np.asarray(gold), None)
-        # How often each resample holds each question (draws, n); the questions of a cluster are drawn together.
+        # How often each resample holds each question (draws, n); the questions of a cluster are sampled together.
         n = len(self._whole.gold)
         codes = np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
         units = int(codes.max()) + 1
