@@ -74,7 +74,7 @@ def test_the_board_of_run_takes_many_protocols_and_the_repositorys_one(tmp_path:
     assert board_config(tmp_path / "new").protocols == "many" and len(board_records(tmp_path / "new")) == 2
     assert board_config(ROOT / "leaderboards").protocols == "one"
     (tmp_path / "new" / "boards" / "main.yaml").write_text(CONFIG + "protocols: two\n")
-    with pytest.raises(UserError, match=r"protocols .*'one' or 'many'"):
+    with pytest.raises(UserError, match=r"protocols='two' .*'one' or 'many'"):
         board_config(tmp_path / "new")
 
 
