@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 PROJECT = "tinyllm-bench"
+_SPENT = {"student_tokens", "teacher_tokens_in", "teacher_tokens_out", "rollout_tokens", "train_flops", "seconds"}
 Values = dict[str, Any]
 
 
@@ -120,9 +121,6 @@ def result_values(record: RunRecord) -> Values:
         values |= {key: getattr(record.score, key) for key in ("n", "correct", "wrong", "unparsed")}
     spent = {} if record.budget is None else record.budget.model_dump(include=_SPENT, exclude_none=True)
     return _named("test/", values) | _named("spent/", spent)
-
-
-_SPENT = {"student_tokens", "teacher_tokens_in", "teacher_tokens_out", "rollout_tokens", "train_flops", "seconds"}
 
 
 def _named(prefix: str, values: Mapping[str, Any]) -> Values:

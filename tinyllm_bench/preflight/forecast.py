@@ -41,6 +41,11 @@ from tinyllm_bench.preflight.dry_training import (
     with_existing_models,
 )
 from tinyllm_bench.training.logit_cache import LogitCache
+from tinyllm_bench.training.result import RESULT_FILE
+
+_CHARACTERS_PER_TOKEN = 4  # of English text
+_ANSWER_BYTES = 400  # of an answer, compressed, and of its line in the record
+_TOKENIZER_BYTES = 4 * 2**20  # of the tokenizer's files beside the student's weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +273,7 @@ class _Forecaster:
         parameters = parameter_count(next(iter(models.values()))) if models else 0
         seconds = {"predict": self._predict_seconds(cell, parameters, _answered_count(cell))}
         memory = library_bytes(cell) + sum(map(model_bytes, models.values()))
-        size = _ANSWER * len(cell.records("test"))
+        size = _ANSWER_BYTES * len(cell.records("test"))
         return replace(forecast, seconds=seconds, memory=memory, disk=Disk(final=size, peak=size))
 
     def _trained(self, cell: Cell, forecast: CellForecast) -> CellForecast:
@@ -306,7 +311,7 @@ class _Forecaster:
         first, name = cell.student_from, cell.config.budget.limit[0]
         if first is None or name == "epochs":
             return 0.0
-        if (cell.runs / first.run_id / "train" / "result.json").exists():
+        if (cell.runs / first.run_id / RESULT_FILE).exists():
             return init_cost(first, cell.runs, name)
         planned = self.cells[first.run_id]
         if planned.counts is None:
@@ -391,18 +396,13 @@ class _Forecaster:
     def _answer_seconds(self, cell: Cell, parameters: int, records: Sequence[TaskRecord]) -> float:
         """Seconds of answering some questions once; options are ranked after a prompt that is read once."""
         ask, speed = cell.ask, self._speed(cell)
-        read = sum(len(ask.prompt(record)) for record in records) / _CHARACTERS
+        read = sum(len(ask.prompt(record)) for record in records) / _CHARACTERS_PER_TOKEN
         written = 0.0
         if cell.mode == "generate":
-            written = sum(len(ask.label_target(record)) / _CHARACTERS + 1 for record in records)
+            written = sum(len(ask.label_target(record)) / _CHARACTERS_PER_TOKEN + 1 for record in records)
         else:
-            read += sum(len(option) for record in records for option in ask.options(record)) / _CHARACTERS
+            read += sum(len(option) for record in records for option in ask.options(record)) / _CHARACTERS_PER_TOKEN
         return 2.0 * parameters * (read / speed.reading + written / speed.sampling)
-
-
-_CHARACTERS = 4  # of English text in a token
-_ANSWER = 400  # bytes of an answer, compressed, and of its line in the record
-_TOKENIZER = 4 * 2**20  # bytes beside the student's weights
 
 
 def _evaluation_count(cell: Cell, steps: int) -> int:
@@ -416,7 +416,7 @@ def _evaluation_count(cell: Cell, steps: int) -> int:
 def _stages_done(cell: Cell) -> tuple[str, ...]:
     """The finished stages of a cell."""
     folder = cell.runs / cell.run_id
-    trained = cell.method is not None and not cell.students and (folder / "train" / "result.json").exists()
+    trained = cell.method is not None and not cell.students and (folder / RESULT_FILE).exists()
     files = {"predict": predictions_file(cell, folder), "record": folder / RECORD_FILE}
     return (*(("train",) if trained else ()), *(stage for stage, file in files.items() if file.exists()))
 
@@ -444,7 +444,7 @@ def _disk(
     save weights. The student is saved before the last checkpoint is removed.
     """
     trained, answered = training.trained_bytes, 0 if cell.trains_only else len(cell.records("test"))
-    final = model_bytes(training.lm) + _TOKENIZER + _ANSWER * answered
+    final = model_bytes(training.lm) + _TOKENIZER_BYTES + _ANSWER_BYTES * answered
     if cell.config.student.lora is not None:
         final += trained  # the adapters are stored next to the merged student
     peak = evaluations * trained + max(2 * 3 * trained, 3 * trained + final)
