@@ -55,7 +55,7 @@ class HeadAlone(LM):
         super().__init__(nn.Identity(), chunk_positions=chunk)
         self.inputs = inputs
 
-    def at_targets(self, batch: Any) -> Tensor:
+    def target_hidden_states(self, batch: Any) -> Tensor:
         """The student's hidden states."""
         return self.inputs.student_NH
 

@@ -33,7 +33,7 @@ from tinyllm_bench.experiment.train import encode_groups
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded, load_model
 from tinyllm_bench.models.specs import parse_spec
-from tinyllm_bench.training.batching import Collator, Group, Row, collator_of, micro_batches
+from tinyllm_bench.training.batching import Collator, Group, InputRow, collator_of, micro_batches
 from tinyllm_bench.training.losses import channel_cross_entropy
 
 MICRO = 8  # questions of a micro-batch that is not filled by tokens
@@ -54,17 +54,17 @@ class Measured(NamedTuple):
     peaks: list[int]
 
 
-def every_position(lm: LM, collator: Collator, parts: Sequence[Sequence[Row]]) -> None:
+def every_position(lm: LM, collator: Collator, parts: Sequence[Sequence[InputRow]]) -> None:
     """Forward and backward pass with logits at every position, as transformers computes them."""
     for rows in parts:
         batch = collator.collate(rows)
         mask = batch.attention_mask_BT
-        logits_BTV = lm.plain(input_ids=batch.input_ids_BT, attention_mask=mask, use_cache=False).logits
+        logits_BTV = lm.hf_model(input_ids=batch.input_ids_BT, attention_mask=mask, use_cache=False).logits
         logits_NV = logits_BTV[batch.target_row_N, batch.target_position_N]
         torch.nn.functional.cross_entropy(logits_NV.float(), batch.target_ids_N, reduction="sum").backward()
 
 
-def targets_only(lm: LM, collator: Collator, parts: Sequence[Sequence[Row]]) -> None:
+def targets_only(lm: LM, collator: Collator, parts: Sequence[Sequence[InputRow]]) -> None:
     """Forward and backward pass as in the trainer."""
     for rows in parts:
         sums = channel_cross_entropy(collator.collate(rows), lm)
@@ -92,7 +92,7 @@ def training_forms(lm: LM, separate: Collator, groups: Sequence[Group]) -> dict[
     }
 
 
-def _form(work: Callable[..., None], lm: LM, collator: Collator, parts: Sequence[Sequence[Row]]) -> Form:
+def _form(work: Callable[..., None], lm: LM, collator: Collator, parts: Sequence[Sequence[InputRow]]) -> Form:
     positions = sum(len(rows) * max(row.width for row in rows) for rows in parts)
     return Form(partial(work, lm, collator, parts), positions)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.files import write_json, write_text
 from tinyllm_bench.data.records import SPLITS, Split
-from tinyllm_bench.data.release import is_there
+from tinyllm_bench.data.release import has_task
 from tinyllm_bench.data.rows import source_id
 from tinyllm_bench.data.sources import read_release_split
 from tinyllm_bench.data.splits import shipped_facts, split_facts
@@ -51,7 +51,7 @@ def write_facts(release: Path, tasks: Path) -> None:
         if plugins.origin("task", name) is not None:
             continue
         info = plugins.load_task(name)
-        if name not in shipped_facts() and not is_there(release, info):
+        if name not in shipped_facts() and not has_task(release, info):
             continue
         records = {split: read_release_split(release, info, split) for split in SPLITS}
         digests[name] = {split: split_facts(found) for split, found in records.items()}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tinyllm_bench.answers.codec import (
-    Layout,
+    LayoutTokens,
     decode_program,
     encode_program,
     missing_characters,
@@ -24,7 +24,7 @@ LOOP = "total = 0\nfor i in range(4):\n    if i > 1:\n        total += i\nanswer
 FUNCTION = "def f(x):\n    return x + 1\nanswer = f(2)"
 STRING = "a = 'two; parts'\nanswer = len(a)"
 BRACES = "support = {'a': 1 > 0}\nanswer = max(support, key=support.get)"
-LAYOUT = Layout()
+LAYOUT = LayoutTokens()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_other_programs_keep_their_lines_as_tokens(box: Sandbox, code: str) -> N
 
 
 def test_the_tokens_have_names() -> None:
-    layout = Layout("[N]", "[I]")
+    layout = LayoutTokens("[N]", "[I]")
     assert layout.tokens == ("[N]", "[I]")
     assert (
         encode_program(Prepared(LOOP), layout)

@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 
-from tinyllm_bench.answers.codec import Layout, decode_program, encode_program, missing_characters, round_trip_failures
+from tinyllm_bench.answers.codec import (
+    LayoutTokens,
+    decode_program,
+    encode_program,
+    missing_characters,
+    round_trip_failures,
+)
 from tinyllm_bench.answers.keys import normalise, number
 from tinyllm_bench.answers.programs import Prepared
 from tinyllm_bench.answers.sandbox.pool import Sandbox
@@ -129,7 +135,7 @@ def test_every_text_is_prepared_or_rejected_for_a_reason(
 
 def test_the_codec_gives_every_program_back(box: Sandbox, programs: list[Prepared]) -> None:
     accepted = [program for program in programs if program.code is not None]
-    layout = Layout()
+    layout = LayoutTokens()
     lines = [encode_program(program, layout) for program in accepted]
     assert not any("\n" in line or "  " in line for line in lines)
     back = box.prepare([decode_program(line, layout) for line in lines])
@@ -138,7 +144,7 @@ def test_the_codec_gives_every_program_back(box: Sandbox, programs: list[Prepare
 
 def test_tokenizers_give_every_program_back(box: Sandbox, programs: list[Prepared]) -> None:
     accepted = [program for program in programs if program.code is not None]
-    layout = Layout()
+    layout = LayoutTokens()
     assert set(round_trip_failures(bpe_tokenizer(), accepted, None, box.prepare)) == {None}
     tokenizer = unigram_tokenizer()
     tokenizer.add_tokens(list(layout.tokens))

@@ -60,10 +60,10 @@ def write(file: Path, code: str) -> Path:
 @pytest.mark.parametrize("point", ["methods", "module"])
 def test_a_package_offers_an_object_or_a_module(site: Site, point: str) -> None:
     site.add("theirs", METHOD, methods="theirs = METHOD" if point == "methods" else "theirs")
-    assert "theirs" in plugins.names("method") and "theirs" in plugins.working("method")
+    assert "theirs" in plugins.names("method") and "theirs" in plugins.loadable_names("method")
     assert plugins.load_method("theirs").paper == "none"
-    (result,) = [one for one in plugins.outside("method") if one.name == "theirs"]
-    assert (result.package, result.version, plugins.state(result)) == ("theirs", "1.0", "ok")
+    (result,) = [one for one in plugins.external("method") if one.name == "theirs"]
+    assert (result.package, result.version, plugins.status(result)) == ("theirs", "1.0", "ok")
 
 
 def test_a_file_offers_every_kind_under_its_own_name_or_under_others(site: Site, tmp_path: Path) -> None:
@@ -71,13 +71,13 @@ def test_a_file_offers_every_kind_under_its_own_name_or_under_others(site: Site,
     file.write_text(file.read_text() + textwrap.dedent(TASK.format(name="quiz")) + "TASKS = {'quiz': TASK}\ndel TASK\n")
     file.write_text(file.read_text() + textwrap.dedent(TEACHER) + textwrap.dedent(REPORTER))
     plugins.add_file(file)
-    assert {kind: [one.name for one in plugins.outside(kind)] for kind in plugins.KINDS} == {
+    assert {kind: [one.name for one in plugins.external(kind)] for kind in plugins.KINDS} == {
         "method": ["kit"],
         "task": ["quiz"],
         "teacher": ["kit"],
         "reporter": ["kit"],
     }
-    assert [plugins.state(one) for kind in plugins.KINDS for one in plugins.outside(kind)] == ["ok"] * 4
+    assert [plugins.status(one) for kind in plugins.KINDS for one in plugins.external(kind)] == ["ok"] * 4
     assert plugins.load_task("quiz").name == "quiz"
     assert os.environ[plugins.VARIABLE] == str(file), "children read it too"
     plugins.add_file(file)
@@ -90,7 +90,7 @@ def test_a_broken_package_is_named_once_and_left_out(site: Site, what: str) -> N
     name = what.replace(" ", "_")
     site.add(f"package_{name}", code, methods=name)
     with pytest.warns(PluginWarning, match=f"method '{name}' is left out: .*{says}") as warned:
-        assert name not in plugins.working("method") and "finetune" in plugins.working("method")
+        assert name not in plugins.loadable_names("method") and "finetune" in plugins.loadable_names("method")
     assert len(warned) == 1
     assert name in plugins.names("method"), "it can be asked for, and then the reason is told"
     with pytest.raises(UserError, match=says):
@@ -183,7 +183,7 @@ def test_a_task_is_called_what_its_entry_point_says(site: Site) -> None:
 
 def test_a_built_ins_name_is_refused(site: Site) -> None:
     site.add("thief", METHOD, methods="finetune = METHOD", teachers="hf = METHOD")
-    states = {one.kind: plugins.state(one) for kind in plugins.KINDS for one in plugins.outside(kind)}
+    states = {one.kind: plugins.status(one) for kind in plugins.KINDS for one in plugins.external(kind)}
     assert all("has a built-in's name" in states[kind] for kind in ("method", "teacher"))
     with pytest.raises(UserError, match="method 'finetune' of package 'thief:METHOD' has a built-in's name"):
         plugins.load_method("finetune")

@@ -46,11 +46,13 @@ class SampledBatch:
 
     def log_probs(self) -> tuple[torch.Tensor, torch.Tensor]:
         """log q and log p, (N, V)."""
-        q, p = (lm.logits(lm.at_targets(self.batch)).log_softmax(-1) for lm in (self.student, self.teacher.lm))
+        q, p = (
+            lm.logits(lm.target_hidden_states(self.batch)).log_softmax(-1) for lm in (self.student, self.teacher.lm)
+        )
         return q, p.detach()
 
     def gradient(self, loss: torch.Tensor) -> torch.Tensor:
-        return torch.autograd.grad(loss, self.student.plain.lm_head.weight)[0]
+        return torch.autograd.grad(loss, self.student.hf_model.lm_head.weight)[0]
 
     def loss(self) -> torch.Tensor:
         (term,) = self.method.loss(self.batch, self.student, self.teacher, self.step)

@@ -30,10 +30,10 @@ def test_a_chat_template_is_used_when_it_exists_and_the_setting_allows_it() -> N
 def test_a_prompt_is_one_user_message_and_the_beginning_of_the_answer() -> None:
     tokenizer = bpe_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    assert tokenizer.decode(prompt_ids(tokenizer, "Why?", chat=True, lead=False)) == "<|user|>Why?\n<|assistant|>"
-    assert tokenizer.decode(prompt_ids(tokenizer, "Why?", chat=False, lead=False)) == "Why?"
+    assert tokenizer.decode(prompt_ids(tokenizer, "Why?", chat=True, add_bos=False)) == "<|user|>Why?\n<|assistant|>"
+    assert tokenizer.decode(prompt_ids(tokenizer, "Why?", chat=False, add_bos=False)) == "Why?"
     tokenizer.bos_token = "<eos>"
-    assert tokenizer.decode(prompt_ids(tokenizer, "Why?", chat=False, lead=True)) == "<eos>Why?"
+    assert tokenizer.decode(prompt_ids(tokenizer, "Why?", chat=False, add_bos=True)) == "<eos>Why?"
 
 
 def test_a_prompt_that_just_fits_and_one_that_does_not() -> None:
@@ -52,11 +52,11 @@ def test_special_tokens_of_a_prompt_are_text_and_those_of_the_template_control()
     tokenizer = bpe_tokenizer()
     tokenizer.chat_template = TEMPLATE.replace("\n{%", "<eos>\n{%")
     end = tokenizer.eos_token_id
-    plain = prompt_ids(tokenizer, "Why?", chat=True, lead=False)
-    spelled = prompt_ids(tokenizer, "Why <eos> now?", chat=True, lead=False)
+    plain = prompt_ids(tokenizer, "Why?", chat=True, add_bos=False)
+    spelled = prompt_ids(tokenizer, "Why <eos> now?", chat=True, add_bos=False)
     assert plain.count(end) == spelled.count(end) == 1
     assert tokenizer.decode(spelled) == "<|user|>Why <eos> now?<eos>\n<|assistant|>"
-    assert end not in prompt_ids(tokenizer, "Why <eos> now?", chat=False, lead=False)
+    assert end not in prompt_ids(tokenizer, "Why <eos> now?", chat=False, add_bos=False)
 
 
 def test_trim_and_cut_count_tokens() -> None:

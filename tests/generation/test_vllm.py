@@ -15,8 +15,8 @@ from tests.generation.test_encoding import TEMPLATE
 from tests.generation.test_hf import PROMPTS, requests, written
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.generation.requests import FailedRequest, GenerationRequest, SamplingConfig
-from tinyllm_bench.generation.top_k import Rows, Scored, top_k
-from tinyllm_bench.generation.vllm import EngineOptions, VllmEngine, top_k_rows
+from tinyllm_bench.generation.top_k import ResponseDistributions, ScoredResponse, top_k
+from tinyllm_bench.generation.vllm import EngineOptions, VllmEngine, top_k_distributions
 from tinyllm_bench.generation.vllm_worker import (
     CHUNK_TOKENS,
     devices_for,
@@ -26,7 +26,7 @@ from tinyllm_bench.generation.vllm_worker import (
     vllm_installed,
 )
 from tinyllm_bench.testing import tiny_models
-from tinyllm_bench.training.logit_cache import LogitCache, LogitCacheHeader, check_rows
+from tinyllm_bench.training.logit_cache import LogitCache, LogitCacheHeader, check_distributions
 
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}  # vLLM's CPU attention wants heads of 32 or more
 needs_vllm = pytest.mark.skipif(not vllm_installed(), reason="needs vLLM")
@@ -161,7 +161,7 @@ def scorer(folder: Path) -> Iterator[VllmEngine]:
         yield one
 
 
-def expected(folder: Path, prompt: Any, response: Any, k: int) -> tuple[Rows, torch.Tensor]:
+def expected(folder: Path, prompt: Any, response: Any, k: int) -> tuple[ResponseDistributions, torch.Tensor]:
     """Rows from transformers, and all its log-probabilities."""
     from transformers import AutoModelForCausalLM
 
@@ -170,12 +170,12 @@ def expected(folder: Path, prompt: Any, response: Any, k: int) -> tuple[Rows, to
         logits_NV = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
     logp_NV = logits_NV.log_softmax(-1)
     gold_N = logp_NV.gather(-1, torch.tensor(response)[:, None])[:, 0]
-    return Rows(*top_k(logits_NV, k), gold_N), logp_NV
+    return ResponseDistributions(*top_k(logits_NV, k), gold_N), logp_NV
 
 
-def agree(actual: Rows, folder: Path, prompt: Any, response: Any, k: int = K) -> None:
+def agree(actual: ResponseDistributions, folder: Path, prompt: Any, response: Any, k: int = K) -> None:
     reference, logp_NV = expected(folder, prompt, response, k)
-    check_rows(Scored("x", prompt, response, actual), k=k, vocabulary=ENTRIES)
+    check_distributions(ScoredResponse("x", prompt, response, actual), k=k, vocabulary=ENTRIES)
     assert [part.dtype for part in actual] == [torch.int64, *[torch.float32] * 3]
     for ours, theirs in zip(actual[1:], reference[1:], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
@@ -236,7 +236,7 @@ def test_a_logit_cache_takes_the_rows(scorer: VllmEngine, tmp_path: Path) -> Non
     header = LogitCacheHeader(teacher="t", tokenizer="x", template="y", vocabulary=ENTRIES, k=K, precision="float32")
     cache = LogitCache.create(header, tmp_path / "cache")
     rows = list(scorer.score(PAIRS))
-    assert cache.add(Scored(str(i), *pair, rows[i]) for i, pair in enumerate(PAIRS)) == len(PAIRS) - 1
+    assert cache.add(ScoredResponse(str(i), *pair, rows[i]) for i, pair in enumerate(PAIRS)) == len(PAIRS) - 1
     assert cache.tokens == sum(len(response) for _, response in PAIRS) - len(PAIRS[0][1])
 
 
@@ -328,7 +328,7 @@ def test_a_position_is_its_token_and_the_top_k() -> None:
     rows = rows_of(answer, [5], [9, 3], k=2)
     assert rows == {"ids": [[3, 4], [3, 7]], "logp": [[-0.5, -1.0], [-0.2, -3.0]], "gold": [-4.0, -0.2]}
     with pytest.raises(UserError, match="id 7 is among the top 2 tokens, but the tokenizer has only 5"):
-        top_k_rows(rows, vocabulary=5)
+        top_k_distributions(rows, vocabulary=5)
     with pytest.raises(AssertionError):
         rows_of(answer, [5], [9, 4], k=2)
 

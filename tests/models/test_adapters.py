@@ -16,7 +16,7 @@ from tinyllm_bench.base.files import canonical_json
 from tinyllm_bench.experiment.predict import Engines, StudentEvaluator
 from tinyllm_bench.leaderboard.public import machine_paths, public_text
 from tinyllm_bench.leaderboard.record import load_record
-from tinyllm_bench.models.adapters import WEIGHTS
+from tinyllm_bench.models.adapters import ADAPTER_WEIGHTS
 from tinyllm_bench.models.files import ADAPTER_CONFIG as CONFIG
 from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.models.load import Loaded, check_spec, load_model, save_model, weights_digest
@@ -210,10 +210,10 @@ def refused(text: str) -> str:
 
 
 def renamed(folder: Path, old: str, new: str, *, layer: str = "") -> None:
-    tensors = load_file(folder / WEIGHTS)
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
     save_file(
         {name.replace(old, new) if layer in name else name: tensor for name, tensor in tensors.items()},
-        folder / WEIGHTS,
+        folder / ADAPTER_WEIGHTS,
         metadata={"format": "pt"},
     )
 
@@ -238,8 +238,8 @@ def test_one_tensor_that_does_not_fit_is_enough(base: Path, lora: Path) -> None:
 
 
 def test_a_module_without_its_tensors_is_refused(base: Path, lora: Path) -> None:
-    tensors = {name: tensor for name, tensor in load_file(lora / WEIGHTS).items() if "layers.1.mlp" not in name}
-    save_file(tensors, lora / WEIGHTS, metadata={"format": "pt"})
+    tensors = {name: tensor for name, tensor in load_file(lora / ADAPTER_WEIGHTS).items() if "layers.1.mlp" not in name}
+    save_file(tensors, lora / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     assert "is missing 2 tensors for modules" in refused(f"dir:{base}?adapter={lora}")
 
 
@@ -259,9 +259,9 @@ def test_more_layers_are_refused(base: Path, tmp_path: Path) -> None:
 
 
 def test_weights_that_are_no_numbers_are_refused(base: Path, lora: Path) -> None:
-    tensors = load_file(lora / WEIGHTS)
+    tensors = load_file(lora / ADAPTER_WEIGHTS)
     next(iter(tensors.values())).fill_(float("nan"))
-    save_file(tensors, lora / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, lora / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     assert "NaNs" in refused(f"dir:{base}?adapter={lora}")
 
 
@@ -310,17 +310,17 @@ def test_a_damaged_config_is_refused(base: Path, lora: Path) -> None:
 
 
 def test_pickled_weights_are_refused_with_the_reason(base: Path, lora: Path) -> None:
-    (lora / WEIGHTS).rename(lora / "adapter_model.bin")
+    (lora / ADAPTER_WEIGHTS).rename(lora / "adapter_model.bin")
     message = refusal(f"dir:{base}?adapter={lora}")
     assert "can run code when they are read; safetensors only" in message
 
 
 def test_missing_and_truncated_weights_are_refused(base: Path, lora: Path) -> None:
-    weights = lora / WEIGHTS
+    weights = lora / ADAPTER_WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "truncated" in refusal(f"dir:{base}?adapter={lora}")
     weights.unlink()
-    assert f"has no {WEIGHTS}" in refusal(f"dir:{base}?adapter={lora}")
+    assert f"has no {ADAPTER_WEIGHTS}" in refusal(f"dir:{base}?adapter={lora}")
 
 
 def test_what_is_not_lora_or_cannot_be_merged_is_refused(base: Path, lora: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.tokenizer_pair import bundled, numerals, splitting
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.models.vocabulary import overlap, same_tokenizer, spell, vocabulary, written
+from tinyllm_bench.models.vocabulary import decode_bytes, encode_bytes, overlap, same_tokenizer, vocabulary
 from tinyllm_bench.testing import tiny_models
 
 TEXTS = ("the cat sat", "  two spaces\nand a line", "日本 🙂🙂", "é ü ß", "1234 A\x07", "naïve — “quoted”")
@@ -20,7 +20,7 @@ def entry(tokenizer: Any, text: str) -> int:
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_bytes_of_a_text_s_ids_are_the_text_s(tokenizer: Any, text: str) -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert written(vocabulary(tokenizer), ids) == text.encode()
+    assert decode_bytes(vocabulary(tokenizer), ids) == text.encode()
 
 
 def test_a_space_is_one_in_every_family() -> None:
@@ -86,7 +86,7 @@ def test_tokenizers_are_one_by_their_rules_and_not_by_their_size() -> None:
 
 def test_bytes_are_spelled_the_tokenizer_s_own_way() -> None:
     pieces = splitting()
-    rows = spell(pieces, [b"cat", b" photosynthesis", b"347", b"\xe6\x97", b"\xff"])
+    rows = encode_bytes(pieces, [b"cat", b" photosynthesis", b"347", b"\xe6\x97", b"\xff"])
     assert [[vocabulary(pieces).pieces[token] for token in row] for row in rows] == [
         *([b"cat"], [b" photosynthesis"], [b"3", b"4", b"7"]),
         *([b"\xe6", b"\x97"], [b"\xff"]),
@@ -95,9 +95,9 @@ def test_bytes_are_spelled_the_tokenizer_s_own_way() -> None:
 
 def test_a_tokenizer_that_puts_a_space_in_front_spells_without_it_where_it_can() -> None:
     unigram = tiny_models.unigram_tokenizer()
-    (row,) = spell(unigram, [b"he"])
-    assert written(vocabulary(unigram), row) == b"he"
-    assert spell(unigram, ["🙂".encode()]) == [()]
+    (row,) = encode_bytes(unigram, [b"he"])
+    assert decode_bytes(vocabulary(unigram), row) == b"he"
+    assert encode_bytes(unigram, ["🙂".encode()]) == [()]
 
 
 def test_an_unknown_family_is_refused_by_name() -> None:
@@ -119,4 +119,4 @@ def test_the_bundled_pair_shares_most_of_the_smaller_vocabulary() -> None:
     for text in TEXTS:
         for tokenizer in (smol, gemma):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            assert written(vocabulary(tokenizer), ids) == text.encode()
+            assert decode_bytes(vocabulary(tokenizer), ids) == text.encode()

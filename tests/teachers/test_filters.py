@@ -6,7 +6,7 @@ import pytest
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Annotation, TaskRecord
-from tinyllm_bench.teachers.filters import FILTERS, NEEDS, Candidate, apply_filters, body, check_names, rejected_by
+from tinyllm_bench.teachers.filters import FILTERS, NEEDS, FilterInput, apply_filters, body, check_names, rejected_by
 
 TRIGGER = "Let's think step by step."
 DEFAULTS = ("empty", "nan", "short", "prompt_junk")
@@ -37,8 +37,8 @@ STUDY = TaskRecord(
 GOOD = "Iron rusts in wet air because oxygen joins it. A rake of iron on wet grass gets rusty."
 
 
-def candidate(text: str, **known: Any) -> Candidate:
-    return Candidate(text, **{"record": RAKE, **known})
+def candidate(text: str, **known: Any) -> FilterInput:
+    return FilterInput(text, **{"record": RAKE, **known})
 
 
 def caught(name: str, text: str, **known: Any) -> bool:
@@ -76,7 +76,7 @@ def test_a_sound_text_passes_every_filter(text: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in FILTERS if name not in ("empty", "nan", "short")])
 def test_an_empty_text_is_nothing_but_empty(name: str) -> None:
-    assert not FILTERS[name](Candidate(""))
+    assert not FILTERS[name](FilterInput(""))
 
 
 @pytest.mark.parametrize(("finish", "expected"), [("length", True), ("stop", False), (None, False)])
@@ -300,7 +300,7 @@ def test_an_unknown_filter_is_named(call: Any) -> None:
 
 
 def test_what_filters_need_is_known_of_a_candidate() -> None:
-    assert set(NEEDS) <= set(FILTERS) and set(NEEDS.values()) <= set(Candidate._fields)
+    assert set(NEEDS) <= set(FILTERS) and set(NEEDS.values()) <= set(FilterInput._fields)
 
 
 def test_the_trigger_is_not_part_of_the_rationale() -> None:

@@ -12,7 +12,7 @@ from tinyllm_bench.data.records import Annotation, Split, TaskRecord
 from tinyllm_bench.data.sources import Source, load_split
 from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.teachers.few_shot import Demonstration, ShotConfig, ShotSelector
-from tinyllm_bench.teachers.filters import Candidate, named_answers, rejected_by
+from tinyllm_bench.teachers.filters import FilterInput, named_answers, rejected_by
 from tinyllm_bench.teachers.prompts import PromptKind, Reply, annotation_prompt, read_reply, without_answer
 from tinyllm_bench.teachers.quality import replayed_reports, teacher_reports
 from tinyllm_bench.teachers.settings import AnnotationConfig
@@ -35,8 +35,8 @@ def context(task: str, **changes: Any) -> TeacherContext:
     return TeacherContext(task=task, **{**here, **changes})
 
 
-def candidate(text: str, answer: str | None = None) -> Candidate:
-    return Candidate(text, record=RECORD, answer=answer)
+def candidate(text: str, answer: str | None = None) -> FilterInput:
+    return FilterInput(text, record=RECORD, answer=answer)
 
 
 def quiet(_: Any) -> None:
@@ -117,7 +117,7 @@ def test_the_digest_of_read_answers_names_who_reads_them(monkeypatch: pytest.Mon
         (candidate("How many pens has Ada?"), "prompt_echo", True),
     ],
 )
-def test_filters_know_numbers(candidate: Candidate, name: str, rejected: bool) -> None:
+def test_filters_know_numbers(candidate: FilterInput, name: str, rejected: bool) -> None:
     assert (rejected_by(candidate, (name,)) == name) is rejected
 
 

@@ -17,7 +17,7 @@ from tinyllm_bench.training.batching import (
     Batch,
     Collator,
     Group,
-    Row,
+    InputRow,
     choose_layout,
     collator_of,
     count_targets,
@@ -36,7 +36,7 @@ def example(prompt: list[int], target: list[int], channel: str = "label") -> Enc
     return Encoded("r", channel, tuple(prompt), tuple(target), False)
 
 
-def shared(*items: Encoded, min_shared: int = 2) -> list[Row]:
+def shared(*items: Encoded, min_shared: int = 2) -> list[InputRow]:
     return decoder_rows(items, "shared", min_shared=min_shared)
 
 
@@ -211,12 +211,12 @@ def test_a_batch_moves_whole() -> None:
 # --- Micro-batches ---------------------------------------------------------------------------------------------------
 
 
-def rows_of(groups: list[Group]) -> list[list[Row]]:
+def rows_of(groups: list[Group]) -> list[list[InputRow]]:
     collator = Collator(encoder_decoder=False, pad_id=0)
     return [collator.rows(group.items) for group in groups]
 
 
-def items_of(batch_rows: list[Row]) -> list[Encoded]:
+def items_of(batch_rows: list[InputRow]) -> list[Encoded]:
     return [branch.item for row in batch_rows for branch in row.branches]
 
 
@@ -262,7 +262,7 @@ def test_rows_side_by_side_by_hand() -> None:
     ]
 
 
-def of_width(width: int, name: str) -> list[Row]:
+def of_width(width: int, name: str) -> list[InputRow]:
     return decoder_rows([encoded("why", [1] * width, [2], name)], "shared")
 
 

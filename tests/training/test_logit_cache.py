@@ -11,27 +11,27 @@ import pytest
 import torch
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.top_k import Rows, Scored, response_digest, tail_of, top_k
+from tinyllm_bench.generation.top_k import ResponseDistributions, ScoredResponse, response_digest, tail_of, top_k
 from tinyllm_bench.training.logit_cache import LogitCache, LogitCacheHeader
 
 SIZE = 13
 HEADER = LogitCacheHeader(teacher={"weights": "a1"}, tokenizer="t1", template="p1", vocabulary=SIZE, k=4)
 
 
-def scored(name: str, tokens: int = 3, *, k: int = 4) -> Scored:
+def scored(name: str, tokens: int = 3, *, k: int = 4) -> ScoredResponse:
     prompt = tuple(name.encode())
     generator = torch.Generator().manual_seed(sum(name.encode()))
     logits = 3 * torch.randn(tokens, SIZE, generator=generator)
     response = torch.randint(0, SIZE, (tokens,), generator=generator)
     gold = logits.log_softmax(-1).gather(1, response[:, None])[:, 0]
-    return Scored(name, prompt, response.tolist(), Rows(*top_k(logits, k), gold))
+    return ScoredResponse(name, prompt, response.tolist(), ResponseDistributions(*top_k(logits, k), gold))
 
 
-def read(cache: LogitCache, response: Scored) -> Rows:
-    return cache.rows_for(response.record_id, response_digest(response.prompt, response.response))
+def read(cache: LogitCache, response: ScoredResponse) -> ResponseDistributions:
+    return cache.distributions_for(response.record_id, response_digest(response.prompt, response.response))
 
 
-def assert_same(actual: Rows, expected: Rows, *, rtol: float = 1e-3) -> None:
+def assert_same(actual: ResponseDistributions, expected: ResponseDistributions, *, rtol: float = 1e-3) -> None:
     assert torch.equal(actual.ids_NK, expected.ids_NK)
     for mine, its in zip(actual[1:], expected[1:], strict=True):
         torch.testing.assert_close(mine, its, rtol=rtol, atol=0)
@@ -42,8 +42,8 @@ def test_cached_distributions_round_trip_also_in_another_process(tmp_path: Path)
     other = LogitCache.open(tmp_path)  # opened while it was empty
     assert cache.add(many[:2]) == 2 and cache.add(many) == 1
     for response in many:
-        assert_same(read(cache, response), response.rows)
-        assert_same(read(other, response), response.rows)
+        assert_same(read(cache, response), response.distributions)
+        assert_same(read(other, response), response.distributions)
     assert (cache.responses, cache.tokens) == (3, 6) == (other.responses, other.tokens)
     on_disk = sum(file.stat().st_size for file in tmp_path.glob("*.[if][24]"))
     assert on_disk == 6 * HEADER.bytes_per_token == 6 * (4 * (4 + 2) + 2 + 2)
@@ -59,8 +59,8 @@ def test_all_of_the_vocabulary_is_the_dense_distribution(tmp_path: Path, precisi
     logits = 5 * torch.randn(6, SIZE)
     logits[:, 3] = -torch.inf
     ids, logp, tail = top_k(logits, SIZE)
-    cache.add([Scored("a", [1], [0] * 6, Rows(ids, logp, tail, logp[:, 0]))])
-    actual = cache.rows_for("a", response_digest([1], [0] * 6))
+    cache.add([ScoredResponse("a", [1], [0] * 6, ResponseDistributions(ids, logp, tail, logp[:, 0]))])
+    actual = cache.distributions_for("a", response_digest([1], [0] * 6))
     dense = torch.full((6, SIZE), torch.nan).scatter(1, actual.ids_NK, actual.logp_NK)
     torch.testing.assert_close(dense, logits.log_softmax(-1), rtol=rtol, atol=0)
     assert actual.tail_N.tolist() == [-torch.inf] * 6
@@ -137,7 +137,7 @@ def test_equal_content_is_stored_once_under_both_names(tmp_path: Path) -> None:
         and cache.add([response._replace(record_id="c")]) == 0
     )
     for name in "abc":
-        assert_same(read(cache, response._replace(record_id=name)), response.rows)
+        assert_same(read(cache, response._replace(record_id=name)), response.distributions)
     assert cache.tokens == 3
 
 
@@ -146,8 +146,12 @@ def test_rows_that_do_not_fit_are_refused_and_nothing_is_stored(tmp_path: Path) 
     wrong = {
         "shapes": response._replace(response=response.response[:-1]),
         "at least one token": response._replace(response=[]),
-        "name the ids": response._replace(rows=response.rows._replace(ids_NK=response.rows.ids_NK + SIZE)),
-        "no log-probabilities": response._replace(rows=response.rows._replace(tail_N=response.rows.tail_N * torch.nan)),
+        "name the ids": response._replace(
+            rows=response.distributions._replace(ids_NK=response.distributions.ids_NK + SIZE)
+        ),
+        "no log-probabilities": response._replace(
+            rows=response.distributions._replace(tail_N=response.distributions.tail_N * torch.nan)
+        ),
     }
     for message, bad in wrong.items():
         with pytest.raises(UserError, match=message):
@@ -166,7 +170,7 @@ def test_rows_of_a_killed_process_are_overwritten(tmp_path: Path) -> None:
     again = LogitCache.open(tmp_path, HEADER)
     assert again.responses == 1 and again.add(many[1:]) == 2
     for response in many:
-        assert_same(read(again, response), response.rows)
+        assert_same(read(again, response), response.distributions)
     assert (tmp_path / "ids.i4").stat().st_size == 9 * 4 * 4
 
 

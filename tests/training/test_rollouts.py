@@ -61,12 +61,12 @@ def test_log_probabilities_are_those_of_a_whole_pass(family: str) -> None:
     student, teacher, tokenizer = pair(family)
     prompts, size = prompts_of(tokenizer), len(tokenizer)
     texts = sample_texts(prompts, student, seeds=[1, 2, 3], max_new_tokens=7, teacher=teacher, vocabulary=size)
-    collator = collator_of(student.plain, tokenizer)
+    collator = collator_of(student.hf_model, tokenizer)
     for prompt, text in zip(prompts, texts, strict=True):
         item = with_sampled_text(Encoded("r", "label", tuple(prompt), (1,), False), text)
         batch = collator.collate(collator.rows([item]))
         with torch.no_grad():
-            q, p = (lm.logits(lm.at_targets(batch))[:, :size].log_softmax(-1) for lm in (student, teacher))
+            q, p = (lm.logits(lm.target_hidden_states(batch))[:, :size].log_softmax(-1) for lm in (student, teacher))
         ids = batch.target_ids_N[:, None]
         for logs, whole in ((text.logq, q), (text.logp, p)):
             torch.testing.assert_close(
@@ -83,7 +83,7 @@ def test_the_first_token_has_the_mixture_s_distribution(share: float, temperatur
     student, teacher, tokenizer = pair("llama")
     prompt, n, size = prompts_of(tokenizer)[0], 4000, len(tokenizer)
     for lm in (student, teacher):  # a random model's distribution is flat; this makes some tokens likely
-        lm.plain.lm_head.weight.data *= 30
+        lm.hf_model.lm_head.weight.data *= 30
     texts = sample_texts(
         [prompt] * n,
         student,
@@ -95,10 +95,10 @@ def test_the_first_token_has_the_mixture_s_distribution(share: float, temperatur
         vocabulary=size,
     )
     item = Encoded("r", "label", tuple(prompt), (0,), False)
-    collator = collator_of(student.plain, tokenizer)
+    collator = collator_of(student.hf_model, tokenizer)
     batch = collator.collate(collator.rows([item]))
     with torch.no_grad():
-        q, p = (lm.logits(lm.at_targets(batch))[0, :size] for lm in (student, teacher))
+        q, p = (lm.logits(lm.target_hidden_states(batch))[0, :size] for lm in (student, teacher))
     expected = share * p.softmax(-1) + (1 - share) * (q / temperature).softmax(-1)
     shares = torch.bincount(torch.tensor([text.ids[0] for text in texts]), minlength=size) / n
     error = (expected * (1 - expected) / n).sqrt()
@@ -112,7 +112,7 @@ def test_temperature_zero_is_greedy_generation(family: str) -> None:
     prompt = prompts_of(tokenizer)[0]
     (text,) = sample_texts([prompt], student, seeds=[0], max_new_tokens=8, temperature=0)
     with torch.inference_mode():
-        out = student.plain.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0].tolist()
+        out = student.hf_model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0].tolist()
     new = out[1:] if student.encoder_decoder else out[len(prompt) :]
     assert list(text.ids) == new[: len(text.ids)]
     assert text.logp == () == text.kl
@@ -120,7 +120,7 @@ def test_temperature_zero_is_greedy_generation(family: str) -> None:
 
 def test_a_text_ends_with_the_end_and_keeps_it() -> None:
     student, _, tokenizer = pair("llama")
-    student.plain.lm_head.weight.data[:] = 0  # every token alike: about one of 380 ends a text
+    student.hf_model.lm_head.weight.data[:] = 0  # every token alike: about one of 380 ends a text
     texts = sample_texts(
         [prompts_of(tokenizer)[1]] * 60, student, seeds=range(60), max_new_tokens=40, vocabulary=len(tokenizer)
     )
@@ -134,7 +134,7 @@ def test_a_text_ends_with_the_end_and_keeps_it() -> None:
 
 def test_rows_beyond_the_vocabulary_are_never_sampled() -> None:
     student, _, tokenizer = pair("llama")
-    head = student.plain.lm_head.weight.data
+    head = student.hf_model.lm_head.weight.data
     head[len(tokenizer) :] = 100 * head[: head.shape[0] - len(tokenizer)]
     texts = sample_texts(
         [prompts_of(tokenizer)[0]] * 8, student, seeds=range(8), max_new_tokens=6, vocabulary=len(tokenizer)
@@ -150,12 +150,12 @@ def test_a_sampled_text_has_the_loss_of_the_same_text_of_the_data_set(name: str,
     settings: dict[str, Any] = {"epsilon": None, "single_step_weight": 1.0} if name == "minillm" else {"lmbda": 1.0}
     method = make_method(name, **settings)
     groups = make_groups(method, tokenizer, encoder_decoder=student.encoder_decoder, count=3)
-    signal = make_signal(method, student.plain)
+    signal = make_signal(method, student.hf_model)
     assert signal is not None
     rolled = method.rollout(groups, student, signal, step_of())
     sampled = [item for group in rolled for item in group.items if item.rollout]
     assert sampled
-    collator = collator_of(student.plain, tokenizer)
+    collator = collator_of(student.hf_model, tokenizer)
     totals = []
     for items in (sampled, [item._replace(rollout={}) for item in sampled]):
         items = [

@@ -41,7 +41,7 @@ def step_of(notes: Notes) -> Step:
 
 
 def batch_of(method: Any, tokenizer: Any, student: LM) -> Batch:
-    collator = collator_of(student.plain, tokenizer)
+    collator = collator_of(student.hf_model, tokenizer)
     groups = make_groups(method, tokenizer, count=6)
     return collator.collate([row for group in groups for row in collator.rows(group.items)])
 
@@ -52,7 +52,7 @@ def loss_and_gradient(
     student.zero_grad()
     (term,) = method.loss(batch, student, teacher, step_of({} if notes is None else notes))
     term.sum.backward()
-    gradient = student.plain.get_input_embeddings().weight.grad
+    gradient = student.hf_model.get_input_embeddings().weight.grad
     assert isinstance(gradient, torch.Tensor)
     return term.sum.detach(), gradient.clone()
 
@@ -78,7 +78,7 @@ def test_one_tokenizer_through_the_projection_is_plain_distillation(name: str, k
 def test_chunks_do_not_show(kind: Any) -> None:
     """Groups of tokens are never split: a chunk ends where an example does."""
     student, teacher = llama_for(numerals()), llama_for(splitting(), seed=1)
-    crossing_method, collator = make_method("kd", cross_tokenizer=kind), collator_of(student.plain, numerals())
+    crossing_method, collator = make_method("kd", cross_tokenizer=kind), collator_of(student.hf_model, numerals())
     texts = (" the photosynthesis 347", " 12 cats sat", " 日本 🙂 is the answer", " 999")
     ids = [tuple(numerals()(text)["input_ids"]) + (numerals().eos_token_id,) for text in texts]
     items = [Encoded(f"r{n}", "label", (5, 6), target, False) for n, target in enumerate(ids)]

@@ -142,7 +142,7 @@ def test_a_loss_is_a_mean_over_texts_or_over_tokens(name: str, average: str, tmp
     lm, signal, means, tokens = LM(model), trainer.teacher, [], 0
     for group in groups:
         batch = trainer.collator.collate(trainer.collator.rows(group.items))
-        q, p = (model.logits(model.at_targets(batch)).log_softmax(-1) for model in (lm, signal.lm))
+        q, p = (model.logits(model.target_hidden_states(batch)).log_softmax(-1) for model in (lm, signal.lm))
         m = (0.5 * (q.exp() + p.detach().exp())).log()
         value = 0.5 * (p.detach().exp() * (p.detach() - m)).sum(-1) + 0.5 * (q.exp() * (q - m)).sum(-1)
         means.append(value.mean() if average == "sequence" else value.sum())

@@ -100,7 +100,7 @@ def lines_of(text: str) -> list[str]:
     return _LINE_END.split(text)
 
 
-def own_part(text: str) -> str:
+def before_further_question(text: str) -> str:
     """The part of a text before a further question that it invents, and may answer as well."""
     match = _QUESTION.search(text)
     return text[: match.start()] if match else text
@@ -152,7 +152,7 @@ def claims(text: str, masked: Callable[[str], str] = str.casefold) -> Iterator[A
         )
 
 
-def decided(answered: Iterable[tuple[set[Answer], AnswerClaim]]) -> tuple[set[Answer], bool]:
+def resolve_claims(answered: Iterable[tuple[set[Answer], AnswerClaim]]) -> tuple[set[Answer], bool]:
     """The answers of a text whose claims name these: one, several that contradict each other, or none.
 
     A claim that names several is settled by a later one that names one; one that differs from those before it must

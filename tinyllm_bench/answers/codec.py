@@ -15,7 +15,7 @@ _INDENT = "    "  # of `ast.unparse`
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class LayoutTokens:
     """The tokens added for a newline and for one step of indent; add them to the tokenizer, not as special tokens."""
 
     newline: str = "<nl>"
@@ -27,7 +27,7 @@ class Layout:
         return self.newline, self.indent
 
 
-def encode_program(program: Prepared, layout: Layout | None) -> str:
+def encode_program(program: Prepared, layout: LayoutTokens | None) -> str:
     """The target text of a prepared program: with real newlines for `layout=None`, else on one line."""
     assert program.code is not None, "a rejected program has no target"
     if layout is None:
@@ -41,7 +41,7 @@ def encode_program(program: Prepared, layout: Layout | None) -> str:
     return layout.newline.join(lines)
 
 
-def decode_program(text: str, layout: Layout | None) -> str:
+def decode_program(text: str, layout: LayoutTokens | None) -> str:
     """The program in a student's text: `encode_program` undone, with or without spaces beside the added tokens."""
     if layout is None or layout.newline not in text:
         return text
@@ -60,7 +60,7 @@ def round_trip(tokenizer: Any, target: str) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def round_trip_failure(tokenizer: Any, target: str, layout: Layout | None = None) -> str | None:
+def round_trip_failure(tokenizer: Any, target: str, layout: LayoutTokens | None = None) -> str | None:
     """Why a target does not survive encoding and decoding, or None. Spaces beside a layout token mean nothing."""
     if decode_program(round_trip(tokenizer, target), layout) == decode_program(target, layout):
         return None
@@ -71,7 +71,7 @@ def round_trip_failure(tokenizer: Any, target: str, layout: Layout | None = None
 def round_trip_failures(
     tokenizer: Any,
     programs: Sequence[Prepared],
-    layout: Layout | None,
+    layout: LayoutTokens | None,
     prepare: Callable[[Sequence[str]], Sequence[Prepared]],
 ) -> list[str | None]:
     """`round_trip_failure` for many prepared programs; only the program counts, not its spelling.

@@ -24,10 +24,10 @@ from tinyllm_bench.answers.claims import (
     NEGATION,
     AnswerClaim,
     announces,
+    before_further_question,
     claims,
-    decided,
     lines_of,
-    own_part,
+    resolve_claims,
     straight,
     takes_back,
 )
@@ -57,7 +57,7 @@ def read(text: str, choices: Sequence[str]) -> ParsedAnswer:
     return read_answer(text, choices) if choices else read_number(text)
 
 
-def to_the_letter(text: str, choices: Sequence[str]) -> ParsedAnswer:
+def read_exact_match(text: str, choices: Sequence[str]) -> ParsedAnswer:
     """Read a text by exact match with a choice, surrounding white space apart, as released code of the field does.
 
     Any other text is unparsed. `choices` are the texts as the student's tokenizer decodes them
@@ -148,7 +148,7 @@ def read_answer(text: str, choices: Sequence[str]) -> ParsedAnswer:
         return ParsedAnswer(None, None)
     is_choice = bool(exact(line, choices))  # a choice's own text may contain "the answer is" or "Question:"
     first, behind = ("x", text.lstrip()[len(line) :]) if is_choice else ("", text.lstrip())
-    own = own_part(first + behind).removeprefix(first)
+    own = before_further_question(first + behind).removeprefix(first)
     lines = [line] * is_choice + [other for other in lines_of(own) if other.strip()]
     repeated = _repeated(lines, choices)
     named, refused = _choices_claimed("\n".join(lines[max(repeated, int(is_choice)) :]), choices)
@@ -267,7 +267,7 @@ def _choices_claimed(text: str, choices: Sequence[str]) -> tuple[set[int], bool]
         return "\n".join(_mark_choices(line, choices) for line in part.split("\n"))
 
     read_claims = [(claim, *_choices_in_claim(claim, choices)) for claim in claims(text, masked)]
-    named, refused = decided((named, claim) for claim, named, _ in read_claims)
+    named, refused = resolve_claims((named, claim) for claim, named, _ in read_claims)
     return named, refused or any(denied for _, _, denied in read_claims)
 
 
@@ -494,7 +494,7 @@ def read_number(text: str) -> ParsedAnswer:
     Returns:
         The number's key and the name of the rule that read it, or nothing: none named, a denial, or a contradiction.
     """
-    own = own_part(text)
+    own = before_further_question(text)
     for name, rule in NUMBER_RULES:
         named = rule(own)
         if named:
@@ -512,9 +512,9 @@ def number_announced(text: str) -> set[str | None]:
     text = plain(text)
     keys_of: list[tuple[set[str | None] | None, AnswerClaim]] = [
         (bare_number(claim.line) if claim.below else _claimed_number(_STOP.split(claim.phrase, maxsplit=1)[0]), claim)
-        for claim in claims(own_part(text))
+        for claim in claims(before_further_question(text))
     ]
-    named, refused = decided((set() if keys is None else keys, claim) for keys, claim in keys_of)
+    named, refused = resolve_claims((set() if keys is None else keys, claim) for keys, claim in keys_of)
     return named or ({None} if refused or any(keys is None for keys, _ in keys_of) else set())
 
 

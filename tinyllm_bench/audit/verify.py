@@ -18,7 +18,7 @@ import zstandard
 from pydantic import TypeAdapter, ValidationError
 
 from tinyllm_bench import __version__
-from tinyllm_bench.answers.codec import Layout
+from tinyllm_bench.answers.codec import LayoutTokens
 from tinyllm_bench.answers.parser import reader_version
 from tinyllm_bench.answers.sandbox.pool import Sandbox
 from tinyllm_bench.answers.voting import POT
@@ -459,7 +459,7 @@ def _check_answers(
         # programs are written differently for encoder-decoders; the architecture's name spares opening the model
         architecture = record.student.architecture if record.student else None
         encoder_decoder = architecture in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
-        decoding = cell.decoding_config(Layout() if encoder_decoder else None)
+        decoding = cell.decoding_config(LayoutTokens() if encoder_decoder else None)
     if incomplete := list(_incomplete(cell, decoding, known, records)):
         result.problems += _by_field(file, incomplete)
         return

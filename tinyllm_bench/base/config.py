@@ -18,7 +18,7 @@ from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import read_text, strict_yaml
 from tinyllm_bench.base.secrets import SECRET_REFUSED, holds_secret, redacted
 
-_MOST = 1e30  # the largest number, also in settings of plugins; most settings have tighter bounds
+_MAX_NUMBER = 1e30  # the largest number, also in settings of plugins; most settings have tighter bounds
 
 
 class Layer(NamedTuple):
@@ -333,8 +333,8 @@ def _typed(value: Any, annotation: Any, path: str, layer: str) -> Any:
         ]
     if isinstance(value, bool) and bool not in kinds and not {int, float}.isdisjoint(kinds):
         raise UserError(f"{path}={str(value).lower()} ({layer}): must be a number")
-    if isinstance(value, int | float) and not abs(value) <= _MOST:  # nan is not, either
-        raise UserError(f"{path}={_short(value)} ({layer}): must be a finite number, at most {_MOST:g}")
+    if isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER:  # nan is not, either
+        raise UserError(f"{path}={_short(value)} ({layer}): must be a finite number, at most {_MAX_NUMBER:g}")
     return value
 
 

@@ -26,14 +26,14 @@ from filelock import FileLock, Timeout
 
 from tinyllm_bench.base.errors import UserError
 
-MOST_BYTES = 1 << 30  # of any file that is read whole
-_MOST_YAML = 1 << 19  # characters: our largest is a tenth of it, and the parser is slow
-_MOST_NODES = 100_000  # of a YAML text, an anchor counted wherever it is used
-_MOST_DIGITS = 40
-_ASIDE = ".writing"  # suffix of a file that is being written
+MAX_BYTES = 1 << 30  # of any file that is read whole
+_MAX_YAML_CHARACTERS = 1 << 19  # characters: our largest is a tenth of it, and the parser is slow
+_MAX_YAML_NODES = 100_000  # of a YAML text, an anchor counted wherever it is used
+_MAX_DIGITS = 40
+_TEMPORARY_SUFFIX = ".writing"  # suffix of a file that is being written
 _FOLDER_LOCK = ".owner"  # a file in a temporary folder that is locked while its owner lives
 _UNLOCKED_SECONDS = 3600.0  # after this age a temporary folder without that file is abandoned: its maker died
-_OTHER_MARKS = {
+_BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",  # starts like UTF-16's, so it is tested first
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -60,16 +60,16 @@ def digest_file(path: Path) -> str:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_bytes(path: str | Path, *, most: int = MOST_BYTES, inside: Path | None = None) -> bytes:
+def read_bytes(path: str | Path, *, max_bytes: int = MAX_BYTES, inside: Path | None = None) -> bytes:
     """A regular file's bytes.
 
     Args:
         path: The file.
-        most: The largest size that is read.
+        max_bytes: The largest size that is read.
         inside: A folder that must contain the file, links followed.
 
     Raises:
-        UserError: not found, not a regular file, larger than `most`, outside of `inside`, or not readable.
+        UserError: not found, not a regular file, larger than `max_bytes`, outside of `inside`, or not readable.
     """
     try:
         if inside is not None:
@@ -79,14 +79,16 @@ def read_bytes(path: str | Path, *, most: int = MOST_BYTES, inside: Path | None 
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             state = os.fstat(file.fileno())
             _check_regular(path, state)
-            data = b"" if state.st_size > most else file.read(most + 1)
+            data = b"" if state.st_size > max_bytes else file.read(max_bytes + 1)
     except FileNotFoundError:
         raise UserError(f"file not found: {path}") from None
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if state.st_size > most or len(data) > most:
+    if state.st_size > max_bytes or len(data) > max_bytes:
         size = max(state.st_size, len(data))
-        raise UserError(f"{path} holds {size / 1e6:,.1f} MB, more than the {most / 1e6:,.1f} MB that are read here")
+        raise UserError(
+            f"{path} holds {size / 1e6:,.1f} MB, more than the {max_bytes / 1e6:,.1f} MB that are read here"
+        )
     return data
 
 
@@ -132,7 +134,7 @@ def decode(data: bytes, where: str) -> str:
     Raises:
         UserError: another encoding, which is named where a byte order mark or zero bytes identify it.
     """
-    other = next((name for mark, name in _OTHER_MARKS.items() if data.startswith(mark)), None)
+    other = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
     if other is None and b"\0" in data[:2]:  # text begins with ASCII: as UTF-16 one of its two bytes is zero
         other = "UTF-16"
     if other is not None:
@@ -198,7 +200,7 @@ def strict_json(data: bytes | str, *, infinite: bool = False) -> Any:
         raise ValueError(f"{name} is no number of JSON")
 
     def integer(digits: str) -> int:
-        if len(digits) > _MOST_DIGITS:
+        if len(digits) > _MAX_DIGITS:
             raise ValueError(f"a number of {len(digits)} digits")
         return int(digits)
 
@@ -251,16 +253,16 @@ def strict_yaml(text: str, loader: Any = None) -> Any:
     """
     import yaml
 
-    if len(text) > _MOST_YAML:
-        raise ValueError(f"{len(text):,} characters, more than the {_MOST_YAML:,} that are read here")
+    if len(text) > _MAX_YAML_CHARACTERS:
+        raise ValueError(f"{len(text):,} characters, more than the {_MAX_YAML_CHARACTERS:,} that are read here")
     try:
         parser = (loader or yaml.SafeLoader)(text)
         try:
             node = parser.get_single_node()
             if node is None:
                 return None
-            if _count_values(node, {}) > _MOST_NODES:
-                raise ValueError(f"its anchors unfold to more than {_MOST_NODES:,} values")
+            if _count_values(node, {}) > _MAX_YAML_NODES:
+                raise ValueError(f"its anchors unfold to more than {_MAX_YAML_NODES:,} values")
             return parser.construct_document(node)
         finally:
             parser.dispose()
@@ -300,10 +302,14 @@ def write_bytes(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):
         for entry in list(os.scandir(path.parent)):
-            if entry.name.endswith(_ASIDE) and entry.name.startswith(".") and _is_abandoned(Path(entry.path)):
+            if (
+                entry.name.endswith(_TEMPORARY_SUFFIX)
+                and entry.name.startswith(".")
+                and _is_abandoned(Path(entry.path))
+            ):
                 Path(entry.path).unlink(missing_ok=True)
     while True:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_ASIDE)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY_SUFFIX)
         _try_lock(handle)
         if os.path.exists(temporary):
             break

@@ -47,9 +47,9 @@ VARIABLE = "TINYLLM_BENCH_PLUGINS"
 # The folders of built-in ones: baselines and tasks are beside the package in a checkout, inside it in a wheel.
 _FOLDERS = {"method": "baselines", "task": "tasks", "reporter": "reporters"}
 _PACKAGE = __name__.partition(".")[0]
-_MOST_BYTES = 16 << 20  # of a plugin file
+_MAX_BYTES = 16 << 20  # of a plugin file
 _importing: set[Path] = set()
-_faults: dict[str, Callable[[str, Any], str | None]] = {}
+_checks: dict[str, Callable[[str, Any], str | None]] = {}
 _reserved: dict[str, frozenset[str]] = {}
 
 
@@ -83,16 +83,16 @@ class Plugin:
         return {"package": self.package, "version": self.version, "digest": self.code()}
 
 
-def define(kind: str, *, fault: Callable[[str, Any], str | None] | None = None, reserved: Iterable[str] = ()) -> None:
+def define(kind: str, *, problem: Callable[[str, Any], str | None] | None = None, reserved: Iterable[str] = ()) -> None:
     """Register how the objects of a kind are checked; the module that defines their type calls this.
 
     Args:
         kind: One of `KINDS`.
-        fault: Returns the problem with an object of a name, in words; None if there is none.
+        problem: Returns the problem with an object of a name, in words; None if there is none.
         reserved: Names that no plugin may have.
     """
-    if fault is not None:
-        _faults[kind] = fault
+    if problem is not None:
+        _checks[kind] = problem
     _reserved[kind] = frozenset(reserved)
 
 
@@ -103,18 +103,18 @@ def folder(kind: str) -> Traversable:
 
 def names(kind: str) -> list[str]:
     """Every name of a kind, built in or offered by others, whether or not it loads."""
-    return sorted(_built_in(kind) | {plugin.name for plugin in outside(kind)})
+    return sorted(_built_in(kind) | {plugin.name for plugin in external(kind)})
 
 
-def working(kind: str) -> list[str]:
+def loadable_names(kind: str) -> list[str]:
     """The names that load; there is one warning for each of the others."""
-    broken = {plugin.name: why for plugin in outside(kind) if (why := state(plugin)) != "ok"}
+    broken = {plugin.name: why for plugin in external(kind) if (why := status(plugin)) != "ok"}
     for name, why in broken.items():
         warn(f"{kind} {name!r} is left out: {why}")
     return [name for name in names(kind) if name in _built_in(kind) or name not in broken]
 
 
-def outside(kind: str) -> list[Plugin]:
+def external(kind: str) -> list[Plugin]:
     """The plugins of a kind in packages and files, sorted by name; a file that does not load causes a warning."""
     for file, why in broken_files().items():
         warn(f"plugin file {file} is left out: {why}")
@@ -123,7 +123,7 @@ def outside(kind: str) -> list[Plugin]:
     return sorted(plugins, key=lambda plugin: (plugin.name, plugin.package))
 
 
-def state(plugin: Plugin) -> str:
+def status(plugin: Plugin) -> str:
     """`ok`, or why it cannot be used."""
     try:
         _checked(plugin)
@@ -138,7 +138,7 @@ def load(kind: str, name: str) -> Any:
     Raises:
         UserError: unknown name (with the nearest one), or a plugin that cannot be used, with the reason.
     """
-    claims = [plugin for plugin in outside(kind) if plugin.name == name]
+    claims = [plugin for plugin in external(kind) if plugin.name == name]
     if claims:
         return _checked(claims[0])
     if name not in _built_in(kind):
@@ -160,7 +160,7 @@ def origin(kind: str, name: str) -> Plugin | None:
     """The plugin with a name; None for a built-in or unknown name."""
     if name in _built_in(kind):
         return None
-    return next((plugin for plugin in outside(kind) if plugin.name == name), None)
+    return next((plugin for plugin in external(kind) if plugin.name == name), None)
 
 
 def unknown(kind: str, name: str, *others: str, what: str = "") -> UserError:
@@ -275,7 +275,7 @@ def _of_file(kind: str, file: Path) -> list[Plugin]:
 @functools.cache
 def _file_code(file: Path) -> str:
     """Digest of a file at its first import in this process."""
-    return hashlib.sha256(read_bytes(file, most=_MOST_BYTES)).hexdigest()
+    return hashlib.sha256(read_bytes(file, max_bytes=_MAX_BYTES)).hexdigest()
 
 
 # --- packages ---------------------------------------------------------------------------------------------------------
@@ -373,7 +373,7 @@ def _checked(plugin: Plugin) -> Any:
     label = f"{kind} {name!r} of package {plugin.place!r}"
     if name in _built_in(kind):
         raise UserError(f"{label} has a built-in's name; rename it, or remove the package")
-    rivals = [rival.place for rival in outside(kind) if rival.name == name and rival.place != plugin.place]
+    rivals = [rival.place for rival in external(kind) if rival.name == name and rival.place != plugin.place]
     if rivals:
         raise UserError(f"{label} has a name that {rivals[0]!r} has too; remove or rename one of them")
     try:
@@ -381,11 +381,11 @@ def _checked(plugin: Plugin) -> Any:
     except PluginCodeError as error:
         raise UserError(f"{label} does not load: {error}") from error
     if kind in ("teacher", "reporter"):
-        fault = None if callable(loaded) else f"a {kind} is a function, not {loaded!r}"
-    elif kind not in _faults:  # the module of its type was never imported, so this cannot be one
-        fault = f"a {kind} is made from what {_PACKAGE} offers for it, not {loaded!r}"
+        problem = None if callable(loaded) else f"a {kind} is a function, not {loaded!r}"
+    elif kind not in _checks:  # the module of its type was never imported, so this cannot be one
+        problem = f"a {kind} is made from what {_PACKAGE} offers for it, not {loaded!r}"
     else:
-        fault = _faults[kind](name, loaded)
-    if fault:
-        raise UserError(f"{label} cannot be used: {fault}")
+        problem = _checks[kind](name, loaded)
+    if problem:
+        raise UserError(f"{label} cannot be used: {problem}")
     return loaded

@@ -28,12 +28,12 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _ADDRESS = re.compile(r"(?:\b[a-z][a-z0-9+.-]*:(?=//)(?://)?|\bapi:)\S*", re.IGNORECASE)
-_MOST_ENCODINGS = 3  # layers of percent-encoding that are decoded for the search
+_MAX_ENCODINGS = 3  # layers of percent-encoding that are decoded for the search
 
 
 def holds_secret(text: str) -> bool:
     """Whether a text has an address with a user, a password or a key, or a key in the form of a known provider."""
-    for _ in range(_MOST_ENCODINGS + 1):
+    for _ in range(_MAX_ENCODINGS + 1):
         if _SECRET.search(text):
             return True
         decoded = unquote(text)

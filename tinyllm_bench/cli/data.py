@@ -22,9 +22,9 @@ def list_(
 
 
 def _methods() -> list[dict[str, Any]]:
-    from tinyllm_bench.base.plugins import load_method, working
+    from tinyllm_bench.base.plugins import load_method, loadable_names
 
-    methods = [(name, load_method(name)) for name in working("method")]
+    methods = [(name, load_method(name)) for name in loadable_names("method")]
     return [
         {"name": name, "paper": method.paper, "about": (method.__doc__ or "").partition("\n")[0]}
         for name, method in methods
@@ -32,7 +32,7 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _tasks() -> list[dict[str, Any]]:
-    from tinyllm_bench.base.plugins import load_task, working
+    from tinyllm_bench.base.plugins import load_task, loadable_names
 
     return [
         {
@@ -41,7 +41,7 @@ def _tasks() -> list[dict[str, Any]]:
             "sizes": "/".join(str(size) for size in task.sizes.values()),
             "scoring_modes": ", ".join(task.scoring_modes),
         }
-        for task in map(load_task, working("task"))
+        for task in map(load_task, loadable_names("task"))
     ]
 
 
@@ -61,7 +61,7 @@ def _presets() -> list[dict[str, Any]]:
 
 def _plugins() -> list[dict[str, Any]]:
     import tinyllm_bench.models.specs  # noqa: F401  (its kinds of spec are names that no plugin may take)
-    from tinyllm_bench.base.plugins import KINDS, broken_files, outside, state
+    from tinyllm_bench.base.plugins import KINDS, broken_files, external, status
 
     installed = [
         {
@@ -69,10 +69,10 @@ def _plugins() -> list[dict[str, Any]]:
             "name": plugin.name,
             "package": plugin.package,
             "version": plugin.version,
-            "state": state(plugin),
+            "state": status(plugin),
         }
         for kind in KINDS
-        for plugin in outside(kind)
+        for plugin in external(kind)
     ]
     broken = [
         {"kind": "file", "name": file.stem, "package": file.name, "version": "", "state": reason}

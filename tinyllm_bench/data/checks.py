@@ -16,7 +16,7 @@ from tinyllm_bench.data.splits import shipped_facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckLine:
+class TaskCheck:
     """The result for one task. `rationales` and `programs` count texts that are not empty, per teacher and split.
 
     `absent` names the task's own file or folder if it is missing: such a task cannot be run, which is not an error.
@@ -52,7 +52,7 @@ def _teachers(texts: Mapping[str, Mapping[Split, int]]) -> str:
     return ", ".join(f"{key} {' / '.join(str(counts[split]) for split in SPLITS)}" for key, counts in texts.items())
 
 
-def check_release(folder: str | Path, *, tasks: Iterable[str] | None = None) -> list[CheckLine]:
+def check_release(folder: str | Path, *, tasks: Iterable[str] | None = None) -> list[TaskCheck]:
     """One line a task (all of them by default): rows and digests of every split, texts of every teacher.
 
     By default a task whose own file is missing, and one that was never part of the release, is reported as absent;
@@ -65,16 +65,16 @@ def check_release(folder: str | Path, *, tasks: Iterable[str] | None = None) -> 
     if tasks is not None:
         return [_check_task(source, name) for name in tasks]
     lines = []
-    for name in plugins.working("task"):
+    for name in plugins.loadable_names("task"):
         info: TaskInfo = plugins.load_task(name)
-        if release.is_there(Path(folder), info) or (info.file is None and name in shipped_facts()):
+        if release.has_task(Path(folder), info) or (info.file is None and name in shipped_facts()):
             lines.append(_check_task(source, name))
         else:
-            lines.append(CheckLine(task=name, ok=True, absent=name if info.file is None else info.file.path))
+            lines.append(TaskCheck(task=name, ok=True, absent=name if info.file is None else info.file.path))
     return lines
 
 
-def _check_task(source: Source, name: str) -> CheckLine:
+def _check_task(source: Source, name: str) -> TaskCheck:
     info: TaskInfo = plugins.load_task(name)
     counts: dict[Split, int] = {}
     kinds: dict[Recorded, tuple[str, ...]] = {"rationale": info.rationale_keys, "program": info.program_keys}
@@ -90,7 +90,7 @@ def _check_task(source: Source, name: str) -> CheckLine:
                 text_counts[kind][key][split] = sum(map(bool, texts.values()))
         except UserError as error:
             problems.append(str(error))
-    return CheckLine(
+    return TaskCheck(
         task=name,
         ok=not problems,
         counts=counts,

@@ -11,7 +11,7 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import SPLITS, HubSource, Split, TaskInfo
 from tinyllm_bench.data.splits import shipped_ids
 
-BRING = "bring the release folder: --data-dir FOLDER or TINYLLM_BENCH_DATA"
+PROVIDE_RELEASE = "give the release folder: --data-dir FOLDER or TINYLLM_BENCH_DATA"
 Load = Callable[[HubSource, str], Iterable[Mapping[str, Any]]]
 
 
@@ -29,7 +29,7 @@ def load_dataset(hub: HubSource, hub_split: str) -> Iterable[Mapping[str, Any]]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"data set {hub.path!r}, revision {hub.revision}, split {hub_split!r} is not available from the hub "
-            f"({reason}); connect (and unset HF_HUB_OFFLINE), or {BRING}"
+            f"({reason}); connect (and unset HF_HUB_OFFLINE), or {PROVIDE_RELEASE}"
         ) from None
 
 
@@ -59,11 +59,15 @@ def read_rows(info: TaskInfo, split: Split, *, load: Load = load_dataset) -> tup
         UserError: A task that may not be fetched, a hub that is not reachable, or ids that the data set does not have.
     """
     if info.hub is None:
-        raise UserError(f"task {info.name!r} has no copy on the hub that may be fetched ({info.licence}); {BRING}")
+        raise UserError(
+            f"task {info.name!r} has no copy on the hub that may be fetched ({info.licence}); {PROVIDE_RELEASE}"
+        )
     hub_split = info.hub.splits[SPLITS.index(split)]
     ids = shipped_ids(info.name).get(split, ())
     if not ids:
-        raise UserError(f"task {info.name!r} ships no id list for {split!r}, so the hub cannot be used; {BRING}")
+        raise UserError(
+            f"task {info.name!r} ships no id list for {split!r}, so the hub cannot be used; {PROVIDE_RELEASE}"
+        )
     name = f"{info.hub.path}@{info.hub.revision} ({hub_split})"
     listed = set(ids)
     by_id: dict[str, Mapping[str, Any]] = {}
@@ -72,13 +76,13 @@ def read_rows(info: TaskInfo, split: Split, *, load: Load = load_dataset) -> tup
             row = info.hub.to_row(hub_row, index, hub_split)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            raise UserError(f"{name}: row {index} is not of the task's form ({reason}); {BRING}") from None
+            raise UserError(f"{name}: row {index} is not of the task's form ({reason}); {PROVIDE_RELEASE}") from None
         if row is not None and str(row["id"]) in listed:
             by_id[str(row["id"])] = row
     missing = [source_id for source_id in ids if source_id not in by_id]
     if missing:
         raise UserError(
             f"{name}: {len(by_id)} rows of {info.name} {split} found, expected {len(ids)}; "
-            f"id {missing[0]!r} is missing; {BRING}"
+            f"id {missing[0]!r} is missing; {PROVIDE_RELEASE}"
         )
     return name, [by_id[source_id] for source_id in ids]

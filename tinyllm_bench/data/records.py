@@ -24,9 +24,9 @@ NUMBER_KEY = r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?"  # the form of a number's key, as `
 class TaskRecord:
     """One question; `id` is `task/split/source_id`. It asks for one of `choices`, or for a number.
 
-    Of choices: `answer` is the index of the right one. For a number there are none: `answer` is -1 and `number` is the
-    key of the right number, at most six significant digits ("51", "2.5"); `written` is the number in full where its key
-    has lost digits, and empty elsewhere.
+    With choices, `answer` is the index of the right one. Without, `answer` is -1 and `number` is the key of the right
+    number, at most six significant digits ("51", "2.5"); `full_number` is the whole number if its key has fewer digits,
+    otherwise empty.
     """
 
     id: str
@@ -37,7 +37,7 @@ class TaskRecord:
     answer: int = -1
     context: str = ""
     number: str | None = None
-    written: str = ""
+    full_number: str = ""
 
     def __post_init__(self) -> None:
         if self.number is None:
@@ -47,8 +47,8 @@ class TaskRecord:
             raise ValueError(f"{self.id}: asks for the number {self.number} and has choices or answer {self.answer}")
         elif not re.fullmatch(NUMBER_KEY, self.number):
             raise ValueError(f"{self.id}: {self.number!r} is not the key of a number, such as 51 or 2.5")
-        if self.written and self.number is None:
-            raise ValueError(f"{self.id}: {self.written!r} is a number in full, but the question asks for a choice")
+        if self.full_number and self.number is None:
+            raise ValueError(f"{self.id}: {self.full_number!r} is a number in full, but the question asks for a choice")
 
     @property
     def gold_key(self) -> int | str:
@@ -58,7 +58,7 @@ class TaskRecord:
     @property
     def gold_text(self) -> str:
         """The answer in words: the choice's text, or the number in full."""
-        return self.choices[self.answer] if self.number is None else self.written or self.number
+        return self.choices[self.answer] if self.number is None else self.full_number or self.number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +209,7 @@ def cut_context(record: TaskRecord, max_words: int) -> TaskRecord:
     return replace(record, context=" ".join(words[len(words) - max_words :]))
 
 
-def _fault(name: str, task: Any) -> str | None:
+def _plugin_problem(name: str, task: Any) -> str | None:
     """Why an object cannot be the task of a plugin, or None."""
     if not isinstance(task, TaskInfo):
         return f"a task is a tinyllm_bench.TaskInfo, not {task!r}"
@@ -218,4 +218,4 @@ def _fault(name: str, task: Any) -> str | None:
     return None if task.name == name else f"its TaskInfo is called {task.name!r}, not {name!r}"
 
 
-plugins.define("task", fault=_fault)
+plugins.define("task", problem=_plugin_problem)

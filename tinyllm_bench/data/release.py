@@ -25,7 +25,7 @@ from tinyllm_bench.data.prompts import LETTERS
 from tinyllm_bench.data.records import SPLITS, Recorded, Split, TaskInfo, TaskRecord
 from tinyllm_bench.data.rows import kind_of
 
-AGAIN = "copy it again from the release"
+COPY_AGAIN = "copy it again from the release"
 ROWS_PER_FILE = 500
 ANSWER_MARK = "Thus, the answer is"
 SECOND_MARK = "llama rationale: "
@@ -33,9 +33,9 @@ _QUESTION_MARK = "\n\nQ: "
 _GOLD = re.compile(re.escape(ANSWER_MARK) + r" \((\w)\)")
 
 
-def again(info: TaskInfo) -> str:
+def repair_advice(info: TaskInfo) -> str:
     """How to repair a damaged file of a task, for errors."""
-    return AGAIN if info.file is None else "copy it again"
+    return COPY_AGAIN if info.file is None else "copy it again"
 
 
 def split_file(folder: Path, task: str, split: Split) -> Path:
@@ -56,7 +56,7 @@ def own_file(folder: Path, info: TaskInfo) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def is_there(folder: Path, info: TaskInfo) -> bool:
+def has_task(folder: Path, info: TaskInfo) -> bool:
     """Whether a folder holds anything of a task."""
     return own_file(folder, info) is not None if info.file is not None else (folder / info.name).is_dir()
 
@@ -95,36 +95,40 @@ def _read_own(folder: Path, info: TaskInfo) -> tuple[Path, list[tuple[Any, Split
             f"{info.file.path}: file not found, expected {size} rows ({info.name}) inside {folder} or beside it;"
             " copy it there, or name another --data-dir"
         )
-    rows = _read_array(path, f"{size} rows", again(info))
+    rows = _read_array(path, f"{size} rows", repair_advice(info))
     if len(rows) != size:
-        raise UserError(f"{path}: {len(rows)} rows, expected {size} ({info.name}); {again(info)}")
+        raise UserError(f"{path}: {len(rows)} rows, expected {size} ({info.name}); {repair_advice(info)}")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
-            raise UserError(f"{path}: row {number} of {size} is {kind_of(row)}, not an object of fields; {again(info)}")
+            raise UserError(
+                f"{path}: row {number} of {size} is {kind_of(row)}, not an object of fields; {repair_advice(info)}"
+            )
     try:
         splits = list(info.file.splits_of(rows))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: a row names no id or split ({error}), expected {size} rows; {again(info)}") from None
+        raise UserError(
+            f"{path}: a row names no id or split ({error}), expected {size} rows; {repair_advice(info)}"
+        ) from None
     for number, split in enumerate(splits, start=1):
         if split not in SPLITS:
             raise UserError(
-                f"{path}: row {number} of {size}: split {split!r} is none of {', '.join(SPLITS)}; {again(info)}"
+                f"{path}: row {number} of {size}: split {split!r} is none of {', '.join(SPLITS)}; {repair_advice(info)}"
             )
     return path, list(zip(rows, splits, strict=True))
 
 
-def _read_array(path: Path, expected: str, again: str = AGAIN) -> list[Any]:
+def _read_array(path: Path, expected: str, advice: str = COPY_AGAIN) -> list[Any]:
     """The values of a JSON array or of JSON lines."""
     if not path.exists():
-        raise UserError(f"{path}: file not found, expected {expected}; {again}, or name another --data-dir")
+        raise UserError(f"{path}: file not found, expected {expected}; {advice}, or name another --data-dir")
     try:
         text = read_text(path)
     except UserError as error:
-        raise UserError(f"{error}; expected {expected}; {again}") from None
+        raise UserError(f"{error}; expected {expected}; {advice}") from None
     try:
         return list(parse_json(text) if text.lstrip().startswith("[") else json_lines(text))
     except ValueError as error:
-        raise UserError(f"{path}: {error}, expected {expected} (truncated?); {again}") from None
+        raise UserError(f"{path}: {error}, expected {expected} (truncated?); {advice}") from None
 
 
 def _rationale_pattern(folder: Path, task: str, split: Split) -> Path:
@@ -140,10 +144,10 @@ def _read_rationale_strings(folder: Path, info: TaskInfo, split: Split) -> list[
         expected = min(ROWS_PER_FILE, rows - number * ROWS_PER_FILE)
         texts = _read_array(path, f"{expected} rationales")
         if len(texts) != expected:
-            raise UserError(f"{path}: {len(texts)} rationales, expected {expected}; {AGAIN}")
+            raise UserError(f"{path}: {len(texts)} rationales, expected {expected}; {COPY_AGAIN}")
         for at, text in enumerate(texts):
             if not isinstance(text, str):
-                raise UserError(f"{path}: rationale {at} is {kind_of(text)}, not text; {AGAIN}")
+                raise UserError(f"{path}: rationale {at} is {kind_of(text)}, not text; {COPY_AGAIN}")
         strings += texts
     return strings
 
@@ -154,7 +158,7 @@ def _rebuild(path: Path, number: int, text: str) -> dict[str, Any]:
     gold = _GOLD.search(head)
     question, mark, options = tail.partition(f" {SECOND_MARK}")[0].partition("\nAnswer Choices:\n(a) ")
     if gold is None or not mark:
-        raise UserError(f"{path}: rationale {number} does not embed its question and answer; {AGAIN}")
+        raise UserError(f"{path}: rationale {number} does not embed its question and answer; {COPY_AGAIN}")
     choices = []
     for letter in LETTERS[1:]:
         choice, more, rest = options.partition(f"\n({letter}) ")
@@ -164,7 +168,9 @@ def _rebuild(path: Path, number: int, text: str) -> dict[str, Any]:
         options = rest
     index = LETTERS.index(gold.group(1))
     if index >= len(choices):
-        raise UserError(f"{path}: rationale {number} names answer ({gold.group(1)}) of {len(choices)} options; {AGAIN}")
+        raise UserError(
+            f"{path}: rationale {number} names answer ({gold.group(1)}) of {len(choices)} options; {COPY_AGAIN}"
+        )
     return {"id": number, "question": question, "choices": choices, "answer": choices[index]}
 
 
@@ -184,16 +190,16 @@ def read_rationales(folder: Path, info: TaskInfo, records: Sequence[TaskRecord],
     strings = _read_rationale_strings(folder, info, split)
     pattern = _rationale_pattern(folder, info.name, split)
     if len(strings) != len(records):
-        raise UserError(f"{pattern}: {len(strings)} rationales, expected {len(records)}, one a row; {AGAIN}")
+        raise UserError(f"{pattern}: {len(strings)} rationales, expected {len(records)}, one a row; {COPY_AGAIN}")
     part = info.rationale_keys.index(key)
     texts = {}
     for number, (record, text) in enumerate(zip(records, strings, strict=True)):
         if ANSWER_MARK not in text:
-            raise UserError(f"{pattern}: rationale {number} has no {ANSWER_MARK!r}; {AGAIN}")
+            raise UserError(f"{pattern}: rationale {number} has no {ANSWER_MARK!r}; {COPY_AGAIN}")
         if _without_space(record.question) not in _without_space(text):
             raise UserError(
                 f"{pattern}: rationale {number} is not about the question of {record.id}: "
-                f"the files do not line up with the rows; {AGAIN}"
+                f"the files do not line up with the rows; {COPY_AGAIN}"
             )
         own = text.partition(ANSWER_MARK)[0] if part == 0 else text.partition(SECOND_MARK)[2]
         texts[record.id] = own.strip()
@@ -220,8 +226,8 @@ def read_own_texts(
         try:
             text = info.file.text_of(row, kind, key)
         except (LookupError, TypeError, ValueError, AttributeError):
-            raise UserError(f"{path}: {record.id} holds no {kind} of {key!r}; {again(info)}") from None
-        texts[record.id] = recorded_text(text, f"{path}: {record.id}: the {kind} of {key!r}", again(info))
+            raise UserError(f"{path}: {record.id} holds no {kind} of {key!r}; {repair_advice(info)}") from None
+        texts[record.id] = recorded_text(text, f"{path}: {record.id}: the {kind} of {key!r}", repair_advice(info))
     return texts
 
 

@@ -85,7 +85,7 @@ def word_problem(row: Mapping[str, Any], *, task: str, split: Split) -> TaskReco
         split=split,
         question=question,
         number=key,
-        written="" if full == key else full,
+        full_number="" if full == key else full,
     )
 
 

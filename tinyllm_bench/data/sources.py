@@ -83,20 +83,20 @@ def load_split(source: Source, task: str, split: Split) -> tuple[TaskRecord, ...
         return to_records(rows, info, split, where=where, size=size, fix=fix)
     if source.kind == "hub":
         where, rows = hub.read_rows(info, split)
-        records = to_records(rows, info, split, where=where, size=info.sizes[split], fix=hub.BRING)
-        _check_digest(records, info, split, where=where, fix=hub.BRING)
+        records = to_records(rows, info, split, where=where, size=info.sizes[split], fix=hub.PROVIDE_RELEASE)
+        _check_digest(records, info, split, where=where, fix=hub.PROVIDE_RELEASE)
         return records
     folder = Path(source.folder or "")
     records = read_release_split(folder, info, split)
     where = str(release.origin(folder, info, split))
-    _check_digest(records, info, split, where=where, fix=release.again(info))
+    _check_digest(records, info, split, where=where, fix=release.repair_advice(info))
     return records
 
 
 def read_release_split(folder: Path, info: TaskInfo, split: Split) -> tuple[TaskRecord, ...]:
     """A split of the release, checked for everything but its digest."""
     path, rows = release.read_rows(folder, info, split)
-    return to_records(rows, info, split, where=str(path), size=info.sizes[split], fix=release.again(info))
+    return to_records(rows, info, split, where=str(path), size=info.sizes[split], fix=release.repair_advice(info))
 
 
 def to_records(

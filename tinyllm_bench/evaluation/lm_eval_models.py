@@ -86,17 +86,17 @@ class PlainText:
 
     tokenizer: Any
     add_bos_token: bool | None = None  # as lm-eval's: False adds no special token at all
-    leads = False  # whether BOS leads every prompt, for tokenizers that should add it and do not
+    adds_bos = False  # whether every prompt gets a BOS, for tokenizers that should add it and do not
     _templated = False
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids of a text; a prompt (default special tokens) gets the BOS token if one was requested."""
         special = self.add_bos_token is not False if add_special_tokens is None else add_special_tokens
-        lead = self.leads and add_special_tokens is None
+        add_bos = self.adds_bos and add_special_tokens is None
         if not self._templated:
-            return text_ids(self.tokenizer, string, add_special_tokens=special, lead=lead)
+            return text_ids(self.tokenizer, string, add_special_tokens=special, add_bos=add_bos)
         bos = str(self.tokenizer.bos_token or "")
-        if lead and not string.startswith(bos):
+        if add_bos and not string.startswith(bos):
             string = bos + string
         if add_special_tokens is None and bos and string.startswith(bos):
             special = False  # the template brings its own
@@ -140,7 +140,7 @@ class InMemoryLM(PlainText, HFLM):
         )
         self.finished: dict[str, Finish] = {}
         self._layout_choice, self._cut = layout, cut_tokens
-        self.leads = bool(add_bos)
+        self.adds_bos = bool(add_bos)
         self._names: list[str] = []
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
@@ -206,7 +206,7 @@ class VllmLM(PlainText, TemplateLM):
     def __init__(self, engine: VllmEngine) -> None:
         super().__init__()
         self._vllm, self.max_length, self.tokenizer = engine, engine.max_length, engine.tokenizer
-        self.leads = engine.lead
+        self.adds_bos = engine.add_bos
         self.finished: dict[str, Finish] = {}
         self._names: list[str] = []
 

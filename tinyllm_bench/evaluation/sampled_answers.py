@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tinyllm_bench.answers.codec import Layout, decode_program
+from tinyllm_bench.answers.codec import LayoutTokens, decode_program
 from tinyllm_bench.answers.keys import answer_of, index_of, inputs_for, key_of
 from tinyllm_bench.answers.parser import read
 from tinyllm_bench.answers.voting import (
@@ -50,7 +50,7 @@ class DecodingConfig:
     max_new_tokens: int
     every: bool
     seed: int
-    layout: Layout | None = None
+    layout: LayoutTokens | None = None
 
     def texts_needed(self) -> dict[str, tuple[bool, int]]:
         """Per channel, whether the greedy text is needed and how many sampled ones are."""

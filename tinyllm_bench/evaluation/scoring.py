@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tinyllm_bench.answers.keys import question_kind
-from tinyllm_bench.answers.parser import read, to_the_letter
+from tinyllm_bench.answers.parser import read, read_exact_match
 from tinyllm_bench.data.records import Prediction, TaskRecord
 
 
@@ -40,7 +40,7 @@ def with_answer(prediction: Prediction, choices: Sequence[str], gold: int | str)
     """
     if prediction.mode == "generate":
         text = prediction.samples[0].text
-        parsed = to_the_letter(text, prediction.choices_read) if prediction.choices_read else read(text, choices)
+        parsed = read_exact_match(text, prediction.choices_read) if prediction.choices_read else read(text, choices)
         return replace(prediction, answer=parsed.key, correct=parsed.key == gold, parsed_by=parsed.rule)
     index = argmax(option_scores(prediction))
     rule = "logprob_per_char" if prediction.mode == "cloze" else "logprob"

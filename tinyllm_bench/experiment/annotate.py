@@ -53,7 +53,7 @@ def teacher_context(config: BenchConfig, task: str, runs: Path) -> TeacherContex
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class _NamedTeacher:
     """A teacher of the settings, opened once per kind of text; `complete`: it has every kind that the method reads."""
 
     spec: str
@@ -75,14 +75,14 @@ def text_teachers(
     if not kinds:
         return (), ()
     context = teacher_context(config, task, runs)
-    candidates: dict[str, _Candidate] = {}
+    candidates: dict[str, _NamedTeacher] = {}
     for text in config.teachers:
         spec = parse_spec(text, role="teacher")
         texts = [teacher for kind in kinds if (teacher := _open(spec, kind, config, context)) is not None]
         key = texts[0].key if texts else spec.fragment or text
         if key in candidates:
             raise UserError(f"teachers {candidates[key].spec} and {text} are both called {key!r}")
-        candidates[key] = _Candidate(text, texts, len(texts) == len(kinds))
+        candidates[key] = _NamedTeacher(text, texts, len(texts) == len(kinds))
     missing = [
         teacher.spec
         for key, teacher in candidates.items()

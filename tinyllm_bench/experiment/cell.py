@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinyllm_bench import __version__
-from tinyllm_bench.answers.codec import Layout
+from tinyllm_bench.answers.codec import LayoutTokens
 from tinyllm_bench.answers.parser import reader_version
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.files import digest, digest_file
@@ -117,11 +117,11 @@ class Cell:
         """Whether the method answers by sampled chain-of-thought or programs, and a policy decides between them."""
         return self.method is not None and self.method.decoding().policy is not None
 
-    def program_layout(self) -> Layout | None:
+    def program_layout(self) -> LayoutTokens | None:
         """How the student writes programs: in one line for a T5, whose tokenizer loses newlines; None = as they are."""
-        return Layout() if is_encoder_decoder(self.student, runs=self.runs) else None
+        return LayoutTokens() if is_encoder_decoder(self.student, runs=self.runs) else None
 
-    def decoding_config(self, layout: Layout | None, *, greedy: bool = False) -> DecodingConfig:
+    def decoding_config(self, layout: LayoutTokens | None, *, greedy: bool = False) -> DecodingConfig:
         """How answers are sampled, for a student that writes programs in `layout` (see `program_layout`).
 
         `greedy`: without sampling, by the cheapest policy that uses every channel, for evaluations during training.
@@ -200,7 +200,7 @@ def identity_of(cell: Cell) -> dict[str, Any]:
         facts["student"] = [model_identity(cell.student, cell.runs), config.student.model_dump(mode="json")]
         for key in ("model", "init"):  # `cell.student` names what they mean: the run that made the initial student
             facts["student"][1].pop(key)
-        facts["asked"] = {
+        facts["inference"] = {
             "engine": None if cell.trains_only else config.backend.engine,
             "device": config.backend.device,
             "max_new_tokens": config.eval.max_new_tokens if cell.mode == "generate" else None,

@@ -117,7 +117,7 @@ def expand(kind: str, requested: Sequence[str]) -> tuple[str, ...]:
             raise plugins.unknown(kind, name, "all")
     if "all" not in requested:
         return tuple(dict.fromkeys(requested))
-    working = [name for name in plugins.working(kind) if kind != "task" or load_task(name).suite == "main"]
+    working = [name for name in plugins.loadable_names(kind) if kind != "task" or load_task(name).suite == "main"]
     return tuple(dict.fromkeys([*working, *(name for name in requested if name != "all")]))
 
 

@@ -25,9 +25,9 @@ from tinyllm_bench.evaluation.scoring import score
 from tinyllm_bench.experiment.annotate import fit_programs
 from tinyllm_bench.experiment.cell import Cell, device_of
 from tinyllm_bench.experiment.plan_cells import different_tokenizers
-from tinyllm_bench.generation.top_k import Scored, response_digest
+from tinyllm_bench.generation.top_k import ScoredResponse, response_digest
 from tinyllm_bench.models.adapters import add_adapters, save_adapter
-from tinyllm_bench.models.files import file_digest, model_files
+from tinyllm_bench.models.files import cached_file_digest, model_files
 from tinyllm_bench.models.identity import model_identity
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import (
@@ -121,7 +121,9 @@ def train(cell: Cell, folder: Path, annotations: Sequence[Annotation], *, report
     if state.is_main_process:
         save_model(student, folder / "student")
         files = model_files(str(folder / "student"), folder / "student")
-        save_result(replace(result, student_files={name: file_digest(file) for name, file in files.items()}), folder)
+        save_result(
+            replace(result, student_files={name: cached_file_digest(file) for name, file in files.items()}), folder
+        )
         remove_checkpoints(folder / "train")
     state.wait_for_everyone()
     return result
@@ -158,7 +160,7 @@ def _collator(cell: Cell, lm: LM, loaded: Loaded, signal: TeacherSignal | None) 
     if settings.attention == "flex":
         if device_of(cell) == "cpu":
             raise UserError("train.attention=flex needs a GPU; use train.attention=sdpa")
-        lm.plain.set_attn_implementation("flex_attention")
+        lm.hf_model.set_attn_implementation("flex_attention")
     collator = collator_of(loaded.model, loaded.tokenizer)
     samples = cell.method is not None and cell.method.is_on_policy  # and is trained without dropout
     layout, reason = choose_layout(lm, collator, settings.layout, training=not samples)
@@ -387,7 +389,7 @@ def cache_header(cell: Cell, student: Loaded) -> LogitCacheHeader:
 
 def _scored_by_transformers(
     cell: Cell, items: Sequence[Encoded], student: Loaded, device: str, k: int
-) -> Iterator[list[Scored]]:
+) -> Iterator[list[ScoredResponse]]:
     import torch
 
     teacher = open_teacher_model(cell, student, device)
@@ -401,7 +403,7 @@ def _scored_by_transformers(
 
 def _scored_by_vllm(
     cell: Cell, items: Sequence[Encoded], student: Loaded, device: str, k: int
-) -> Iterator[list[Scored]]:
+) -> Iterator[list[ScoredResponse]]:
     from tinyllm_bench.generation.vllm import EngineOptions, VllmEngine
 
     spec = cell.signal
@@ -415,7 +417,7 @@ def _scored_by_vllm(
     with VllmEngine(folder, options, batch=64, instead="use teacher.cache.engine=hf") as engine:
         responses = [(item.prompt, item.target) for item in items]
         for item, rows in zip(items, engine.score(responses), strict=True):
-            yield [Scored(item.record_id, item.prompt, item.target, rows)]
+            yield [ScoredResponse(item.record_id, item.prompt, item.target, rows)]
 
 
 # --- validation during training ---------------------------------------------------------------------------------------
@@ -446,7 +448,7 @@ def _validator(cell: Cell, loaded: Loaded, gold: Sequence[Group]) -> Callable[[L
 
     def validate(student: LM) -> ValidationScore:
         lm = hf_lm(
-            student.plain,
+            student.hf_model,
             loaded.tokenizer,
             batch_size=config.eval.batch_size,
             device=str(next(student.parameters()).device),
@@ -468,7 +470,7 @@ def _sampling_validator(cell: Cell, loaded: Loaded) -> Callable[[LM], Validation
     def validate(student: LM) -> ValidationScore:
         from tinyllm_bench.generation.hf import HfSampler
 
-        generate = dict.fromkeys(decoding.channels, HfSampler(Loaded(student.plain, loaded.tokenizer)).generate)
+        generate = dict.fromkeys(decoding.channels, HfSampler(Loaded(student.hf_model, loaded.tokenizer)).generate)
         with Sandbox() as sandbox:
             predictions = sample_answers(records, cell.ask, generate, decoding, sandbox)
         return ValidationScore(sum(p.correct for p in predictions) / len(predictions), None, len(predictions))

@@ -26,13 +26,13 @@ def uses_chat(tokenizer: Any, chat: Chat, name: str) -> bool:
     return has and chat != "never"
 
 
-def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool, lead: bool) -> list[int]:
-    """Token ids of a prompt: one user message in the chat template, or plain text, with `<bos>` first if `lead`.
+def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool, add_bos: bool) -> list[int]:
+    """Token ids of a prompt: one user message in the chat template, or plain text, with `<bos>` first if `add_bos`.
 
     The template's special tokens are control tokens; their names in the prompt are text.
     """
     if not chat:
-        return text_ids(tokenizer, prompt, lead=lead)
+        return text_ids(tokenizer, prompt, add_bos=add_bos)
     whole = in_chat(tokenizer, prompt)
     if not any(name in prompt for name in tokenizer.all_special_tokens):
         return list(tokenizer(whole, add_special_tokens=False).input_ids)

@@ -168,13 +168,13 @@ class HfGenerator(TextGenerator):
         self._spec, self._dtype, self._device, self._runs = spec, dtype, device, runs
         self._chat_setting: Chat = chat
         self._loaded: Loaded | None = None
-        self._chat = self._lead = False
+        self._chat = self._add_bos = False
         self._opened = ""  # the reasoning tag that ends the template; the reply begins inside it
 
     def __enter__(self) -> Self:
         loaded = load_model(self._spec, dtype=self._dtype, device=self._device, runs=self._runs)
         self._chat = uses_chat(loaded.tokenizer, self._chat_setting, self._spec.text)
-        self._lead = needs_bos(*loaded)
+        self._add_bos = needs_bos(*loaded)
         self._opened = opened_thought(in_chat(loaded.tokenizer, "")) if self._chat else ""
         self._loaded = loaded
         return self
@@ -197,7 +197,7 @@ class HfGenerator(TextGenerator):
         limit = max_input_tokens(model, tokenizer)
         fitting: list[tuple[int, list[int]]] = []
         for index, request in enumerate(requests):
-            ids = prompt_ids(tokenizer, request.prompt, chat=self._chat, lead=self._lead)
+            ids = prompt_ids(tokenizer, request.prompt, chat=self._chat, add_bos=self._add_bos)
             # an encoder's prompt and a decoder's text have limits of their own
             new = 0 if model.config.is_encoder_decoder else request.sampling.max_new_tokens
             if failed := too_long(len(ids), new, limit):
@@ -232,12 +232,12 @@ class HfSampler:
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | FailedRequest]]:
         """`(index of the request, answer)`, requests of one `SamplingConfig` together."""
         model, tokenizer = self._loaded
-        lm, lead = LM(model), needs_bos(model, tokenizer)
+        lm, add_bos = LM(model), needs_bos(model, tokenizer)
         limit = max_input_tokens(model, tokenizer)
         fitting: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             prompt = request.prompt if lm.encoder_decoder else request.prompt.rstrip()
-            ids = prompt_ids(tokenizer, prompt, chat=False, lead=lead and not lm.encoder_decoder)
+            ids = prompt_ids(tokenizer, prompt, chat=False, add_bos=add_bos and not lm.encoder_decoder)
             if failed := too_long(len(ids), 0 if lm.encoder_decoder else request.sampling.max_new_tokens, limit):
                 yield index, failed
             else:

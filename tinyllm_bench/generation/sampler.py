@@ -60,9 +60,9 @@ class _Decoder:
         ids_NT, self._mask_NT = ids_NT.to(self._device), mask_NT.to(self._device)
         if lm.encoder_decoder:
             with lm.precision():
-                encoded = lm.plain.get_encoder()(input_ids=ids_NT, attention_mask=self._mask_NT)
+                encoded = lm.hf_model.get_encoder()(input_ids=ids_NT, attention_mask=self._mask_NT)
             self._encoded = encoded.last_hidden_state
-            ids_NT = torch.full((len(prompts), 1), lm.plain.config.decoder_start_token_id, device=self._device)
+            ids_NT = torch.full((len(prompts), 1), lm.hf_model.config.decoder_start_token_id, device=self._device)
         self._next_NT = ids_NT
 
     def logp_NV(self) -> Tensor:
@@ -78,7 +78,7 @@ class _Decoder:
             self._mask_NT = torch.cat([self._mask_NT, torch.ones_like(self._mask_NT[:, :1])], 1)
 
     def _hidden(self) -> Tensor:
-        model: Any = self._lm.plain
+        model: Any = self._lm.hf_model
         if self._lm.encoder_decoder:
             out = model.get_decoder()(
                 input_ids=self._next_NT,
@@ -187,6 +187,6 @@ def _token_columns(ids_N: Tensor, logq_NV: Tensor, logp_NV: Tensor | None) -> li
 
 def end_ids(lm: LM) -> frozenset[int]:
     """The ids that end a text of this model: its configuration's and its tokenizer's, as `models.load` sets them."""
-    configured: Any = lm.plain.generation_config.eos_token_id
+    configured: Any = lm.hf_model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in ends if token is not None)

@@ -16,7 +16,7 @@ from tinyllm_bench.base.files import digest
 _ROUNDING = 1e-6
 
 
-class Rows(NamedTuple):
+class ResponseDistributions(NamedTuple):
     """Distributions at the tokens of one response, in nats; `tail_N` is -inf where nothing is left outside."""
 
     ids_NK: Tensor
@@ -25,13 +25,13 @@ class Rows(NamedTuple):
     gold_N: Tensor
 
 
-class Scored(NamedTuple):
+class ScoredResponse(NamedTuple):
     """A response and the teacher's distributions over it; `prompt` and `response` are token ids."""
 
     record_id: str
     prompt: Sequence[int]
     response: Sequence[int]
-    rows: Rows
+    distributions: ResponseDistributions
 
 
 def response_digest(prompt: Sequence[int], response: Sequence[int]) -> str:

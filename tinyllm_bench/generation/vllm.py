@@ -32,7 +32,7 @@ from tinyllm_bench.models.files import check_safetensors, linked_folder, model_f
 from tinyllm_bench.models.load import needs_bos
 
 if TYPE_CHECKING:
-    from tinyllm_bench.generation.top_k import Rows
+    from tinyllm_bench.generation.top_k import ResponseDistributions
 
 Pair = tuple[Sequence[int], Sequence[int]]  # ids of a prompt, ids of the text scored after it
 
@@ -115,7 +115,7 @@ class VllmEngine(TextGenerator):
         self.loaded: Literal["built", "reloaded"] | None = None
         self.max_length = 0
         self.tokenizer: Any = None
-        self.lead = False  # whether prompts begin with a BOS token that the tokenizer does not add
+        self.add_bos = False  # whether prompts begin with a BOS token that the tokenizer does not add
         self._first, self._chat_setting, self._instead = folder, chat, instead
         self._chat, self._vocabulary = False, 0
         self._opened = ""  # the reasoning tag that ends the template; the reply begins inside it
@@ -176,7 +176,7 @@ class VllmEngine(TextGenerator):
             raise UserError(f"k={options.top_k}; allowed: 1 to {vocabulary}, the vocabulary of {folder}")
         self._chat = uses_chat(tokenizer, self._chat_setting, str(folder))
         self._opened = opened_thought(in_chat(tokenizer, "")) if self._chat else ""
-        self.lead = needs_bos(cast(Any, SimpleNamespace(config=config)), tokenizer)
+        self.add_bos = needs_bos(cast(Any, SimpleNamespace(config=config)), tokenizer)
         self.tokenizer, self._vocabulary = tokenizer, vocabulary
         request = {"op": "load", "folder": str(links), "options": asdict(options)}
         what = str(folder) if self._first else "any model" if self.loaded is None else shape_of(links)
@@ -192,13 +192,18 @@ class VllmEngine(TextGenerator):
         Raises:
             UserError: the worker died, failed or did not answer in time.
         """
-        ids = [prompt_ids(self.tokenizer, request.prompt, chat=self._chat, lead=self.lead) for request in requests]
+        ids = [
+            prompt_ids(self.tokenizer, request.prompt, chat=self._chat, add_bos=self.add_bos) for request in requests
+        ]
         for n, answer in self.complete(ids, requests, keep_thoughts=True):
             yield n, answer if isinstance(answer, FailedRequest) else answer._replace(text=self._opened + answer.text)
 
     def sample(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Completion | FailedRequest]]:
         """As `hf.HfSampler.generate`: plain prompts without trailing white space, texts with log-probabilities."""
-        ids = [prompt_ids(self.tokenizer, request.prompt.rstrip(), chat=False, lead=self.lead) for request in requests]
+        ids = [
+            prompt_ids(self.tokenizer, request.prompt.rstrip(), chat=False, add_bos=self.add_bos)
+            for request in requests
+        ]
         return self.complete(ids, requests, logprobs=True)
 
     def complete(
@@ -246,7 +251,7 @@ class VllmEngine(TextGenerator):
             scores.append((float(sum(answer["gold"])), greedy))
         return scores
 
-    def score(self, pairs: Sequence[Pair]) -> Iterator[Rows]:
+    def score(self, pairs: Sequence[Pair]) -> Iterator[ResponseDistributions]:
         """The distributions at every token of each response, given its prompt and the response's earlier tokens.
 
         Neither part of a pair may be empty. `ids_NK` is int64; the others are float32, sorted downwards along K.
@@ -272,7 +277,10 @@ class VllmEngine(TextGenerator):
                     f"id {low if low < 0 else high} is no token of this model; allowed: 0 to {self._vocabulary - 1};"
                     " encode the text with the model's own tokenizer"
                 )
-        return (top_k_rows(answer, vocabulary=self._vocabulary) for answer in self._score(pairs, self.options.top_k))
+        return (
+            top_k_distributions(answer, vocabulary=self._vocabulary)
+            for answer in self._score(pairs, self.options.top_k)
+        )
 
     def _score(self, pairs: Sequence[Pair], k: int) -> Iterator[dict[str, Any]]:
         for start in range(0, len(pairs), self.batch):
@@ -284,7 +292,7 @@ class VllmEngine(TextGenerator):
         self._worker.ask({"op": "forget"})
 
 
-def top_k_rows(answer: dict[str, Any], *, vocabulary: int) -> Rows:
+def top_k_distributions(answer: dict[str, Any], *, vocabulary: int) -> ResponseDistributions:
     """The worker's answer for one pair as tensors.
 
     Raises:
@@ -292,7 +300,7 @@ def top_k_rows(answer: dict[str, Any], *, vocabulary: int) -> Rows:
     """
     import torch
 
-    from tinyllm_bench.generation.top_k import Rows, tail_of
+    from tinyllm_bench.generation.top_k import ResponseDistributions, tail_of
 
     ids_NK = torch.tensor(answer["ids"], dtype=torch.int64)
     highest = int(ids_NK.max())
@@ -304,4 +312,4 @@ def top_k_rows(answer: dict[str, Any], *, vocabulary: int) -> Rows:
         )
     logp_NK, order_NK = torch.tensor(answer["logp"], dtype=torch.float32).sort(dim=-1, descending=True, stable=True)
     gold_N = torch.tensor(answer["gold"], dtype=torch.float32)
-    return Rows(ids_NK.gather(-1, order_NK), logp_NK, tail_of(logp_NK), gold_N)
+    return ResponseDistributions(ids_NK.gather(-1, order_NK), logp_NK, tail_of(logp_NK), gold_N)

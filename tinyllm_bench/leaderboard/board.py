@@ -260,7 +260,7 @@ def _reporter_files(board: exports.BoardData) -> dict[str, str]:
     Files of built-in reporters are in the board's folder, those of plugins in `reporters/<name>/`.
     """
     files: dict[str, str] = {}
-    for name in plugins.working("reporter"):
+    for name in plugins.loadable_names("reporter"):
         place = f"{REPORTERS_FOLDER}/{name}/" if plugins.origin("reporter", name) else ""
         try:
             report = plugins.load("reporter", name)(board)

@@ -576,7 +576,7 @@ def load_record(path: str | Path) -> RunRecord:
     """
     inside = Path(path) if os.path.isdir(path) else None
     file = Path(path, RECORD_FILE) if inside else Path(path)
-    data = read_bytes(file, most=_MAX_BYTES, inside=inside)
+    data = read_bytes(file, max_bytes=_MAX_BYTES, inside=inside)
     try:
         content = strict_json(data)
     except ValueError as error:

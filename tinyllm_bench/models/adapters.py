@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import read_json, write_json
-from tinyllm_bench.models.files import ADAPTER_CONFIG as CONFIG
-from tinyllm_bench.models.files import linked_folder, read_object
+from tinyllm_bench.models.files import ADAPTER_CONFIG, linked_folder, read_object
 from tinyllm_bench.models.specs import ModelSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
 # Where the adapter comes from, and whether it is being trained: none of it changes the merged weights.
 _INFORMATION = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
@@ -55,14 +54,16 @@ def check_adapter(spec: ModelSpec) -> Path:
                 f"{spec.text}: the adapter uses {name}={settings[name]!r} and cannot be merged; train one without it"
             )
     folder = adapter_folder(spec)
-    if (folder / WEIGHTS).is_file():
-        return folder / WEIGHTS
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        return folder / ADAPTER_WEIGHTS
     if (folder / _PICKLED).is_file():
         raise UserError(
             f"{spec.text}: {folder} has only pickled weights ({_PICKLED}), which can run code when they are read; "
             "safetensors only: load it once where you trust it and save_pretrained it again"
         )
-    raise UserError(f"{spec.text}: {folder} has no {WEIGHTS}; give the folder that peft's save_pretrained wrote")
+    raise UserError(
+        f"{spec.text}: {folder} has no {ADAPTER_WEIGHTS}; give the folder that peft's save_pretrained wrote"
+    )
 
 
 def adapter_settings(spec: ModelSpec) -> dict[str, Any]:
@@ -78,14 +79,14 @@ def _settings(spec: ModelSpec) -> dict[str, Any]:
     folder = adapter_folder(spec)
     if not folder.is_dir():
         raise UserError(
-            f"{spec.text}: no such adapter folder: {folder}; give a folder with {CONFIG} and {WEIGHTS} "
+            f"{spec.text}: no such adapter folder: {folder}; give a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} "
             "(an adapter of the hub must be downloaded first)"
         )
-    if not (folder / CONFIG).is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         whole = (folder / "config.json").is_file()
         fix = f"it is a whole model: write dir:{folder}" if whole else "give the folder that save_pretrained wrote"
-        raise UserError(f"{spec.text}: {folder} has no {CONFIG}; {fix}")
-    return read_object(spec.text, folder / CONFIG)
+        raise UserError(f"{spec.text}: {folder} has no {ADAPTER_CONFIG}; {fix}")
+    return read_object(spec.text, folder / ADAPTER_CONFIG)
 
 
 def save_adapter(wrapped: PeftModel, folder: Path) -> None:
@@ -97,11 +98,11 @@ def save_adapter(wrapped: PeftModel, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     wrapped.save_pretrained(str(folder), save_embedding_layers=False)  # else peft sends a request to the hub
     for file in folder.iterdir():
-        if file.name not in (CONFIG, WEIGHTS):
+        if file.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             file.unlink()
-    settings = read_json(folder / CONFIG)
-    write_json(folder / CONFIG, {**settings, "base_model_name_or_path": None})
-    (folder / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read it
+    settings = read_json(folder / ADAPTER_CONFIG)
+    write_json(folder / ADAPTER_CONFIG, {**settings, "base_model_name_or_path": None})
+    (folder / ADAPTER_WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read it
 
 
 def apply_adapter(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
@@ -114,7 +115,7 @@ def apply_adapter(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
     import torch
     from peft import LoraConfig, PeftModel
 
-    files = {CONFIG: adapter_folder(spec) / CONFIG, WEIGHTS: check_adapter(spec)}
+    files = {ADAPTER_CONFIG: adapter_folder(spec) / ADAPTER_CONFIG, ADAPTER_WEIGHTS: check_adapter(spec)}
     shared, tied = _sharing(model), model.config.tie_word_embeddings
     with linked_folder(files) as links, _user_errors(spec):
         folder = str(links)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import cache_root, digest_file, locked, read_json, write_json
-from tinyllm_bench.models.files import file_digest
+from tinyllm_bench.models.files import cached_file_digest
 
 MANIFEST = "manifest.json"
 
@@ -129,7 +129,7 @@ def is_fetched(name: str) -> bool:
             state = file.stat()
             if state.st_size != row["bytes"] or not file.is_file():
                 return False
-            if state.st_mtime_ns > written and file_digest(file) != row["sha256"]:
+            if state.st_mtime_ns > written and cached_file_digest(file) != row["sha256"]:
                 return False
         return True
     except (UserError, KeyError, TypeError, AttributeError, OSError):

@@ -23,9 +23,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 _SMALL = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 _TEMPLATES = "additional_chat_templates"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_MOST_BYTES = 256 << 20  # of a file without weights; the largest tokenizers need a tenth of it
+_MAX_BYTES = 256 << 20  # of a file without weights; the largest tokenizers need a tenth of it
 _LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n_layers")
-_MOST_LAYERS = 10_000  # each is built before a weight is read
+_MAX_LAYERS = 10_000  # each is built before a weight is read
 _FIX = "safetensors only: load it once where you trust it and save_pretrained it again"
 
 
@@ -96,9 +96,9 @@ def model_files(where: str, folder: Path, *, weights: bool = True) -> dict[str, 
     names = [str(file.relative_to(folder)) for file in candidates if file.is_file()]
     small = [name for name in names if is_small(name) and (name != INDEX or WEIGHTS not in heavy)]
     for name in small:
-        if (size := (folder / name).stat().st_size) > _MOST_BYTES:
+        if (size := (folder / name).stat().st_size) > _MAX_BYTES:
             raise UserError(
-                f"{where}: {folder / name} holds {size / 1e6:,.0f} MB, more than the {_MOST_BYTES >> 20} MiB of any"
+                f"{where}: {folder / name} holds {size / 1e6:,.0f} MB, more than the {_MAX_BYTES >> 20} MiB of any"
                 " file beside the weights; copy or fetch it again"
             )
     return {name: folder / name for name in [*small, *heavy]}
@@ -112,7 +112,7 @@ def read_object(where: str, file: Path) -> dict[str, Any]:
     """
     try:
         # Not strict: some published configurations hold Infinity.
-        value = parse_json(decode(read_bytes(file, most=_MOST_BYTES), str(file)))
+        value = parse_json(decode(read_bytes(file, max_bytes=_MAX_BYTES), str(file)))
     except ValueError as error:
         raise UserError(f"{where}: {file} is damaged ({error}); copy or fetch it again") from None
     if not isinstance(value, dict):
@@ -123,9 +123,9 @@ def read_object(where: str, file: Path) -> dict[str, Any]:
 def _check_config(where: str, config: Mapping[str, Any]) -> None:
     """Refuse a configuration that would make transformers load other weights or code, or build endless layers."""
     for name in _LAYERS:
-        if name in config and not (type(config[name]) is int and 0 < config[name] <= _MOST_LAYERS):
+        if name in config and not (type(config[name]) is int and 0 < config[name] <= _MAX_LAYERS):
             raise UserError(
-                f"{where}: its {CONFIG} says {name}={str(config[name])[:40]}; allowed: 1 to {_MOST_LAYERS:,}; copy or"
+                f"{where}: its {CONFIG} says {name}={str(config[name])[:40]}; allowed: 1 to {_MAX_LAYERS:,}; copy or"
                 " fetch it again"
             )
     if "transformers_weights" in config:
@@ -190,7 +190,7 @@ def linked_folder(files: Mapping[str, Path]) -> Iterator[Path]:
         yield Path(folder)
 
 
-def file_digest(file: Path) -> str:
+def cached_file_digest(file: Path) -> str:
     """SHA-256 (hex) of a file, cached until the file changes."""
     state = file.stat()
     return _digest(file, state.st_mtime_ns, state.st_size)

@@ -5,7 +5,7 @@ from typing import Any
 
 from tinyllm_bench.base.files import digest, read_json
 from tinyllm_bench.models.adapters import adapter_settings, check_adapter
-from tinyllm_bench.models.files import file_digest, weight_files
+from tinyllm_bench.models.files import cached_file_digest, weight_files
 from tinyllm_bench.models.hub import at_commit, cached_folder
 from tinyllm_bench.models.load import files_of, spec_folder
 from tinyllm_bench.models.specs import ModelSpec, without_adapter
@@ -25,7 +25,7 @@ def model_identity(spec: ModelSpec, runs: Path) -> Any:
     if spec.kind == "hf":
         return at_commit(spec).text
     if spec.kind in ("dir", "gguf"):
-        return [spec.layers, {name: file_digest(file) for name, file in files_of(spec, runs=runs).items()}]
+        return [spec.layers, {name: cached_file_digest(file) for name, file in files_of(spec, runs=runs).items()}]
     if spec.kind == "bundled":
         folder = spec_folder(spec, runs=runs)
         assert folder is not None
@@ -51,7 +51,7 @@ def same_weights(a: ModelSpec, b: ModelSpec, runs: Path) -> bool:
     adapters = [None if spec.adapter is None else _adapter(spec) for spec in (a, b)]
     if adapters[0] != adapters[1]:
         return False
-    return sorted(map(file_digest, files[0])) == sorted(map(file_digest, files[1]))
+    return sorted(map(cached_file_digest, files[0])) == sorted(map(cached_file_digest, files[1]))
 
 
 def _weights(spec: ModelSpec, runs: Path) -> list[Path]:
@@ -79,4 +79,4 @@ def _layers(spec: ModelSpec, folder: Path) -> tuple[int, ...] | None:
 
 
 def _adapter(spec: ModelSpec) -> dict[str, str]:
-    return {"weights": file_digest(check_adapter(spec)), "settings": digest(adapter_settings(spec))}
+    return {"weights": cached_file_digest(check_adapter(spec)), "settings": digest(adapter_settings(spec))}

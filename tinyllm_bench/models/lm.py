@@ -69,7 +69,7 @@ class LM(nn.Module):
         self.precision: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
-    def plain(self) -> PreTrainedModel:
+    def hf_model(self) -> PreTrainedModel:
         """The transformers model itself; with LoRA, the one whose layers carry the adapters."""
         wrapped: Any = self.model
         return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
@@ -77,12 +77,12 @@ class LM(nn.Module):
     @property
     def chunk_positions(self) -> int:
         """Target positions whose logits are held at once; by default as many as fit into `CHUNK_LOGITS` numbers."""
-        return self._chunk_positions or max(CHUNK_LOGITS // self.plain.get_output_embeddings().weight.shape[0], 1)
+        return self._chunk_positions or max(CHUNK_LOGITS // self.hf_model.get_output_embeddings().weight.shape[0], 1)
 
     @property
     def encoder_decoder(self) -> bool:
         """Whether the model is an encoder-decoder (T5)."""
-        return bool(self.plain.config.is_encoder_decoder)
+        return bool(self.hf_model.config.is_encoder_decoder)
 
     def forward(self, batch: HasPositions, per_chunk: PerChunk, *, borders: Sequence[int] = ()) -> Tensor:
         """Sum over chunks of `per_chunk(logits_NV, rows)`.
@@ -91,7 +91,7 @@ class LM(nn.Module):
         Where `borders` are given (places in 0..N, rising), a chunk ends at one of them.
         Where there is more than one chunk, each is recomputed in the backward pass: memory holds one chunk of logits.
         """
-        hidden_NH = self.at_targets(batch)
+        hidden_NH = self.target_hidden_states(batch)
         chunks = self.chunks(hidden_NH.shape[0], borders)
         parts = []
         for rows in chunks:
@@ -101,7 +101,7 @@ class LM(nn.Module):
                 parts.append(self._chunk(hidden_NH[rows], rows, per_chunk))
         return torch.stack(parts).sum(0)
 
-    def at_targets(self, batch: HasPositions) -> Tensor:
+    def target_hidden_states(self, batch: HasPositions) -> Tensor:
         """Hidden states from which the batch's targets are predicted, (N, H)."""
         return self._hidden(batch)[batch.target_row_N, batch.target_position_N]
 
@@ -121,7 +121,7 @@ class LM(nn.Module):
         return per_chunk(self.logits(hidden_NH), rows)
 
     def _hidden(self, batch: HasPositions) -> Tensor:
-        model = self.plain
+        model = self.hf_model
         if not self.encoder_decoder:
             mask: Any = batch.attention_mask_BT
             if batch.until_BT is not None and model.config._attn_implementation == "flex_attention":
@@ -145,10 +145,10 @@ class LM(nn.Module):
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """The head with the family's scale and softcap: (N, H) to (N, V)."""
-        config = self.plain.config
+        config = self.hf_model.config
         if getattr(config, "scale_decoder_outputs", False):
             hidden_NH = hidden_NH * config.d_model**-0.5
-        logits_NV = self.plain.get_output_embeddings()(hidden_NH)
+        logits_NV = self.hf_model.get_output_embeddings()(hidden_NH)
         cap = getattr(config, "final_logit_softcapping", None)
         return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
 
@@ -166,7 +166,7 @@ class LM(nn.Module):
         batch = _ThreeTokens(ids_BT, self.encoder_decoder)
         decoder = {"decoder_input_ids": ids_BT} if self.encoder_decoder else {}
         try:
-            own_NV = self.plain(
+            own_NV = self.hf_model(
                 input_ids=ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, **decoder
             ).logits[0]
             ours_NV = self.logits(self._hidden(batch)[0])
@@ -177,8 +177,8 @@ class LM(nn.Module):
             self.train(was_training)
         if not same:
             raise UserError(
-                f"model type {self.plain.config.model_type!r} computes its logits in a way this project does not know;"
-                " use a Llama, Qwen, Gemma, SmolLM or T5 type student"
+                f"model type {self.hf_model.config.model_type!r} computes its logits in a way this project does not"
+                " know; use a Llama, Qwen, Gemma, SmolLM or T5 type student"
             )
 
 

@@ -19,7 +19,7 @@ from tinyllm_bench.base.errors import UserError, unknown_name
 from tinyllm_bench.base.files import digest, read_json
 from tinyllm_bench.models.adapters import apply_adapter, check_adapter
 from tinyllm_bench.models.bundled import MANIFEST, bundled_folder, is_fetched
-from tinyllm_bench.models.files import check_safetensors, file_digest, linked_folder, model_files, read_object
+from tinyllm_bench.models.files import cached_file_digest, check_safetensors, linked_folder, model_files, read_object
 from tinyllm_bench.models.hub import available_folder, check_listed, hub_config, hub_folder
 from tinyllm_bench.models.specs import Layers, ModelSpec
 
@@ -109,7 +109,7 @@ def files_of(spec: ModelSpec, *, runs: Path = RUNS) -> dict[str, Path]:
     if spec.kind == "run":  # a run is identified by its id, so its student must be what its training saved
         result = folder.parent / "train" / "result.json"
         saved = read_json(result).get("student_files") if result.is_file() else None
-        if saved is None or saved != {name: file_digest(file) for name, file in files.items()}:
+        if saved is None or saved != {name: cached_file_digest(file) for name, file in files.items()}:
             raise UserError(
                 f"{spec.text}: {folder} is not what the training of this run saved ({result} says);"
                 f" name another model by its folder: dir:{folder}"

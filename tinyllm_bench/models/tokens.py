@@ -16,12 +16,12 @@ from tinyllm_bench.data.records import Example
 
 
 def text_ids(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True, lead: bool = False
+    tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True, add_bos: bool = False
 ) -> list[int]:
     """Token ids of a text in which nothing is a control token.
 
     A special token's name in a question or a rationale (`</s>`, `<|im_end|>`) is spelled out like any other text; the
-    only special tokens are those that the tokenizer adds itself. `lead` puts BOS before them, for tokenizers that
+    only special tokens are those that the tokenizer adds itself. `add_bos` puts BOS before them, for tokenizers that
     should add it and do not.
     """
     names = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
@@ -36,7 +36,7 @@ def text_ids(
         # A Unigram vocabulary (T5's) lists its control tokens as pieces and matches them all the same.
         pairs = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
         ids = [i for index, added in pairs for i in ([index] if added else spelled.get(index, [index]))]
-    return [tokenizer.bos_token_id, *ids] if lead else ids
+    return [tokenizer.bos_token_id, *ids] if add_bos else ids
 
 
 def without_control(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
@@ -128,7 +128,7 @@ class Encoder:
         return Encoded(example.record_id, example.channel, prompt, target[: self.max_target_tokens], cut)
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(text_ids(self.tokenizer, text, lead=self.add_bos))
+        return tuple(text_ids(self.tokenizer, text, add_bos=self.add_bos))
 
 
 def respelled(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

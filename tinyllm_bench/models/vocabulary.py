@@ -183,7 +183,7 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer_digest(plain)
 
 
-def spell(tokenizer: PreTrainedTokenizerBase, texts: Sequence[bytes]) -> list[tuple[int, ...]]:
+def encode_bytes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[bytes]) -> list[tuple[int, ...]]:
     """Ids for byte strings: the tokenizer's own where they spell the bytes again, else longest matches.
 
     A text that it cannot spell (a character without an entry) has no ids.
@@ -195,10 +195,10 @@ def spell(tokenizer: PreTrainedTokenizerBase, texts: Sequence[bytes]) -> list[tu
             if decoded := text.decode():
                 readable[text] = decoded
     ids = tokenizer(list(readable.values()), add_special_tokens=False)["input_ids"] if readable else []
-    own = {text: tuple(row) for text, row in zip(readable, ids, strict=True) if written(known, row) == text}
+    own = {text: tuple(row) for text, row in zip(readable, ids, strict=True) if decode_bytes(known, row) == text}
     return [own.get(text) or known.longest_matches(text) for text in texts]
 
 
-def written(known: Vocabulary, ids: Iterable[int]) -> bytes:
+def decode_bytes(known: Vocabulary, ids: Iterable[int]) -> bytes:
     """The bytes that ids spell together; special tokens spell nothing."""
     return b"".join(known.pieces[token] or b"" for token in ids if token < len(known.pieces))

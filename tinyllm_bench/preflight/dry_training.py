@@ -25,7 +25,7 @@ from tinyllm_bench.models.load import Loaded, load_shape, quiet, spec_folder
 from tinyllm_bench.models.specs import ModelSpec
 from tinyllm_bench.models.tokens import Encoded
 from tinyllm_bench.teachers.teacher import Teacher
-from tinyllm_bench.training.batching import Collator, Group, Row, choose_layout, collator_of, step_micro_batches
+from tinyllm_bench.training.batching import Collator, Group, InputRow, choose_layout, collator_of, step_micro_batches
 from tinyllm_bench.training.budget import FlopsPerToken, Plan, flops_per_token
 from tinyllm_bench.training.method import Method, Step
 
@@ -153,7 +153,7 @@ def _collator(cell: Cell, lm: LM, loaded: Loaded, teacher: Loaded | None) -> Col
     def layout(model: Any, *, training: bool) -> Any:
         return choose_layout(LM(small_copy(model)), small, cell.config.train.layout, training=training)[0]
 
-    chosen = layout(lm.plain, training=not cell.method.is_on_policy)  # a student that samples trains without dropout
+    chosen = layout(lm.hf_model, training=not cell.method.is_on_policy)  # a student that samples trains without dropout
     reads_batches = teacher is not None and cell.config.teacher.cache is None and cell.method.needs().same_tokenizer
     if teacher is not None and reads_batches and chosen == "shared":
         chosen = layout(teacher.model, training=False)
@@ -273,7 +273,7 @@ def _sampling_of(method: Method, groups: Sequence[Group], lm: LM) -> Sampling:
     texts."""
     from tinyllm_bench.training.teacher_signals import InMemoryTeacher
 
-    small = small_copy(lm.plain)
+    small = small_copy(lm.hf_model)
     size = small.get_input_embeddings().weight.shape[0]
 
     def in_vocabulary(item: Encoded) -> Encoded:
@@ -432,7 +432,7 @@ class DryTraining:
         """How often each question is trained on."""
         return counts.records / (self.method.inner_epochs * len(self.groups))
 
-    def micro_batches(self, indices: Sequence[int]) -> list[list[Row]]:
+    def micro_batches(self, indices: Sequence[int]) -> list[list[InputRow]]:
         """The micro-batches of a step on some questions; sampled texts have their assumed lengths."""
 
         def with_sampled_length(item: Encoded) -> Encoded:
@@ -504,7 +504,7 @@ class DryTraining:
         """What the training holds at its largest micro-batch; cells that are trained first are not included."""
         largest, micro_batches = _largest_micro_batch(self)
         teacher, trained = self.teacher_in_memory, self.trained_bytes
-        plain: Any = self.lm.plain
+        plain: Any = self.lm.hf_model
         targets = sum(len(branch.item.target) for row in largest for branch in row.branches)
         vocabulary = plain.get_output_embeddings().weight.shape[0]
         copies = _LOGIT_COPIES if teacher is None else _LOGIT_COPIES_WITH_TEACHER
@@ -579,11 +579,11 @@ def library_bytes(cell: Cell) -> int:
     return LIBRARIES if device_of(cell) == "cpu" else 0
 
 
-def _width(rows: Sequence[Row]) -> int:
+def _width(rows: Sequence[InputRow]) -> int:
     return max(row.width for row in rows)
 
 
-def _largest_micro_batch(training: DryTraining) -> tuple[list[Row], int]:
+def _largest_micro_batch(training: DryTraining) -> tuple[list[InputRow], int]:
     """The micro-batch with the most padded tokens among the first steps, and the most micro-batches of a step."""
     groups, size = training.groups, training.cell.config.train.batch_records
     starts = range(0, min(len(groups), _TRIAL_STEPS * size), size)
@@ -593,12 +593,12 @@ def _largest_micro_batch(training: DryTraining) -> tuple[list[Row], int]:
     return max(candidates, key=lambda rows: (len(rows) * _width(rows), _width(rows))), max(map(len, steps))
 
 
-def _activation_bytes(training: DryTraining, rows: Sequence[Row]) -> int:
+def _activation_bytes(training: DryTraining, rows: Sequence[InputRow]) -> int:
     """Bytes that the student's body saves for the backward pass of a micro-batch."""
     config = training.cell.config.train
     trial = rows[: max(_TRIAL_TOKENS // _width(rows), 1)]
     with_one, with_two = (_saved_bytes(training, trial, layers) for layers in (1, 2))
-    text = training.lm.plain.config.get_text_config()
+    text = training.lm.hf_model.config.get_text_config()
     depth, layer = int(getattr(text, "num_hidden_layers", 1)), max(with_two - with_one, 0)
     scale = len(rows) * _width(rows) / (len(trial) * _width(trial))
     if config.gradient_checkpointing:
@@ -608,12 +608,12 @@ def _activation_bytes(training: DryTraining, rows: Sequence[Row]) -> int:
     return round(scale * precision * (with_one + (depth - 1) * layer))
 
 
-def _saved_bytes(training: DryTraining, rows: Sequence[Row], layers: int) -> int:
+def _saved_bytes(training: DryTraining, rows: Sequence[InputRow], layers: int) -> int:
     """Bytes that autograd saves when a small copy of the model reads some rows."""
     import torch
 
-    small = LM(small_copy(training.lm.plain, layers)).train()
-    plain: Any = small.plain
+    small = LM(small_copy(training.lm.hf_model, layers)).train()
+    plain: Any = small.hf_model
     size = plain.get_input_embeddings().weight.shape[0]
     batch = training.collator.collate(rows)
     for name in ("input_ids_BT", "decoder_input_ids_DT"):
@@ -630,5 +630,5 @@ def _saved_bytes(training: DryTraining, rows: Sequence[Row], layers: int) -> int
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        small.at_targets(batch)
+        small.target_hidden_states(batch)
     return sum(storages.values())

@@ -22,7 +22,7 @@ from tinyllm_bench.leaderboard.public import machine_paths
 from tinyllm_bench.leaderboard.record import RECORD_FILE, RunRecord, load_record, record_path
 from tinyllm_bench.leaderboard.tables import BoardNames
 from tinyllm_bench.leaderboard.verdicts import RecordTrust, refutations_of, tier_of, trust_in
-from tinyllm_bench.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from tinyllm_bench.models.adapters import ADAPTER_WEIGHTS
 from tinyllm_bench.models.files import ADAPTER_CONFIG
 from tinyllm_bench.models.load import Loaded, load_model, needs_bos, tokenizer_digest, weights_digest
 from tinyllm_bench.models.specs import parse_spec

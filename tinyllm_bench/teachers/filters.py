@@ -42,7 +42,7 @@ _MOJIBAKE = re.compile(
 )
 
 
-class Candidate(NamedTuple):
+class FilterInput(NamedTuple):
     """A text and what is known of it.
 
     `prompt` is the teacher's prompt, `finish` why the text ended ("stop", "length"), `answer` the choice's text or the
@@ -78,13 +78,13 @@ def named_answers(text: str, record: TaskRecord) -> set[int | str]:
     return {key for key in number_announced(own) if key is not None}
 
 
-def _unfinished(candidate: Candidate) -> bool:
+def _unfinished(candidate: FilterInput) -> bool:
     """A substitute for `cut` where the reason of a text's end is not recorded."""
     text = body(candidate.text)
     return bool(text) and _END.search(text) is None
 
 
-def _prompt_echo(candidate: Candidate) -> bool:
+def _prompt_echo(candidate: FilterInput) -> bool:
     """A run of 16 words of the prompt or question, or a text of at least 5 words that is nothing but a piece of it.
 
     A run out of the passage is evidence, not an echo: only a text that is nothing but passage counts.
@@ -112,7 +112,7 @@ def _grams(words: Sequence[str], length: int) -> set[tuple[str, ...]]:
     return {tuple(words[start : start + length]) for start in range(len(words) - length + 1)}
 
 
-def _loop(candidate: Candidate) -> bool:
+def _loop(candidate: FilterInput) -> bool:
     """A sentence of 5 words twice, 8 words in the same order three times, or up to 12 words three times in a row."""
     text = body(candidate.text)
     sentences = [s for part in _SENTENCE.split(text) if len(s := tuple(_words(part))) >= _LOOP_SENTENCE]
@@ -141,7 +141,7 @@ def _has_period(words: Sequence[str]) -> bool:
     return False
 
 
-def _wrong_answer(candidate: Candidate) -> bool:
+def _wrong_answer(candidate: FilterInput) -> bool:
     if candidate.record is None or candidate.answer is None:
         return False
     if not candidate.record.choices:
@@ -149,7 +149,7 @@ def _wrong_answer(candidate: Candidate) -> bool:
     return normalised(candidate.answer) != normalised(candidate.record.gold_text)
 
 
-def _contradicts_gold(candidate: Candidate) -> bool:
+def _contradicts_gold(candidate: FilterInput) -> bool:
     record = candidate.record
     if record is None:
         return False
@@ -160,7 +160,7 @@ def _contradicts_gold(candidate: Candidate) -> bool:
     return _wrong_answer(candidate) or bool(named_answers(candidate.text, record) - golds)
 
 
-FILTERS: Mapping[str, Callable[[Candidate], bool]] = {
+FILTERS: Mapping[str, Callable[[FilterInput], bool]] = {
     "empty": lambda c: not body(c.text),
     "nan": lambda c: body(c.text).lower() == "nan",
     "short": lambda c: len(body(c.text).split()) < 3,
@@ -192,23 +192,23 @@ def check_names(filters: Sequence[str]) -> None:
             raise unknown_name("annotations.filters entry", name, FILTERS)
 
 
-def rejected_by(text: str | Candidate, filters: Sequence[str]) -> str | None:
+def rejected_by(text: str | FilterInput, filters: Sequence[str]) -> str | None:
     """The first named filter that rejects a text, or None; of a plain string nothing but the text is known.
 
     Raises:
         UserError: a filter's name is unknown.
     """
     check_names(filters)
-    candidate = Candidate(text) if isinstance(text, str) else text
+    candidate = FilterInput(text) if isinstance(text, str) else text
     return next((name for name in filters if FILTERS[name](candidate)), None)
 
 
-def candidates(
+def filter_inputs(
     annotations: Sequence[Annotation],
     records: Mapping[str, TaskRecord],
     *,
     prompts: Mapping[str, str] | None = None,
-) -> list[Candidate]:
+) -> list[FilterInput]:
     """The filters' view of annotations, in their order. `records` and `prompts` are by record id."""
     first_uses: dict[tuple[str, str], str] = {}  # the record of a teacher's text, the first time it gives that text
     result = []
@@ -218,7 +218,7 @@ def candidates(
         if text:
             first = first_uses.setdefault((annotation.teacher, text), annotation.record_id)
         result.append(
-            Candidate(
+            FilterInput(
                 text=annotation.text,
                 record=records.get(annotation.record_id),
                 prompt=(prompts or {}).get(annotation.record_id),
@@ -245,5 +245,5 @@ def apply_filters(
         UserError: a filter's name is unknown.
     """
     check_names(filters)
-    judged = candidates(annotations, records, prompts=prompts)
+    judged = filter_inputs(annotations, records, prompts=prompts)
     return [replace(a, rejected=rejected_by(c, filters)) for a, c in zip(annotations, judged, strict=True)]

@@ -52,7 +52,7 @@ class PackHeader(BaseModel):
     created: str
 
 
-class Imported(NamedTuple):
+class ImportResult(NamedTuple):
     """The result of an import: the pack's header, and how many of its texts were new to the cache."""
 
     header: PackHeader
@@ -128,7 +128,7 @@ def _write(caches: Sequence[TextCache], to: Path) -> PackHeader:
     return header
 
 
-def import_pack(file: Path) -> Imported:
+def import_pack(file: Path) -> ImportResult:
     """Add a pack's texts to the cache; nothing is added of a damaged one, nor where another text has a key already.
 
     Raises:
@@ -138,7 +138,7 @@ def import_pack(file: Path) -> Imported:
     for cache, rows in _by_shard(file, header):  # a first pass, because a pack may prove wrong at its very end
         cache.check_identity()
         cache.check_conflicts(rows, cache.read(cache.shard(rows[0]["key"])))
-    return Imported(header, sum(cache.merge(rows) for cache, rows in _by_shard(file, header)))
+    return ImportResult(header, sum(cache.merge(rows) for cache, rows in _by_shard(file, header)))
 
 
 def _by_shard(file: Path, header: PackHeader) -> Iterator[tuple[TextCache, list[CachedText]]]:

@@ -32,7 +32,7 @@ from tinyllm_bench.answers.parser import bare_number, numbers_in, read
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Annotation, Split, TaskRecord
 from tinyllm_bench.data.sources import Source, load_split, rationale_keys
-from tinyllm_bench.teachers.filters import FILTERS, NEEDS, Candidate, body, candidates, check_names, rejected_by
+from tinyllm_bench.teachers.filters import FILTERS, NEEDS, FilterInput, body, check_names, filter_inputs, rejected_by
 from tinyllm_bench.teachers.teacher import recorded_annotations
 
 SAMPLES = 3
@@ -169,7 +169,7 @@ def teacher_reports(
     for by_teacher in groups.values():
         answers = {teacher: _own_answers(texts, records) for teacher, texts in by_teacher.items()}
         for teacher, texts in by_teacher.items():
-            judged = candidates(texts, records, prompts=(prompts or {}).get(teacher))
+            judged = filter_inputs(texts, records, prompts=(prompts or {}).get(teacher))
             agreements = []
             for other in by_teacher:
                 mine, theirs = answers[teacher], answers[other]
@@ -218,12 +218,12 @@ def replayed_reports(
 
 def _report(
     annotations: Sequence[Annotation],
-    judged: Sequence[Candidate],
+    judged: Sequence[FilterInput],
     filters: tuple[str, ...],
     agreement: tuple[TeacherAgreement, ...],
     samples: tuple[SampleText, ...],
 ) -> TeacherReport:
-    def share(test: Callable[[Candidate], bool], among: Sequence[Candidate] = judged) -> Share:
+    def share(test: Callable[[FilterInput], bool], among: Sequence[FilterInput] = judged) -> Share:
         return Share(count=sum(map(test, among)), of=len(among))
 
     records = [_record(candidate) for candidate in judged]
@@ -261,19 +261,19 @@ def _report(
     )
 
 
-def _record(candidate: Candidate) -> TaskRecord:
+def _record(candidate: FilterInput) -> TaskRecord:
     assert candidate.record is not None, "teacher_reports looked every record up"
     return candidate.record
 
 
-def _contains_gold(candidate: Candidate) -> bool:
+def _contains_gold(candidate: FilterInput) -> bool:
     record = _record(candidate)
     if not record.choices:
         return record.number in numbers_in(candidate.text)
     return normalised(record.gold_text) in normalised(candidate.text)
 
 
-def _is_only_gold(candidate: Candidate) -> bool:
+def _is_only_gold(candidate: FilterInput) -> bool:
     record, text = _record(candidate), body(candidate.text)
     if not record.choices:
         return record.number in bare_number(text)
@@ -340,7 +340,7 @@ def cohen_kappa(pairs: Sequence[tuple[int | str, int | str]]) -> float | None:
 
 
 def _sample_texts(
-    annotations: Sequence[Annotation], judged: Sequence[Candidate], samples: int, seed: str
+    annotations: Sequence[Annotation], judged: Sequence[FilterInput], samples: int, seed: str
 ) -> list[SampleText]:
     pairs = list(zip(annotations, judged, strict=True))
     order = sorted(range(len(pairs)), key=lambda i: (annotations[i].record_id, annotations[i].sample))

@@ -118,7 +118,7 @@ def make_trainer(
     lm = LM(model)
     settings = {"batch_records": len(groups), "max_grad_norm": 1e9, "evaluations": (), **config}
     plan = plan or make_plan(groups, batch_records=settings["batch_records"], seed=0, epochs=1)
-    collator = replace(collator_of(lm.plain, tokenizer), layout=layout)
+    collator = replace(collator_of(lm.hf_model, tokenizer), layout=layout)
     return Trainer(
         lm,
         method,
@@ -129,7 +129,7 @@ def make_trainer(
         folder=folder,
         seed=seed,
         validate=validate or (lambda lm: ValidationScore(0.0, 0.0, 1)),
-        teacher=make_signal(method, lm.plain),
+        teacher=make_signal(method, lm.hf_model),
     )
 
 

@@ -46,7 +46,7 @@ class Branch(NamedTuple):
     places: tuple[int, ...]
 
 
-class Row(NamedTuple):
+class InputRow(NamedTuple):
     """One input sequence of the student: ids, their positions, the place up to which each is visible, its examples.
 
     For an encoder-decoder, `ids` are the encoder's, and every branch is a decoder row of its own.
@@ -69,7 +69,7 @@ class Row(NamedTuple):
         return any(until != len(self.ids) for until in self.until)
 
 
-def decoder_rows(items: Sequence[Encoded], layout: Layout, *, min_shared: int = MIN_SHARED) -> list[Row]:
+def decoder_rows(items: Sequence[Encoded], layout: Layout, *, min_shared: int = MIN_SHARED) -> list[InputRow]:
     """The rows of one question for a decoder-only student: prompts and targets in one sequence."""
     if layout == "separate":
         return [_prefix_tree([item]) for item in items]
@@ -82,11 +82,11 @@ def decoder_rows(items: Sequence[Encoded], layout: Layout, *, min_shared: int = 
     return [_prefix_tree(row) for row in rows]
 
 
-def side_by_side(rows: Sequence[Row]) -> Row:
+def side_by_side(rows: Sequence[InputRow]) -> InputRow:
     """Rows packed into one, side by side: the mask separates them, and each has positions of its own."""
     starts = [0, *accumulate(len(row.ids) for row in rows)]
     placed = list(zip(rows, starts, strict=False))
-    return Row(
+    return InputRow(
         tuple(token for row in rows for token in row.ids),
         tuple(position for row in rows for position in row.positions),
         tuple(start + until for row, start in placed for until in row.until),
@@ -98,7 +98,7 @@ def side_by_side(rows: Sequence[Row]) -> Row:
     )
 
 
-def encoder_rows(items: Sequence[Encoded], layout: Layout) -> list[Row]:
+def encoder_rows(items: Sequence[Encoded], layout: Layout) -> list[InputRow]:
     """The rows of one question for an encoder-decoder: one per distinct input, with a decoder row for each target."""
     inputs: dict[tuple[int, ...] | int, list[Encoded]] = {}
     for number, item in enumerate(items):
@@ -108,7 +108,7 @@ def encoder_rows(items: Sequence[Encoded], layout: Layout) -> list[Row]:
         ids = of_input[0].prompt
         branches = tuple(Branch(item, tuple(range(len(item.target)))) for item in of_input)
         decoder_tokens = sum(len(item.target) for item in of_input)
-        rows.append(Row(ids, tuple(range(len(ids))), (len(ids),) * len(ids), branches, decoder_tokens))
+        rows.append(InputRow(ids, tuple(range(len(ids))), (len(ids),) * len(ids), branches, decoder_tokens))
     return rows
 
 
@@ -123,7 +123,7 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return next((n for n in range(limit) if first[n] != second[n]), limit)
 
 
-def _prefix_tree(items: Sequence[Encoded]) -> Row:
+def _prefix_tree(items: Sequence[Encoded]) -> InputRow:
     """The row of examples whose sequences are sorted, which is the depth-first order of their prefix tree."""
     ids: list[int] = []
     positions: list[int] = []
@@ -144,7 +144,7 @@ def _prefix_tree(items: Sequence[Encoded]) -> Row:
         previous = sequence
     for place in path:
         until[place] = len(ids)
-    return Row(tuple(ids), tuple(positions), tuple(until), tuple(branches))
+    return InputRow(tuple(ids), tuple(positions), tuple(until), tuple(branches))
 
 
 # --- 2. Batch -------------------------------------------------------------------------------------------------------
@@ -222,11 +222,11 @@ class Collator:
         """Whether a row may hold several questions, separated by the mask."""
         return self.layout == "shared" and not self.encoder_decoder
 
-    def rows(self, items: Sequence[Encoded]) -> list[Row]:
+    def rows(self, items: Sequence[Encoded]) -> list[InputRow]:
         """The rows of one question's examples."""
         return (encoder_rows if self.encoder_decoder else decoder_rows)(items, self.layout)
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
+    def collate(self, rows: Sequence[InputRow]) -> Batch:
         """Pad rows on the right and place their targets."""
         branches = [branch for row in rows for branch in row.branches]
         owners = [number for number, row in enumerate(rows) for _ in row.branches]
@@ -289,8 +289,8 @@ def count_examples(groups: Sequence[Group]) -> Mapping[str, int]:
 
 
 def step_micro_batches(
-    rows: Sequence[Sequence[Row]], method: "Method", collator: Collator, config: TrainConfig
-) -> list[list[Row]]:
+    rows: Sequence[Sequence[InputRow]], method: "Method", collator: Collator, config: TrainConfig
+) -> list[list[InputRow]]:
     """The micro-batches of one optimiser step, from the rows of its questions."""
     return micro_batches(
         rows,
@@ -301,8 +301,8 @@ def step_micro_batches(
 
 
 def micro_batches(
-    groups: Sequence[Sequence[Row]], *, max_tokens: int, keep_groups: bool, pack: bool
-) -> list[list[Row]]:
+    groups: Sequence[Sequence[InputRow]], *, max_tokens: int, keep_groups: bool, pack: bool
+) -> list[list[InputRow]]:
     """Split the rows of one mini-batch's questions into micro-batches of at most `max_tokens` padded tokens.
 
     Rows of similar length come together. `keep_groups` leaves a question's rows in one micro-batch; a unit larger than
@@ -312,7 +312,7 @@ def micro_batches(
     """
     units = [list(rows) for rows in groups] if keep_groups else [[row] for rows in groups for row in rows]
     units = sorted((unit for unit in units if unit), key=lambda unit: -max(row.width for row in unit))
-    batches: list[list[list[Row]]] = []  # each a list of bins, the rows of a bin to be packed into one
+    batches: list[list[list[InputRow]]] = []  # each a list of bins, the rows of a bin to be packed into one
     for unit in units:
         last = batches[-1] if batches else []
         grown = _first_fit(last, unit) if pack else [*last, *([row] for row in unit)]
@@ -326,7 +326,7 @@ def micro_batches(
     return [[side_by_side(bin) if pack else bin[0] for bin in batch] for batch in batches]
 
 
-def _first_fit(bins: Sequence[Sequence[Row]], unit: Sequence[Row]) -> list[list[Row]]:
+def _first_fit(bins: Sequence[Sequence[InputRow]], unit: Sequence[InputRow]) -> list[list[InputRow]]:
     """Bins with a unit's rows added, the widest first: each to the first bin with space for it, or to a new one."""
     filled = [list(bin) for bin in bins]
     for row in sorted(unit, key=lambda row: -row.width):
@@ -338,7 +338,7 @@ def _first_fit(bins: Sequence[Sequence[Row]], unit: Sequence[Row]) -> list[list[
     return filled
 
 
-def _width(bin: Sequence[Row]) -> int:
+def _width(bin: Sequence[InputRow]) -> int:
     return sum(row.width for row in bin)
 
 
@@ -376,11 +376,11 @@ def choose_layout(lm: LM, collator: Collator, requested: LayoutChoice, *, traini
 
 def why_separate(lm: LM, collator: Collator, *, training: bool) -> str | None:
     """Why this model needs a separate sequence for every example; None if examples may share prompts."""
-    config: Any = lm.plain.config
+    config: Any = lm.hf_model.config
     if training:
         # the largest dropout rate, of dropout layers and of attention (a rate in most models, a layer in some)
-        layers = [module.p for module in lm.plain.modules() if isinstance(module, nn.Dropout)]
-        attention = [getattr(module, "attention_dropout", 0.0) for module in lm.plain.modules()]
+        layers = [module.p for module in lm.hf_model.modules() if isinstance(module, nn.Dropout)]
+        attention = [getattr(module, "attention_dropout", 0.0) for module in lm.hf_model.modules()]
         dropout = max([0.0, *layers, *(rate for rate in attention if isinstance(rate, float))])
         if dropout:
             return (
@@ -431,7 +431,7 @@ def _same_logits(lm: LM, collator: Collator, window: int) -> bool:
     """Whether logits are the same if examples share a prompt, with another question in the same row."""
     was_training = lm.training
     lm.eval()
-    plain: Any = lm.plain
+    plain: Any = lm.hf_model
     vocabulary = int(plain.config.get_text_config().vocab_size)
     lengths = (MIN_SHARED + window, MIN_SHARED)
     questions = [_random_question(vocabulary, length, seed) for seed, length in enumerate(lengths)]

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from tinyllm_bench.models.vocabulary import Overlap, Vocabulary, overlap, spell, vocabulary
+from tinyllm_bench.models.vocabulary import Overlap, Vocabulary, encode_bytes, overlap, vocabulary
 
 # The most columns that a token of the student is split over (as in X-Token).
 MAX_COLUMNS_PER_TOKEN = 4
@@ -242,7 +242,7 @@ class TokenizerPair:
         without_column = [
             (token, piece) for token, piece in enumerate(self.teacher.pieces) if piece and token not in columns
         ]
-        spellings = spell(self._tokenizers[0], [piece for _, piece in without_column])
+        spellings = encode_bytes(self._tokenizers[0], [piece for _, piece in without_column])
         teacher_entries = [
             *((name, name, 1.0) for name in columns),
             *(
@@ -281,7 +281,7 @@ class TokenizerPair:
 
     def _split(self, texts: Sequence[tuple[int, bytes]], rule: SplitRule) -> list[Entry]:
         """Entries of tokens of the student over the teacher's tokenisation of their bytes."""
-        spellings = spell(self._tokenizers[1], [text for _, text in texts])
+        spellings = encode_bytes(self._tokenizers[1], [text for _, text in texts])
         entries: list[Entry] = []
         for (token, _), ids in zip(texts, spellings, strict=True):
             counts = Counter(ids[:1] if rule == "first" else ids).most_common(MAX_COLUMNS_PER_TOKEN)

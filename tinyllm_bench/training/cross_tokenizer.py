@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.tokens import Encoded, text_ids, without_control
-from tinyllm_bench.models.vocabulary import Vocabulary, vocabulary, written
+from tinyllm_bench.models.vocabulary import Vocabulary, decode_bytes, vocabulary
 from tinyllm_bench.training.batching import Batch, Collator
 from tinyllm_bench.training.cross_losses import LOSSES, Prefix, Spans, TokenizerPair
 from tinyllm_bench.training.divergences import NEEDS_EVERY_TOKEN, DivergenceConfig, divergence_of
@@ -188,11 +188,11 @@ def _in_teacher_ids(
     chat: bool,
 ) -> Encoded:
     """An example in the teacher's ids, with an end token if the student's has one."""
-    response = written(ours, item.target).decode(errors="replace")
+    response = decode_bytes(ours, item.target).decode(errors="replace")
     eos = theirs.roles["eos"]
 
     def ids_of(text: str) -> tuple[int, ...]:
-        ids = tuple(tokenizer(text)["input_ids"] if chat else text_ids(tokenizer, text, lead=add_bos))
+        ids = tuple(tokenizer(text)["input_ids"] if chat else text_ids(tokenizer, text, add_bos=add_bos))
         return ids[:-1] if ids[-1:] == (eos,) else ids
 
     prompt_ids, all_ids = ids_of(prompt), ids_of(prompt + response)
@@ -297,11 +297,11 @@ class CrossTeacher:
         prompts = [self._prompt(item.prompt) for item in batch.items]
         view = make_view(batch.items, self._student, self._tokenizer, prompts, add_bos=self._add_bos, chat=self._chat)
         view = view.to(batch.target_ids_N.device)
-        return CrossDistributions(view, self._lm.at_targets(view.teacher), self._lm, self.pair)
+        return CrossDistributions(view, self._lm.target_hidden_states(view.teacher), self._lm, self.pair)
 
     def _prompt(self, ids: tuple[int, ...]) -> str:
         """The text of a prompt in the teacher's form, without special tokens such as the student's BOS."""
-        text = written(self._student_vocabulary, ids).decode(errors="replace")
+        text = decode_bytes(self._student_vocabulary, ids).decode(errors="replace")
         if not self._chat:
             return text
         messages = [{"role": "user", "content": without_control(self._tokenizer, text)}]

@@ -34,7 +34,7 @@ from tinyllm_bench.base.files import (
     write_json,
 )
 from tinyllm_bench.base.provenance import packages
-from tinyllm_bench.generation.top_k import Rows, Scored, response_digest
+from tinyllm_bench.generation.top_k import ResponseDistributions, ScoredResponse, response_digest
 
 FORMAT = 1
 Precision = Literal["float16", "float32"]
@@ -147,7 +147,7 @@ class LogitCache:
         """Responses in the cache."""
         return len(self._entries)
 
-    def add(self, scored: Iterable[Scored]) -> int:
+    def add(self, scored: Iterable[ScoredResponse]) -> int:
         """Store distributions; returns how many responses were new. Several processes may add to one cache.
 
         Raises:
@@ -155,7 +155,7 @@ class LogitCache:
         """
         responses = list(scored)
         for response in responses:
-            check_rows(response, k=self.header.k, vocabulary=self.header.vocabulary)
+            check_distributions(response, k=self.header.k, vocabulary=self.header.vocabulary)
         with locked(self.folder / _INDEX):
             self._load()
             lines, new_rows, entries, end = [], [], dict(self._entries), self._end()
@@ -164,7 +164,7 @@ class LogitCache:
                 key = digest([self._identity, name[1]])
                 if key not in entries:
                     entries[key] = _Entry(end, len(response.response))
-                    new_rows.append(response.rows)
+                    new_rows.append(response.distributions)
                     end += len(response.response)
                 elif name in self._keys:
                     continue
@@ -180,7 +180,7 @@ class LogitCache:
         """Whether the distributions over a record's response are cached; `response` is its `response_digest`."""
         return (record_id, response) in self._keys
 
-    def rows_for(self, record_id: str, response: str) -> Rows:
+    def distributions_for(self, record_id: str, response: str) -> ResponseDistributions:
         """The distributions over a record's response; `response` is its `response_digest`.
 
         Raises:
@@ -196,13 +196,15 @@ class LogitCache:
             )
         entry = self._entries[key]
         columns = {name: self._column(name)[entry.start : entry.start + entry.tokens] for name in self._row_types()}
-        return Rows(
+        return ResponseDistributions(
             torch.from_numpy(columns["ids"].astype(np.int64)),
             *(torch.from_numpy(columns[name].astype(np.float32)) for name in ("logp", "tail", "gold")),
         )
 
     def _row_types(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The type and shape of a row of each column, in the order of `Rows`; little-endian on all machines."""
+        """The type and shape of a row of each column, in the order of `ResponseDistributions`; little-endian on all
+        machines.
+        """
         number = np.dtype(self.header.precision).newbyteorder("<").str
         top_k = (self.header.k,)
         return {"ids": ("<i4", top_k), "logp": (number, top_k), "tail": (number, ()), "gold": (number, ())}
@@ -220,7 +222,7 @@ class LogitCache:
         """The first row that belongs to no response."""
         return max((entry.start + entry.tokens for entry in self._entries.values()), default=0)
 
-    def _append_rows(self, new_rows: Sequence[Rows]) -> None:
+    def _append_rows(self, new_rows: Sequence[ResponseDistributions]) -> None:
         """Write rows after the last one in the index; rows that a killed process left there are cut off."""
         for number, (column, (dtype, shape)) in enumerate(self._row_types().items()):
             data = b"".join(plain_bytes(rows[number], dtype) for rows in new_rows)
@@ -255,22 +257,22 @@ class LogitCache:
         return (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else None
 
 
-def check_rows(scored: Scored, *, k: int, vocabulary: int) -> None:
+def check_distributions(scored: ScoredResponse, *, k: int, vocabulary: int) -> None:
     """Refuse rows that do not fit the response or the cache, or are no log-probabilities."""
     shape = (len(scored.response), k)
-    shapes = [tuple(column.shape) for column in scored.rows]
+    shapes = [tuple(column.shape) for column in scored.distributions]
     if not scored.response or shapes != [shape, shape, shape[:1], shape[:1]]:
         raise UserError(
             f"distributions over a response of {scored.record_id!r} have the shapes {shapes}; needed: ids and logp"
             f" {shape}, tail and gold {shape[:1]}, of at least one token"
         )
-    low, high = int(scored.rows.ids_NK.min()), int(scored.rows.ids_NK.max())
+    low, high = int(scored.distributions.ids_NK.min()), int(scored.distributions.ids_NK.max())
     if low < 0 or high >= vocabulary:
         raise UserError(
             f"distributions over a response of {scored.record_id!r} name the ids {low} to {high}; allowed: 0 to"
             f" {vocabulary - 1}"
         )
-    if any(bool((column > 1e-3).any() or column.isnan().any()) for column in scored.rows[1:]):
+    if any(bool((column > 1e-3).any() or column.isnan().any()) for column in scored.distributions[1:]):
         raise UserError(f"distributions over a response of {scored.record_id!r} are no log-probabilities (NaN or > 0)")
 
 

@@ -295,7 +295,7 @@ def check_teacher_names(method: str, names: Iterable[str], teachers: Sequence[st
             raise unknown_name(f"teacher in method.{method}", key, teachers)
 
 
-def _plugin_error(name: str, loaded: Any) -> str | None:
+def _plugin_problem(name: str, loaded: Any) -> str | None:
     """Why an object that a plugin offers is not a method; None if it is one."""
     if not (isinstance(loaded, type) and issubclass(loaded, Method)):
         return f"a method is a subclass of tinyllm_bench.Method, not {loaded!r}"
@@ -307,4 +307,4 @@ def _plugin_error(name: str, loaded: Any) -> str | None:
     return f"it is missing {', '.join(missing)}" if missing else None
 
 
-plugins.define("method", fault=_plugin_error)
+plugins.define("method", problem=_plugin_problem)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.generation.top_k import Rows, Scored, response_digest, top_k
+from tinyllm_bench.generation.top_k import ResponseDistributions, ScoredResponse, response_digest, top_k
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.training.batching import Batch
 from tinyllm_bench.training.divergences import Dense, TopK
@@ -46,7 +46,7 @@ class InMemoryTeacher:
     @torch.no_grad()
     def on(self, batch: Batch) -> Distributions:
         """Distributions in the order of the batch's target positions; hidden states are stored, logits are not."""
-        hidden_NH = self.lm.at_targets(batch)
+        hidden_NH = self.lm.target_hidden_states(batch)
 
         def logits(rows: slice) -> Tensor:
             logits_NV = self.lm.logits(hidden_NH[rows])
@@ -72,7 +72,8 @@ class CachedTeacher:
             UserError: a response that is not cached.
         """
         responses = [
-            self.cache.rows_for(item.record_id, response_digest(item.prompt, item.target)) for item in batch.items
+            self.cache.distributions_for(item.record_id, response_digest(item.prompt, item.target))
+            for item in batch.items
         ]
         device = batch.target_ids_N.device
         ids_NK, logp_NK, tail_N, _ = (torch.cat(column).to(device) for column in zip(*responses, strict=True))
@@ -80,17 +81,22 @@ class CachedTeacher:
 
 
 @torch.no_grad()
-def score_responses(teacher: InMemoryTeacher, batch: Batch, k: int) -> list[Scored]:
+def score_responses(teacher: InMemoryTeacher, batch: Batch, k: int) -> list[ScoredResponse]:
     """The teacher's top-k tokens at every target position of a batch, and the mass of all others, by example."""
     distributions, chunks = teacher.on(batch), []
     for rows in teacher.lm.chunks(len(batch.target_ids_N)):
         logp_NV = distributions.rows(rows).logp_NV[:, : teacher.vocabulary].log_softmax(-1)
         gold_N = logp_NV.gather(1, batch.target_ids_N[rows, None])[:, 0]
-        chunks.append(Rows(*top_k(logp_NV, k), gold_N))
+        chunks.append(ResponseDistributions(*top_k(logp_NV, k), gold_N))
     columns = [torch.cat(column).cpu() for column in zip(*chunks, strict=True)]
     item_N = batch.item_N.cpu()
     return [
-        Scored(item.record_id, item.prompt, item.target, Rows(*(column[item_N == number] for column in columns)))
+        ScoredResponse(
+            item.record_id,
+            item.prompt,
+            item.target,
+            ResponseDistributions(*(column[item_N == number] for column in columns)),
+        )
         for number, item in enumerate(batch.items)
     ]
 

@@ -42,7 +42,7 @@ from tinyllm_bench.training.batching import (
     Batch,
     Collator,
     Group,
-    Row,
+    InputRow,
     count_examples,
     count_targets,
     step_micro_batches,
@@ -93,7 +93,7 @@ class Trainer:
         AcceleratorState._reset_state(reset_partial_state=False)  # an earlier run may have had another precision
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu)
         if config.gradient_checkpointing:
-            lm.plain.gradient_checkpointing_enable({"use_reentrant": False})
+            lm.hf_model.gradient_checkpointing_enable({"use_reentrant": False})
         groups_of_parameters = parameter_groups(lm, config.weight_decay)
         optimizer = torch.optim.AdamW(groups_of_parameters, lr=config.learning_rate, betas=config.betas, fused=True)
         self.lm, self.optimizer = self.accelerator.prepare(lm, optimizer)
@@ -240,7 +240,7 @@ class Trainer:
         else:
             self.lm.train()
 
-    def _own_micro_batches(self, groups: Sequence[Group]) -> tuple[list[list[Row]], bool]:
+    def _own_micro_batches(self, groups: Sequence[Group]) -> tuple[list[list[InputRow]], bool]:
         """This process's micro-batches of a mini-batch; False if it has none: it then gets those of another process,
         to run with weight 0, because the others wait for its gradients."""
         rows = [self.collator.rows(group.items) for group in groups]
@@ -289,7 +289,7 @@ class Trainer:
             warmup = min(config.warmup_steps / self.plan.expected_steps(index, spent), 1.0)
         return config.learning_rate * rate(*self.plan.progress(index, spent), warmup, config.scheduler)
 
-    def _backward(self, rows: Sequence[Row], step: Step, losses: dict[str, float], *, weight: float) -> None:
+    def _backward(self, rows: Sequence[InputRow], step: Step, losses: dict[str, float], *, weight: float) -> None:
         """Forward and backward pass of one micro-batch; its loss is added to `losses` by channel."""
         batch = self.collator.collate(rows).to(self.accelerator.device)
         terms = self.method.loss(batch, self.lm, self.teacher, step)
