@@ -1,9 +1,9 @@
 """MiniLLM: reverse KL on the student's own texts, by policy gradient.
 
-Paper: Gu et al., arXiv:2306.08543 (sections 2.2 and 2.3, algorithm 1), known from reading notes that agree; released
-code: microsoft/LMOps `minillm/` at 4f2a9de. Two phases: the student is fine-tuned first (`student.init`, the weights
-with the lowest validation loss), then it samples texts from p~ = alpha p + (1 - alpha) q (equation 4) and minimises
-L = L_Single + L_Long + L_PT:
+Paper: Gu et al., arXiv:2306.08543 (sections 2.2 and 2.3, algorithm 1), known from third parties' notes, which agree;
+released code: microsoft/LMOps `minillm/` at 4f2a9de. Two phases: the student is fine-tuned first (`student.init`, the
+weights with the lowest validation loss), then it samples texts from p~ = alpha p + (1 - alpha) q (equation 4) and
+minimises L = L_Single + L_Long + L_PT:
   L_Single  exact KL(q | p) at every sampled position (equation 3). It is not weighted by w_t, which leaves its
             expectation unchanged; nor is it in the released code (`single_step_importance_weights` does weight it).
   L_Long    PPO's clipped policy gradient of the mean log-ratio *after* t (equation 6). rho_t = q / p~ is both the

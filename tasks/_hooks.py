@@ -1,4 +1,4 @@
-"""What the YAML tasks call: documents for lm-eval, and the reading of generated answers.
+"""The functions that the YAML tasks call: documents for lm-eval, and the parsing of generated answers.
 
 lm-eval imports this file by its path and calls `load(**metadata, **dataset_kwargs)`. The documents carry their prompt
 ready-made from `tinyllm_bench.data.prompts.Ask`, the one function that training uses too.
@@ -14,11 +14,12 @@ from typing import Any
 import datasets
 
 from tinyllm_bench.answers.parser import read
+from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.prompts import Ask
 from tinyllm_bench.data.records import SPLITS, TaskRecord, cut_context
 from tinyllm_bench.data.sources import Source, find_source, load_split
 
-SHOT_POOL = 32  # shots on offer to `lm_eval --num_fewshot`; our runner asks for exactly as many as it needs
+SHOT_POOL = 32  # shots on offer to `lm_eval --num_fewshot`; the runner of this package requests as many as it needs
 
 
 def load(
@@ -51,9 +52,9 @@ def load(
     pool = _shots(where, task, shots)
     documents = {"train": _documents(ask, (cut_context(record, shot_max_words) for record in pool))}
     if ids is None:
-        for name, ours in (("validation", "valid"), ("test", "test")):
-            records = load_split(where, task, ours)
-            documents[name] = _documents(ask, (cut_context(record, max_context_words) for record in records))
+        for lm_eval_split, own_split in (("validation", "valid"), ("test", "test")):
+            records = load_split(where, task, own_split)
+            documents[lm_eval_split] = _documents(ask, (cut_context(record, max_context_words) for record in records))
         return documents
     by_id = {record.id: record for record in load_split(where, task, split)}
     documents["test"] = _documents(ask, (cut_context(_find(by_id, name), max_context_words) for name in ids))
@@ -67,8 +68,6 @@ def _source(kind: str | None, folder: str | None) -> Source:
 
 
 def _find(by_id: Mapping[str, TaskRecord], name: str) -> TaskRecord:
-    from tinyllm_bench.base.errors import UserError
-
     if name not in by_id:
         raise UserError(f"no record {name!r} among the {len(by_id)} of its split, e.g. {next(iter(by_id), 'none')!r}")
     return by_id[name]
@@ -78,16 +77,16 @@ def _shots(source: Source, task: str, number: int) -> list[TaskRecord]:
     """The first training records whose question is nowhere in the evaluated splits."""
     if not number:
         return []
-    asked = {
-        record.question.casefold() for ours in SPLITS if ours != "train" for record in load_split(source, task, ours)
+    evaluated = {
+        record.question.casefold() for split in SPLITS if split != "train" for record in load_split(source, task, split)
     }
-    found = []
+    shots = []
     for record in load_split(source, task, "train"):
-        if record.question.casefold() not in asked:
-            found.append(record)
-        if len(found) == number:
+        if record.question.casefold() not in evaluated:
+            shots.append(record)
+        if len(shots) == number:
             break
-    return found
+    return shots
 
 
 def _documents(ask: Ask, records: Iterable[TaskRecord]) -> datasets.Dataset:

@@ -10,7 +10,7 @@ contexts have some 3,500 words.
 
 Source: Tsatsaronis et al. 2015, "An overview of the BIOASQ large-scale biomedical semantic indexing and question
 answering competition"; the yes/no questions with gold snippets in the release's split (976 / 109 / 123).
-Licence: registration at bioasq.org and the terms of the NLM, no redistribution: never fetched, bring the
+Licence: registration at bioasq.org and the terms of the NLM, no redistribution: never fetched, use the
 release folder.
 """
 

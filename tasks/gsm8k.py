@@ -1,13 +1,13 @@
 """GSM8K: grade-school word problems of two to eight steps. Its public TRAINING set only, cut in three.
 
-`test` here is a held-out part of the training set, NOT the official test set: numbers measured on it stand beside no
-published one.
+`test` here is a held-out part of the training set, NOT the official test set: numbers measured on it are not
+comparable with published ones.
 
 A row of the task's file (invented here, in its form):
 
     {"id": "gsm8k-train-0", "split": "train", "question": "A box holds 6 eggs. Bo buys 3 boxes and breaks 2 eggs. How
-     whole eggs has he?", "gold": 16.0, "cot": "Bo buys 6*3 = 18 eggs.\\n18-2 = 16 are whole.\\nThe answer is 16.",
-     "pot": "eggs = 6*3\\nanswer = eggs-2", "pot_source": "derived from gold calculator annotations"}
+     many whole eggs are left?", "gold": 16.0, "cot": "Bo buys 6*3 = 18 eggs.\\n18-2 = 16 are whole.\\nThe answer is
+     16.", "pot": "eggs = 6*3\\nanswer = eggs-2", "pot_source": "derived from gold calculator annotations"}
 
 The answer is a number. By rising SHA-256 of the id, the first 500 rows are `test`, the next 500 `valid`, the other
 6,473 `train`. The rationale (`human`) is the solution that the set's authors collected, without the calculator marks.

@@ -7,7 +7,7 @@ A row of the release (invented here, in its form; the file has one JSON object a
 
 Source: Mihaylov et al., "Can a Suit of Armor Conduct Electricity?", EMNLP 2018; the official splits.
 Licence: the project's repository says Apache-2.0, the hub's card says unknown; commit no row.
-Three training rows hold two equal wrong options; 23 test questions also stand in train, 14 of them with equal options.
+Three training rows hold two equal wrong options; 23 test questions are also in train, 14 of them with equal options.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """PIQA: a goal of everyday life and two ways to reach it, of which one works.
 
-A row of the release (invented here, in its form; ids are whole numbers and white space may stand after a choice):
+A row of the release (invented here, in its form; ids are whole numbers and a choice may end in white space):
 
     {"id": 0, "question": "To keep paint from drying in the can,", "choices": ["press the lid on tightly. ",
      "leave the lid beside the can. "], "answer": "press the lid on tightly. "}

@@ -7,7 +7,7 @@ A row of the release (invented here, in its form):
 
 Source: Lin et al., "RiddleSense: Reasoning about Riddle Questions", Findings of ACL 2021; the official training set,
 and the official development set cut in two (511 / 510) because the test labels are not public.
-Licence: non-commercial, given out on request, no redistribution: never fetched, bring the release folder.
+Licence: non-commercial, given out on request, no redistribution: never fetched, use the release folder.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """SVAMP: short arithmetic word problems, varied so that surface patterns mislead.
 
-A row of the task's file (invented here, in its form), with what each of two teachers said:
+A row of the task's file (invented here, in its form), with the texts of two teachers:
 
     {"id": "chal-0", "split": "train", "question": "Ada had 9 pens and gave 4 away. How many pens does she have now?",
      "gold": 5.0, "equation": "( 9.0 - 4.0 )", "type": "Subtraction",

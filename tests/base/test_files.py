@@ -136,7 +136,7 @@ def test_a_byte_order_mark_is_read_over_and_other_encodings_are_named(tmp_path: 
     with pytest.raises(UserError, match="is a folder"):
         read_json(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         read_json(tmp_path / "pipe")
 
 
@@ -275,7 +275,7 @@ def test_json_that_is_strict(tmp_path: Path) -> None:
     append_checked(tmp_path / "f", [value])
     assert list(read_checked(tmp_path / "f")) == [value] == [strict_json(checked_line(value).partition("\t")[2])]
     assert strict_json(b'\xef\xbb\xbf"\\ud83d\\ude42"') == "\U0001f642"
-    with pytest.raises(ValueError, match="no UTF-8"):
+    with pytest.raises(ValueError, match="not UTF-8"):
         strict_json(b'"\xff"')
 
 

@@ -24,7 +24,7 @@ BROKEN = {
         "    Config = dict\n"
         "    def examples(self, record, annotations, ask): return []\n"
         "    def loss(self, batch, student, teacher, step): return []",
-        "its Config is no subclass of MethodConfig",
+        "its Config is not a subclass of MethodConfig",
     ),
     "does not import": ("import no_such_module_anywhere", "No module named 'no_such_module_anywhere'"),
     "exits": ("raise SystemExit(7)", "SystemExit"),
@@ -121,7 +121,7 @@ def test_a_broken_file_is_named_and_its_reason_stands_with_what_is_missing(site:
 
 @pytest.mark.parametrize(
     ("code", "says"),
-    [("X = 1", "holds no METHOD, TASK, TEACHER or REPORTER"), ("METHODS = [1]", "METHODS is no mapping of names")],
+    [("X = 1", "defines no METHOD, TASK, TEACHER or REPORTER"), ("METHODS = [1]", "METHODS is not a mapping of names")],
 )
 def test_a_file_that_offers_nothing_is_broken(site: Site, tmp_path: Path, code: str, says: str) -> None:
     plugins.add_file(write(tmp_path / "empty.py", code))

@@ -296,7 +296,7 @@ def test_data_check_reports_every_set(call: Call, release: Path) -> None:
     assert [line.split(":")[0] for line in lines] == sorted(counts)
     for line in lines:
         name, _, rest = line.partition(": ")
-        assert rest.startswith((f"{counts[name]} rows", "not there, and no other task needs it")), line
+        assert rest.startswith((f"{counts[name]} rows", "not present, and no other task needs it")), line
 
 
 @pytest.mark.release

@@ -11,14 +11,14 @@ from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.cli.conformance import conformance, find_function
 
 LOSSES = """
-from tinyllm_bench.training.conformance import ours
+from tinyllm_bench.training.conformance import package_loss
 
 SETTING = 3
 
 def reversed_kl(kind, student, teacher, mask, options):
     if kind not in ("forward_kl", "reverse_kl"):
         raise NotImplementedError
-    return ours({"forward_kl": "reverse_kl", "reverse_kl": "forward_kl"}[kind], student, teacher, mask, options)
+    return package_loss({"forward_kl": "reverse_kl", "reverse_kl": "forward_kl"}[kind], student, teacher, mask, options)
 """
 
 

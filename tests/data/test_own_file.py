@@ -184,7 +184,7 @@ def test_the_check_counts_programs_and_does_not_miss_a_file_that_no_other_task_n
     assert line.ok and line.text.endswith("rationales: one 6 / 2 / 3, two 6 / 2 / 3; programs: one 1 / 1 / 1")
     file_of(source).unlink()
     lines = {line.task: line for line in checks.check_release(source.folder or "")}
-    assert lines[TASK].ok and lines[TASK].text.startswith("toysums: not there, and no other task needs it")
+    assert lines[TASK].ok and lines[TASK].text.startswith("toysums: not present, and no other task needs it")
     (named,) = checks.check_release(source.folder or "", tasks=[TASK])
     assert not named.ok and named.text.count("file not found") == 1
 

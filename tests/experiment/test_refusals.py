@@ -98,7 +98,7 @@ def test_adapters_on_t5_s_shared_table_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("modules", ["[query]", "'.*('"])
 def test_adapters_on_modules_that_are_not_there_are_refused(modules: str, tiny_llama_dir: Path, tmp_path: Path) -> None:
     lora = f"student.lora={{r: 2, target_modules: {modules}}}"
-    with pytest.raises(UserError, match="has no module 'query'; it has down_proj|is no regular expression"):
+    with pytest.raises(UserError, match="has no module 'query'; it has down_proj|is not a regular expression"):
         cells_of(quick(tiny_llama_dir, lora, runs=tmp_path))
 
 

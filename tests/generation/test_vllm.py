@@ -21,8 +21,8 @@ from tinyllm_bench.generation.vllm_worker import (
     CHUNK_TOKENS,
     devices_for,
     engine_options,
+    pair_scores,
     read_position,
-    rows_of,
     vllm_installed,
 )
 from tinyllm_bench.testing import tiny_models
@@ -33,7 +33,7 @@ needs_vllm = pytest.mark.skipif(not vllm_installed(), reason="needs vLLM")
 
 
 def teacher_engine(folder: Path, options: EngineOptions | None = None, **more: Any) -> VllmEngine:
-    defaults: dict[str, Any] = {"chat": "auto", "instead": "use annotations.engine=hf"}
+    defaults: dict[str, Any] = {"chat": "auto", "advice": "use annotations.engine=hf"}
     return VllmEngine(folder, options or EngineOptions(), **{**defaults, **more})
 
 
@@ -147,7 +147,7 @@ def saved(folder: Path, **changes: Any) -> Path:
 
 
 def scoring_engine(folder: Path, k: int, **more: Any) -> VllmEngine:
-    return VllmEngine(folder, EngineOptions(top_k=k), **{"instead": "use teacher.cache.engine=hf"} | more)
+    return VllmEngine(folder, EngineOptions(top_k=k), **{"advice": "use teacher.cache.engine=hf"} | more)
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ def test_what_cannot_be_scored_is_refused_and_the_engine_lives_on(scorer: VllmEn
     pid = scorer.pid
     for pair, message in [
         (((5,) * 4000, (6,) * 96), "4096 tokens; allowed: 4095"),
-        (((5,), (ENTRIES,)), f"id {ENTRIES} is no token of this model; allowed: 0 to {ENTRIES - 1}"),
+        (((5,), (ENTRIES,)), f"id {ENTRIES} is not a token of this model; allowed: 0 to {ENTRIES - 1}"),
         (((-1,), (5,)), "id -1 is no token"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -325,12 +325,12 @@ def flat(*positions: list[tuple[int, float]]) -> Any:
 def test_a_position_is_its_token_and_the_top_k() -> None:
     answer = flat([], [(9, -4.0), (3, -0.5), (4, -1.0)], [(3, -0.2), (3, -0.2), (7, -3.0)])
     assert read_position(answer, 1) == (9, -4.0, [3, 4], [-0.5, -1.0])
-    rows = rows_of(answer, [5], [9, 3], k=2)
+    rows = pair_scores(answer, [5], [9, 3], k=2)
     assert rows == {"ids": [[3, 4], [3, 7]], "logp": [[-0.5, -1.0], [-0.2, -3.0]], "gold": [-4.0, -0.2]}
     with pytest.raises(UserError, match="id 7 is among the top 2 tokens, but the tokenizer has only 5"):
         top_k_distributions(rows, vocabulary=5)
     with pytest.raises(AssertionError):
-        rows_of(answer, [5], [9, 4], k=2)
+        pair_scores(answer, [5], [9, 4], k=2)
 
 
 @needs_vllm

@@ -15,7 +15,7 @@ from tinyllm_bench.generation.vllm_worker import WorkerFailed, WorkerProcess, fo
 def worker() -> Iterator[WorkerProcess]:
     forget_failures()
     with WorkerProcess(
-        "tests.generation.echo_worker", name="Echo", instead="Or shout.", environment={"ECHO_VARIABLE": "ours"}
+        "tests.generation.echo_worker", name="Echo", advice="Or shout.", environment={"ECHO_VARIABLE": "ours"}
     ) as process:
         yield process
 

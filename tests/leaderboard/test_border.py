@@ -188,13 +188,13 @@ def test_a_record_s_file_is_a_file_of_its_folder(board: Path, tmp_path: Path) ->
         load_record(folder)
     (folder / "run.json").unlink()
     os.mkfifo(folder / "run.json")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         board_add([folder], board)
     (folder / "run.json").unlink()
     (folder / "run.json").symlink_to("/dev/zero")
     with pytest.raises(UserError, match="leads out of"):
         load_record(folder)
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         load_record(folder / "run.json")
     (folder / "run.json").unlink()
     with (folder / "run.json").open("wb") as file:
@@ -207,7 +207,7 @@ def test_a_record_s_file_is_a_file_of_its_folder(board: Path, tmp_path: Path) ->
         load_record(folder)
     (folder / "run.json").unlink()
     (folder / "run.json").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(UserError, match="no UTF-8"):
+    with pytest.raises(UserError, match="not UTF-8"):
         load_record(folder)
     (folder / "run.json").write_bytes(b"\xef\xbb\xbf" + elsewhere.read_bytes())
     assert load_record(folder) == record

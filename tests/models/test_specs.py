@@ -102,7 +102,7 @@ def test_a_bare_hub_name_suggests_hf_and_a_bare_file_gguf():
         ("dir:", "nothing after 'dir:'"),
         ("hf:a/b/c", "no hub name"),
         ("hf:a/b@", "nothing after '@'"),
-        ("bundled:a/b", "is no name"),
+        ("bundled:a/b", "is not a name"),
         ("dir:x?layrs=0:3", "unknown option 'layrs'"),
         ("dir:x?layers=", "not START:STOP:STEP"),
         ("dir:x?layers=::2", "not START:STOP:STEP"),

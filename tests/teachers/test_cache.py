@@ -255,7 +255,7 @@ def test_half_a_line_is_written_again(cache: TextCache) -> None:
         (lambda row: row.update(prompt="something else"), "its key is not that of its teacher and prompt"),
         (lambda row: row.update(sampling={**row["sampling"], "temperature": 1.0}), "its key is not that"),
         (lambda row: row.update(text=None), "its text is of the wrong type"),
-        (lambda row: row.pop("engine"), "has not the fields of this version"),
+        (lambda row: row.pop("engine"), "does not have the fields of this version"),
     ],
 )
 def test_an_edited_row_is_never_used(cache: TextCache, change: Callable[[Any], Any], words: str) -> None:
@@ -275,7 +275,7 @@ def test_damage_two_texts_of_a_key_and_rows_that_are_none(cache: TextCache) -> N
     first = next(read_checked(shard))
     for rubbish, words in [
         (checked_line({**first, "text": "to the lake"}), "two texts of the key"),
-        (checked_line(["a list"]), "has not the fields"),
+        (checked_line(["a list"]), "does not have the fields"),
         ("00000000\t{}\n", "checksum does not match"),
     ]:
         shard.write_bytes(whole + rubbish.encode())
@@ -290,7 +290,7 @@ def test_a_folder_of_another_teacher_is_refused(cache: TextCache) -> None:
     with pytest.raises(UserError, match="texts of another teacher"):
         fill(TextCache(cache.folder, {**TEACHER, "chat": "never"}), FakeGenerator(), REQUESTS[:2])
     (cache.folder / "teacher.json").write_text("[]")
-    with pytest.raises(UserError, match="names no teacher's identity"):
+    with pytest.raises(UserError, match="does not name the identity of a teacher"):
         fill(cache, FakeGenerator(), REQUESTS[:2])
 
 

@@ -155,7 +155,7 @@ def test_the_last_bytes_and_the_last_text_count(packed: Path, missing: int) -> N
         (5, {"teacher": 1}, "its key is not that"),
         (5, {"teacher": 7}, "a line is not a text of its teachers"),
         (5, {"tokens_in": "9"}, "its tokens_in is of the wrong type"),
-        (5, {"note": "x"}, "has not the fields"),
+        (5, {"note": "x"}, "does not have the fields"),
         (0, {"format": "other"}, "its format is not what this version reads"),
         (0, {"version": 2}, "its version is not what this version reads"),
         (0, {"digest": "0" * 64}, "truncated or edited"),
@@ -183,9 +183,9 @@ def test_files_that_are_no_packs(elsewhere: Callable[[str], None], tmp_path: Pat
     with pytest.raises(UserError, match="is not a pack of texts, or damaged"):
         import_pack(file)
     write_lines(file, [b"plain words\n"])
-    with pytest.raises(UserError, match="its first line is no header"):
+    with pytest.raises(UserError, match="its first line is not a header"):
         summaries(file)
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         import_pack(tmp_path)
 
 
@@ -254,7 +254,7 @@ def test_a_pack_that_unpacks_without_end_is_refused(packed: Path) -> None:
 def test_a_folder_or_a_pipe_is_no_pack(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for place in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(UserError, match="is no file; name a pack"):
+        with pytest.raises(UserError, match="is not a file; name a pack"):
             import_pack(place)
 
 
@@ -263,5 +263,5 @@ def test_a_teacher_s_name_shows_what_it_is(packed: Path) -> None:
     header = json.loads(lines[0])
     header["teachers"][0]["name"] = "one\u202eowt"
     write_lines(packed, [canonical_json(header).encode() + b"\n", *lines[1:]])
-    with pytest.raises(UserError, match="is no teacher's short name"):
+    with pytest.raises(UserError, match="is not a teacher's short name"):
         read_header(packed)

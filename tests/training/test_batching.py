@@ -46,7 +46,7 @@ def test_two_branches_by_hand() -> None:
     assert row.ids == (5, 6, 7, 1, 8, 2, 3)
     assert row.positions == (0, 1, 2, 3, 4, 3, 4)
     assert row.until == (7, 7, 7, 5, 5, 7, 7)
-    assert [(branch.item.target, branch.places) for branch in row.branches] == [((8, 9), (3, 4)), ((4,), (6,))]
+    assert [(branch.item.target, branch.indices) for branch in row.branches] == [((8, 9), (3, 4)), ((4,), (6,))]
     assert row.is_tree and row.width == 7
 
 
@@ -62,7 +62,7 @@ def test_the_same_prompt_occurs_once() -> None:
     """Two targets of one prompt are predicted at the same place first."""
     (row,) = shared(example([5, 6, 7], [8, 1]), example([5, 6, 7], [8, 2]), example([5, 6, 7], [9]))
     assert row.ids == (5, 6, 7, 8)
-    assert [branch.places for branch in row.branches] == [(2,), (2, 3), (2, 3)]
+    assert [branch.indices for branch in row.branches] == [(2,), (2, 3), (2, 3)]
 
 
 def test_examples_with_too_short_a_common_prefix_get_separate_rows() -> None:
@@ -255,7 +255,7 @@ def test_rows_side_by_side_by_hand() -> None:
     assert row.ids == (5, 6, 1, 2, 7, 7, 3)
     assert row.positions == (0, 1, 2, 2, 0, 1, 2)
     assert row.until == (4, 4, 3, 4, 7, 7, 7)
-    assert [(branch.item.target, branch.places) for branch in row.branches] == [
+    assert [(branch.item.target, branch.indices) for branch in row.branches] == [
         ((9,), (2,)),
         ((8,), (3,)),
         ((3, 4), (5, 6)),
@@ -333,7 +333,7 @@ def test_dropout_needs_separate_rows_in_training_only(tiny_t5: tuple[Any, Any]) 
 
 def test_another_attention_needs_separate_rows(tiny_llama: tuple[Any, Any]) -> None:
     tiny_llama[0].config._attn_implementation = "flash_attention_2"
-    assert "'flash_attention_2' takes no mask of four dimensions" in str(chosen(tiny_llama)[1])
+    assert "'flash_attention_2' does not support a four-dimensional mask" in str(chosen(tiny_llama)[1])
 
 
 @pytest.mark.parametrize("mistake", ["positions", "mask", "boolean mask"])

@@ -20,7 +20,7 @@ from tinyllm_bench.training.conformance import (
     ConformanceResult,
     LossFunction,
     Vector,
-    ours,
+    package_loss,
     read_vectors,
     run_conformance,
 )
@@ -106,7 +106,7 @@ def answer_of(folder: Path) -> LossFunction:
     importlib.invalidate_caches()
     module = importlib.import_module(f"{COPY}.conformance")
     assert Path(str(module.__file__)).parent == folder
-    return module.ours
+    return module.package_loss
 
 
 def failed(results: list[ConformanceResult]) -> dict[str, str]:
@@ -212,7 +212,7 @@ def test_a_mask_is_a_bool_tensor_and_an_impossible_token_is_minus_infinity() -> 
         if mask is not None and student is not None:
             assert mask.dtype == torch.bool and mask.shape == student.shape[:2] and student.dtype == torch.float64
             recorded.append(student.detach())
-        return ours(kind, student, teacher, mask, options)
+        return package_loss(kind, student, teacher, mask, options)
 
     assert failed(run_conformance(looking)) == {} and any(logits.isneginf().any() for logits in recorded)
 

@@ -147,10 +147,10 @@ def test_rows_that_do_not_fit_are_refused_and_nothing_is_stored(tmp_path: Path) 
         "shapes": response._replace(response=response.response[:-1]),
         "at least one token": response._replace(response=[]),
         "name the ids": response._replace(
-            rows=response.distributions._replace(ids_NK=response.distributions.ids_NK + SIZE)
+            distributions=response.distributions._replace(ids_NK=response.distributions.ids_NK + SIZE)
         ),
-        "no log-probabilities": response._replace(
-            rows=response.distributions._replace(tail_N=response.distributions.tail_N * torch.nan)
+        "not log-probabilities": response._replace(
+            distributions=response.distributions._replace(tail_N=response.distributions.tail_N * torch.nan)
         ),
     }
     for message, bad in wrong.items():

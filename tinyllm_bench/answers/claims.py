@@ -24,7 +24,7 @@ JOIN = (
 
 _FILL = r"(?:(?:\w+ly|most|very|quite|simply|just|really|also|indeed|therefore|thus|then|still|now)\s+)*"
 _LEAD = re.compile(
-    # "the answer is", "answer: ", "the answer would be"; the negation of "isn't" and "cannot be" stays behind it
+    # "the answer is", "answer: ", "the answer would be"; the negation of "isn't" and "cannot be" stays after it
     r"\banswer\b(?:\s+(?:choice|option|letter|key)\b)?[\"'*_]*\s*(?:"
     r"(?:is|(?:would|should|must|will|has\s+to|ought\s+to)\s+be)\b|['\u2019]s\b|[:=\uff1a]"
     r"|(?:is|was|would|should|could|can|must|will|does|did|might|may|ca|wo|ai)(?=n['\u2019]t\b|\s+not\b|\s+never\b|nt\b)"
@@ -156,7 +156,7 @@ def resolve_claims(answered: Iterable[tuple[set[Answer], AnswerClaim]]) -> tuple
     """The answers of a text whose claims name these: one, several that contradict each other, or none.
 
     A claim that names several is settled by a later one that names one; one that differs from those before it must
-    correct them. The second value tells whether something was denied or taken back.
+    correct them. The second value is whether something was denied or taken back.
     """
     current: set[Answer] = set()
     conflict = refused = False

@@ -37,7 +37,7 @@ REASONS = (
 QuestionKind = Literal["number", "options", "yes_no"]
 
 CLOSED = frozenset({"yes", "no", "maybe"})
-WRAPPING = " \t\"'`*_\u201c\u201d\u2018\u2019"  # characters around an answer that are no part of it
+WRAPPING = " \t\"'`*_\u201c\u201d\u2018\u2019"  # characters around an answer that are not part of it
 _NUMBER = re.compile(
     r"([+-]?)\s*[$€£]?\s*([+-]?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(e[+-]?\d{1,3})?\s*%?", re.I
 )

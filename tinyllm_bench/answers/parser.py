@@ -147,8 +147,8 @@ def read_answer(text: str, choices: Sequence[str]) -> ParsedAnswer:
     if not line:
         return ParsedAnswer(None, None)
     is_choice = bool(exact(line, choices))  # a choice's own text may contain "the answer is" or "Question:"
-    first, behind = ("x", text.lstrip()[len(line) :]) if is_choice else ("", text.lstrip())
-    own = before_further_question(first + behind).removeprefix(first)
+    first, rest = ("x", text.lstrip()[len(line) :]) if is_choice else ("", text.lstrip())
+    own = before_further_question(first + rest).removeprefix(first)
     lines = [line] * is_choice + [other for other in lines_of(own) if other.strip()]
     repeated = _repeated(lines, choices)
     named, refused = _choices_claimed("\n".join(lines[max(repeated, int(is_choice)) :]), choices)
@@ -183,7 +183,7 @@ def exact(line: str, choices: Sequence[str]) -> set[int]:
 def letter(line: str, choices: Sequence[str]) -> set[int]:
     """The line starts with a choice's letter: `(b)`, `b)`, `b.`, `b:` or nothing but `b`, and does not deny it.
 
-    A second letter ("(b) or (c)", "(a) red (b) blue") or the text of another choice behind it ("(b) red", where (a) is
+    A second letter ("(b) or (c)", "(a) red (b) blue") or the text of another choice after it ("(b) red", where (a) is
     red) contradicts, unless it is denied ("(b), not (a)").
     """
     start = line.lstrip(WRAPPING)
@@ -212,7 +212,7 @@ def letter(line: str, choices: Sequence[str]) -> set[int]:
 def leading(line: str, choices: Sequence[str]) -> set[int]:
     """The line starts with a choice's text and a punctuation mark; the longest choice that fits counts.
 
-    Another choice behind it contradicts it ("red, blue or green"); a denied one does not count ("red: wrong").
+    Another choice after it contradicts it ("red, blue or green"); a denied one does not count ("red: wrong").
     """
     text = normalised(line)
     fits = {
@@ -226,10 +226,10 @@ def leading(line: str, choices: Sequence[str]) -> set[int]:
         return named
     index = next(iter(named))
     closed = _is_closed(choices[index])
-    behind = _mark_choices(text[longest:], choices)
+    rest = _mark_choices(text[longest:], choices)
     if closed and fits[index] == "no":  # "no, that is incorrect" takes nothing back
-        return {index} | ({_named(other[1])} if (other := _ENUMERATES.match(_without_denied(behind))) else set())
-    return _with_the_rest(chr(_TEXT + index) + behind, index, closed=closed)
+        return {index} | ({_named(other[1])} if (other := _ENUMERATES.match(_without_denied(rest))) else set())
+    return _with_the_rest(chr(_TEXT + index) + rest, index, closed=closed)
 
 
 def closed_word(line: str, choices: Sequence[str]) -> set[int]:
@@ -307,15 +307,15 @@ def _with_the_rest(marked: str, index: int, *, closed: bool) -> set[int]:
     affirmed = _without_denied(marked)
     if not _PRIVATE.match(affirmed) or index in _denied(marked, affirmed):
         return set()
-    behind = affirmed[1:]
-    clause = _REASON.split(behind.lstrip(" \"'*_)]:\u2013\u2014-"), maxsplit=1)[0]
-    if takes_back(behind) or (NEGATION.search(clause) and not (closed and _REASON.match(behind))):
+    rest = affirmed[1:]
+    clause = _REASON.split(rest.lstrip(" \"'*_)]:\u2013\u2014-"), maxsplit=1)[0]
+    if takes_back(rest) or (NEGATION.search(clause) and not (closed and _REASON.match(rest))):
         return set()
-    named = {index} | {i for i in map(_labelled, behind) if i is not None}
+    named = {index} | {i for i in map(_labelled, rest) if i is not None}
     for pattern in (_ENUMERATES, _NEXT_TO, _SENTENCES):
         if pattern is _NEXT_TO and closed:
             continue
-        if other := pattern.match(behind):
+        if other := pattern.match(rest):
             named.add(_named(other[1]))
     return named
 
@@ -520,7 +520,7 @@ def number_announced(text: str) -> set[str | None]:
 
 def _claimed_number(sentence: str) -> set[str | None] | None:
     """The numbers in a claim's sentence, None among them if they cannot be read; None alone if it denies them."""
-    result = _behind_equals(sentence)
+    result = _after_equals(sentence)
     numerals = _numerals(result)
     if not numerals:
         return set()
@@ -561,7 +561,7 @@ def last_number(text: str) -> set[str | None]:
     sentences = [part for part in _STOP.split(line) if _numerals(part)]
     if not sentences or announces(line):
         return set()
-    result = _behind_equals(sentences[-1])
+    result = _after_equals(sentences[-1])
     if NEGATION.search(result.casefold()) or takes_back(line[_numerals(line)[-1].end :]):
         return {None}
     if result != sentences[-1]:
@@ -598,12 +598,12 @@ def _are_joined(text: str, first: _Numeral, second: _Numeral) -> bool:
     return _JOINING.fullmatch(text[first.end : second.start]) is not None
 
 
-def _behind_equals(sentence: str) -> str:
+def _after_equals(sentence: str) -> str:
     """The part after the last equals sign if there is a number in it, else the whole sentence."""
-    before, sign, behind = sentence.rpartition("=")
-    if not _numerals(behind):
+    before, sign, rest = sentence.rpartition("=")
+    if not _numerals(rest):
         return sentence
-    return f"{sign}{behind}" if before.strip() else behind
+    return f"{sign}{rest}" if before.strip() else rest
 
 
 def _nonblank_lines(text: str) -> list[str]:

@@ -261,8 +261,8 @@ def unwrap(tree: ast.Module) -> bool:
     function = tree.body[places[0]]
     assert isinstance(function, ast.FunctionDef)
     before, after = tree.body[: places[0]], tree.body[places[0] + 1 :]
-    given = function.args
-    if given.posonlyargs or given.args or given.kwonlyargs or given.vararg or given.kwarg or function.decorator_list:
+    parameters = function.args
+    if any(ast.iter_child_nodes(parameters)) or function.decorator_list:
         return False
     if not all(map(_calls_solution, after)) or any(map(_sets_answer, before)):
         return False

@@ -110,7 +110,7 @@ def group_of(value: Any, path: str) -> Any:
 def _parse_flow(text: RawText, path: str) -> Any:
     """A list or mapping in YAML's flow style. Its plain texts are `RawText`; anchors, tags and comments are refused."""
     invalid = UserError(
-        f"{_short(f'{path}={text}')}: the value is not valid YAML; put a text with special marks in quotes"
+        f"{_short(f'{path}={text}')}: the value is not valid YAML; put a text with special characters in quotes"
     )
     try:
         node = yaml.BaseLoader(text).get_single_node()  # first, because it refuses what is nested too deep

@@ -94,7 +94,7 @@ def read_bytes(path: str | Path, *, max_bytes: int = MAX_BYTES, inside: Path | N
 
 def _check_regular(path: str | Path, state: os.stat_result) -> None:
     if not stat.S_ISREG(state.st_mode):
-        what = "a folder" if stat.S_ISDIR(state.st_mode) else "no regular file (a pipe or a device)"
+        what = "a folder" if stat.S_ISDIR(state.st_mode) else "not a regular file (a pipe or a device)"
         raise UserError(f"{path} is {what}; name a file")
 
 
@@ -197,7 +197,7 @@ def strict_json(data: bytes | str, *, infinite: bool = False) -> Any:
         return values
 
     def refuse_constant(name: str) -> Any:
-        raise ValueError(f"{name} is no number of JSON")
+        raise ValueError(f"{name} is not a JSON number")
 
     def integer(digits: str) -> int:
         if len(digits) > _MAX_DIGITS:
@@ -219,9 +219,9 @@ def strict_json(data: bytes | str, *, infinite: bool = False) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"line {error.lineno}") from None
     except UnicodeDecodeError:
-        raise ValueError("no UTF-8 text") from None
+        raise ValueError("not UTF-8 text") from None
     except UnicodeEncodeError:
-        raise ValueError("half a character, such as a lone \\ud800") from None
+        raise ValueError("a lone surrogate (half a character), such as \\ud800") from None
     except RecursionError:
         raise ValueError("nested too deep") from None
     return value

@@ -252,7 +252,7 @@ def _imported(file: Path) -> ModuleType | str:
     offered = [word for kind in KINDS for word in (kind.upper(), f"{kind.upper()}S") if word in vars(module)]
     wrong = [word for word in offered if word.endswith("S") and not isinstance(vars(module)[word], Mapping)]
     if wrong or not offered:
-        return f"{wrong[0]} is no mapping of names" if wrong else "holds no METHOD, TASK, TEACHER or REPORTER"
+        return f"{wrong[0]} is not a mapping of names" if wrong else "defines no METHOD, TASK, TEACHER or REPORTER"
     return module
 
 

@@ -38,7 +38,7 @@ class TaskCheck:
             return f"{self.task}: FAILED: {'; '.join(self.problems)}"
         if self.absent is not None:
             where = "neither inside the release folder nor beside it"
-            return f"{self.task}: not there, and no other task needs it ({self.absent} is {where})"
+            return f"{self.task}: not present, and no other task needs it ({self.absent} is {where})"
         counts = " / ".join(f"{self.counts[split]}" for split in SPLITS)
         teachers = _teachers(self.rationales) or "none"
         programs = f"; programs: {_teachers(self.programs)}" if self.programs else ""

@@ -47,7 +47,7 @@ def multiple_choice(
             raise UserError(f"id {source_id!r}: option {place} of field 'choices' is {kind_of(choice)}, not text")
     choices, answer = tuple(choice.strip() for choice in row["choices"]), text_field(row, "answer")
     if len(choices) < 2 or any(map(_is_blank, choices)):
-        raise UserError(f"id {source_id!r} needs two or more options and none empty, found {list(choices)}")
+        raise UserError(f"id {source_id!r} needs two or more options and none empty, got {list(choices)}")
     if choices.count(answer) != 1:
         where = "not among" if answer not in choices else "more than once among"
         raise UserError(

@@ -29,7 +29,7 @@ from tinyllm_bench.generation.hf import complete, evaluating
 from tinyllm_bench.generation.requests import Completion, FailedRequest, GenerationRequest, SamplingConfig
 from tinyllm_bench.models.lm import LM
 from tinyllm_bench.models.load import Loaded
-from tinyllm_bench.models.tokens import Encoded, cut_behind, text_ids, without_control
+from tinyllm_bench.models.tokens import Encoded, text_ids, truncate_ids, without_control
 from tinyllm_bench.training.batching import Batch, Collator, choose_layout, collator_of, micro_batches
 from tinyllm_bench.training.losses import cross_entropy_N
 from tinyllm_bench.training.settings import Layout, LayoutChoice
@@ -180,7 +180,7 @@ class InMemoryLM(PlainText, HFLM):
 
         def encode(prompt: str) -> list[int]:
             ids = self.tok_encode(prompt)
-            return ids if self._cut is None else cut_behind(ids, self._cut, self.tokenizer.eos_token_id)
+            return ids if self._cut is None else truncate_ids(ids, self._cut, self.tokenizer.eos_token_id)
 
         prompts = _greedy_prompts(requests, encode, self.tokenizer)
         for prompt in prompts:

@@ -414,7 +414,7 @@ def _scored_by_vllm(
             f"teacher.cache.engine=vllm: {spec.text} is not a whole model folder; use teacher.cache.engine=hf"
         )
     options = EngineOptions(dtype=cell.config.teacher.dtype, top_k=k)
-    with VllmEngine(folder, options, batch=64, instead="use teacher.cache.engine=hf") as engine:
+    with VllmEngine(folder, options, batch=64, advice="use teacher.cache.engine=hf") as engine:
         responses = [(item.prompt, item.target) for item in items]
         for item, rows in zip(items, engine.score(responses), strict=True):
             yield [ScoredResponse(item.record_id, item.prompt, item.target, rows)]

@@ -136,8 +136,8 @@ class ApiGenerator(TextGenerator):
                 return None
             if last.unreachable:
                 raise UserError(
-                    f"{self._client.url} went away: {last.reason}, {self._attempts} times; start the server again and"
-                    " repeat the command: it resumes where it stopped"
+                    f"{self._client.url} is no longer reachable: {last.reason}, {self._attempts} times; start the"
+                    " server again and repeat the command: it resumes where it stopped"
                 ) from None
             return FailedRequest(f"{last.reason}, {self._attempts} times")
 
@@ -199,7 +199,8 @@ class ApiClient:
         self._key = (os.environ.get(self._variable) or os.environ.get(FALLBACK_KEY_VARIABLE) or "").strip()
         if not (self._key.isascii() and self._key.isprintable()):  # httpx would show it in its own error
             raise UserError(
-                f"the API key in {self._variable} or {FALLBACK_KEY_VARIABLE} holds odd characters; set it again"
+                f"the API key in {self._variable} or {FALLBACK_KEY_VARIABLE} has characters that"
+                " an HTTP header cannot carry; set it again"
             )
         headers = {"Accept-Encoding": "identity"}  # a compressed reply could fill the memory while it is unpacked
         if self._key:
@@ -327,7 +328,7 @@ class ApiClient:
             return
         problem = f"{status}{self._message(response)}"
         if status in (401, 403):
-            what = "refuses the key" if self._key else "wants a key"
+            what = "refuses the key" if self._key else "requires a key"
             raise UserError(f"{self.url} {what} ({status}); set {self._variable} to one that may use {self.model!r}")
         if status in (402, 404) or response.is_redirect:
             raise UserError(f"{self.url} cannot serve {self.model!r}: it answers {problem}; correct api:URL#MODEL")
@@ -358,9 +359,9 @@ class ApiClient:
         except (KeyError, IndexError, TypeError, AttributeError):
             text, reason = None, None
         if reason == "content_filter":
-            raise RefusedRequest("the server's content filter held the text back")
+            raise RefusedRequest("the server's content filter withheld the text")
         if not isinstance(text, str):
-            raise RetryableError(f"the reply holds no text{self._quoted(_error_message(reply))}")
+            raise RetryableError(f"the reply has no text{self._quoted(_error_message(reply))}")
         text, cut = before_stop(text, request.sampling.stop)
         finish: Literal["stop", "length"] = "length" if reason == "length" and not cut else "stop"
         tokens_in = _token_count(reply, "prompt_tokens", request.prompt)

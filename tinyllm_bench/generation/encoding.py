@@ -20,10 +20,10 @@ def uses_chat(tokenizer: Any, chat: Chat, name: str) -> bool:
     """
     if chat not in ("auto", "always", "never"):
         raise unknown_name("annotations.chat", chat, ("auto", "always", "never"))
-    has = tokenizer.chat_template is not None
-    if chat == "always" and not has:
+    has_template = tokenizer.chat_template is not None
+    if chat == "always" and not has_template:
         raise UserError(f"{name}: annotations.chat=always, but its tokenizer has no chat template; use auto or never")
-    return has and chat != "never"
+    return has_template and chat != "never"
 
 
 def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool, add_bos: bool) -> list[int]:

@@ -1,4 +1,4 @@
-"""The reasoning of a model before its answer: which part of a text is no answer, in the usual forms of markup."""
+"""The reasoning of a model before its answer: which part of a text is not the answer, in the usual forms of markup."""
 
 import re
 from typing import NamedTuple

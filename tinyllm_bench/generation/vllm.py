@@ -24,6 +24,7 @@ from tinyllm_bench.generation.thoughts import opened_thought
 from tinyllm_bench.generation.vllm_worker import (
     VLLM_ENVIRONMENT,
     VLLM_INSTALL,
+    PairScores,
     WorkerProcess,
     shape_of,
     vllm_installed,
@@ -84,9 +85,9 @@ class VllmEngine(TextGenerator):
 
     `folder` (config, tokenizer, safetensors of a decoder-only model) is loaded when the engine is entered; without one,
     `load` puts one model after the other into the same engine. `chat` puts prompts in the tokenizer's own template.
-    `batch`: requests or pairs in one call of the worker. `instead`: what an error advises. `log`: the file for
-    vLLM's output (a temporary one by default). `start_seconds` bounds the building of an engine, `answer_seconds`
-    each request.
+    `batch`: requests or pairs in one call of the worker. `advice`: what to use in place of vLLM, for errors. `log`: the
+    file for vLLM's output (a temporary one by default). `start_seconds` bounds the building of an engine,
+    `answer_seconds` each request.
 
     Raises:
         UserError: a batch or a number of entries below 1.
@@ -101,7 +102,7 @@ class VllmEngine(TextGenerator):
         *,
         chat: Chat = "never",
         batch: int = 1024,
-        instead: str = "use backend.engine=hf",
+        advice: str = "use backend.engine=hf",
         log: Path | None = None,
         start_seconds: float = 900,
         answer_seconds: float = 7200,
@@ -116,7 +117,7 @@ class VllmEngine(TextGenerator):
         self.max_length = 0
         self.tokenizer: Any = None
         self.add_bos = False  # whether prompts begin with a BOS token that the tokenizer does not add
-        self._first, self._chat_setting, self._instead = folder, chat, instead
+        self._initial_folder, self._chat_setting, self._advice = folder, chat, advice
         self._chat, self._vocabulary = False, 0
         self._opened = ""  # the reasoning tag that ends the template; the reply begins inside it
         self._start_seconds = start_seconds
@@ -124,7 +125,7 @@ class VllmEngine(TextGenerator):
         self._worker = WorkerProcess(
             "tinyllm_bench.generation.vllm_worker",
             name="vLLM",
-            instead=f"Or {instead}.",
+            advice=f"Or {advice}.",
             environment=VLLM_ENVIRONMENT,
             log=log,
             answer_seconds=answer_seconds,
@@ -132,11 +133,11 @@ class VllmEngine(TextGenerator):
 
     def __enter__(self) -> Self:
         if not vllm_installed():
-            raise UserError(f"vLLM is not installed; {VLLM_INSTALL}, or {self._instead}")
+            raise UserError(f"vLLM is not installed; {VLLM_INSTALL}, or {self._advice}")
         self._worker.__enter__()
-        if self._first is not None:
+        if self._initial_folder is not None:
             try:
-                self.load(self._first)
+                self.load(self._initial_folder)
             except BaseException as error:
                 self.__exit__(type(error), error, error.__traceback__)
                 raise
@@ -169,7 +170,7 @@ class VllmEngine(TextGenerator):
         links = self._links.enter_context(linked_folder(files))
         config = AutoConfig.from_pretrained(links, trust_remote_code=False, local_files_only=True)
         if config.is_encoder_decoder:
-            raise UserError(f"{folder} is an encoder-decoder; vLLM runs decoder-only models; {self._instead}")
+            raise UserError(f"{folder} is an encoder-decoder; vLLM runs decoder-only models; {self._advice}")
         tokenizer = AutoTokenizer.from_pretrained(links, trust_remote_code=False, local_files_only=True)
         vocabulary = min(len(tokenizer), config.get_text_config().vocab_size)
         if options.top_k is not None and options.top_k > vocabulary:
@@ -179,7 +180,7 @@ class VllmEngine(TextGenerator):
         self.add_bos = needs_bos(cast(Any, SimpleNamespace(config=config)), tokenizer)
         self.tokenizer, self._vocabulary = tokenizer, vocabulary
         request = {"op": "load", "folder": str(links), "options": asdict(options)}
-        what = str(folder) if self._first else "any model" if self.loaded is None else shape_of(links)
+        what = str(folder) if self._initial_folder else "any model" if self.loaded is None else shape_of(links)
         answer = self._worker.start(request, self._start_seconds, what=what)
         if answer.get("restart"):
             self._worker.stop()
@@ -221,9 +222,9 @@ class VllmEngine(TextGenerator):
         for start in range(0, len(requests), self.batch):
             part = range(start, min(start + self.batch, len(requests)))
             began = time.perf_counter()
-            news = {n: requests[n].sampling.max_new_tokens for n in part}
+            new_tokens = {n: requests[n].sampling.max_new_tokens for n in part}
             answers: dict[int, Completion | FailedRequest] = {
-                n: failed for n in part if (failed := too_long(len(prompts[n]), news[n], self.max_length))
+                n: failed for n in part if (failed := too_long(len(prompts[n]), new_tokens[n], self.max_length))
             }
             fitting = [n for n in part if n not in answers]
             items = [
@@ -274,7 +275,7 @@ class VllmEngine(TextGenerator):
             low, high = min(*prompt, *response), max(*prompt, *response)
             if low < 0 or high >= self._vocabulary:
                 raise UserError(
-                    f"id {low if low < 0 else high} is no token of this model; allowed: 0 to {self._vocabulary - 1};"
+                    f"id {low if low < 0 else high} is not a token of this model; allowed: 0 to {self._vocabulary - 1};"
                     " encode the text with the model's own tokenizer"
                 )
         return (
@@ -282,7 +283,7 @@ class VllmEngine(TextGenerator):
             for answer in self._score(pairs, self.options.top_k)
         )
 
-    def _score(self, pairs: Sequence[Pair], k: int) -> Iterator[dict[str, Any]]:
+    def _score(self, pairs: Sequence[Pair], k: int) -> Iterator[PairScores]:
         for start in range(0, len(pairs), self.batch):
             batch = [[list(map(int, part)) for part in pair] for pair in pairs[start : start + self.batch]]
             yield from self._worker.ask({"op": "score", "pairs": batch, "k": k})["ok"]
@@ -292,7 +293,7 @@ class VllmEngine(TextGenerator):
         self._worker.ask({"op": "forget"})
 
 
-def top_k_distributions(answer: dict[str, Any], *, vocabulary: int) -> ResponseDistributions:
+def top_k_distributions(answer: PairScores, *, vocabulary: int) -> ResponseDistributions:
     """The worker's answer for one pair as tensors.
 
     Raises:

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.files import digest, digest_file, temporary_folder
@@ -70,9 +70,9 @@ def forget_failures() -> None:
 class WorkerProcess:
     """A Python module run as a process that answers requests (see `serve`); a context manager, started when needed.
 
-    `name` is what errors call it and `instead` what they advise; `environment` holds defaults that the user's own
-    variables override. `log` is the file for what it prints (a temporary one by default). `answer_seconds` bounds each
-    request unless `ask` gets another limit.
+    `name` is the name of the process in errors, which end with `advice`; `environment` holds defaults that the user's
+    own variables override. `log` is the file for what it prints (a temporary one by default). `answer_seconds` bounds
+    each request unless `ask` gets another limit.
 
     A start may take minutes, and what cannot be started for one cell cannot be for the next: see `start`.
     """
@@ -82,13 +82,13 @@ class WorkerProcess:
         module: str,
         *,
         name: str,
-        instead: str = "",
+        advice: str = "",
         environment: Mapping[str, str] | None = None,
         log: Path | None = None,
         answer_seconds: float = 7200,
     ) -> None:
-        self._module, self._name, self._instead = module, name, instead
-        self._purpose = f"{module}, {instead}"  # one module serves students and teachers; failures count separately
+        self._module, self._name, self._advice = module, name, advice
+        self._purpose = f"{module}, {advice}"  # one module serves students and teachers; failures count separately
         self._environment = dict(environment or {})
         self._log = log
         self._temporary = contextlib.ExitStack()
@@ -219,7 +219,7 @@ class WorkerProcess:
             text = self._log.read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()][-3:]
         end_of_log = " | ".join(lines)[-600:] or "nothing"
-        return WorkerFailed(f"{problem}; its log ends: {end_of_log}. {self._instead}".strip())
+        return WorkerFailed(f"{problem}; its log ends: {end_of_log}. {self._advice}".strip())
 
 
 def _read_answers(process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> None:
@@ -274,7 +274,7 @@ def engine_options(
     """Arguments of vLLM's engine: on the CPU float32 without compilation, on GPUs `dtype`. See `vllm.EngineOptions`."""
     from vllm.platforms import current_platform
 
-    config = config.get_text_config()  # a model that also sees keeps these a level deeper
+    config = config.get_text_config()  # a multimodal model nests these one level deeper
     options: dict[str, Any] = {
         "load_format": "safetensors",  # the default looks for pickled weights too
         "enable_prefix_caching": True,
@@ -355,10 +355,20 @@ def read_position(flat: Any, position: int) -> Position:
     return Position(token, gold, ids, logp)
 
 
-def rows_of(flat: Any, prompt: Sequence[int], response: Sequence[int], *, k: int) -> dict[str, Any]:
+class PairScores(TypedDict):
     """The answer for one pair: per token of the response its log-probability (`gold`) and the top k, in nats."""
+
+    ids: list[list[int]]
+    logp: list[list[float]]
+    gold: list[float]
+
+
+def pair_scores(flat: Any, prompt: Sequence[int], response: Sequence[int], *, k: int) -> PairScores:
+    """The log-probabilities of one pair, from vLLM's `FlatLogprobs` of its tokens."""
     rows = [read_position(flat, position) for position in range(len(prompt), len(prompt) + len(response))]
-    assert [row.token for row in rows] == list(response) and all(len(row.ids) == k for row in rows), "vLLM's answer"
+    assert [row.token for row in rows] == list(response) and all(len(row.ids) == k for row in rows), (
+        "vLLM returned other tokens than it was given, or another number of top tokens"
+    )
     return {"ids": [row.ids for row in rows], "logp": [row.logp for row in rows], "gold": [row.gold for row in rows]}
 
 
@@ -440,7 +450,7 @@ class EngineServer:
         outputs = self._engine.generate(prompts, params, use_tqdm=False)
         return {
             "ok": [
-                rows_of(output.prompt_logprobs, prompt, response, k=k)
+                pair_scores(output.prompt_logprobs, prompt, response, k=k)
                 for output, (prompt, response) in zip(outputs, pairs, strict=True)
             ]
         }

@@ -16,7 +16,7 @@ from tinyllm_bench.models.files import CONFIG, INDEX, WEIGHTS, is_small, read_ob
 from tinyllm_bench.models.specs import ModelSpec, at_revision
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SECONDS = 10
+_TIMEOUT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _cache_of(spec: ModelSpec) -> Path:
 def _listing(name: str, revision: str) -> _Listing:
     from huggingface_hub import HfApi
 
-    info = HfApi().model_info(name, revision=revision, timeout=_SECONDS)
+    info = HfApi().model_info(name, revision=revision, timeout=_TIMEOUT_SECONDS)
     assert info.sha is not None
     return _Listing(info.sha, tuple(file.rfilename for file in info.siblings or []))
 

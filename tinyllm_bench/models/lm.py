@@ -37,7 +37,7 @@ class HasPositions(Protocol):
 def branch_mask(until_BT: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive mask (B, 1, T, T) of rows with branches: query i sees key j where `j <= i < until[j]`.
 
-    Additive rather than boolean, because eager attention adds whatever it is given: a boolean mask would be no mask.
+    Additive rather than boolean, because eager attention adds whatever it is given: a boolean mask would mask nothing.
     """
     places_T = torch.arange(until_BT.shape[1], device=until_BT.device)
     seen_BTT = (places_T <= places_T[:, None]) & (places_T[:, None] < until_BT[:, None, :])

@@ -161,7 +161,7 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
             missing = sorted(info["missing_keys"])
             raise UserError(
                 f"{spec.text}: the weights are missing {len(missing)} tensors, such as {missing[0]}; "
-                "give a whole model; an adapter is named behind it: ?adapter=FOLDER"
+                "give a whole model; an adapter follows it: ?adapter=FOLDER"
             )
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config  # the weights are plain numbers now
@@ -328,7 +328,7 @@ def check_targets(spec: ModelSpec, targets: str | Sequence[str], *, runs: Path =
             whole = isinstance(targets, str)
             matching = [n for n in modules if (re.fullmatch(target, n) if whole else f".{n}".endswith(f".{target}"))]
         except re.error as error:
-            raise UserError(f"student.lora.target_modules={target!r} is no regular expression: {error}") from None
+            raise UserError(f"student.lora.target_modules={target!r} is not a regular expression: {error}") from None
         if not matching:
             known = ", ".join(sorted({name.rpartition(".")[2] for name in modules}))
             raise UserError(f"student.lora.target_modules: {spec.text} has no module {target!r}; it has {known}")

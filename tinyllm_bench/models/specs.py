@@ -3,10 +3,10 @@
 hf:NAME[@REVISION]  dir:FOLDER  gguf:FILE  bundled:NAME  run:CELL_ID    any role, may end in options
 api:URL#MODEL  replay:SOURCE[#KEY]  PLUGIN:REST                         teachers only
 
-Options stand behind `?` with `&` between them, in any order: `layers=START:STOP:STEP` keeps some layers of the model,
+Options follow `?`, joined by `&`, in any order: `layers=START:STOP:STEP` keeps some layers of the model,
 `adapter=FOLDER` then merges a LoRA adapter. `bundled:smollm2-135m?layers=0:30:3&adapter=adapters/a` has
-both. The folder's name may hold no `?` and no `&`. A teacher plugin's name is a kind as well, and what stands behind it
-is the plugin's to read.
+both. The folder's name must not contain `?` or `&`. A teacher plugin's name is a kind as well; the plugin parses
+what follows it.
 """
 
 import re
@@ -140,21 +140,21 @@ def _without_kind(text: str) -> UserError:
     elif text.count("/") == 1 and _HUB_NAME.fullmatch(text.split("@")[0].split("?")[0]):
         fix = f"for a model of the Hugging Face hub write hf:{text}, for a folder dir:{text}"
     else:
-        fix = "begin with one of these, for instance bundled:smollm2-135m"
+        fix = "start it with one of these, for instance bundled:smollm2-135m"
     return UserError(f"model spec {text!r} has no kind; {fix}. Allowed: {ALLOWED}.")
 
 
 def _split_options(text: str, rest: str) -> tuple[str, dict[str, str]]:
-    location, mark, behind = rest.rpartition("?")
+    location, mark, options_text = rest.rpartition("?")
     if not mark:
         return rest, {}
     options: dict[str, str] = {}
-    for option in behind.split("&"):
+    for option in options_text.split("&"):
         name, _, value = option.partition("=")
         if name not in OPTIONS:
             raise UserError(
                 f"model spec {text!r}: unknown option {name!r}; allowed: ?layers=START:STOP:STEP and ?adapter=FOLDER, "
-                "both with & between; a folder's name may hold no '?' and no '&' here"
+                "both joined by &; a folder's name must not contain '?' or '&' here"
             )
         if name in options:
             raise UserError(f"model spec {text!r}: option {name!r} is given twice; give it once")
@@ -184,17 +184,19 @@ def _check_location(text: str, kind: str, location: str, fragment: str | None) -
         raise UserError(f"model spec {text!r}: nothing after '{kind}:'. Allowed: {ALLOWED}.")
     if kind == "hf" and not _HUB_NAME.fullmatch(location):
         raise UserError(
-            f"model spec {text!r}: {location!r} is no hub name; write hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
+            f"model spec {text!r}: {location!r} is not a hub name; write hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
         )
     if kind in ("bundled", "run") and not _PLAIN_NAME.fullmatch(location):
-        raise UserError(f"model spec {text!r}: {location!r} is no name; allowed are letters, digits, '.', '_' and '-'")
+        raise UserError(
+            f"model spec {text!r}: {location!r} is not a name; allowed are letters, digits, '.', '_' and '-'"
+        )
     if kind == "api":
         _check_api(text, location, fragment)
 
 
 def _check_api(text: str, location: str, fragment: str | None) -> None:
     if not location.lower().startswith(("http://", "https://")):
-        raise UserError(f"model spec {text!r}: {location!r} is no http:// or https:// address; write api:URL#MODEL")
+        raise UserError(f"model spec {text!r}: {location!r} is not an http:// or https:// address; write api:URL#MODEL")
     try:
         parts = urlsplit(location)
         whole = bool(parts.hostname) and parts.port != 0 and location.isprintable() and " " not in location

@@ -91,12 +91,8 @@ class Encoder:
         cut_tokens: int | None = None,
     ) -> None:
         self.tokenizer, self.ask, self.encoder_decoder = tokenizer, ask, encoder_decoder
-        self.add_bos, self.max_prompt_tokens, self.max_target_tokens = (
-            add_bos,
-            max_prompt_tokens,
-            max_target_tokens,
-        )
-        self.cut_tokens = cut_tokens
+        self.add_bos, self.cut_tokens = add_bos, cut_tokens
+        self.max_prompt_tokens, self.max_target_tokens = max_prompt_tokens, max_target_tokens
         if tokenizer.eos_token_id is None:
             raise UserError("the student's tokenizer has no end-of-sequence token; targets cannot end")
         self._eos: int = tokenizer.eos_token_id
@@ -116,7 +112,7 @@ class Encoder:
             prompt = self._ids(stem)
             target = self._ids(text + answer)[len(prompt) :]
         if self.cut_tokens is not None:
-            prompt = tuple(cut_behind(prompt, self.cut_tokens, self._eos))
+            prompt = tuple(truncate_ids(prompt, self.cut_tokens, self._eos))
         if len(prompt) > self.max_prompt_tokens:
             raise UserError(
                 f"{example.record_id}, channel {example.channel!r}: the prompt has {len(prompt)} tokens, the student"
@@ -141,7 +137,7 @@ def respelled(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def cut_behind(ids: Sequence[int], size: int, end: int | None) -> list[int]:
+def truncate_ids(ids: Sequence[int], size: int, end: int | None) -> list[int]:
     """The first `size` ids; a final end token stays the last, as tokenizers truncate."""
     if len(ids) <= size:
         return list(ids)

@@ -89,7 +89,7 @@ def check_row(row: Any, teacher: Mapping[str, Any], where: str, *, fix: str) -> 
         UserError: other fields or types, or a prompt, sampling or teacher that do not give its key.
     """
     if not isinstance(row, dict) or row.keys() != _FIELD_TYPES.keys():
-        raise UserError(f"{where}: a row has not the fields of this version; {fix}")
+        raise UserError(f"{where}: a row does not have the fields of this version; {fix}")
     wrong = [n for n, kind in _FIELD_TYPES.items() if not isinstance(row[n], kind) or isinstance(row[n], bool)]
     if wrong or _key(teacher, row["prompt"], row["sampling"], row["seed"]) != row["key"]:
         why = f"its {wrong[0]} is of the wrong type" if wrong else "its key is not that of its teacher and prompt"
@@ -246,7 +246,7 @@ class TextCache:
 def _read_identity(file: Path) -> Mapping[str, Any]:
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("identity"), dict):
-        raise UserError(f"{file} names no teacher's identity: edited? Delete or move its folder")
+        raise UserError(f"{file} does not name the identity of a teacher: edited? Delete or move its folder")
     return dict(content["identity"])
 
 

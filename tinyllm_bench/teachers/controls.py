@@ -47,9 +47,9 @@ def _shuffled(bucket: Sequence[Annotation], records: Mapping[str, TaskRecord]) -
     shift = max(golds.count(gold) for gold in set(golds))
     result = []
     for index, annotation in enumerate(order):
-        giver = (index + shift) % len(order)
-        if golds[giver] == golds[index]:
+        donor = (index + shift) % len(order)
+        if golds[donor] == golds[index]:
             result.append(replace(annotation, rejected="no_partner_with_another_answer"))
         else:
-            result.append(replace(annotation, text=order[giver].text, finish=order[giver].finish))
+            result.append(replace(annotation, text=order[donor].text, finish=order[donor].finish))
     return result

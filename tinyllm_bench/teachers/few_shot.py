@@ -50,7 +50,7 @@ class ShotConfig(BaseModel):
     ids: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _ids_fit(self) -> Self:
+    def _check_ids(self) -> Self:
         if self.ids and self.select != "fixed":
             raise ValueError(f"ids are for select=fixed, not for select={self.select}; drop one of them")
         if self.ids and len(set(self.ids)) < max(self.shots, len(self.ids)):

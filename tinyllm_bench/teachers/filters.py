@@ -166,7 +166,7 @@ FILTERS: Mapping[str, Callable[[FilterInput], bool]] = {
     "short": lambda c: len(body(c.text).split()) < 3,
     "prompt_junk": lambda c: _JUNK.search(c.text) is not None,  # pieces of a web page or of a prompt
     "cut": lambda c: c.finish == "length",
-    # reasoning that has no end, or whose tags are still in the text: it is no rationale
+    # reasoning without an end, or with its tags still in the text: not a rationale
     "thought": lambda c: marks_thought(c.text),
     "unfinished": _unfinished,
     "follow_up": lambda c: before_next_question(c.text) != c.text,

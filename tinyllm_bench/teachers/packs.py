@@ -223,11 +223,13 @@ def read_header(file: Path) -> PackHeader:
         header = PackHeader.model_validate_json(first, strict=True)
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
-        why = f"its {field} is not what this version reads" if field else "its first line is no header"
+        why = f"its {field} is not what this version reads" if field else "its first line is not a header"
         raise UserError(f"{file} is not a pack of texts: {why}; make one with `teachers pack`") from None
     for teacher in header.teachers:
         if not _SHORT_NAME.fullmatch(teacher.name) or not teacher.name.isprintable():
-            raise UserError(f"{file}: {teacher.name!r} is no teacher's short name; the pack was edited, get it again")
+            raise UserError(
+                f"{file}: {teacher.name!r} is not a teacher's short name; the pack was edited, get it again"
+            )
     return header
 
 
@@ -271,7 +273,7 @@ def _parse(line: bytes, header: PackHeader, where: str) -> tuple[int, CachedText
 
 def _lines(file: Path) -> Generator[bytes, None, None]:
     if file.exists() and not file.is_file():
-        raise UserError(f"{file} is no file; name a pack of texts, such as texts{SUFFIX}")
+        raise UserError(f"{file} is not a file; name a pack of texts, such as texts{SUFFIX}")
     try:
         with file.open("rb") as raw:
             unpacked = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))

@@ -233,7 +233,7 @@ def read_reply(kind: PromptKind, text: str, record: TaskRecord) -> Reply:
         return Reply(whole, None)
     rationale, answer_line = whole, None
     if kind == "rationale_then_answer" and (match := _ANSWER_LINE.search(whole)):
-        # lines after the one behind `Answer:` are invented
+        # lines after the answer's own are invented
         rationale, answer_line = whole[: match.start()].rstrip(), first_line(whole[match.end() :])
     rest, named = without_answer(rationale, record.choices)
     line_key = None if answer_line is None else parser.read(answer_line, record.choices).key
@@ -316,8 +316,8 @@ def _without_bare_choice(text: str, choices: Sequence[str]) -> tuple[str, set[in
     lines = lines_of(text.strip())
     if lines == [""]:
         return text, set()
-    begun = set().union(*(exact(line, choices) | letter(line, choices) for line in lines))
-    if len(begun) > 1:  # the text discusses option after option: neither the first nor the last is chosen
+    options_named = set().union(*(exact(line, choices) | letter(line, choices) for line in lines))
+    if len(options_named) > 1:  # the text discusses option after option: neither the first nor the last is chosen
         return text, set()
     last, first = _bare_choice(lines[-1], choices), _bare_choice(lines[0], choices)
     if last:

@@ -490,7 +490,9 @@ def _plugin_generator(spec: ModelSpec, settings: AnnotationConfig) -> TextGenera
     required = ("engine", "batch", "generate", "__enter__", "__exit__")
     missing = [name for name in required if not hasattr(generator, name)]
     if missing:
-        raise UserError(f"teacher {spec.text}: the plugin's object is no TextGenerator, it has no {', '.join(missing)}")
+        raise UserError(
+            f"teacher {spec.text}: the plugin's object is not a TextGenerator; it has no {', '.join(missing)}"
+        )
     return generator
 
 
@@ -517,7 +519,7 @@ def _local_generator(spec: ModelSpec, settings: AnnotationConfig, context: Teach
         EngineOptions(dtype=dtype),
         chat=settings.chat,
         batch=4 * settings.batch,
-        instead="use annotations.engine=hf",
+        advice="use annotations.engine=hf",
     )
 
 

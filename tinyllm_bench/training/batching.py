@@ -35,19 +35,19 @@ MIN_SHARED = 8
 
 # --- 1. Layout ------------------------------------------------------------------------------------------------------
 # A shared row is a prefix tree of tokens in depth-first order: a common prefix of several examples occurs once, and
-# every example continues from there as a branch with positions of its own. Token j is visible to places
+# every example continues from there as a branch with positions of its own. Token j is visible to the tokens
 # j .. until[j] - 1, which are its subtree, and to nothing else; so no branch sees another.
 
 
 class Branch(NamedTuple):
-    """One example in a row: target token n is predicted at place `places[n]` of the row (or of its decoder row)."""
+    """One example in a row: target token n is predicted at index `indices[n]` of the row (or of its decoder row)."""
 
     item: Encoded
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
 
 
 class InputRow(NamedTuple):
-    """One input sequence of the student: ids, their positions, the place up to which each is visible, its examples.
+    """One input sequence of the student: ids, their positions, the index up to which each is visible, its examples.
 
     For an encoder-decoder, `ids` are the encoder's, and every branch is a decoder row of its own.
     """
@@ -85,14 +85,14 @@ def decoder_rows(items: Sequence[Encoded], layout: Layout, *, min_shared: int = 
 def side_by_side(rows: Sequence[InputRow]) -> InputRow:
     """Rows packed into one, side by side: the mask separates them, and each has positions of its own."""
     starts = [0, *accumulate(len(row.ids) for row in rows)]
-    placed = list(zip(rows, starts, strict=False))
+    with_starts = list(zip(rows, starts, strict=False))
     return InputRow(
         tuple(token for row in rows for token in row.ids),
         tuple(position for row in rows for position in row.positions),
-        tuple(start + until for row, start in placed for until in row.until),
+        tuple(start + until for row, start in with_starts for until in row.until),
         tuple(
-            Branch(branch.item, tuple(start + place for place in branch.places))
-            for row, start in placed
+            Branch(branch.item, tuple(start + index for index in branch.indices))
+            for row, start in with_starts
             for branch in row.branches
         ),
     )
@@ -129,21 +129,21 @@ def _prefix_tree(items: Sequence[Encoded]) -> InputRow:
     positions: list[int] = []
     until: list[int] = []
     branches: list[Branch] = []
-    path: list[int] = []  # the places of the previous example's tokens
+    path: list[int] = []  # the indices of the previous example's tokens
     previous: tuple[int, ...] = ()
     for item in items:
         sequence = _sequence(item)
         shared = common_prefix(previous, sequence)
-        for place in path[shared:]:  # their subtrees end here
-            until[place] = len(ids)
+        for index in path[shared:]:  # their subtrees end here
+            until[index] = len(ids)
         path = [*path[:shared], *range(len(ids), len(ids) + len(sequence) - shared)]
         ids += sequence[shared:]
         positions += range(shared, len(sequence))
         until += [0] * (len(sequence) - shared)
         branches.append(Branch(item, tuple(path[len(item.prompt) - 1 :])))
         previous = sequence
-    for place in path:
-        until[place] = len(ids)
+    for index in path:
+        until[index] = len(ids)
     return InputRow(tuple(ids), tuple(positions), tuple(until), tuple(branches))
 
 
@@ -175,10 +175,10 @@ class Group(NamedTuple):
 class Batch:
     """One micro-batch.
 
-    Target n is predicted in row `target_row_N[n]` at place `target_position_N[n]`, should be `target_ids_N[n]`, and
+    Target n is predicted in row `target_row_N[n]` at index `target_position_N[n]`, should be `target_ids_N[n]`, and
     belongs to example `items[item_N[n]]` and to channel `channels[channel_N[n]]`. For an encoder-decoder these are
-    places of `decoder_input_ids_DT`, whose row d attends to the encoder's row `read_row_D[d]`.
-    If examples share a prompt, `position_ids_BT` and `until_BT` are set: place j is visible to the places j up to, not
+    indices of `decoder_input_ids_DT`, whose row d attends to the encoder's row `read_row_D[d]`.
+    If examples share a prompt, `position_ids_BT` and `until_BT` are set: token j is visible to the tokens j up to, not
     including, `until_BT[b, j]`. Otherwise they are None and a row is an ordinary causal sequence.
     """
 
@@ -227,7 +227,7 @@ class Collator:
         return (encoder_rows if self.encoder_decoder else decoder_rows)(items, self.layout)
 
     def collate(self, rows: Sequence[InputRow]) -> Batch:
-        """Pad rows on the right and place their targets."""
+        """Pad rows on the right and locate their targets."""
         branches = [branch for row in rows for branch in row.branches]
         owners = [number for number, row in enumerate(rows) for _ in row.branches]
         channels = tuple(dict.fromkeys(branch.item.channel for branch in branches))
@@ -238,7 +238,7 @@ class Collator:
         channel_of = torch.tensor([channels.index(branch.item.channel) for branch in branches])
         until_BT = decoder_input_ids_DT = None
         if has_trees:
-            # a padded place is visible to itself alone: a mask without any visible place would make attention NaN
+            # a padded token is visible to itself alone: a mask without any visible token would make attention NaN
             width = max(len(row.ids) for row in rows)
             until_BT = torch.tensor([[*row.until, *range(len(row.ids) + 1, width + 1)] for row in rows])
         if self.encoder_decoder:
@@ -252,7 +252,7 @@ class Collator:
             decoder_input_ids_DT=decoder_input_ids_DT,
             read_row_D=torch.tensor(owners) if self.encoder_decoder else None,
             target_row_N=torch.tensor(target_rows)[item_N],
-            target_position_N=torch.tensor([place for branch in branches for place in branch.places]),
+            target_position_N=torch.tensor([index for branch in branches for index in branch.indices]),
             target_ids_N=torch.tensor([token for branch in branches for token in branch.item.target]),
             item_N=item_N,
             channel_N=channel_of[item_N],
@@ -396,7 +396,7 @@ def why_separate(lm: LM, collator: Collator, *, training: bool) -> str | None:
     if window > _LONGEST_TESTED:
         return f"model type {config.model_type!r} may attend to {window} tokens at most, too many to try it"
     if config._attn_implementation not in _MASKABLE:
-        return f"attention {config._attn_implementation!r} takes no mask of four dimensions"
+        return f"attention {config._attn_implementation!r} does not support a four-dimensional mask"
     try:
         same = _same_logits(lm, collator, window)
     except Exception as error:  # models raise all kinds of errors for inputs that they do not support

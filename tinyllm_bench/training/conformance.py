@@ -102,7 +102,10 @@ def run_conformance(
     tolerance: float | None = None,
 ) -> list[ConformanceResult]:
     """Check a function (by default this package's losses) against all vectors; `tolerance` replaces theirs."""
-    return [_check(against or ours, vector, tolerance) for vector in (read_vectors() if vectors is None else vectors)]
+    return [
+        _check(against or package_loss, vector, tolerance)
+        for vector in (read_vectors() if vectors is None else vectors)
+    ]
 
 
 def _check(function: LossFunction, vector: Vector, tolerance: float | None) -> ConformanceResult:
@@ -182,7 +185,7 @@ def _shown(value: Tensor) -> str:
 # --- This package's own losses --------------------------------------------------------------------------------------
 
 
-def ours(
+def package_loss(
     kind: str, student_logits: Any, teacher_logits: Any, mask: Tensor | None, options: Mapping[str, Any]
 ) -> Tensor:
     """This package's losses in the calling convention of the kit."""

@@ -368,14 +368,16 @@ def _group_losses(
     groups_at_once = max(_MAX_NUMBERS // max(logp_MT.shape[1], 1), 1)
     for prefix, numbers in members.items():
         student_map, teacher_map, has_rest = projections[prefix]
-        for of in torch.tensor(numbers, device=spans.student_G2.device).split(groups_at_once):
-            student_G2, teacher_G2 = spans.student_G2[of], spans.teacher_G2[of]
-            q = _buckets(student_map, logq_NS[student_G2[:, 1]], before_q_G[of], student_G2, has_rest=has_rest)
+        for groups_G in torch.tensor(numbers, device=spans.student_G2.device).split(groups_at_once):
+            student_G2, teacher_G2 = spans.student_G2[groups_G], spans.teacher_G2[groups_G]
+            q = _buckets(student_map, logq_NS[student_G2[:, 1]], before_q_G[groups_G], student_G2, has_rest=has_rest)
             with torch.no_grad():
-                p = _buckets(teacher_map, logp_MT[teacher_G2[:, 1]], before_p_G[of], teacher_G2, has_rest=has_rest)
+                p = _buckets(
+                    teacher_map, logp_MT[teacher_G2[:, 1]], before_p_G[groups_G], teacher_G2, has_rest=has_rest
+                )
             loss_N = loss_N.index_add(0, student_G2[:, 1], p.kl_to(q))
             covered = covered + _mass(p.log_GC.exp())
-            groups += len(of)
+            groups += len(groups_G)
     return CrossLoss(loss_N, covered, groups)
 
 

@@ -76,21 +76,25 @@ def align(student: Sequence[Piece], teacher: Sequence[Piece]) -> list[AlignedGro
     Tokens that spell nothing (other special tokens) belong to no group. If a tokenizer changes the text (a space in
     front, collapsed white space, a broken character), only tokens in unchanged stretches are grouped.
     """
-    ours, theirs = _SpelledTokens(student), _SpelledTokens(teacher)
-    blocks = [(0, 0, len(ours.text))]
-    if ours.text != theirs.text:
-        matcher = SequenceMatcher(None, ours.text, theirs.text, autojunk=False)
+    student_tokens, teacher_tokens = _SpelledTokens(student), _SpelledTokens(teacher)
+    blocks = [(0, 0, len(student_tokens.text))]
+    if student_tokens.text != teacher_tokens.text:
+        matcher = SequenceMatcher(None, student_tokens.text, teacher_tokens.text, autojunk=False)
         blocks = [(block.a, block.b, block.size) for block in matcher.get_matching_blocks()]
     groups: list[AlignedGroup] = []
-    for our_start, their_start, size in blocks:
+    for student_start, teacher_start, size in blocks:
         # the tokens of both sides that end at the same byte of the block
         common_ends = [
-            (number, theirs.number_of_end[end - our_start + their_start])
-            for number, end in enumerate(ours.ends)
-            if our_start <= end <= our_start + size and end - our_start + their_start in theirs.number_of_end
+            (number, teacher_tokens.number_of_end[end - student_start + teacher_start])
+            for number, end in enumerate(student_tokens.ends)
+            if student_start <= end <= student_start + size
+            and end - student_start + teacher_start in teacher_tokens.number_of_end
         ]
-        for (our_first, their_first), (our_last, their_last) in pairwise(common_ends):
-            of_student, of_teacher = ours.between(our_first, our_last), theirs.between(their_first, their_last)
+        for (student_first, teacher_first), (student_last, teacher_last) in pairwise(common_ends):
+            of_student, of_teacher = (
+                student_tokens.between(student_first, student_last),
+                teacher_tokens.between(teacher_first, teacher_last),
+            )
             if of_student is not None and of_teacher is not None:
                 groups.append(AlignedGroup(of_student, of_teacher))
     if student and teacher and student[-1] is END and teacher[-1] is END:
@@ -147,13 +151,18 @@ def make_view(
     Raises:
         UserError: a tokenizer whose bytes are not known, or a teacher without an end-of-text token.
     """
-    ours, theirs = vocabulary(student_tokenizer), vocabulary(teacher_tokenizer)
-    if "eos" not in theirs.roles:
+    student_vocabulary, teacher_vocabulary = vocabulary(student_tokenizer), vocabulary(teacher_tokenizer)
+    if "eos" not in teacher_vocabulary.roles:
         raise UserError("the teacher's tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json")
     aligned: list[_AlignedItem] = []
     for item, prompt in zip(items, prompts, strict=True):
-        teacher_item = _in_teacher_ids(item, prompt, ours, teacher_tokenizer, theirs, add_bos=add_bos, chat=chat)
-        student_pieces, teacher_pieces = _pieces(item.target, ours), _pieces(teacher_item.target, theirs)
+        teacher_item = _in_teacher_ids(
+            item, prompt, student_vocabulary, teacher_tokenizer, teacher_vocabulary, add_bos=add_bos, chat=chat
+        )
+        student_pieces, teacher_pieces = (
+            _pieces(item.target, student_vocabulary),
+            _pieces(teacher_item.target, teacher_vocabulary),
+        )
         groups = align(student_pieces, teacher_pieces)
         aligned.append(_AlignedItem(item, teacher_item, student_pieces, teacher_pieces, groups))
     collator = Collator(encoder_decoder=False, pad_id=teacher_tokenizer.pad_token_id or 0)
@@ -180,16 +189,16 @@ class _AlignedItem(NamedTuple):
 def _in_teacher_ids(
     item: Encoded,
     prompt: str,
-    ours: Vocabulary,
+    student_vocabulary: Vocabulary,
     tokenizer: PreTrainedTokenizerBase,
-    theirs: Vocabulary,
+    teacher_vocabulary: Vocabulary,
     *,
     add_bos: bool,
     chat: bool,
 ) -> Encoded:
     """An example in the teacher's ids, with an end token if the student's has one."""
-    response = decode_bytes(ours, item.target).decode(errors="replace")
-    eos = theirs.roles["eos"]
+    response = decode_bytes(student_vocabulary, item.target).decode(errors="replace")
+    eos = teacher_vocabulary.roles["eos"]
 
     def ids_of(text: str) -> tuple[int, ...]:
         ids = tuple(tokenizer(text)["input_ids"] if chat else text_ids(tokenizer, text, add_bos=add_bos))
@@ -201,7 +210,7 @@ def _in_teacher_ids(
         target = all_ids[len(prompt_ids) :]
     else:  # a token spans prompt and response, or the response names a special token: tokenize the response alone
         target = tuple(text_ids(tokenizer, response, add_special_tokens=False))
-    ended = item.target[-1:] == (ours.roles.get("eos"),)
+    ended = item.target[-1:] == (student_vocabulary.roles.get("eos"),)
     return Encoded(item.record_id, item.channel, prompt_ids, (*target, eos) if ended else target, item.cut)
 
 
@@ -243,11 +252,11 @@ def _prefix(group: AlignedGroup, item: _AlignedItem) -> Prefix | None:
     """The bytes by which one side's last token begins earlier than the other's; None for a one-to-one group."""
     if group.is_single:
         return None
-    ours = b"".join(piece or b"" for piece in item.student_pieces[group.student][:-1])
-    theirs = b"".join(piece or b"" for piece in item.teacher_pieces[group.teacher][:-1])
-    if len(theirs) > len(ours):
-        return Prefix("teacher", theirs[len(ours) :])
-    return Prefix("student", ours[len(theirs) :])
+    student_bytes = b"".join(piece or b"" for piece in item.student_pieces[group.student][:-1])
+    teacher_bytes = b"".join(piece or b"" for piece in item.teacher_pieces[group.teacher][:-1])
+    if len(teacher_bytes) > len(student_bytes):
+        return Prefix("teacher", teacher_bytes[len(student_bytes) :])
+    return Prefix("student", student_bytes[len(teacher_bytes) :])
 
 
 # --- 3. Teacher -----------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ class LogitCache:
         fields = LogitCacheHeader.__dataclass_fields__
         if not isinstance(content, dict) or content.get("format") != FORMAT or not fields.keys() <= content.keys():
             raise UserError(
-                f"{folder / _HEADER} is no header of a logit cache of format {FORMAT}; delete {folder} and fill"
+                f"{folder / _HEADER} is not the header of a logit cache of format {FORMAT}; delete {folder} and fill"
                 " it again"
             )
         header = LogitCacheHeader(**{name: content[name] for name in fields})
@@ -258,7 +258,7 @@ class LogitCache:
 
 
 def check_distributions(scored: ScoredResponse, *, k: int, vocabulary: int) -> None:
-    """Refuse rows that do not fit the response or the cache, or are no log-probabilities."""
+    """Refuse rows that do not fit the response or the cache, or are not log-probabilities."""
     shape = (len(scored.response), k)
     shapes = [tuple(column.shape) for column in scored.distributions]
     if not scored.response or shapes != [shape, shape, shape[:1], shape[:1]]:
@@ -273,7 +273,7 @@ def check_distributions(scored: ScoredResponse, *, k: int, vocabulary: int) -> N
             f" {vocabulary - 1}"
         )
     if any(bool((column > 1e-3).any() or column.isnan().any()) for column in scored.distributions[1:]):
-        raise UserError(f"distributions over a response of {scored.record_id!r} are no log-probabilities (NaN or > 0)")
+        raise UserError(f"distributions over a response of {scored.record_id!r} are not log-probabilities (NaN or > 0)")
 
 
 def plain_bytes(column: Tensor, dtype: str) -> bytes:

@@ -262,9 +262,8 @@ def response_examples(
         return []
     if response == "teacher":
         return [ask.example(record, LABEL, annotation.text.strip(), ends=not annotation.is_cut)]
-    line = " ".join(
-        annotation.text.split()
-    )  # answers to multiple-choice questions are parsed from the first line alone
+    # answers to multiple-choice questions are parsed from the first line alone
+    line = " ".join(annotation.text.split())
     stop = "" if line.endswith((".", "!", "?")) else "."
     return [ask.example(record, LABEL, f"{line}{stop} The answer is {ask.label_target(record)}.")]
 
@@ -301,7 +300,7 @@ def _plugin_problem(name: str, loaded: Any) -> str | None:
         return f"a method is a subclass of tinyllm_bench.Method, not {loaded!r}"
     config = getattr(loaded, "Config", None)
     if not (isinstance(config, type) and issubclass(config, Method.Config)):
-        return f"its Config is no subclass of {Method.Config.__name__}"
+        return f"its Config is not a subclass of {Method.Config.__name__}"
     missing = sorted(getattr(loaded, "__abstractmethods__", ()))
     missing += [] if isinstance(getattr(loaded, "paper", None), str) else ["paper"]
     return f"it is missing {', '.join(missing)}" if missing else None

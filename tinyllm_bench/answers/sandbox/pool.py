@@ -109,12 +109,14 @@ class Sandbox:
         self, codes: Sequence[str], inputs: Sequence[Mapping[str, Any] | None] | None = None, *, var: str = "answer"
     ) -> list[ExecResult]:
         """`run` for many programs, on all workers; results are in the order of the programs."""
-        given = [None] * len(codes) if inputs is None else list(inputs)
-        if len(given) != len(codes):
-            raise UserError(f"{len(given)} inputs for {len(codes)} programs: give one for each, or none at all")
+        inputs_by_program = [None] * len(codes) if inputs is None else list(inputs)
+        if len(inputs_by_program) != len(codes):
+            raise UserError(
+                f"{len(inputs_by_program)} inputs for {len(codes)} programs: give one for each, or none at all"
+            )
         if not is_name(var):
             raise UserError(f"var={var!r}: give a Python name that does not start with an underscore, such as 'answer'")
-        for variables in given:
+        for variables in inputs_by_program:
             for name, value in (variables or {}).items():
                 if not is_name(name):
                     raise UserError(f"input {name!r}: a name must be a Python name without an underscore in front")
@@ -130,7 +132,7 @@ class Sandbox:
 
         def work(slot: _Slot, begin: int, end: int) -> list[ExecResult]:
             programs = slot.reader.read("runnable", codes[begin:end])
-            return [run_one(slot, *pair) for pair in zip(programs, given[begin:end], strict=True)]
+            return [run_one(slot, *pair) for pair in zip(programs, inputs_by_program[begin:end], strict=True)]
 
         return self._spread(work, len(codes))
 

@@ -70,7 +70,7 @@ class Reader:
                 return line
             result = _parse(line)
             if result is None:
-                return "answered nonsense"
+                return "sent an invalid answer"
             results.append(result)
             self._answered += 1
         return None
@@ -101,7 +101,7 @@ class Reader:
         line = self._line(self._process, _START_S)
         if line != READY:
             self.close()
-            raise not_started(f"the source check {line if isinstance(line, str) else 'answered nonsense'}")
+            raise not_started(f"the source check {line if isinstance(line, str) else 'sent an invalid answer'}")
         return self._process
 
     def close(self) -> None:
