@@ -215,5 +215,5 @@ def test_two_processes_add_to_one_cache(tmp_path: Path) -> None:
         (f"{who} {n}", 3 if who == "shared" else 1 + n % 3) for who in ("shared", "left", "right") for n in range(40)
     ]
     for name, tokens in names:
-        assert_same(read(cache, scored(name, tokens)), scored(name, tokens).rows)
+        assert_same(read(cache, scored(name, tokens)), scored(name, tokens).distributions)
     assert cache.responses == 120
