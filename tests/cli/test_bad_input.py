@@ -101,7 +101,7 @@ def test_an_option_that_would_change_nothing_is_refused(call: Call, small: list[
         assert_refused(call("data", "info", "--data-dir", place), "--data-dir", str(place), "not a folder")
         assert_refused(call("verify", tmp_path, "--data-dir", place), "--data-dir", str(place), "not a folder")
         assert_refused(call("compare", "a", "b", "--in", place), "--in", str(place), "not a folder")
-    assert_refused(call("doctor", *asked, "--runs-dir", tmp_path / "file"), "--runs-dir", "name a place that can be")
+    assert_refused(call("doctor", *asked, "--runs-dir", tmp_path / "file"), "--runs-dir", "name a writable location")
     assert_refused(call("doctor", *asked, "--board-dir", tmp_path / "file" / "b"), "--board-dir", "not a directory")
     save_record(make_record("mine", flags(20, 13)), tmp_path / "run")
     assert_refused(call("compare", tmp_path / "run", tmp_path / "run", "--student", "x"), "--student x", "is a run")

@@ -8,19 +8,20 @@ import pytest
 
 from tests.cli.conftest import Call
 from tests.leaderboard.test_hostile import ALL, HIDDEN
+from tests.teachers.recorded import recorded_reports
 from tests.teachers.test_cache import REQUESTS, FakeGenerator, fill
 from tinyllm_bench.cli.teachers import show_reports, teachers_import, teachers_info, teachers_pack
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.data.sources import Source
 from tinyllm_bench.teachers.cache import TextCache, texts_folder
-from tinyllm_bench.teachers.quality import TeacherReport, replayed_reports, teacher_reports
+from tinyllm_bench.teachers.quality import TeacherReport, teacher_reports
 
 IDENTITY = {"model": "a model", "chat": "auto"}
 
 
 @pytest.fixture(scope="module")
 def reports() -> list[TeacherReport]:
-    return replayed_reports(Source("sample"), ["obqa", "arc"], None, ("empty", "short"), samples=1)
+    return recorded_reports(Source("sample"), ["obqa", "arc"], ("empty", "short"), samples=1)
 
 
 def test_tables_for_each_task(reports: list[TeacherReport], capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
+from tests.teachers.recorded import recorded_annotations, recorded_reports
 from tinyllm_bench.base import plugins
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Annotation, Split, TaskRecord
@@ -14,14 +15,13 @@ from tinyllm_bench.models.specs import parse_spec
 from tinyllm_bench.teachers.few_shot import Demonstration, ShotConfig, ShotSelector
 from tinyllm_bench.teachers.filters import FilterInput, named_answers, rejected_by
 from tinyllm_bench.teachers.prompts import PromptKind, Reply, annotation_prompt, read_reply, without_answer
-from tinyllm_bench.teachers.quality import replayed_reports, teacher_reports
+from tinyllm_bench.teachers.quality import teacher_reports
 from tinyllm_bench.teachers.settings import AnnotationConfig
 from tinyllm_bench.teachers.teacher import (
     ReplayTeacher,
     TeacherContext,
     open_program_teacher,
     open_teacher,
-    recorded_annotations,
 )
 
 SAMPLE = Source("sample")
@@ -202,6 +202,6 @@ def test_a_report_reads_the_numbers() -> None:
 
 
 def test_recorded_reports_of_the_sample() -> None:
-    reports = replayed_reports(SAMPLE, ["svamp", "gsm8k"], None, ("empty",))
+    reports = recorded_reports(SAMPLE, ["svamp", "gsm8k"], ("empty",))
     assert Counter(report.task for report in reports) == {"svamp": 2, "gsm8k": 2}
     assert all(report.own is None and report.contains_gold.share == 1 for report in reports)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from tests.teachers.recorded import recorded_reports
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.data.sources import Source
@@ -20,7 +21,6 @@ from tinyllm_bench.teachers.quality import (
     cohen_kappa,
     figure_rows,
     filter_rows,
-    replayed_reports,
     teacher_reports,
 )
 
@@ -271,23 +271,11 @@ def test_unknown_filters_are_refused() -> None:
 
 
 def test_the_samples_recorded_teachers_need_no_model() -> None:
-    reports = replayed_reports(Source("sample"), ["obqa", "arc"], None, DEFAULTS)
+    reports = recorded_reports(Source("sample"), ["obqa", "arc"], DEFAULTS)
     assert {r.task for r in reports} == {"obqa", "arc"} and len({r.teacher for r in reports}) >= 2
     assert {r.n for r in reports} == {24} and all(r.gold_visible and r.own is None for r in reports)
     one = reports[0].teacher
-    assert {r.teacher for r in replayed_reports(Source("sample"), ["obqa"], [one], ())} == {one}
-
-
-@pytest.mark.parametrize(
-    ("source", "keys", "message"),
-    [
-        ("sample", ["nobody"], "no recorded teacher 'nobody' for obqa"),
-        ("hub", None, "none; recorded rationales come with the release folder"),
-    ],
-)
-def test_teachers_that_are_not_recorded_are_an_error(source: Any, keys: list[str] | None, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        replayed_reports(Source(source), ["obqa"], keys, ())
+    assert {r.teacher for r in recorded_reports(Source("sample"), ["obqa"], (), keys=[one])} == {one}
 
 
 def test_every_share_is_in_the_rows() -> None:
@@ -319,7 +307,7 @@ LENGTHS = {  # words of the same texts: mean, median, 95th percentile, most
 @pytest.mark.release
 @pytest.mark.parametrize("task", RELEASE)
 def test_the_releases_figures_come_out_within_one_point(task: str, release: Path) -> None:
-    result = replayed_reports(Source("release", str(release)), [task], ["llama-2-7b"], DEFAULTS)[0]
+    result = recorded_reports(Source("release", str(release)), [task], DEFAULTS, keys=["llama-2-7b"])[0]
     shares = (result.under_five_words, result.invented_question, result.ends_on_punctuation, result.contains_gold)
     measured = [100 * (share.share or 0.0) for share in shares]
     assert measured == pytest.approx(RELEASE[task], abs=1.0)
@@ -331,5 +319,5 @@ def test_the_releases_figures_come_out_within_one_point(task: str, release: Path
 @pytest.mark.release
 def test_the_first_teachers_figures_come_out_too(release: Path) -> None:
     expected = {"obqa": 66, "arc": 65, "piqa": 57, "riddle": 53, "pubmedqa": 32, "bioasq": 98}
-    reports = replayed_reports(Source("release", str(release)), list(expected), ["flan-t5-xl"], DEFAULTS)
+    reports = recorded_reports(Source("release", str(release)), list(expected), DEFAULTS, keys=["flan-t5-xl"])
     assert {r.task: 100 * (r.contains_gold.share or 0.0) for r in reports} == pytest.approx(expected, abs=1.0)

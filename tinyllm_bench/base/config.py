@@ -218,7 +218,7 @@ def _refusal(model: type[BaseModel], error: ValidationError, origin: Mapping[str
         names.append(str(parts.pop(0)))
         field, group = group.model_fields[names[-1]], _inner_model(group, names[-1])
     key = ".".join(names)
-    # a value in the place of a group has an origin of its own; the group's settings keep theirs from lower layers
+    # a value given for a whole group has an origin of its own; the group's settings keep theirs from lower layers
     inside = (layer for path, layer in origin.items() if path.startswith(f"{key}."))
     layer = origin.get(key) or next(inside, "the settings")
     if first["type"] == "missing" and group is None and field is not None and not parts:
@@ -261,10 +261,10 @@ def allowed(kind: Any, metadata: Sequence[Any] = ()) -> str:
     return f"{_WORDS.get(kind, getattr(kind, '__name__', str(kind)))} {' and '.join(bounds)}".strip()
 
 
-def _short(value: Any, most: int = 100) -> str:
+def _short(value: Any, limit: int = 100) -> str:
     text = repr(value)
     text = redacted(text)  # before it is cut: half a secret would not be detected
-    return text if len(text) <= most else f"{text[:most]}..."
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def _refuse_secrets(values: Any, layer: str, path: str = "") -> None:
@@ -328,8 +328,8 @@ def _typed(value: Any, annotation: Any, path: str, layer: str) -> Any:
         listed = next((get_args(kind) for kind in kinds if get_origin(kind) in (list, tuple)), (Any, ...))
         each = listed if len(listed) == len(value) and ... not in listed else (listed[0],) * len(value)
         return [
-            _typed(item, kind, f"{path}.{place}", layer)
-            for place, (item, kind) in enumerate(zip(value, each, strict=False))
+            _typed(item, kind, f"{path}.{index}", layer)
+            for index, (item, kind) in enumerate(zip(value, each, strict=False))
         ]
     if isinstance(value, bool) and bool not in kinds and not {int, float}.isdisjoint(kinds):
         raise UserError(f"{path}={str(value).lower()} ({layer}): must be a number")

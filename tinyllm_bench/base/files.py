@@ -192,8 +192,8 @@ def strict_json(data: bytes | str, *, infinite: bool = False) -> Any:
         values = dict(pairs)
         if len(values) < len(pairs):
             keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice[:40]!r} appears twice")
+            duplicate = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the key {duplicate[:40]!r} appears twice")
         return values
 
     def refuse_constant(name: str) -> Any:
@@ -283,8 +283,8 @@ def _count_values(node: Any, counts: dict[int, int]) -> int:
     if parts and isinstance(parts[0], tuple):
         keys = [key.value for key, _ in parts if isinstance(key.value, str)]
         if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"{twice[:40]!r} appears twice, remove one (line {node.start_mark.line + 1})")
+            duplicate = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"{duplicate[:40]!r} appears twice, remove one (line {node.start_mark.line + 1})")
         parts = [part for pair in parts for part in pair]
     counts[id(node)] = 1 + sum(_count_values(part, counts) for part in parts)
     return counts[id(node)]
@@ -440,7 +440,7 @@ def read_checked(path: Path) -> Iterator[Any]:
             ) from None
 
 
-# --- locks and places -------------------------------------------------------------------------------------------------
+# --- locks and locations ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -484,7 +484,9 @@ def check_writable(place: Path, what: str, *, file: bool = False) -> None:
     try:
         while not folder.exists():
             if folder.is_symlink():
-                raise UserError(f"{what} {place} cannot be written: {folder} is a link to nowhere; name another place")
+                raise UserError(
+                    f"{what} {place} cannot be written: {folder} is a link to nowhere; name another location"
+                )
             folder = folder.parent
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -496,7 +498,7 @@ def cannot_write(place: Path | str, error: OSError, what: str = "") -> UserError
     """The error for a file or folder that the system does not let us write (or read)."""
     reason = error.strerror or str(error) or type(error).__name__
     where = str(place) if error.filename in (None, str(place)) else f"{place} ({error.filename})"
-    return UserError(f"{what} {where}: {reason.lower()}; name a place that can be written".strip())
+    return UserError(f"{what} {where}: {reason.lower()}; name a writable location".strip())
 
 
 def cache_root() -> Path:

@@ -182,7 +182,7 @@ def clusters(records: Sequence[TaskRecord]) -> tuple[int, ...]:
             members = [own if value in known else value for value in members]
         number.update(dict.fromkeys(keys, own))
         members.append(own)
-    order = {value: place for place, value in enumerate(dict.fromkeys(members))}
+    order = {value: number for number, value in enumerate(dict.fromkeys(members))}
     return tuple(order[value] for value in members) if len(order) < len(members) else ()
 
 

@@ -42,9 +42,9 @@ def multiple_choice(
         raise UserError(f"id {source_id!r} has an empty question")
     if not isinstance(row["choices"], list | tuple):
         raise UserError(f"id {source_id!r}: field 'choices' is {kind_of(row['choices'])}, not a list of texts")
-    for place, choice in enumerate(row["choices"], start=1):
+    for number, choice in enumerate(row["choices"], start=1):
         if not isinstance(choice, str):
-            raise UserError(f"id {source_id!r}: option {place} of field 'choices' is {kind_of(choice)}, not text")
+            raise UserError(f"id {source_id!r}: option {number} of field 'choices' is {kind_of(choice)}, not text")
     choices, answer = tuple(choice.strip() for choice in row["choices"]), text_field(row, "answer")
     if len(choices) < 2 or any(map(_is_blank, choices)):
         raise UserError(f"id {source_id!r} needs two or more options and none empty, got {list(choices)}")
@@ -154,9 +154,9 @@ def lowest_hashes(ids: Iterable[str]) -> list[str]:
         UserError: an id that is not a text.
     """
     ids = list(ids)
-    for place, name in enumerate(ids, start=1):
+    for number, name in enumerate(ids, start=1):
         if not isinstance(name, str):
-            raise UserError(f"id {place} is {kind_of(name)}, not text")
+            raise UserError(f"id {number} is {kind_of(name)}, not text")
     return sorted(ids, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
 
 

@@ -88,7 +88,7 @@ class LM(nn.Module):
         """Sum over chunks of `per_chunk(logits_NV, rows)`.
 
         `rows` are the chunk's target positions (a slice of 0..N); `per_chunk` returns a tensor of one fixed shape.
-        Where `borders` are given (places in 0..N, rising), a chunk ends at one of them.
+        Where `borders` are given (positions in 0..N, ascending), a chunk ends at one of them.
         Where there is more than one chunk, each is recomputed in the backward pass: memory holds one chunk of logits.
         """
         hidden_NH = self.target_hidden_states(batch)

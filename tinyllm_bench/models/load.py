@@ -144,8 +144,7 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
     import torch
     from transformers import AutoConfig, AutoTokenizer, GgufConfig
 
-    if not spec.has_weights:
-        raise UserError(f"{spec.text} has no weights to load; name a model with hf:, dir:, gguf:, bundled: or run:")
+    _check_has_weights(spec)
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     check_spec(spec, runs=runs)
@@ -171,6 +170,11 @@ def load_model(spec: ModelSpec, *, dtype: str = "float32", device: str = "cpu", 
         model = apply_adapter(model, spec)
     module: Any = model
     return Loaded(module.to(device).eval(), tokenizer)
+
+
+def _check_has_weights(spec: ModelSpec) -> None:
+    if not spec.has_weights:
+        raise UserError(f"{spec.text} has no weights to load; name a model with hf:, dir:, gguf:, bundled: or run:")
 
 
 @contextmanager
@@ -291,8 +295,7 @@ def load_shape(spec: ModelSpec, *, dtype: str = "float32", runs: Path = RUNS) ->
     import torch
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    if not spec.has_weights:
-        raise UserError(f"{spec.text} has no weights to load; name a model with hf:, dir:, gguf:, bundled: or run:")
+    _check_has_weights(spec)
     check_spec(spec, runs=runs)
     with pretrained_source(spec, runs, weights=False) as (name, where), quiet(), user_errors(spec):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
@@ -351,7 +354,7 @@ def _adaptable(spec: ModelSpec, runs: Path) -> tuple[str, ...]:
 def keep_layers(model: "PreTrainedModel", layers: Layers) -> None:
     """Keep some layers of a model, in place; an encoder-decoder keeps them in both stacks.
 
-    The config and each layer's index (its place in the key-value cache) are updated, so that the result is the model
+    The config and each layer's index (its position in the key-value cache) are updated, so that the result is the model
     that its config describes.
 
     Raises:
@@ -410,10 +413,10 @@ def _take(stack: Any, chosen: list[int]) -> Any:
     from torch import nn
 
     layers = nn.ModuleList([stack[index] for index in chosen])
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         for module in layer.modules():
             if getattr(module, "layer_idx", None) is not None:
-                setattr(module, "layer_idx", place)  # noqa: B010 (torch types every attribute as a tensor)
+                setattr(module, "layer_idx", index)  # noqa: B010 (torch types every attribute as a tensor)
     return layers
 
 
@@ -451,10 +454,10 @@ def weights_digest(model: "PreTrainedModel") -> str:
 
     total, seen = hashlib.sha256(), set()
     for name, tensor in sorted(model.state_dict().items()):
-        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and place in seen:
+        memory = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and memory in seen:
             continue
-        seen.add(place)
+        seen.add(memory)
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

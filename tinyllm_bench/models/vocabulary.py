@@ -59,21 +59,21 @@ class Vocabulary:
 
     def beginning_with(self, start: bytes) -> Iterator[bytes]:
         """Spellings that start with these bytes, in order."""
-        for place in range(bisect_left(self._sorted, start), len(self._sorted)):
-            if not self._sorted[place].startswith(start):
+        for position in range(bisect_left(self._sorted, start), len(self._sorted)):
+            if not self._sorted[position].startswith(start):
                 return
-            yield self._sorted[place]
+            yield self._sorted[position]
 
     def longest_matches(self, text: bytes) -> tuple[int, ...]:
         """Ids that spell these bytes, longest match first; empty if they cannot be spelled."""
-        matches, place = [], 0
-        while place < len(text):
-            ends = range(min(len(text), place + self._longest), place, -1)
-            end = next((end for end in ends if text[place:end] in self.ids), None)
+        matches, position = [], 0
+        while position < len(text):
+            ends = range(min(len(text), position + self._longest), position, -1)
+            end = next((end for end in ends if text[position:end] in self.ids), None)
             if end is None:
                 return ()
-            matches.append(self.ids[text[place:end]])
-            place = end
+            matches.append(self.ids[text[position:end]])
+            position = end
         return tuple(matches)
 
 

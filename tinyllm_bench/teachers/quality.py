@@ -1,4 +1,4 @@
-"""The quality of teachers' texts, per teacher and task: length, flaws, own answers, agreement, cost, samples to read.
+"""The quality of teachers' texts, per teacher and task: length, flaws, own answers, agreement, cost, and sample texts.
 
 The figures are the same for recorded and live teachers. Shares are counts out of counts, so that a reader sees both.
 
@@ -29,11 +29,8 @@ from pydantic import BaseModel, ConfigDict, computed_field
 
 from tinyllm_bench.answers.keys import normalised
 from tinyllm_bench.answers.parser import bare_number, numbers_in, read
-from tinyllm_bench.base.errors import UserError
-from tinyllm_bench.data.records import Annotation, Split, TaskRecord
-from tinyllm_bench.data.sources import Source, load_split, rationale_keys
+from tinyllm_bench.data.records import Annotation, TaskRecord
 from tinyllm_bench.teachers.filters import FILTERS, NEEDS, FilterInput, body, check_names, filter_inputs, rejected_by
-from tinyllm_bench.teachers.teacher import recorded_annotations
 
 SAMPLES = 3
 _INVENTED = re.compile(r"question:|#\s*\d|##|https?://|www\.", re.IGNORECASE)
@@ -179,40 +176,6 @@ def teacher_reports(
                     agreements.append(TeacherAgreement(other=other, n=len(pairs), agreed=agreed, kappa=kappa))
             shown = _sample_texts(texts, judged, samples, f"{seed}/{teacher}")
             reports.append(_report(texts, judged, tuple(filters), tuple(agreements), tuple(shown)))
-    return reports
-
-
-def replayed_reports(
-    source: Source,
-    tasks: Sequence[str],
-    keys: Sequence[str] | None,
-    filters: Sequence[str],
-    *,
-    split: Split = "train",
-    samples: int = SAMPLES,
-) -> list[TeacherReport]:
-    """Reports on a source's recorded rationales; `keys` names the teachers, None takes all that a task has.
-
-    Raises:
-        UserError: no task has one of the keys, unknown filters or tasks, or files that do not line up.
-    """
-    keys_of = {task: rationale_keys(source, task) for task in tasks}
-    known = list(dict.fromkeys(key for of_task in keys_of.values() for key in of_task))
-    missing = [key for key in keys or () if key not in known]
-    if missing or not known:
-        missing_name = f"recorded teacher {missing[0]!r}" if missing else "recorded teachers"
-        available = ", ".join(known) or "none; recorded rationales come with the release folder"
-        raise UserError(f"no {missing_name} for {', '.join(tasks)} in data source {source.kind!r}; it has: {available}")
-    reports = []
-    for task, of_task in keys_of.items():
-        records = {record.id: record for record in load_split(source, task, split)}
-        annotations = [
-            annotation
-            for key in of_task
-            if keys is None or key in keys
-            for annotation in recorded_annotations(source, list(records.values()), key)
-        ]
-        reports += teacher_reports(annotations, records, filters, samples=samples)
     return reports
 
 

@@ -188,12 +188,6 @@ class ReplayTeacher:
         )
 
 
-def recorded_annotations(source: Source, records: Sequence[TaskRecord], key: str) -> list[Annotation]:
-    """A recorded teacher's annotations of some records, unfiltered, for reports."""
-    teacher = ReplayTeacher(key, f"replay:{source.kind}#{key}", source, ())
-    return teacher.annotate(records, report=lambda _: None)
-
-
 @lru_cache(maxsize=16)
 def _recorded_texts(source: Source, task: str, split: Split, key: str, kind: Recorded) -> Mapping[str, str]:
     return load_rationales(source, task, split, key, kind=kind)

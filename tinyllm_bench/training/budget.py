@@ -68,8 +68,8 @@ class Plan:
         """The groups of one round, with repetitions, in the order of the first pass."""
         return tuple(index for mini_batch in self.rounds[number] for index in mini_batch)
 
-    def places_of(self, number: int) -> Iterator[tuple[int, ...]]:
-        """The mini-batches of one round in training order, as places among its members: reshuffled over the round in
+    def positions_of(self, number: int) -> Iterator[tuple[int, ...]]:
+        """The mini-batches of one round in training order, as positions among its members: reshuffled over the round in
         each inner epoch.
         """
         sizes = [len(mini_batch) for mini_batch in self.rounds[number]]
@@ -77,13 +77,13 @@ class Plan:
             flat = list(range(sum(sizes)))
             if epoch > 0:
                 random.Random(f"{self.seed}/inner/{number}/{epoch}").shuffle(flat)
-            places = iter(flat)
-            yield from (tuple(next(places) for _ in range(size)) for size in sizes)
+            positions = iter(flat)
+            yield from (tuple(next(positions) for _ in range(size)) for size in sizes)
 
     def steps_of(self, number: int) -> Iterator[tuple[int, ...]]:
         """The mini-batches of one round in training order, as indices of groups."""
         members = self.members_of(number)
-        yield from (tuple(members[place] for place in places) for places in self.places_of(number))
+        yield from (tuple(members[position] for position in positions) for positions in self.positions_of(number))
 
 
 def make_plan(

@@ -137,15 +137,15 @@ class Trainer:
             group = self.groups[group_index]
             members.append(group._replace(occurrence=occurrences[group.record_id]))
             occurrences[group.record_id] += 1
-        mini_batches = list(self.plan.places_of(number))
+        mini_batches = list(self.plan.positions_of(number))
         # stop now if another rollout (at the cost of the last) and one mini-batch would end further from the budget
         rollout_cost = self.state.rollout_cost
-        first = [members[place] for place in mini_batches[0]]
+        first = [members[position] for position in mini_batches[0]]
         if rollout_cost > 0 and self.plan.ends_before(rollout_cost + self._cost(first), self._spent()):
             return False
         members = self.rollout(members, index, mini_batches[: len(self.plan.rounds[number])])
-        for offset, places in enumerate(mini_batches):
-            groups = [members[place] for place in places]
+        for offset, positions in enumerate(mini_batches):
+            groups = [members[position] for position in positions]
             if self.state.losses and self.plan.ends_before(self._cost(groups), self._spent()):
                 return False
             self.optimise(groups, index + offset)
@@ -167,7 +167,7 @@ class Trainer:
     def rollout(self, members: list[Group], index: int, mini_batches: Sequence[Sequence[int]] = ()) -> list[Group]:
         """The round's groups with their sampled texts, in order; every process samples its share of them.
 
-        mini_batches: those of the round's first pass, as places in `members`; by default one of all.
+        mini_batches: those of the round's first pass, as positions in `members`; by default one of all.
         """
         if not self.method.is_on_policy:
             return members
@@ -198,14 +198,14 @@ class Trainer:
         """The groups that this process sampled, with log q of their sampled tokens by the forward pass of training.
 
         A text is sampled token by token with a key-value cache; in 16 bits a forward pass over the whole text differs
-        from that by more than the clip of a policy gradient allows. So every mini-batch (places among the groups of all
-        processes) is run once as it will be trained: in the same micro-batches, on the same process.
+        from that by more than the clip of a policy gradient allows. So every mini-batch (positions among the groups of
+        all processes) is run once as it will be trained: in the same micro-batches, on the same process.
         """
         members = self._gather_groups(share)
         vocabulary = self.teacher.vocabulary if self.teacher is not None else None
         logq_of: dict[int, tuple[float, ...]] = {}  # by identity of the item
-        for places in mini_batches:
-            groups = [members[place] for place in places]
+        for positions in mini_batches:
+            groups = [members[position] for position in positions]
             micro_batches, is_own = self._own_micro_batches(groups)
             for rows in micro_batches if is_own else ():
                 batch = self.collator.collate(rows).to(self.accelerator.device)
@@ -223,7 +223,7 @@ class Trainer:
         }
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         if world > 1:
-            logq_at = {place: logq for part in gather_object([logq_at]) for place, logq in part.items()}
+            logq_at = {position: logq for part in gather_object([logq_at]) for position, logq in part.items()}
 
         def with_logq(item: Encoded, logq: tuple[float, ...]) -> Encoded:
             return item._replace(rollout={**item.rollout, "logq": logq}) if "logq" in item.rollout else item
