@@ -253,7 +253,7 @@ def test_a_link_out_of_a_folder_is_refused(tmp_path: Path) -> None:
         ('{"a": 1, "a": 2}', "appears twice"),
         ("NaN", "NaN"),
         ("1e400", "too large"),
-        ('"\\udc00"', "half a character"),
+        ('"\\udc00"', "lone surrogate"),
         ("{", "line 1"),
     ],
 )

@@ -90,7 +90,7 @@ def test_the_three_parts_of_one_hub_split_share_no_id() -> None:
 
 @pytest.mark.parametrize("name", OFF_HUB)
 def test_what_may_not_be_fetched_asks_for_the_release(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name}.*bring the release folder.*--data-dir"):
+    with pytest.raises(UserError, match=f"{name}.*give the release folder.*--data-dir"):
         sources.load_split(sources.Source("hub"), name, "test")
 
 

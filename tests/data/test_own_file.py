@@ -233,7 +233,7 @@ def test_a_long_number_is_written_in_full_and_compared_by_its_key() -> None:
         ({"answer": 0, "number": "5"}, "has choices or answer 0"),
         ({"number": "five"}, "'five' is not the key of a number"),
         ({"number": "1,200"}, "not the key"),
-        ({"choices": ("a", "b"), "answer": 0, "written": "5"}, "asks for a choice"),
+        ({"choices": ("a", "b"), "answer": 0, "full_number": "5"}, "asks for a choice"),
     ],
 )
 def test_a_record_asks_for_a_choice_or_for_a_number(fields: dict[str, Any], message: str) -> None:

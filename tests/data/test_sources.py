@@ -141,7 +141,7 @@ def test_a_folder_in_place_of_a_file_is_refused(folder: Path) -> None:
         (f"[{'9' * 5000}]", "a number of 5000 digits"),
         ('[{"id": 1, "id": 2}]', "the key 'id' appears twice"),
         ('{"id": 1}\n{"id": 2, "question": "a", "question": "b"}', "line 2: the key 'question' appears twice"),
-        ('["\\ud800"]', "half a character"),
+        ('["\\ud800"]', "lone surrogate"),
         ("", "0 rows"),
         ('{"id": 1}', "1 rows"),
         ("null", "1 rows"),

@@ -249,7 +249,7 @@ def test_what_cannot_be_scored_is_refused_and_the_engine_lives_on(scorer: VllmEn
     for pair, message in [
         (((5,) * 4000, (6,) * 96), "4096 tokens; allowed: 4095"),
         (((5,), (ENTRIES,)), f"id {ENTRIES} is not a token of this model; allowed: 0 to {ENTRIES - 1}"),
-        (((-1,), (5,)), "id -1 is no token"),
+        (((-1,), (5,)), "id -1 is not a token"),
     ]:
         with pytest.raises(UserError, match=message):
             list(scorer.score([pair]))

@@ -173,7 +173,7 @@ def test_an_edited_pack_adds_nothing(packed: Path, line: int, changes: dict[str,
 def test_no_teachers_name_leads_out_of_the_cache(packed: Path, name: str) -> None:
     teachers = json.loads(lines_of(packed)[0])["teachers"]
     edited(packed, 0, teachers=[{**teachers[0], "name": name}, *teachers[1:]])
-    with pytest.raises(UserError, match="no teacher's short name"):
+    with pytest.raises(UserError, match="not a teacher's short name"):
         import_pack(packed)
 
 

@@ -187,7 +187,7 @@ def test_a_folder_without_a_header_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"file not found: .*header\.json"):
         LogitCache.open(tmp_path)
     (tmp_path / "header.json").write_text('{"format": 9}')
-    with pytest.raises(UserError, match="no header of a logit cache of format 1"):
+    with pytest.raises(UserError, match="not the header of a logit cache of format 1"):
         LogitCache.open(tmp_path)
 
 

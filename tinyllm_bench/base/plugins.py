@@ -1,6 +1,6 @@
 """Methods, tasks, teachers and reporters by name: the only place that imports by a computed name.
 
-A built-in method, task or reporter is a file, and the file's name is its name. Other people's come in two ways:
+A built-in method, task or reporter is a file, and the file's name is its name. Third-party ones come in two ways:
 
 - A package with entry points in the groups `tinyllm_bench.methods`, `.tasks`, `.teachers` and `.reporters`. An entry
   point names the object, or a module that has it as METHOD, TASK, TEACHER or REPORTER.
@@ -44,7 +44,7 @@ from tinyllm_bench.base.files import digest, digest_file, read_bytes, read_text
 
 KINDS = ("method", "task", "teacher", "reporter")
 VARIABLE = "TINYLLM_BENCH_PLUGINS"
-# The folders of built-in ones: baselines and tasks are beside the package in a checkout, inside it in a wheel.
+# Folders of the built-in ones: baselines and tasks are beside the package in a checkout, inside it in a wheel.
 _FOLDERS = {"method": "baselines", "task": "tasks", "reporter": "reporters"}
 _PACKAGE = __name__.partition(".")[0]
 _MAX_BYTES = 16 << 20  # of a plugin file
@@ -102,22 +102,22 @@ def folder(kind: str) -> Traversable:
 
 
 def names(kind: str) -> list[str]:
-    """Every name of a kind, built in or offered by others, whether or not it loads."""
+    """Every name of a kind, built in or third-party, whether or not it loads."""
     return sorted(_built_in(kind) | {plugin.name for plugin in external(kind)})
 
 
 def loadable_names(kind: str) -> list[str]:
     """The names that load; there is one warning for each of the others."""
-    broken = {plugin.name: why for plugin in external(kind) if (why := status(plugin)) != "ok"}
-    for name, why in broken.items():
-        warn(f"{kind} {name!r} is left out: {why}")
+    broken = {plugin.name: reason for plugin in external(kind) if (reason := status(plugin)) != "ok"}
+    for name, reason in broken.items():
+        warn(f"{kind} {name!r} is left out: {reason}")
     return [name for name in names(kind) if name in _built_in(kind) or name not in broken]
 
 
 def external(kind: str) -> list[Plugin]:
     """The plugins of a kind in packages and files, sorted by name; a file that does not load causes a warning."""
-    for file, why in broken_files().items():
-        warn(f"plugin file {file} is left out: {why}")
+    for file, reason in broken_files().items():
+        warn(f"plugin file {file} is left out: {reason}")
     plugins = [_of_package(kind, point) for point in _entry_points(f"tinyllm_bench.{kind}s", tuple(sys.path))]
     plugins += [plugin for file in plugin_files() for plugin in _of_file(kind, file)]
     return sorted(plugins, key=lambda plugin: (plugin.name, plugin.package))
@@ -138,9 +138,9 @@ def load(kind: str, name: str) -> Any:
     Raises:
         UserError: unknown name (with the nearest one), or a plugin that cannot be used, with the reason.
     """
-    claims = [plugin for plugin in external(kind) if plugin.name == name]
-    if claims:
-        return _checked(claims[0])
+    plugins = [plugin for plugin in external(kind) if plugin.name == name]
+    if plugins:
+        return _checked(plugins[0])
     if name not in _built_in(kind):
         raise unknown(kind, name)
     return getattr(importlib.import_module(f"{_PACKAGE}.{_FOLDERS[kind]}.{name}"), kind.upper())
@@ -169,7 +169,7 @@ def unknown(kind: str, name: str, *others: str, what: str = "") -> UserError:
     `others` are further allowed names; `what` replaces the kind in the message.
     """
     error = unknown_name(what or kind, name, [*names(kind), *others])
-    unread = [f" Plugin file {file} is left out: {why}." for file, why in broken_files().items()]
+    unread = [f" Plugin file {file} is left out: {reason}." for file, reason in broken_files().items()]
     return UserError(str(error) + "".join(unread))
 
 
@@ -264,12 +264,12 @@ def _of_file(kind: str, file: Path) -> list[Plugin]:
     single = {file.stem: attributes[kind.upper()]} if kind.upper() in attributes else {}
     offered = {**single, **attributes.get(f"{kind.upper()}S", {})}
 
-    def plugin(name: str, thing: Any) -> Plugin:
+    def plugin(name: str, member: Any) -> Plugin:
         return Plugin(
-            kind, name, file.name, "", str(file), lambda: thing, lambda: file.parent, lambda: _file_code(file)
+            kind, name, file.name, "", str(file), lambda: member, lambda: file.parent, lambda: _file_code(file)
         )
 
-    return [plugin(str(name), thing) for name, thing in offered.items()]
+    return [plugin(str(name), member) for name, member in offered.items()]
 
 
 @functools.cache
@@ -299,7 +299,7 @@ def _entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
 
 
 def _of_package(kind: str, point: EntryPoint) -> Plugin:
-    def thing() -> Any:
+    def load_object() -> Any:
         loaded = point.load()
         return getattr(loaded, kind.upper()) if isinstance(loaded, ModuleType) else loaded
 
@@ -309,7 +309,7 @@ def _of_package(kind: str, point: EntryPoint) -> Plugin:
         point.dist.name if point.dist else point.module,
         point.dist.version if point.dist else "",
         point.value,
-        thing,
+        load_object,
         lambda: Path(str(importlib.import_module(point.module).__file__)).parent,
         lambda: _package_code(point.module.partition(".")[0]),
     )
@@ -373,9 +373,9 @@ def _checked(plugin: Plugin) -> Any:
     label = f"{kind} {name!r} of package {plugin.place!r}"
     if name in _built_in(kind):
         raise UserError(f"{label} has a built-in's name; rename it, or remove the package")
-    rivals = [rival.place for rival in external(kind) if rival.name == name and rival.place != plugin.place]
-    if rivals:
-        raise UserError(f"{label} has a name that {rivals[0]!r} has too; remove or rename one of them")
+    others = [other.place for other in external(kind) if other.name == name and other.place != plugin.place]
+    if others:
+        raise UserError(f"{label} has a name that {others[0]!r} has too; remove or rename one of them")
     try:
         loaded = run_plugin_code(plugin.load)
     except PluginCodeError as error:
@@ -383,7 +383,7 @@ def _checked(plugin: Plugin) -> Any:
     if kind in ("teacher", "reporter"):
         problem = None if callable(loaded) else f"a {kind} is a function, not {loaded!r}"
     elif kind not in _checks:  # the module of its type was never imported, so this cannot be one
-        problem = f"a {kind} is made from what {_PACKAGE} offers for it, not {loaded!r}"
+        problem = f"a {kind} is made of the classes that {_PACKAGE} offers, not {loaded!r}"
     else:
         problem = _checks[kind](name, loaded)
     if problem:

@@ -40,9 +40,9 @@ class Ask:
 
         A question that asks for a number has no options: its form is that of `cloze` in every mode and channel.
         """
-        hidden = self.mode == "cloze" if channel == LABEL else self.rationale_context == "question"
+        without_options = self.mode == "cloze" if channel == LABEL else self.rationale_context == "question"
         passage = f"{record.context}\n" if record.context else ""
-        if hidden or not record.choices:
+        if without_options or not record.choices:
             return f"{passage}Question: {record.question}"
         options = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(record.choices))
         return f"{passage}{record.question}\nAnswer Choices:\n{options}"

@@ -1,4 +1,4 @@
-"""The objects that the parts of an experiment exchange: questions, annotations, training examples, predictions.
+"""The records of an experiment: questions, annotations, training examples, predictions.
 
 All carry the id of their question, from the data set to the leaderboard.
 """
@@ -66,7 +66,7 @@ class TaskInfo:
     """A task: where its questions come from and how they are read; `TASK` in `tasks/<name>.py`.
 
     `sizes` are rows per split in the release. `to_record(row, split)` turns a row of the release's form into a record.
-    `hub` is None where the data may not be fetched; `file` is a file of the task's own, where it is no part of the
+    `hub` is None where the data may not be fetched; `file` is a file of the task's own, if it is not part of the
     release. `rationale_keys` and `program_keys` name the teachers whose texts are recorded (in the release: in the
     order of the texts in one rationale string), `blind_keys` those who were not given the right answer. `suite` is the
     group that the task is run with: `--task all` runs `main`. `title`, `source` and `licence` are for display.

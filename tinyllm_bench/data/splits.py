@@ -78,7 +78,7 @@ def stratified_subset(records: Sequence[TaskRecord], n: int, *, salt: str) -> tu
         salt: Distinguishes subsets for different purposes, such as "test" and "validation".
     """
     if n < 0:
-        raise ValueError(f"a subset of {n} records cannot be taken")
+        raise ValueError(f"a subset cannot have {n} records")
     if n >= len(records):
         return tuple(records)
     strata: dict[int, list[TaskRecord]] = {}

@@ -209,7 +209,7 @@ class ApiClient:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="api", daemon=True)
         self._thread.start()
-        # connecting gets less than the whole limit, so that the two timeouts can be told apart
+        # connecting gets less than the whole limit, so that the two timeouts can be distinguished
         timeout = httpx.Timeout(None, connect=self._timeout / 2)
         self._http = httpx.AsyncClient(headers=headers, timeout=timeout, limits=httpx.Limits())
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tinyllm_bench.base.files import digest
 
-# A mass that is computed as 1 minus a sum cannot be told from rounding below this.
+# A mass computed as 1 minus a sum cannot be distinguished from rounding below this.
 _ROUNDING = 1e-6
 
 
@@ -55,7 +55,7 @@ def top_k(logits_NV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 def tail_of(logp_NK: Tensor) -> Tensor:
     """Log of the mass outside of the top k, where only these are known: log(1 - sum of their probabilities).
 
-    -inf where they sum to 1 within a millionth: less than that cannot be told from rounding.
+    -inf where they sum to 1 within a millionth: less than that cannot be distinguished from rounding.
     """
     logp_NK = logp_NK if logp_NK.dtype == torch.float64 else logp_NK.float()
     left_N = -torch.expm1(logp_NK.double().logsumexp(-1))

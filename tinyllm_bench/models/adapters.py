@@ -1,4 +1,4 @@
-"""`?adapter=FOLDER`: a LoRA adapter (peft) merged into the model of a spec, so that all else sees a plain model.
+"""`?adapter=FOLDER`: a LoRA adapter (peft) merged into the model of a spec, so that other code sees a plain model.
 
 The folder is one that peft's `save_pretrained` wrote. The base model that its config names is ignored: the spec says
 what it is merged into, and every tensor must fit there. The tokenizer is the base model's; one in the adapter's folder

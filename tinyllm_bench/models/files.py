@@ -30,7 +30,7 @@ _FIX = "safetensors only: load it once where you trust it and save_pretrained it
 
 
 def is_small(name: str) -> bool:
-    """Whether a file of a model folder, by its path there, is read and holds no weights."""
+    """Whether a file of a model folder, by its path there, is one of those read besides the weights."""
     folder, _, file = name.rpartition("/")
     if folder:
         return folder == _TEMPLATES and file.endswith(".jinja")

@@ -30,7 +30,7 @@ def model_identity(spec: ModelSpec, runs: Path) -> Any:
         folder = spec_folder(spec, runs=runs)
         assert folder is not None
         return [spec.layers, read_json(folder / "manifest.json")]
-    return spec.text  # a run's id is a digest of all that made it; it may not be there yet
+    return spec.text  # a run's id is a digest of everything that decides it; the run may not exist yet
 
 
 def same_weights(a: ModelSpec, b: ModelSpec, runs: Path) -> bool:

@@ -344,7 +344,7 @@ class TeacherContext:
 
 
 def open_teacher(spec: ModelSpec, settings: AnnotationConfig, context: TeacherContext) -> Teacher | None:
-    """The teacher of a spec, or None when recorded texts hold nothing of it for this task; no weights are loaded.
+    """The teacher of a spec, or None if there are no recorded texts of it for this task; no weights are loaded.
 
     Raises:
         UserError: a missing model, a recorded source without a name, demonstrations that are not available.
@@ -364,7 +364,7 @@ def open_teacher(spec: ModelSpec, settings: AnnotationConfig, context: TeacherCo
 
 
 def open_program_teacher(spec: ModelSpec, settings: AnnotationConfig, context: TeacherContext) -> Teacher | None:
-    """The recorded programs of a spec, or None when there are none of it for this task.
+    """The recorded programs of a spec, or None if there are none for this task.
 
     Only empty ones are rejected: `settings.filters` judge prose, and a program is judged once it has run.
 
@@ -442,7 +442,7 @@ def live_key(spec: ModelSpec) -> str:
 
 
 def _identity(spec: ModelSpec, settings: AnnotationConfig, context: TeacherContext) -> dict[str, Any]:
-    """Which model it is. An API's address is no part of it: the same model may be served elsewhere tomorrow."""
+    """Which model it is. An API's address is not part of it: the same model may be served elsewhere tomorrow."""
     plugin = plugins.origin("teacher", spec.kind)
     if plugin is not None:
         return {"model": {"plugin": plugin.fingerprint, "rest": spec.location}, "chat": settings.chat}

@@ -96,7 +96,7 @@ class LogitCache:
         self._entries: dict[str, _Entry] = {}  # by the digest of the content
         self._keys: dict[tuple[str, str], str] = {}  # that digest by record id and response digest
         self._columns: dict[str, Any] = {}  # memory maps
-        self._index_version: tuple[int, int] | None = (-1, 0)
+        self._index_version: tuple[int, int] | None = (-1, 0)  # of no file, so that the index is read
         self._identity = digest(asdict(header))
         self._load()
 

@@ -1,4 +1,4 @@
-"""What a method does with the texts that a student samples during training; the sampler is `generation.sampler`."""
+"""Functions for methods whose student samples texts during training; the sampler is `generation.sampler`."""
 
 import random
 from collections import Counter

@@ -196,7 +196,7 @@ def classify(error: Exception, *, raised: bool = False, missing: str | None = No
     if isinstance(error, monty.MontySyntaxError):
         return "syntax", detail
     if isinstance(error, UnicodeEncodeError):
-        return "syntax", "the text holds half a character (a lone surrogate)"
+        return "syntax", "the text has a lone surrogate (half a character)"
     if not isinstance(error, monty.MontyError):
         return "exec_error:WorkerDied", detail  # it broke the protocol
     if not isinstance(error, monty.MontyRuntimeError):
