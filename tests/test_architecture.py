@@ -218,12 +218,14 @@ RUN_MODULE = "runpy.run_module('tinyllm_bench', run_name='__main__')"
         "import tinyllm_bench.cli",
         f"sys.argv = ['tinyllm-bench', '--help']; {RUN_MODULE}",
         f"sys.argv = ['tinyllm-bench', 'run', '--help']; {RUN_MODULE}",
+        f"sys.argv = ['tinyllm-bench', 'run', '--method', 'tinylm', '--task', 'obqa']; {RUN_MODULE}",
     ],
 )
 def test_the_command_line_starts_without_heavy_imports(start: str) -> None:
+    """A typo in a name is refused within a second, too."""
     code = f"import runpy, sys\ntry:\n    {start}\nfinally:\n    print('LOADED', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == (2 if "tinylm'" in start else 0), done.stderr
     loaded = set(done.stdout.rpartition("LOADED")[2].split())
     assert "tinyllm_bench.cli" in loaded
     assert loaded & HEAVY == set()

@@ -1,11 +1,13 @@
 """A card's sentences and front matter, from invented records."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.leaderboard.fakes import flags, make_record, make_reference
+from tests.packages import TASK, installing
 from tinyllm_bench.leaderboard.record import RunRecord
 from tinyllm_bench.leaderboard.rows import Gain
 from tinyllm_bench.leaderboard.tables import BoardNames
@@ -118,6 +120,18 @@ def test_results_are_in_the_model_index_unless_they_are_of_sample_data() -> None
     assert metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     sample = front_matter(card(trained("m", 12, task="obqa", sample=True)))
     assert "model-index" not in sample and "datasets" not in sample and "sample-data" in sample["tags"]
+
+
+def test_sample_questions_are_credited_to_the_task_that_they_come_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = card(trained("m", 12, task="obqa", sample=True))
+    assert "Data: sample questions written by tinyllm-bench's authors, Apache-2.0." in own
+    with installing(tmp_path, monkeypatch) as site:
+        site.add("colours", TASK.format(name="colours"), tasks="colours = TASK")
+        foreign = card(trained("m", 12, task="colours", sample=True))
+    assert "Data: sample questions that come with the task Somebody's: none." in foreign
+    assert "Apache" not in foreign and "authors" not in foreign
 
 
 def test_a_task_and_a_method_that_are_not_installed_are_unknown() -> None:

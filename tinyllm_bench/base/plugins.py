@@ -163,6 +163,18 @@ def origin(kind: str, name: str) -> Plugin | None:
     return next((plugin for plugin in external(kind) if plugin.name == name), None)
 
 
+def check_names(kind: str, requested: Iterable[str], *others: str) -> None:
+    """Refuse names that no built-in and no plugin has; `others` are allowed too.
+
+    Raises:
+        UserError: an unknown name; it names the nearest one.
+    """
+    known = names(kind)
+    for name in requested:
+        if name not in (*known, *others):
+            raise unknown(kind, name, *others)
+
+
 def unknown(kind: str, name: str, *others: str, what: str = "") -> UserError:
     """The error for an unknown name, which also lists plugin files that were left out.
 

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -76,15 +76,18 @@ def check_not_empty(arguments: Sequence[str]) -> None:
             raise UserError(f"{name} {value!r} is empty; give a value, or leave it out")
 
 
-def names_of(option: str, text: str) -> tuple[str, ...]:
-    """Names of methods or tasks, comma-separated.
+def names_of(kind: Literal["method", "task"], text: str) -> tuple[str, ...]:
+    """Names of methods or tasks, comma-separated, checked before anything slow is imported.
 
     Raises:
-        UserError: one of them is empty.
+        UserError: one of them is empty or unknown.
     """
+    from tinyllm_bench.base.plugins import check_names
+
     names = tuple(part.strip() for part in text.split(","))
     if not all(names):
-        raise UserError(f"{option} {text!r}: a name is empty; write them as a,b")
+        raise UserError(f"--{kind} {text!r}: a name is empty; write them as a,b")
+    check_names(kind, names, "all")
     return names
 
 
@@ -109,11 +112,12 @@ def request_of(
     Raises:
         UserError: fewer than one seed, or an empty name.
     """
-    from tinyllm_bench.experiment.request import Request
+    methods, tasks = names_of("method", method) if method else (), names_of("task", task)
+    from tinyllm_bench.experiment.request import Request  # imports torch: a typo in a name is refused before that
 
     return Request(
-        methods=names_of("--method", method) if method else (),
-        tasks=names_of("--task", task),
+        methods=methods,
+        tasks=tasks,
         preset=preset,
         config_file=config,
         assignments=tuple(settings or ()),

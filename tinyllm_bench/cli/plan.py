@@ -138,7 +138,8 @@ def _detectable_lines(task: "Detectable") -> list[str]:
     """The smallest difference that a task's results can detect, what that assumes, and what `--detect` would need."""
     assumed = task.assumed
     seeds = "1 seed (for these trained students only)" if task.seeds_planned == 1 else f"{task.seeds_planned} seeds"
-    source = f"estimated from {assumed.runs} finished run{'s' * (assumed.runs != 1)}" if assumed.runs else "assuming"
+    runs = f"{assumed.runs} finished run{'s' * (assumed.runs != 1)}"
+    source = f"from {runs}, with common values for what these cannot show" if assumed.runs else "assuming"
     text = (
         f"{task.task}: {task.questions} questions and {seeds} can detect a difference of"
         f" {100 * task.difference:.1f} points, at 80 % power with"

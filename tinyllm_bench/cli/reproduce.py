@@ -36,7 +36,7 @@ def reproduce(
     variant: tables.VariantName = "as_published" if published else "as_corrected"
     reproduction = tables.load_reproduction(name)
     values = load_reported(reported or reported_folder())
-    tasks = names_of("--task", task) if task else ()
+    tasks = names_of("task", task) if task else ()
     request = tables.request_of(
         reproduction, variant, preset, tasks=tasks, settings=settings or (), seeds=seeds, runs=runs_dir / "reproduce"
     )

@@ -111,10 +111,7 @@ def expand(kind: str, requested: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UserError: an unknown name.
     """
-    known = names(kind)
-    for name in requested:
-        if name not in (*known, "all"):
-            raise plugins.unknown(kind, name, "all")
+    plugins.check_names(kind, requested, "all")
     if "all" not in requested:
         return tuple(dict.fromkeys(requested))
     working = [name for name in plugins.loadable_names(kind) if kind != "task" or load_task(name).suite == "main"]

@@ -389,7 +389,7 @@ def _notes(pair: Pair) -> Iterator[str]:
     if {record.run_id for record in first.records} & {record.run_id for record in second.records}:
         yield "the same run is on both sides"
     if first.first.sample:
-        yield "made from this project's own sample questions: it shows that everything works, not which is better"
+        yield "made from sample questions: it shows that everything works, not which is better"
     trained = [row for row in pair if not row.is_reference]
     if any(len(row.records) == 1 for row in trained):
         yield "a trained side has one seed: how its runs vary is unknown, so nothing follows for its method"

@@ -16,9 +16,7 @@ def section_notes(rows: Sequence[BoardRow], gains: Sequence[Gain], baseline_titl
     """Every note of a section, in a fixed order and without repetition."""
     notes: list[str] = []
     if any(row.first.sample for row in rows):
-        notes.append(
-            "Made from this project's own sample questions: it shows that everything works, not which method is better."
-        )
+        notes.append("Made from sample questions: it shows that everything works, not which method is better.")
     notes += _refuted(rows, checks)
     notes += _scope(gains, rows)
     notes += _no_gain(rows, gains, baseline_title)

@@ -283,8 +283,8 @@ def _secondary_column(name: str) -> TableColumn:
 
 
 def percent(share: float) -> str:
-    """A share as per cent with one decimal."""
-    return f"{100 * share:.1f}"
+    """A share as per cent with one decimal; what rounds to zero has no sign."""
+    return f"{100 * share:z.1f}"
 
 
 def points(share: float) -> str:

@@ -38,8 +38,8 @@ def budget(preflight: Preflight) -> list[Finding]:
         elif counts is None or name == "seconds":
             measured = f"not judged: {planned.problem or ('a budget in seconds' if counts else 'trained already')}"
         else:
-            about = "" if counts.exact else "about "
-            measured = f"budget.{name}={amount:,.10g} buys {about}{counts.steps:,} steps, {epochs:.3g} epochs"
+            steps = f"{'' if counts.exact else 'about '}{counts.steps:,} step{'s' * (counts.steps != 1)}"
+            measured = f"budget.{name}={amount:,.10g} buys {steps}, {epochs:.3g} epochs"
             step = counts.tokens / counts.steps
             if counts.steps == 1 and left < {"student_tokens": counts.tokens, "flops": counts.flops}.get(name, 0.0):
                 severity, threshold = "warning", "at least 1 step"

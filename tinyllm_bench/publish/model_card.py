@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tinyllm_bench.base.errors import UserError
 from tinyllm_bench.base.escaping import Markdown, all_visible, markdown, markdown_block, markdown_code, visible
-from tinyllm_bench.base.plugins import load_method, load_task
+from tinyllm_bench.base.plugins import load_method, load_task, origin
 from tinyllm_bench.data.prompts import LABEL, PLAIN, Ask
 from tinyllm_bench.data.records import TaskInfo, TaskRecord, cut_context
 from tinyllm_bench.data.sources import find_source, load_split
@@ -352,10 +352,12 @@ def licence_notes(record: RunRecord) -> Iterator[str | Markdown]:
             "extend to this student."
         )
     task = _task_of(record)
-    if record.sample:
-        yield "Data: sample questions written by this project's authors, Apache-2.0."
-    elif task is None:
+    if task is None:
         yield Markdown(f"Data {markdown_code(record.task)}: licence unknown, the task is not installed here.")
+    elif record.sample and origin("task", task.name) is None:
+        yield "Data: sample questions written by tinyllm-bench's authors, Apache-2.0."
+    elif record.sample:
+        yield f"Data: sample questions that come with the task {task.title}: {task.licence}."
     else:
         yield f"Data {task.title}: {task.licence}."
     yield (
