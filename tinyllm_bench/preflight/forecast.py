@@ -279,7 +279,7 @@ class _Forecaster:
     def _trained(self, cell: Cell, forecast: CellForecast) -> CellForecast:
         training = self._training(cell)
         counts = training.counts(cell, forecast.charged, self._speed(cell))
-        evaluations = _evaluation_count(cell, counts.steps)
+        evaluations = cell.config.train.evaluation_count(counts.steps)
         texts = tuple(cost.without(self._written) for cost in training.texts)
         self._written.update(key for cost in texts for key in cost.keys)
         logits = self._missing_logits(cell, training)
@@ -403,14 +403,6 @@ class _Forecaster:
         else:
             read += sum(len(option) for record in records for option in ask.options(record)) / _CHARACTERS_PER_TOKEN
         return 2.0 * parameters * (read / speed.reading + written / speed.sampling)
-
-
-def _evaluation_count(cell: Cell, steps: int) -> int:
-    """How often a training of so many steps is evaluated on the validation split."""
-    config = cell.config.train
-    if config.eval_every is not None:
-        return steps // config.eval_every + (steps % config.eval_every > 0)
-    return len({max(1, round(share * steps)) for share in config.evaluations})
 
 
 def _stages_done(cell: Cell) -> tuple[str, ...]:

@@ -48,3 +48,15 @@ class TrainConfig(BaseModel):
         if self.warmup and self.warmup_steps is not None:
             raise ValueError("warmup (a share) and warmup_steps are both set; set warmup=0 or warmup_steps=null")
         return self
+
+    def evaluation_due(self, done: int, steps: int) -> float | None:
+        """The share of a run of `steps` that an evaluation after `done` of them is for; None if none is due."""
+        if self.eval_every is not None:
+            return done / steps if done % self.eval_every == 0 or done == steps else None
+        return {max(1, round(share * steps)): share for share in self.evaluations}.get(done)
+
+    def evaluation_count(self, steps: int) -> int:
+        """How often a run of `steps` is evaluated."""
+        if self.eval_every is not None:
+            return steps // self.eval_every + (steps % self.eval_every > 0)
+        return len({max(1, round(share * steps)) for share in self.evaluations})

@@ -357,11 +357,11 @@ class Trainer:
 
     def _evaluation_due(self, done: int) -> float | None:
         """The share of the run that an evaluation after `done` steps is for; None if none is due."""
+        if self.plan.limit is None:
+            return self.config.evaluation_due(done, self.plan.steps)
         if self.config.eval_every is not None:
             steps = self.plan.expected_steps(done, self._spent())
             return min(done / steps, 1.0) if done % self.config.eval_every == 0 or done == self.plan.steps else None
-        if self.plan.limit is None:
-            return {max(1, round(share * self.plan.steps)): share for share in self.config.evaluations}.get(done)
         last = self.state.evaluations[-1].fraction if self.state.evaluations else 0.0
         spent, amount = self.plan.progress(done, self._spent())
         passed = [s for s in self.config.evaluations if last < s < 1 and s * amount <= spent]
