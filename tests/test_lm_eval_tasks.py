@@ -45,7 +45,7 @@ def test_every_task_and_group_loads() -> None:
     loaded = manager(source="sample").load([f"tinyllm_bench_{mode}" for mode in SCORING_MODES])
     assert len(loaded["tasks"]) == sum(len(INFOS[name].scoring_modes) for name in TASKS)
     for name, task in loaded["tasks"].items():
-        short, mode = name.removeprefix("tinyllm_").rsplit("_", 1)
+        short, mode = name.removeprefix("tinyllm_").split("_", 1)
         assert [doc["id"] for doc in task.test_docs()] == [r.id for r in load_split(SAMPLE, short, "test")]
         assert len(task.validation_docs()) == len(load_split(SAMPLE, short, "valid"))
         kind = "generate_until" if mode == "generate" else "multiple_choice"
@@ -55,10 +55,10 @@ def test_every_task_and_group_loads() -> None:
 
 def test_the_native_group_holds_the_native_tasks_alone() -> None:
     loaded = manager(source="sample").load(["tinyllm_bench_native_generate"])
-    assert sorted(loaded["tasks"]) == [f"tinyllm_{task}_gen" for task in NATIVE]
+    assert sorted(loaded["tasks"]) == [f"tinyllm_{task}_generate" for task in NATIVE]
     for name, task in loaded["tasks"].items():
         docs = list(task.test_docs())
-        records = load_split(SAMPLE, name.removeprefix("tinyllm_").removesuffix("_gen"), "test")
+        records = load_split(SAMPLE, name.removeprefix("tinyllm_").removesuffix("_generate"), "test")
         assert [(doc["id"], doc["gold"]) for doc in docs] == [(record.id, record.gold_key) for record in records]
         wanted = [record.gold_text if record.number else record.answer for record in records]
         assert [doc["target"] for doc in docs] == wanted
@@ -90,9 +90,13 @@ def test_plain_lm_eval_reads_numbers_as_our_runner_does(name: str) -> None:
         (False, True, None),
     ]
     plain: Any = lm_eval.simple_evaluate(
-        model=lm, tasks=[f"tinyllm_{name}_gen"], task_manager=manager(source="sample"), num_fewshot=0, bootstrap_iters=0
+        model=lm,
+        tasks=[f"tinyllm_{name}_generate"],
+        task_manager=manager(source="sample"),
+        num_fewshot=0,
+        bootstrap_iters=0,
     )
-    found = plain["results"][f"tinyllm_{name}_gen"]
+    found = plain["results"][f"tinyllm_{name}_generate"]
     assert found["exact_match,none"] == sum(p.correct for p in ours) / 16
     assert found["unparsed,none"] == sum(p.answer is None for p in ours) / 16
 
@@ -106,10 +110,10 @@ def test_drift_is_noticed(tmp_path: Path) -> None:
     for name, text in made.items():
         (tmp_path / name).write_text(text)
     assert task_yaml.drift(tmp_path) == []
-    (tmp_path / "obqa_mc.yaml").write_text("task: another\n")
+    (tmp_path / "obqa_multiple_choice.yaml").write_text("task: another\n")
     (tmp_path / "left_over.yaml").write_text("task: left\n")
-    (tmp_path / "piqa_gen.yaml").unlink()
-    assert task_yaml.drift(tmp_path) == ["left_over.yaml", "obqa_mc.yaml", "piqa_gen.yaml"]
+    (tmp_path / "piqa_generate.yaml").unlink()
+    assert task_yaml.drift(tmp_path) == ["left_over.yaml", "obqa_multiple_choice.yaml", "piqa_generate.yaml"]
 
 
 @pytest.mark.parametrize("mode", SCORING_MODES)
