@@ -109,13 +109,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _presets() -> dict[str, dict[str, Any]]:
-    """What each preset sets for every cell, by dotted key."""
-    from tinyllm_bench.experiment.request import load_preset, preset_names
-
-    return {name: _flat(load_preset(name).config) for name in preset_names()}
-
-
 def _about(model: type[BaseModel]) -> list[str]:
     return ["", inspect.cleandoc(model.__doc__ or "")]
 
@@ -140,17 +133,12 @@ def _groups(model: type[BaseModel], prefix: str, presets: Mapping[str, Mapping[s
         yield from _groups(found, f"{key}.", presets)
 
 
-def _comments(text: str) -> dict[str, str]:
-    """The comment beside each key of a method's YAML file."""
-    found = re.findall(r"^ *(\w+):[^#\n]*#\s*(.+)$", text, flags=re.MULTILINE)
-    return dict(found)
-
-
 def _method(name: str) -> Iterator[str]:
     from tinyllm_bench.base.plugins import load_method, method_defaults
 
     model, text = load_method(name).Config, method_defaults(name)
-    values, comments = yaml.safe_load(text) or {}, _comments(text)
+    values = yaml.safe_load(text) or {}
+    comments = dict(re.findall(r"^ *(\w+):[^#\n]*#\s*(.+)$", text, flags=re.MULTILINE))  # beside each key
     own = values.get("method", {})
     yield from ("", f"### method.{name}", *_about(model)[: 2 if model.model_fields else 0])
     rows = [
@@ -167,13 +155,14 @@ def _method(name: str) -> Iterator[str]:
         yield from ("", "No settings of its own.")
     rest = _flat({key: value for key, value in values.items() if key != "method"})
     if rest:
-        told = ", ".join(f"`{key}={_value(value).strip('`')}`" for key, value in rest.items())
-        yield from ("", f"Settings outside its group that come with the method: {told}.")
+        shown = ", ".join(f"`{key}={_value(value).strip('`')}`" for key, value in rest.items())
+        yield from ("", f"Settings outside its group that come with the method: {shown}.")
 
 
 def settings_page() -> str:
     """The page of all settings."""
     from tinyllm_bench.base.plugins import folder
+    from tinyllm_bench.experiment.request import load_preset, preset_names
     from tinyllm_bench.experiment.settings import BenchConfig
     from tinyllm_bench.training.divergences import DivergenceConfig
 
@@ -187,7 +176,7 @@ def settings_page() -> str:
         "names the nearest one.",
         "",
         "The column *presets* holds what a preset sets for every cell; some set more for single tasks or methods.",
-        *_groups(BenchConfig, "", _presets()),
+        *_groups(BenchConfig, "", {name: _flat(load_preset(name).config) for name in preset_names()}),
         *("", "## Settings of methods", ""),
         "`method.KEY=VALUE` reaches every chosen method that has the setting, `method.NAME.KEY=VALUE` one of them.",
     ]

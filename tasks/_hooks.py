@@ -47,7 +47,7 @@ def load(
     Raises:
         UserError: no such data, or an id that the split does not have.
     """
-    where = _source(source, source_folder)
+    where = find_source(source or os.environ.get("TINYLLM_BENCH_SOURCE") or "auto", source_folder)
     ask = Ask(mode=mode, style=style, markers=dict(markers or {}))
     pool = _shots(where, task, shots)
     documents = {"train": _documents(ask, (cut_context(record, shot_max_words) for record in pool))}
@@ -57,20 +57,13 @@ def load(
             documents[lm_eval_split] = _documents(ask, (cut_context(record, max_context_words) for record in records))
         return documents
     by_id = {record.id: record for record in load_split(where, task, split)}
-    documents["test"] = _documents(ask, (cut_context(_find(by_id, name), max_context_words) for name in ids))
+    unknown = next((name for name in ids if name not in by_id), None)
+    if unknown is not None:
+        example = next(iter(by_id), "none")
+        raise UserError(f"no record {unknown!r} among the {len(by_id)} of its split, e.g. {example!r}")
+    documents["test"] = _documents(ask, (cut_context(by_id[name], max_context_words) for name in ids))
     documents["validation"] = documents["test"]
     return documents
-
-
-def _source(kind: str | None, folder: str | None) -> Source:
-    kind = kind or os.environ.get("TINYLLM_BENCH_SOURCE") or "auto"
-    return find_source(kind, folder)
-
-
-def _find(by_id: Mapping[str, TaskRecord], name: str) -> TaskRecord:
-    if name not in by_id:
-        raise UserError(f"no record {name!r} among the {len(by_id)} of its split, e.g. {next(iter(by_id), 'none')!r}")
-    return by_id[name]
 
 
 def _shots(source: Source, task: str, number: int) -> list[TaskRecord]:

@@ -1,11 +1,11 @@
 """Answer keys: what a program's value means, for each kind of question."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.answers.conftest import MELTS, TRIAL
 from tinyllm_bench.answers.keys import (
     Key,
     answer_of,
@@ -20,21 +20,6 @@ from tinyllm_bench.answers.sandbox.runner import ExecResult
 
 COLOURS = ("red", "dark red", "green", "3")
 YES_NO = ("yes", "no")
-MELTS = """melts_above_c = 0
-room_c = 20
-support = {"a": room_c > melts_above_c, "b": False}
-answer = max(support, key=support.get)"""
-TRIAL = """treated_mean = 5.1
-control_mean = 7.4
-p_value = 0.01
-effect = treated_mean < control_mean
-answer = "yes" if effect and p_value < 0.05 else "no\""""
-
-
-@pytest.fixture(scope="module")
-def box() -> Iterator[Sandbox]:
-    with Sandbox() as opened:
-        yield opened
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,15 @@
 """Canonical programs, the source check, degenerate programs."""
 
 import ast
-from collections.abc import Iterator
 
 import pytest
 
+from tests.answers.conftest import MELTS, TRIAL
 from tinyllm_bench.answers.keys import (
     REASONS,
 )
 from tinyllm_bench.answers.programs import Prepared
 from tinyllm_bench.answers.sandbox.pool import Sandbox
-
-MELTS = """melts_above_c = 0
-room_c = 20
-support = {"a": room_c > melts_above_c, "b": False}
-answer = max(support, key=support.get)"""
-TRIAL = """treated_mean = 5.1
-control_mean = 7.4
-p_value = 0.01
-effect = treated_mean < control_mean
-answer = "yes" if effect and p_value < 0.05 else "no\""""
-
-
-@pytest.fixture(scope="module")
-def box() -> Iterator[Sandbox]:
-    with Sandbox() as opened:
-        yield opened
 
 
 def prepared(box: Sandbox, text: str) -> Prepared:

@@ -206,7 +206,7 @@ def test_an_edited_file_is_another_one(site: Site, tmp_path: Path) -> None:
     mark = before.fingerprint
     assert mark["package"] == "moving.py" and plugins.load_method("moving") is first
     file.write_text(file.read_text() + "# edited\n")
-    assert before.fingerprint == mark and plugins.load_method("moving") is first, "a run that goes on is left alone"
+    assert before.fingerprint == mark and plugins.load_method("moving") is first, "a run that continues is left alone"
     forget()
     after = plugins.origin("method", "moving")
     assert after is not None and after.fingerprint["digest"] != mark["digest"]

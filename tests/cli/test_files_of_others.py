@@ -28,7 +28,7 @@ BAD_JSON = (
 BAD_YAML = (BOMB, "[" * 10**5, "a: " + "9" * 5000, "a: 2026-21-01", "- 1", "a: 1\na: 2", "\x00", "title: &a [*a]")
 
 
-def tidy(output: CommandResult, began: float) -> None:
+def assert_refused_in_one_line(output: CommandResult, began: float) -> None:
     """One line each for what is wrong, no traceback, no wait."""
     assert output.status in (1, 2) and "Traceback" not in output.out + output.err and time.monotonic() - began < 20
     assert all(len(line) < 1000 for line in (output.out + output.err).splitlines())
@@ -89,7 +89,7 @@ def test_verify_says_in_a_line_what_is_wrong_with_a_file(call: Call, finished: P
             place.symlink_to(finished / name)
         else:
             odd(kind, place)
-        tidy(call("verify", folder), began)
+        assert_refused_in_one_line(call("verify", folder), began)
         if kind != "huge":
             call("curves", folder)
         shutil.rmtree(place) if kind == "folder" else place.unlink()
@@ -98,11 +98,11 @@ def test_verify_says_in_a_line_what_is_wrong_with_a_file(call: Call, finished: P
         (folder / name).write_bytes(data)
         output = call("verify", folder)
         if output.status:
-            tidy(output, began)
+            assert_refused_in_one_line(output, began)
         else:  # a training that took no step, a student of which nothing is told
             assert name in ("train/metrics.jsonl", "predictions/student.json") and output.err == ""
         if name == "run.json":
-            tidy(call("board", "add", folder, "--board-dir", tmp_path / "board"), began)
+            assert_refused_in_one_line(call("board", "add", folder, "--board-dir", tmp_path / "board"), began)
             assert not (tmp_path / "board").exists()
         if name.startswith("train/"):
             output = call("curves", folder)
@@ -122,9 +122,9 @@ def test_a_board_s_and_a_request_s_settings(call: Call, tmp_path: Path, text: st
     if text != "loop":
         for command in (("board", "add", run, "--board-dir", board), ("board", "build", "--board-dir", board)):
             began = time.monotonic()
-            tidy(call(*command), began)
+            assert_refused_in_one_line(call(*command), began)
     began = time.monotonic()
-    tidy(
+    assert_refused_in_one_line(
         call("run", "--method", "finetune", "--task", "obqa", "--config", tmp_path / "config.yaml", "--dry-run"), began
     )
 
@@ -149,11 +149,11 @@ def test_what_lies_beside_a_record(call: Call, tmp_path: Path, kind: str) -> Non
     put(run / "refutations.jsonl")
     if kind in ODD:  # a half line alone is what a crash leaves
         began = time.monotonic()
-        tidy(call("board", "add", run, "--board-dir", board), began)
+        assert_refused_in_one_line(call("board", "add", run, "--board-dir", board), began)
     (record,) = board.rglob("mine-*.json")
     put(record.with_suffix(".verified"))
     began = time.monotonic()
-    tidy(call("board", "build", "--board-dir", board), began)
+    assert_refused_in_one_line(call("board", "build", "--board-dir", board), began)
 
 
 @pytest.mark.parametrize("text", [*BAD_YAML, *ODD[:3], ODD[4]], ids=range(len(BAD_YAML) + 4))

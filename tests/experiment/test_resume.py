@@ -1,4 +1,4 @@
-"""A run that is killed goes on where it stopped and ends with the same bytes as one that was not."""
+"""A run that is killed resumes where it stopped and ends with the same bytes as one that was not."""
 
 import json
 import os

@@ -180,7 +180,8 @@ class View:
             activity, unit = "caching the teacher's logits", "responses/s"
         parts = [f"{who}{activity}" + (f" {done:,}/{of:,}" if of else "")]
         if row.meter.rate is not None:
-            parts.append(f"{_short(row.meter.rate)} {unit}")
+            rate = f"{row.meter.rate:,.0f}" if row.meter.rate >= 100 else f"{row.meter.rate:.3g}"
+            parts.append(f"{rate} {unit}")
         if row.logits is not None and row.meter.left is not None:
             parts.append(f"{about_text(row.meter.left)} left")
         left = self.progress.cell_left(row)
@@ -197,10 +198,6 @@ class View:
 
     def _line(self, text: str, style: str = "") -> Text:
         return Text(visible(" ".join(text.split("\n"))), style=style, no_wrap=True, overflow="ellipsis")
-
-
-def _short(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 class LiveView:
